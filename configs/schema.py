@@ -1,0 +1,166 @@
+"""The only definition of every setting of the pipeline: one frozen model per verb, plus the cluster's.
+
+In: nothing. Out: pydantic models whose defaults, bounds and descriptions feed `--help`, the template printed by
+`pipeline config` and the README's table. This module knows no other room; plug-ins (encoders, segmenters, MIL
+models, back ends) define their own `Params` beside their code and receive them through the `*_params` mappings.
+
+Every field enters the fingerprint of the outputs unless it is made by `speed(...)`: such fields change how fast a
+result comes, never the result. Forgetting the mark costs a refusal, never a wrong reuse.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, and an unknown key is an error that names it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def speed(default: Any, description: str, **bounds: Any) -> Any:
+    """A field that affects speed or machines only and therefore stays out of the fingerprint."""
+    return Field(default, description=description, json_schema_extra={"speed": True}, **bounds)
+
+
+class TileConfig(Settings):
+    """Tissue segmentation and tiling (`pipeline tile`)."""
+
+    mpp: tuple[float, ...] = Field((0.5,), min_length=1, description="µm per tile pixel; several values give several magnifications on one aligned grid, the first is the main one")
+    tile_px: int = Field(256, ge=16, le=4096, description="tile edge in px at `mpp`")
+    overlap_um: float = Field(0.0, ge=0, description="overlap of neighbouring tiles in µm")
+    min_tissue: float = Field(0.3, ge=0, le=1, description="smallest fraction of a tile that must be tissue")
+    segmenter: str = Field("stain", description="tissue segmenter: a file name in extract/tissue/, or a dotted name of your own module")
+    segmenter_params: dict[str, Any] = Field(default_factory=dict, description="settings of the segmenter itself")
+    fallback_segmenter: str = Field("otsu", description="segmenter tried when the first finds no tissue; empty for none")
+    segment_mpp: float = Field(8.0, gt=0, description="µm per px of the image on which tissue is segmented")
+    smooth_um: float = Field(16.0, ge=0, description="smoothing of the image before the decision, µm")
+    close_um: float = Field(32.0, ge=0, description="gaps in the tissue narrower than this are closed, µm")
+    min_piece_um2: float = Field(20000.0, ge=0, description="pieces of tissue smaller than this are dropped, µm²")
+    min_hole_um2: float = Field(20000.0, ge=0, description="holes in the tissue smaller than this are filled, µm²")
+    mpp_of_slides: float | None = Field(None, gt=0, description="µm per px of level 0 for every slide, overriding the files (a manifest column `mpp` overrides this)")
+    assume_mpp_from_power: bool = Field(False, description="when nothing else tells the mpp, assume 10 / objective power")
+    max_upsample: float = Field(1.25, ge=1, description="refuse a slide whose level 0 would have to be enlarged by more than this")
+    max_pen: float = Field(1.0, ge=0, le=1, description="drop tiles with a larger fraction of pen ink")
+    max_blur: float = Field(1.0, ge=0, le=1, description="drop tiles with a larger fraction out of focus")
+    max_fold: float = Field(1.0, ge=0, le=1, description="drop tiles with a larger fraction of dark folds")
+    max_haze: float = Field(1.0, ge=0, le=1, description="drop tiles with a larger fraction of bubbles or haze")
+    save_tiles: Literal["none", "jpg", "png"] = Field("none", description="also write every tile as an image file")
+    overlay: bool = Field(True, description="write an overlay JPEG per slide")
+
+
+class ExtractConfig(Settings):
+    """Feature extraction (`pipeline extract`)."""
+
+    encoder: str = Field("texture", description="encoder: a name listed by `pipeline encoders`, `timm:<model>`, or a dotted name of your own function")
+    encoder_params: dict[str, Any] = Field(default_factory=dict, description="settings of the encoder itself")
+    dtype: Literal["float16", "float32"] = Field("float16", description="number type of the stored features")
+    chunk_rows: int = Field(16384, ge=64, description="tiles per stored chunk (a chunk is one file)")
+    compress: bool = Field(False, description="compress the chunks (saves 8-20 % of disk, reads several times slower)")
+    allow_mismatch: bool = Field(False, description="use tiles of another mpp or size than the encoder was trained at")
+    stain_norm: Literal["none", "reinhard", "macenko"] = Field("none", description="stain normalisation before the encoder")
+    reader: Literal["auto", "openslide"] = Field("auto", description="auto decodes tiled TIFF slides directly and uses OpenSlide for the rest")
+    reduction: Literal["area", "dct"] = Field("area", description="how the direct reader halves the resolution: area average, or JPEG's own scaled decoding (faster, differs by 0.6 grey levels on average)")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="arithmetic of the encoder; auto is the encoder's own on a GPU and float32 on a CPU")
+    weights: str | None = speed(None, "file or folder with the encoder's weights (their SHA-256 enters the fingerprint, not the path)")
+    offline: bool = speed(False, "never open a network connection")
+    gpu: bool = speed(False, "use the GPU; stops if there is none")
+    gpus: tuple[int, ...] = speed((), "GPU numbers, one process each over one shared work list")
+    batch: int = speed(64, "tiles per forward pass on a GPU (halved on out-of-memory)", ge=1)
+    readers: int = speed(0, "reading threads; 0 is one per core", ge=0)
+    queue_mb: int = speed(512, "most memory for tiles read ahead, MiB", ge=16)
+    compile: bool = Field(False, description="torch.compile the encoder (can change the last bits of the features)")
+    cache_dir: str | None = speed(None, "local folder where slides are staged ahead of use")
+    cache_gb: float = speed(50.0, "size limit of `cache_dir`, GiB", gt=0)
+
+
+class TrainConfig(Settings):
+    """Training (`pipeline train`)."""
+
+    model: str = Field("mhim", description="MIL model: a file name in mil/models/, or a dotted name of your own module")
+    model_params: dict[str, Any] = Field(default_factory=dict, description="settings of the model itself")
+    task: Literal["auto", "classification", "survival"] = Field("auto", description="auto: survival if the labels have time and event")
+    survival_loss: Literal["nll", "cox"] = Field("nll", description="discrete-time likelihood, or Cox partial likelihood over several bags")
+    survival_bins: int = Field(4, ge=2, le=64, description="time bins of the discrete likelihood, cut at quantiles of the training fold's events")
+    folds: int = Field(5, ge=2, description="cross-validation folds")
+    repeats: int = Field(1, ge=1, description="repetitions of the whole cross-validation with other splits")
+    seeds: int = Field(1, ge=1, description="trainings per fold with other seeds")
+    seed: int = Field(2021, ge=0, description="seed of splits and trainings")
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="share of the training patients kept for model selection")
+    split_by: Literal["auto", "patient", "site", "csv"] = Field("auto", description="auto: the labels' split or fold column if present, else patients; site keeps each site in one fold")
+    protocol: Literal["honest", "paper"] = Field("honest", description="paper selects on the test fold and bins over all patients, as the authors' program: its numbers are optimistic")
+    select: Literal["best", "last"] = Field("best", description="epoch that is kept: best on validation, or the last")
+    epochs: int = Field(50, ge=1, description="most epochs")
+    patience: int = Field(15, ge=0, description="epochs without gain on validation before stopping; 0 never stops early")
+    min_epochs: int = Field(10, ge=0, description="no early stopping before this epoch")
+    lr: float = Field(2e-4, gt=0, description="learning rate")
+    weight_decay: float = Field(1e-5, ge=0, description="weight decay")
+    optimizer: Literal["adam", "adamw"] = Field("adam", description="optimiser")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="learning-rate schedule over `epochs`")
+    warmup_epochs: int = Field(0, ge=0, description="linear warm-up")
+    batch_bags: int = Field(1, ge=1, description="bags packed into one step")
+    accumulate: int = Field(1, ge=1, description="steps whose gradients are added up before the optimiser moves")
+    max_tiles: int = Field(0, ge=0, description="random cap on the tiles of a training bag; 0 is no cap; scoring always uses all tiles")
+    balance: Literal["none", "weights", "sampling"] = Field("none", description="class imbalance: weighted loss or balanced sampling")
+    amp: bool = Field(False, description="bfloat16 autocast in training")
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="lists of model_params or settings to try, chosen on validation only")
+    standardize: bool = Field(False, description="standardise features with the training fold's mean and sd (kept in the model)")
+    gpu: bool = speed(False, "use the GPU; stops if there is none")
+    cache_gb: float = speed(8.0, "most memory for bags kept in RAM, GiB", ge=0)
+    log: Literal["csv", "tensorboard", "wandb", "mlflow"] = speed("csv", "experiment log besides the CSV")
+
+
+class ScoreConfig(Settings):
+    """Scoring (`pipeline score`)."""
+
+    bootstrap: int = Field(1000, ge=0, description="bootstrap samples (by patient) for the intervals")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
+    heatmaps: Literal["none", "attention", "probability", "contribution", "all"] = Field("attention", description="heatmaps to draw")
+    heatmap_scale: Literal["percentile", "raw"] = Field("percentile", description="colour scale of the heatmaps")
+    heatmap_limit: int = Field(0, ge=0, description="draw at most so many slides; 0 is all")
+    top_tiles: int = Field(0, ge=0, description="contact sheet of so many highest and lowest tiles per slide; 0 is none")
+    geojson: bool = Field(False, description="also write the tiles with their scores as QuPath GeoJSON")
+    tiff: bool = Field(False, description="also write the heatmap as a pyramidal TIFF registered to the slide")
+    sensitivity: float | None = Field(None, gt=0, le=1, description="operating point by wished-for sensitivity instead of Youden's J")
+    specificity: float | None = Field(None, gt=0, le=1, description="operating point by wished-for specificity")
+    abstain: float = Field(0.0, ge=0, lt=1, description="share of validation patients that may be left undecided around the threshold")
+    calibrate: bool = Field(True, description="temperature scaling fitted on validation")
+
+    @model_validator(mode="after")
+    def _one_operating_point(self) -> ScoreConfig:
+        if self.sensitivity is not None and self.specificity is not None:
+            raise ValueError("set score.sensitivity or score.specificity, not both")
+        return self
+
+
+class ClusterConfig(Settings):
+    """Where items run. Nothing here changes a result."""
+
+    backend: str = speed("local", "local, slurm or dask: a file name in pipeline/backends/")
+    workers: int = speed(0, "parallel processes; 0 is one per core", ge=0)
+    backend_params: dict[str, Any] = speed({}, "settings of the back end itself (partition, account, walltime, container ...)")
+    lease_s: float = speed(300.0, "a claim without heartbeat for so long is taken over, s", gt=0)
+
+
+class Config(Settings):
+    """Every setting of the pipeline."""
+
+    tile: TileConfig = TileConfig()
+    extract: ExtractConfig = ExtractConfig()
+    train: TrainConfig = TrainConfig()
+    score: ScoreConfig = ScoreConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+def fingerprint_fields(settings: Settings) -> dict[str, Any]:
+    """The result-affecting fields of `settings` as plain JSON values, in schema order."""
+    dumped = settings.model_dump(mode="json")
+    keep: dict[str, Any] = {}
+    for name, field in type(settings).model_fields.items():
+        extra = field.json_schema_extra
+        if not (isinstance(extra, dict) and extra.get("speed")):
+            keep[name] = dumped[name]
+    return keep
