@@ -1,0 +1,21 @@
+"""Where items run: one file per kind of machine, each offering `Params` and `run`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from pydantic import BaseModel
+
+from configs.schema import ClusterConfig
+from pipeline.stage import Item, Outcome, Stage
+
+
+class BackendModule(Protocol):
+    """What a file of this folder offers."""
+
+    Params: type[BaseModel]
+
+    def run(self, stage: Stage, items: list[Item], replace: bool, remake: bool, cluster: ClusterConfig) -> Iterator[Outcome]:
+        """Make every item somewhere, by `pipeline.stage.run_items`, and yield each outcome as it comes."""
+        ...

@@ -1,0 +1,363 @@
+"""Paints one synthetic H&E slide: a plan in µm in, the amounts of two stains per pixel and the truth out.
+
+In: a `SlidePlan` (extent, mpp, tumour size, looks) and a `Library` of textures and nuclei drawn once per mpp. Out: a
+`Painting`: uint8 haematoxylin and eosin planes at level 0, and the tissue and tumour maps at `MAP_MPP`. It works in
+stain amounts, not colours, so that paleness and tint cost one look-up table later. It knows no file and no label.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+MAP_MPP = 4.0  # µm per px of the region maps: fine enough for a border, 1/64 of the work at level 0
+PERIOD_UM = 512.0  # textures repeat after this, and are warped so that no grid shows
+U8 = np.ndarray  # uint8 planes throughout this file
+
+
+@dataclass(frozen=True)
+class SlidePlan:
+    """What one slide looks like. Sizes in level-0 px or µm as named; `tumour_um2` 0 is a benign slide."""
+
+    seed: int
+    width_px: int
+    height_px: int
+    mpp: float
+    tumour_um2: float = 0.0
+    hyperchromasia: float = 1.0
+    pieces: int = 1
+    tissue: bool = True
+
+
+@dataclass(frozen=True)
+class Painting:
+    """haema, eosin: uint8 (H, W) at level 0. tissue, tumour: bool (h, w) at MAP_MPP. blank: bool per 256-px tile."""
+
+    haema: U8
+    eosin: U8
+    tissue: np.ndarray
+    tumour: np.ndarray
+
+
+@dataclass(frozen=True)
+class Library:
+    """Textures (uint8, one period) and sprites (uint8 haematoxylin) at one mpp."""
+
+    mpp: float
+    fibre: U8
+    grain: U8
+    fat: U8
+    nuclei: dict[str, list[U8]] = field(repr=False)
+    glands: list[tuple[U8, U8, U8]] = field(repr=False)
+
+
+def _periodic_noise(rng: np.random.Generator, n: int, low_px: float, high_px: float, stretch: float = 1.0) -> np.ndarray:
+    """Periodic band-pass noise, float32 (n, n) of mean 0 and sd 1, structures `low_px` to `high_px` wide."""
+    fx = np.fft.rfftfreq(n)[None, :] * stretch
+    fy = np.fft.fftfreq(n)[:, None]
+    f = np.sqrt(fx * fx + fy * fy)
+    band = np.exp(-((f * low_px) ** 2)) - np.exp(-((f * high_px) ** 2))
+    out = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((n, n))) * band, s=(n, n))
+    return np.asarray(out / out.std(), dtype=np.float32)
+
+
+def _u8(values: np.ndarray) -> U8:
+    return np.asarray(np.clip(values, 0, 255), dtype=np.uint8)
+
+
+def _nucleus(rng: np.random.Generator, mpp: float, long_um: float, short_um: float, rough: float, dark: float,
+             coarse: float, nucleoli: int) -> U8:
+    """One nucleus seen through a microscope: a wavy ellipse with chromatin, a rim and nucleoli; uint8 stain."""
+    half = int(np.ceil(long_um * 0.65 / mpp)) + 2
+    y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32) * mpp
+    turn = rng.uniform(0, np.pi)
+    u, v = x * np.cos(turn) + y * np.sin(turn), -x * np.sin(turn) + y * np.cos(turn)
+    angle = np.arctan2(v, u)
+    edge = np.ones_like(angle)
+    for k in (2, 3, 4, 5):
+        edge += rough * rng.normal() / k * np.cos(k * angle + rng.uniform(0, 6.28))
+    radius = np.sqrt((u / (long_um / 2)) ** 2 + (v / (short_um / 2)) ** 2) / np.maximum(edge, 0.4)
+    inside = np.clip((1.0 - radius) * short_um / (2 * max(mpp, 0.35)) + 0.5, 0, 1)
+    clumps = cv2.GaussianBlur(rng.standard_normal(x.shape).astype(np.float32), (0, 0), max(0.5, 0.6 / mpp))
+    clumps /= clumps.std() + 1e-6
+    stain = dark * (0.82 + 0.18 * np.clip(radius, 0, 1) ** 4) * (1 + coarse * clumps)
+    for _ in range(nucleoli):
+        a, r = rng.uniform(0, 6.28), rng.uniform(0, 0.25) * short_um
+        d2 = (x - r * np.cos(a)) ** 2 + (y - r * np.sin(a)) ** 2
+        stain += 70 * np.exp(-d2 / (2 * 0.6**2))
+    return _u8(stain * inside)
+
+
+def _nuclei(rng: np.random.Generator, mpp: float, count: int) -> dict[str, list[U8]]:
+    """Kinds of nuclei with sizes in µm as a pathologist would measure them."""
+    kinds: dict[str, list[U8]] = {"fibroblast": [], "epithelium": [], "lymphocyte": [], "tumour": []}
+    for _ in range(count):
+        kinds["fibroblast"].append(_nucleus(rng, mpp, rng.uniform(9, 14), rng.uniform(2.2, 3.4), 0.05, 165, 0.06, 0))
+        d = rng.uniform(6.5, 8.5)
+        kinds["epithelium"].append(_nucleus(rng, mpp, d * 1.12, d * 0.9, 0.04, 138, 0.09, int(rng.random() < 0.3)))
+        d = rng.uniform(6.0, 7.2)
+        kinds["lymphocyte"].append(_nucleus(rng, mpp, d, d * 0.95, 0.03, 205, 0.08, 0))
+        d = rng.uniform(9.0, 15.0)
+        kinds["tumour"].append(
+            _nucleus(rng, mpp, d * rng.uniform(1.0, 1.35), d * rng.uniform(0.7, 0.95), 0.16, rng.uniform(165, 225), 0.16,
+                     int(rng.integers(0, 3))))
+    return kinds
+
+
+def _gland(rng: np.random.Generator, mpp: float, nuclei: list[U8]) -> tuple[U8, U8, U8]:
+    """One benign gland: lumen, columnar cytoplasm, one orderly row of basal nuclei. (haema, eosin, alpha), uint8."""
+    outer_um = rng.uniform(38, 62)
+    half = int(outer_um * 1.35 / mpp)
+    y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32) * mpp
+    turn, flat = rng.uniform(0, np.pi), rng.uniform(0.7, 1.0)
+    u, v = x * np.cos(turn) + y * np.sin(turn), (-x * np.sin(turn) + y * np.cos(turn)) / flat
+    angle = np.arctan2(v, u)
+    wave = [(k, 0.1 * rng.normal() / k, rng.uniform(0, 6.28)) for k in (2, 3, 4)]
+    edge = 1 + sum(a * np.cos(k * angle + p) for k, a, p in wave)
+    r = np.sqrt(u * u + v * v) / edge
+    lumen_um = outer_um - rng.uniform(20, 25)
+    alpha = np.clip((outer_um - r) / 1.5, 0, 1)
+    wall = np.clip((r - lumen_um) / 1.2, 0, 1)
+    streak = 1 + 0.10 * np.cos(angle * outer_um * 0.9)
+    haema = _u8(34 * wall * streak)
+    eosin = _u8((70 + 34 * np.clip((outer_um - r) / 22, 0, 1)) * wall * streak)
+    spacing_um = 6.2
+    for a in np.arange(0, 2 * np.pi, spacing_um / (outer_um * 0.86)):
+        at = (outer_um - rng.uniform(5.5, 9.0)) * (1 + sum(m * np.cos(k * a + p) for k, m, p in wave))
+        gu, gv = at * np.cos(a), at * np.sin(a) * flat
+        gx, gy = gu * np.cos(turn) - gv * np.sin(turn), gu * np.sin(turn) + gv * np.cos(turn)
+        _stamp(haema, nuclei[int(rng.integers(len(nuclei)))], int(gx / mpp) + half, int(gy / mpp) + half)
+    return haema, eosin, _u8(alpha * 255)
+
+
+def build_library(seed: int, mpp: float, small: bool = False) -> Library:
+    """All textures and sprites at one mpp; `small` draws fewer sprites (a test's economy)."""
+    rng = np.random.default_rng([seed, round(mpp * 1000)])
+    n = round(PERIOD_UM / mpp)
+    um = 1 / mpp
+    long_fibres = _periodic_noise(rng, n, 1.6 * um, 7 * um, stretch=0.12)
+    waves = _periodic_noise(rng, n, 40 * um, 160 * um)
+    shift = np.mgrid[0:n, 0:n].astype(np.float32)
+    map_x, map_y = shift[1], shift[0] + 14 * um * waves
+    long_fibres = cv2.remap(long_fibres, map_x % n, map_y % n, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    fine = _periodic_noise(rng, n, 0.5 * um, 2.0 * um)
+    fibre = _u8(118 + 26 * long_fibres + 7 * fine + 10 * waves)
+    grain = _u8(128 + 30 * _periodic_noise(rng, n, 0.8 * um, 3 * um) + 25 * _periodic_noise(rng, n, 5 * um, 16 * um))
+    nuclei = _nuclei(rng, mpp, 24 if small else 96)
+    glands = [_gland(rng, mpp, nuclei["epithelium"]) for _ in range(6 if small else 20)]
+    return Library(mpp, fibre, grain, _fat(rng, n, mpp), nuclei, glands)
+
+
+def _fat(rng: np.random.Generator, n: int, mpp: float) -> U8:
+    """Fat cells: thin pink walls around white, cells about 70 µm wide; uint8 eosin, periodic."""
+    from scipy.spatial import cKDTree
+
+    coarse = 256
+    points = rng.uniform(0, PERIOD_UM, (int((PERIOD_UM / 62) ** 2), 2))
+    tree = cKDTree(points, boxsize=PERIOD_UM)
+    grid = np.stack(np.mgrid[0:coarse, 0:coarse], -1).reshape(-1, 2) * (PERIOD_UM / coarse)
+    near = tree.query(grid, k=2)[0]
+    gap = (near[:, 1] - near[:, 0]).reshape(coarse, coarse).astype(np.float32)
+    gap = cv2.resize(gap, (n, n), interpolation=cv2.INTER_CUBIC)
+    return _u8(125 * np.clip(1.6 - gap / 2.2, 0, 1))
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, int], cell_um: float) -> np.ndarray:
+    """Smooth aperiodic noise over a map, float32, about unit sd, structures of `cell_um`."""
+    step = cell_um / MAP_MPP
+    rows, cols = (int(np.ceil(s / step)) + 3 for s in shape)
+    grid = rng.standard_normal((rows, cols)).astype(np.float32)
+    big = cv2.resize(grid, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC)
+    oy, ox = int(step), int(step)
+    return np.asarray(big[oy : oy + shape[0], ox : ox + shape[1]] * 1.3, dtype=np.float32)
+
+
+def _stamp(plane: U8, sprite: U8, x: int, y: int) -> None:
+    """Darken `plane` by `sprite` centred at (x, y), cut at the borders."""
+    h, w = sprite.shape
+    x0, y0 = x - w // 2, y - h // 2
+    cx, cy = max(0, -x0), max(0, -y0)
+    part = plane[y0 + cy : y0 + h, x0 + cx : x0 + w]
+    if part.size:
+        np.maximum(part, sprite[cy : cy + part.shape[0], cx : cx + part.shape[1]], out=part)
+
+
+@dataclass(frozen=True)
+class _Regions:
+    """float32 maps at MAP_MPP: positive inside, in units of about 40 µm of depth. labels: which cells live where."""
+
+    tissue: np.ndarray
+    tumour: np.ndarray
+    fat: np.ndarray
+    epithelium: np.ndarray
+    lymphoid: np.ndarray
+    dense: np.ndarray
+
+
+def _depth(inside: np.ndarray) -> np.ndarray:
+    """Signed distance to the border of a boolean map, float32 in units of 40 µm, clipped to ±3."""
+    mask = inside.astype(np.uint8)
+    depth = cv2.distanceTransform(mask, cv2.DIST_L2, 3) - cv2.distanceTransform(1 - mask, cv2.DIST_L2, 3)
+    return np.asarray(np.clip(depth * (MAP_MPP / 40.0), -3, 3), dtype=np.float32)
+
+
+def _largest(score: np.ndarray, allowed: np.ndarray, count: int) -> np.ndarray:
+    """The `count` highest-scoring allowed pixels, as a boolean map: a region of exactly that area."""
+    flat = np.where(allowed, score, -np.inf).ravel()
+    count = min(count, int(allowed.sum()))
+    out = np.zeros(flat.shape, bool)
+    if count:
+        out[np.argpartition(flat, -count)[-count:]] = True
+    return out.reshape(score.shape)
+
+
+def _regions(plan: SlidePlan, rng: np.random.Generator) -> _Regions:
+    shape = (round(plan.height_px * plan.mpp / MAP_MPP), round(plan.width_px * plan.mpp / MAP_MPP))
+    y, x = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
+    body = np.full(shape, -1e3, np.float32)
+    for i in range(plan.pieces):
+        cx = shape[1] * ((i + 0.5) / plan.pieces + rng.uniform(-0.04, 0.04))
+        cy = shape[0] * rng.uniform(0.45, 0.55)
+        a, b = shape[1] / plan.pieces * rng.uniform(0.40, 0.47), shape[0] * rng.uniform(0.38, 0.44)
+        body = np.maximum(body, 1 - ((x - cx) / a) ** 2 - ((y - cy) / b) ** 2)
+    margin = np.minimum(np.minimum(x, shape[1] - x), np.minimum(y, shape[0] - y)) * (MAP_MPP / 60)
+    body += 0.20 * _noise(rng, shape, 500) + 0.10 * _noise(rng, shape, 150) + 0.04 * _noise(rng, shape, 40)
+    tissue = (np.minimum(body, margin - 1) > 0.12) & plan.tissue
+    tears = _noise(rng, shape, 260) + 0.4 * _noise(rng, shape, 60)
+    tissue &= tears < 2.35
+    if not plan.tissue:
+        never = np.full(shape, -3, np.float32)
+        return _Regions(never, never, never, never, never, never)
+    zones = [_noise(rng, shape, 620) + 0.25 * _noise(rng, shape, 120) for _ in range(3)]
+    fat = (zones[0] > 1.1) & (zones[0] > zones[1])
+    epithelium = (zones[1] > 0.05) & ~fat
+    dense = (zones[2] > 0.5) & ~fat & ~epithelium
+    lymphoid = np.zeros(shape, bool)
+    for _ in range(int(rng.integers(1, 4))):
+        at = np.argwhere(tissue)[rng.integers(int(tissue.sum()))]
+        r = rng.uniform(60, 170) / MAP_MPP
+        blob = 1 - ((y - at[0]) ** 2 + (x - at[1]) ** 2) / r**2 + 0.3 * _noise(rng, shape, 70)
+        lymphoid |= blob > 0.25
+    tumour = np.zeros(shape, bool)
+    if plan.tumour_um2 > 0:
+        radius = np.sqrt(plan.tumour_um2 / np.pi) / MAP_MPP
+        deep = cv2.distanceTransform(tissue.astype(np.uint8), cv2.DIST_L2, 3)
+        sites = np.argwhere(deep > min(0.6 * radius, 0.7 * float(deep.max())))
+        at = sites[rng.integers(len(sites))]
+        blob = -np.hypot(y - at[0], x - at[1]) / radius + 0.35 * _noise(rng, shape, max(60.0, radius * MAP_MPP * 0.7))
+        tumour = _largest(blob, tissue, round(plan.tumour_um2 / MAP_MPP**2))
+    fat &= ~tumour & ~lymphoid
+    return _Regions(*(_depth(m) for m in (tissue, tumour, fat, epithelium & ~tumour & ~lymphoid, lymphoid & ~tumour, dense)))
+
+
+def _points(rng: np.random.Generator, shape: tuple[int, int], pitch_um: float, chance: np.ndarray) -> np.ndarray:
+    """Jittered grid points (N, 2) x, y in µm, each kept with its map's chance: dense cells that seldom collide."""
+    step = pitch_um / MAP_MPP
+    gy, gx = np.mgrid[0 : shape[0] - 1 : step, 0 : shape[1] - 1 : step]
+    gy = np.clip(gy + rng.uniform(-0.42, 0.42, gy.shape) * step, 0, shape[0] - 1).ravel()
+    gx = np.clip(gx + rng.uniform(-0.42, 0.42, gx.shape) * step, 0, shape[1] - 1).ravel()
+    keep = rng.random(len(gx)) < chance[gy.astype(int), gx.astype(int)]
+    return np.stack([gx[keep], gy[keep]], 1) * MAP_MPP
+
+
+def _alpha(depth: np.ndarray, rows_px: tuple[int, int], width_px: int, mpp: float, ragged: U8, sharp: float) -> U8:
+    """0..255 coverage at level 0 of a region given by depth, for some rows; its border is roughened by a texture."""
+    scale = mpp / MAP_MPP
+    matrix = np.array([[scale, 0, 0.5 * scale - 0.5], [0, scale, (rows_px[0] + 0.5) * scale - 0.5]], np.float32)
+    size = (width_px, rows_px[1] - rows_px[0])
+    coded = _u8(128 + depth * 40)
+    up = cv2.warpAffine(coded, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
+    rough = cv2.addWeighted(up, 1.0, ragged, 0.12, -15.4)
+    ramp = _u8((np.arange(256) - 128) * sharp + 128)
+    return np.asarray(cv2.LUT(rough, ramp))
+
+
+def _mix(below: U8, above: U8, alpha: U8) -> U8:
+    """`above` over `below` with a coverage of 0..255."""
+    return np.asarray(cv2.add(cv2.multiply(below, cv2.bitwise_not(alpha), scale=1 / 255), cv2.multiply(above, alpha, scale=1 / 255)))
+
+
+def _ground(plan: SlidePlan, lib: Library, regions: _Regions, rng: np.random.Generator) -> tuple[U8, U8]:
+    """Everything but cells and glands: fibres, cytoplasm, fat, holes. Returns (haema, eosin)."""
+    h, w = plan.height_px, plan.width_px
+    haema, eosin = np.zeros((h, w), np.uint8), np.zeros((h, w), np.uint8)
+    n = lib.fibre.shape[0]
+    shape = regions.tissue.shape
+    bend = np.stack([_noise(rng, shape, 900) * 190, _noise(rng, shape, 700) * 190]) / lib.mpp
+    turn = rng.uniform(0, 6.28)
+    off = rng.integers(0, n, 4)
+    strip = 512
+    for top in range(0, h, strip):
+        rows = (top, min(h, top + strip))
+        k = rows[1] - rows[0]
+        at = slice(max(0, int(top * plan.mpp / MAP_MPP) - 1), int(rows[1] * plan.mpp / MAP_MPP) + 2)
+        if regions.tissue[at].max(initial=-3) <= -1:
+            continue
+        grain = np.take(np.take(lib.grain, (np.arange(*rows) + off[0]) % n, 0), (np.arange(w) + off[1]) % n, 1)
+        fat = np.take(np.take(lib.fat, (np.arange(*rows) + off[2]) % n, 0), (np.arange(w) + off[3]) % n, 1)
+        scale = plan.mpp / MAP_MPP
+        matrix = np.array([[scale, 0, 0], [0, scale, top * scale]], np.float32)
+        dx, dy = (cv2.warpAffine(b.astype(np.float32), matrix, (w, k), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                                 borderMode=cv2.BORDER_REPLICATE) for b in bend)
+        x, y = np.arange(w, dtype=np.float32)[None], np.arange(*rows, dtype=np.float32)[:, None]
+        c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+        fibre = cv2.remap(lib.fibre, np.mod(c * x - s * y + dx, n), np.mod(s * x + c * y + dy, n), cv2.INTER_LINEAR,
+                          borderMode=cv2.BORDER_WRAP)
+
+        def alpha(depth: np.ndarray, sharp: float, rows: tuple[int, int] = rows, grain: U8 = grain) -> U8:
+            return _alpha(depth, rows, w, plan.mpp, grain, sharp)
+
+        cytoplasm = cv2.addWeighted(grain, 0.30, grain, 0, 48)
+        e = _mix(fibre, cv2.addWeighted(fibre, 0.55, fibre, 0, 88), alpha(regions.dense, 6))
+        e = _mix(e, cv2.addWeighted(fibre, 0.55, grain, 0.12, 14), alpha(regions.epithelium, 4))
+        e = _mix(e, cytoplasm, alpha(regions.tumour, 6))
+        e = _mix(e, fat, alpha(regions.fat, 12))
+        basophil = cv2.addWeighted(grain, 0.22, grain, 0, 14)
+        tissue = alpha(regions.tissue, 14)
+        hm = _mix(cv2.addWeighted(grain, 0.10, grain, 0, -2), basophil, cv2.max(alpha(regions.tumour, 6), alpha(regions.lymphoid, 4)))
+        hm = cv2.multiply(hm, cv2.bitwise_not(alpha(regions.fat, 12)), scale=1 / 255)
+        haema[rows[0] : rows[1]] = cv2.multiply(hm, tissue, scale=1 / 255)
+        eosin[rows[0] : rows[1]] = cv2.multiply(e, tissue, scale=1 / 255)
+    return haema, eosin
+
+
+def paint(plan: SlidePlan, lib: Library) -> Painting:
+    """Paint one slide. Deterministic in `plan.seed`; memory is about 3 bytes per level-0 px."""
+    rng = np.random.default_rng([plan.seed, 17])
+    regions = _regions(plan, rng)
+    haema, eosin = _ground(plan, lib, regions, rng)
+    shape = regions.tissue.shape
+    solid = (regions.tissue > 0.15) & (regions.fat < 0)
+    busy = np.zeros(shape, bool)
+    for gx, gy in _points(rng, shape, 128, solid & (regions.epithelium > 0.5)):
+        haema_g, eosin_g, alpha_g = (np.rot90(p, k) for k in [int(rng.integers(4))] for p in lib.glands[int(rng.integers(len(lib.glands)))])
+        x0, y0 = int(gx / plan.mpp) - alpha_g.shape[1] // 2, int(gy / plan.mpp) - alpha_g.shape[0] // 2
+        x1, y1 = x0 + alpha_g.shape[1], y0 + alpha_g.shape[0]
+        if x0 < 0 or y0 < 0 or x1 > plan.width_px or y1 > plan.height_px:
+            continue
+        for plane, sprite in ((haema, haema_g), (eosin, eosin_g)):
+            plane[y0:y1, x0:x1] = _mix(plane[y0:y1, x0:x1], np.ascontiguousarray(sprite), np.ascontiguousarray(alpha_g))
+        r = alpha_g.shape[0] * plan.mpp / 2 / 1.3 / MAP_MPP
+        my, mx = gy / MAP_MPP, gx / MAP_MPP
+        ys, xs = slice(max(0, int(my - r)), int(my + r) + 2), slice(max(0, int(mx - r)), int(mx + r) + 2)
+        yy, xx = np.mgrid[ys.start : ys.start + busy[ys, xs].shape[0], xs.start : xs.start + busy[ys, xs].shape[1]]
+        busy[ys, xs] |= (yy - my) ** 2 + (xx - mx) ** 2 < r * r
+    free = solid & ~busy
+    nests = _noise(rng, shape, 70) > -1.1
+    malignant = free & (regions.tumour > 0)
+    stroma = free & (regions.tumour <= 0) & (regions.lymphoid <= 0)
+    cells = (
+        ("fibroblast", 13.0, np.where(stroma, 0.33, np.where(malignant & ~nests, 0.6, 0.0)), 1.0),
+        ("lymphocyte", 17.0, np.where(stroma, 0.05 + 0.22 * (regions.epithelium > 0), np.where(malignant, 0.06, 0.0)), 1.0),
+        ("lymphocyte", 7.4, np.where(free & (regions.lymphoid > 0) & (regions.tumour <= 0), 0.93, 0.0), 1.0),
+        ("tumour", 11.2, np.where(malignant & nests, 0.93, 0.0), plan.hyperchromasia),
+    )
+    for kind, pitch_um, chance, dark in cells:
+        sprites = lib.nuclei[kind] if dark == 1.0 else [_u8(s * dark) for s in lib.nuclei[kind]]
+        where = _points(rng, shape, pitch_um, chance) / plan.mpp
+        which = rng.integers(0, len(sprites), len(where))
+        for (px, py), i in zip(where.astype(int).tolist(), which.tolist(), strict=True):
+            _stamp(haema, sprites[i], px, py)
+    return Painting(haema, eosin, regions.tissue > 0, regions.tumour > 0)
