@@ -1,0 +1,200 @@
+"""Who trains, who selects, who is tested: patients, labels and sites in, folds out. Pure: no file, no global state.
+
+Every function works on patients, never on slides, so a patient cannot be on two sides. The unit of a `Fold` is the
+patient id. `digest` is the hash that every result carries. Knows no features and no models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SIDES = ("train", "val", "test")
+
+
+class SplitError(ValueError):
+    """These patients cannot be split as asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One training: patient ids of its three sides, each sorted. repeat and fold number it from 0."""
+
+    repeat: int
+    fold: int
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        sides = [set(self.train), set(self.val), set(self.test)]
+        both = (sides[0] & sides[1]) | (sides[0] & sides[2]) | (sides[1] & sides[2])
+        if both:
+            raise SplitError(f"patient {sorted(both)[0]} is on two sides of fold {self.fold} (repeat {self.repeat})")
+        if not self.train or not self.test:
+            empty = "training" if not self.train else "test"
+            raise SplitError(f"fold {self.fold} (repeat {self.repeat}) has no {empty} patient")
+
+    @property
+    def name(self) -> str:
+        """Name of the fold's folder: fold_3, or rep_1_fold_3 from the second repetition on."""
+        return f"fold_{self.fold}" if self.repeat == 0 else f"rep_{self.repeat}_fold_{self.fold}"
+
+
+def k_fold(
+    strata: Mapping[str, int],
+    folds: int,
+    val_fraction: float,
+    seed: int,
+    repeats: int = 1,
+    sites: Mapping[str, str] | None = None,
+) -> list[Fold]:
+    """Stratified folds over patients, each with an inner validation part of the rest.
+
+    strata: patient -> class index (survival: `survival_strata`). sites: patient -> site; when given, a site is wholly
+    in one fold (the validation part may share sites with training). Raises SplitError when a fold or class is too
+    small. The same arguments give the same folds; the order of `strata` does not matter.
+    """
+    patients = sorted(strata)
+    if folds > len(patients):
+        raise SplitError(f"{folds} folds but only {len(patients)} patients: set train.folds to {len(patients)} or less")
+    counts = np.bincount([strata[p] for p in patients])
+    smallest = int(counts[counts > 0].min())
+    if sites is None and smallest < folds:
+        raise SplitError(f"the rarest class has {smallest} patients for {folds} folds, so some fold would lack it: "
+                         f"set train.folds to {smallest} or less" + (", or merge classes" if smallest < 2 else ""))
+    made: list[Fold] = []
+    for repeat in range(repeats):
+        rng = np.random.default_rng([seed, repeat])
+        if sites is None:
+            test_of = _deal(patients, strata, folds, rng)
+        else:
+            test_of = _deal_sites(patients, strata, sites, folds, rng)
+        for k in range(folds):
+            rest = [p for p in patients if test_of[p] != k]
+            val = _inner(rest, strata, val_fraction, rng)
+            train = tuple(p for p in rest if p not in val)
+            made.append(Fold(repeat, k, train, tuple(sorted(val)), tuple(p for p in patients if test_of[p] == k)))
+    return made
+
+
+def from_fold_column(column: Mapping[str, str], strata: Mapping[str, int], val_fraction: float, seed: int) -> list[Fold]:
+    """Folds given by the labels: patient -> fold name. Each name is the test side once; validation is drawn inside."""
+    names = sorted(set(column.values()), key=lambda v: (0, int(v), "") if v.isdigit() else (1, 0, v))
+    if len(names) < 2:
+        raise SplitError(f"the fold column holds only {names[0]!r}: at least two folds are needed")
+    patients = sorted(column)
+    made = []
+    for k, name in enumerate(names):
+        rng = np.random.default_rng([seed, 0, k])
+        rest = [p for p in patients if column[p] != name]
+        val = _inner(rest, strata, val_fraction, rng)
+        made.append(Fold(0, k, tuple(p for p in rest if p not in val), tuple(sorted(val)),
+                         tuple(p for p in patients if column[p] == name)))
+    return made
+
+
+def from_split_column(column: Mapping[str, str], strata: Mapping[str, int], val_fraction: float, seed: int) -> list[Fold]:
+    """The one split given by the labels: patient -> train, val or test. Without val, it is drawn from train."""
+    for patient, side in sorted(column.items()):
+        if side not in SIDES:
+            raise SplitError(f"patient {patient}: split {side!r} is none of train, val, test")
+    side_of = {s: tuple(sorted(p for p, v in column.items() if v == s)) for s in SIDES}
+    train, val, test = side_of["train"], side_of["val"], side_of["test"]
+    if not val and train:
+        drawn = _inner(list(train), strata, val_fraction, np.random.default_rng([seed, 0]))
+        train, val = tuple(p for p in train if p not in drawn), tuple(sorted(drawn))
+    return [Fold(0, 0, train, val, test)]
+
+
+def select_on_test(folds: Sequence[Fold]) -> list[Fold]:
+    """The published protocol: no inner validation part, all of it trains. The caller then selects on the test fold,
+    which makes the reported numbers optimistic; never used by default."""
+    return [Fold(f.repeat, f.fold, tuple(sorted((*f.train, *f.val))), (), f.test) for f in folds]
+
+
+def survival_strata(time: Mapping[str, float], event: Mapping[str, int], parts: int = 2) -> dict[str, int]:
+    """patient -> stratum for stratified survival folds: event (0, 1) times `parts` quantile groups of time within it."""
+    strata: dict[str, int] = {}
+    for seen in (0, 1):
+        group = sorted((p for p in time if int(event[p]) == seen), key=lambda p: (time[p], p))
+        for i, patient in enumerate(group):
+            strata[patient] = seen * parts + (i * parts) // len(group)
+    return strata
+
+
+def digest(folds: Sequence[Fold]) -> str:
+    """Hash of a set of folds, 16 hex digits: equal folds, equal hash, whatever made them."""
+    plain = [[f.repeat, f.fold, list(f.train), list(f.val), list(f.test)] for f in folds]
+    return hashlib.sha256(json.dumps(plain, ensure_ascii=True).encode()).hexdigest()[:16]
+
+
+def rows(folds: Sequence[Fold]) -> list[dict[str, str | int]]:
+    """One row per repeat, fold and patient, ready for splits.csv."""
+    return [
+        {"repeat": f.repeat, "fold": f.fold, "patient": p, "split": side}
+        for f in folds
+        for side in SIDES
+        for p in getattr(f, side)
+    ]
+
+
+def _deal(patients: Sequence[str], strata: Mapping[str, int], folds: int, rng: np.random.Generator) -> dict[str, int]:
+    """patient -> fold: each class is shuffled and dealt round; the start moves on so that fold sizes stay even."""
+    fold_of: dict[str, int] = {}
+    start = 0
+    for stratum in sorted(set(strata.values())):
+        group = [p for p in patients if strata[p] == stratum]
+        for i, j in enumerate(rng.permutation(len(group))):
+            fold_of[group[j]] = (start + i) % folds
+        start += len(group)
+    return fold_of
+
+
+def _deal_sites(
+    patients: Sequence[str], strata: Mapping[str, int], sites: Mapping[str, str], folds: int, rng: np.random.Generator
+) -> dict[str, int]:
+    """patient -> fold with whole sites together: large sites first, each to the fold it leaves best balanced.
+
+    Balance is the squared distance of the folds' class counts from an even share (a greedy form of the
+    site-preserved cross-validation of Howard et al. 2021).
+    """
+    missing = [p for p in patients if not sites.get(p)]
+    if missing:
+        raise SplitError(f"patient {missing[0]} has no site: fill the site column or use train.split_by=patient")
+    names = sorted({sites[p] for p in patients})
+    if len(names) < folds:
+        raise SplitError(f"{folds} folds but only {len(names)} sites: set train.folds to {len(names)} or less")
+    classes = sorted(set(strata.values()))
+    count = {s: np.array([sum(sites[p] == s and strata[p] == c for p in patients) for c in classes]) for s in names}
+    shuffled = [names[i] for i in rng.permutation(len(names))]
+    shuffled.sort(key=lambda s: -int(count[s].sum()))
+    ideal = np.sum([count[s] for s in names], axis=0) / folds
+    held = np.zeros((folds, len(classes)))
+    fold_of_site: dict[str, int] = {}
+    for i, site in enumerate(shuffled):
+        unused = [k for k in range(folds) if not held[k].any()]
+        # When as many sites are left as folds are empty, each must open one.
+        choice = unused if len(shuffled) - i <= len(unused) else list(range(folds))
+        # The cost of adding the site to fold k, up to terms that do not depend on k; scaled by class size.
+        cost = [float((((held[k] + count[site] - ideal) ** 2 - (held[k] - ideal) ** 2) / ideal).sum()) for k in choice]
+        k = choice[int(np.argmin(cost))]
+        held[k] += count[site]
+        fold_of_site[site] = k
+    return {p: fold_of_site[sites[p]] for p in patients}
+
+
+def _inner(rest: Sequence[str], strata: Mapping[str, int], fraction: float, rng: np.random.Generator) -> set[str]:
+    """The validation part of `rest`: at least one patient of each stratum that has two or more, never all of one."""
+    val: set[str] = set()
+    for stratum in sorted({strata[p] for p in rest}):
+        group = [p for p in rest if strata[p] == stratum]
+        take = min(max(round(fraction * len(group)), 1), len(group) - 1)
+        val.update(group[j] for j in rng.permutation(len(group))[:take])
+    if not val:
+        raise SplitError("no class has two training patients, so no validation part can be drawn: add patients")
+    return val
