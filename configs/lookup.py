@@ -52,7 +52,9 @@ def params(module: ModuleType, raw: dict[str, Any]) -> Any:
     try:
         return model(**raw)
     except ValidationError as error:
-        raise LookupFailed(f"{module.__name__.rsplit('.', 1)[-1]}: {explain(error)}; it takes: {', '.join(model.model_fields)}") from error
+        raise LookupFailed(
+            f"{module.__name__.rsplit('.', 1)[-1]}: {explain(error)}; it takes: {', '.join(model.model_fields)}"
+        ) from error
 
 
 def explain(error: ValidationError) -> str:

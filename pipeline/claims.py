@@ -36,7 +36,9 @@ class Claims:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -47,7 +49,9 @@ class Claims:
     def take(self, key: str) -> str | None:
         """Claim `key`. None: it is ours. A text: who holds it (`host:pid`)."""
         path = self._path(key)
-        content = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "start": _start_time(os.getpid()), "key": key})
+        content = json.dumps(
+            {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_time(os.getpid()), "key": key}
+        )
         for _ in range(3):
             try:
                 fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)

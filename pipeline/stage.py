@@ -216,7 +216,9 @@ def refusal(stage: Stage, differ: list[tuple[Item, dict[str, tuple[Any, Any]]]])
         lines.append(f"  {', '.join(keys[:3])}{more}: {text}")
     if len(groups) > 10:
         lines.append(f"  ... and {len(groups) - 10} other differences")
-    lines.append("Either keep both by choosing another folder or name (--work, --name), or make them anew with --replace.")
+    lines.append(
+        "Either keep both by choosing another folder or name (--work, --name), or make them anew with --replace."
+    )
     return "\n".join(lines)
 
 
@@ -271,7 +273,11 @@ def _failed(item: Item, start: float, error: Exception) -> Outcome:
 
 
 def _disk_message(stage: Stage, error: OSError) -> str:
-    what = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the file system is read-only"}
+    what = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+        errno.EROFS: "the file system is read-only",
+    }
     reason = what.get(error.errno or 0, error.strerror or str(error))
     return (
         f"{stage.name}: cannot write to {error.filename or stage.root}: {reason}. What was finished is kept; "

@@ -16,6 +16,8 @@ class BackendModule(Protocol):
 
     Params: type[BaseModel]
 
-    def run(self, stage: Stage, items: list[Item], replace: bool, remake: bool, cluster: ClusterConfig) -> Iterator[Outcome]:
+    def run(
+        self, stage: Stage, items: list[Item], replace: bool, remake: bool, cluster: ClusterConfig
+    ) -> Iterator[Outcome]:
         """Make every item somewhere, by `pipeline.stage.run_items`, and yield each outcome as it comes."""
         ...

@@ -36,7 +36,9 @@ class _Worker:
     item: Item | None = None
 
 
-def _pool(stage: Stage, items: list[Item], workers: int, replace: bool, remake: bool, lease_s: float) -> Iterator[Outcome]:
+def _pool(
+    stage: Stage, items: list[Item], workers: int, replace: bool, remake: bool, lease_s: float
+) -> Iterator[Outcome]:
     context = mp.get_context("spawn")  # forking a process that has threads (progress bar, torch) can deadlock
     queue = iter(items)
     team: list[_Worker] = []
