@@ -106,6 +106,8 @@ class TrainConfig(Settings):
     max_tiles: int = Field(0, ge=0, description="random cap on the tiles of a training bag; 0 is no cap; scoring always uses all tiles")
     balance: Literal["none", "weights", "sampling"] = Field("none", description="class imbalance: weighted loss or balanced sampling")
     amp: bool = Field(False, description="bfloat16 autocast in training")
+    threads: int = Field(1, ge=1, description="CPU threads of one training (sums are split by thread, so it changes last bits; trainings themselves run in parallel)")
+    cox_bags: int = Field(64, ge=2, description="most recent training bags that a Cox risk set reaches over, besides those of the step")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="lists of model_params or settings to try, chosen on validation only")
     standardize: bool = Field(False, description="standardise features with the training fold's mean and sd (kept in the model)")
     gpu: bool = speed(False, "use the GPU; stops if there is none")

@@ -58,8 +58,8 @@ def ece(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> float:
     """Expected calibration error (Guo et al. 2017): mean |accuracy - confidence| over equal-width confidence bins."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = [abs(right[which == b].mean() - confidence[which == b].mean()) * (which == b).sum() for b in np.unique(which)]
-    return float(np.sum(gaps) / len(labels))
+    gap = sum(abs(right[which == b].mean() - confidence[which == b].mean()) * (which == b).sum() for b in np.unique(which))
+    return float(gap / len(labels))
 
 
 def brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -172,7 +172,9 @@ def at_specificity(labels: np.ndarray, probability: np.ndarray, wanted: float) -
     return _operating(labels, probability, lambda tpr, fpr: np.where(1 - fpr >= wanted - 1e-12, tpr, -1.0))
 
 
-def _operating(labels: np.ndarray, probability: np.ndarray, value: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> float:
+def _operating(
+    labels: np.ndarray, probability: np.ndarray, value: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> float:
     """Threshold with the largest `value(tpr, fpr)`; the smallest change of class sizes breaks ties."""
     if len(np.unique(labels)) < 2:
         return 0.5

@@ -82,7 +82,9 @@ def k_fold(
     return made
 
 
-def from_fold_column(column: Mapping[str, str], strata: Mapping[str, int], val_fraction: float, seed: int) -> list[Fold]:
+def from_fold_column(
+    column: Mapping[str, str], strata: Mapping[str, int], val_fraction: float, seed: int
+) -> list[Fold]:
     """Folds given by the labels: patient -> fold name. Each name is the test side once; validation is drawn inside."""
     names = sorted(set(column.values()), key=lambda v: (0, int(v), "") if v.isdigit() else (1, 0, v))
     if len(names) < 2:
@@ -98,7 +100,9 @@ def from_fold_column(column: Mapping[str, str], strata: Mapping[str, int], val_f
     return made
 
 
-def from_split_column(column: Mapping[str, str], strata: Mapping[str, int], val_fraction: float, seed: int) -> list[Fold]:
+def from_split_column(
+    column: Mapping[str, str], strata: Mapping[str, int], val_fraction: float, seed: int
+) -> list[Fold]:
     """The one split given by the labels: patient -> train, val or test. Without val, it is drawn from train."""
     for patient, side in sorted(column.items()):
         if side not in SIDES:
@@ -118,7 +122,7 @@ def select_on_test(folds: Sequence[Fold]) -> list[Fold]:
 
 
 def survival_strata(time: Mapping[str, float], event: Mapping[str, int], parts: int = 2) -> dict[str, int]:
-    """patient -> stratum for stratified survival folds: event (0, 1) times `parts` quantile groups of time within it."""
+    """patient -> stratum of survival folds: event (0, 1) times `parts` quantile groups of time within it."""
     strata: dict[str, int] = {}
     for seen in (0, 1):
         group = sorted((p for p in time if int(event[p]) == seen), key=lambda p: (time[p], p))

@@ -1,10 +1,10 @@
 """What a model is trained for: diagnosis and subtyping, discrete-time survival, Cox survival, as values.
 
-In: logits of a bag batch and its targets. Out: the loss, the class or survival probabilities, the risk, the name of the
-headline metric. Knows no model, no file, no loop. A task is a frozen value that JSON can carry (`to_json`, `from_json`),
-so a model bundle says by itself what its outputs mean.
+In: logits of a bag batch and its targets. Out: the loss, the class or survival probabilities, the risk, the name of
+the headline metric. Knows no model, no file, no loop. A task is a frozen value that JSON can carry (`to_json`,
+`from_json`), so a model bundle says by itself what its outputs mean.
 
-Targets are plain: the class index for classification, `(time, event)` with event 1 = seen and 0 = censored for survival.
+Targets are plain: the class index for classification, `(time, event)` with event 1 = seen, 0 = censored for survival.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ class Task:
         if self.kind == "cox":
             return 0.5 * (teacher - student).square().mean()
         if self.kind == "classification":
-            return F.kl_div(F.log_softmax(student, 1), F.log_softmax(teacher, 1), reduction="batchmean", log_target=True)
+            log_p, log_q = F.log_softmax(teacher, 1), F.log_softmax(student, 1)
+            return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
         p, q = self.probabilities(teacher), self.probabilities(student)
         return (p * (p.clamp_min(EPS).log() - q.clamp_min(EPS).log())).sum(dim=1).mean()
 
@@ -127,7 +128,8 @@ class Task:
         risk = log_risk.double()
         if self.memory is not None and len(self.memory):
             memory = self.memory.to(risk)
-            risk, time, event = torch.cat([risk, memory[:, 0]]), torch.cat([time, memory[:, 1]]), torch.cat([event, memory[:, 2]])
+            risk, time = torch.cat([risk, memory[:, 0]]), torch.cat([time, memory[:, 1]])
+            event = torch.cat([event, memory[:, 2]])
         n = len(log_risk)
         at_risk = time[None, :] >= time[:, None]  # (i, j): j is still at risk when i has its event
         log_sum = torch.where(at_risk, risk[None, :], -torch.inf).logsumexp(dim=1)
@@ -194,7 +196,7 @@ def check_survival(targets: Sequence[Target]) -> tuple[np.ndarray, np.ndarray]:
     if not np.isin(event, (0.0, 1.0)).all():
         raise TaskError("event must be 1 (seen) or 0 (censored)")
     if not event.any():
-        raise TaskError("no event among the training cases of this fold: survival cannot be learnt from censored cases alone")
+        raise TaskError("no event among the training cases of this fold: censored cases alone teach no survival")
     return time, event.astype(bool)
 
 

@@ -1,0 +1,179 @@
+"""In which order bags reach the model, read ahead by one thread and kept in RAM up to a limit.
+
+In: cases, whose `load` brings arrays from wherever the caller keeps them. Out: padded batches with their targets.
+Knows no file and no model. Order and sampling depend on (seed, epoch) alone, so there is no state to save: any epoch
+of a training can be replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mil.bags import collate
+from mil.models import Bag
+from mil.tasks import Target, Task
+
+# features float16 or float32 (N, D); coords int32 (N, 2), level-0 px, x then y; tile edge in level-0 px
+Arrays = tuple[np.ndarray, np.ndarray, float]
+AHEAD = 2  # batches read ahead: one in hand, one in the making
+
+
+class BagError(ValueError):
+    """The features of a case cannot be used; the message names the case and says what to do."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One bag: a patient with its slides.
+
+    target: class index or (time, event); None when unknown. load: brings the bag's arrays; slides of a patient come
+    one after the other. mpp: µm per tile px.
+    """
+
+    patient: str
+    slides: tuple[str, ...]
+    target: Target | None
+    load: Callable[[], Arrays]
+    mpp: float = 0.5
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Bags packed for one step. target: as `Task.target` gives it, or None when a case has none."""
+
+    cases: tuple[Case, ...]
+    bag: Bag
+    target: Tensor | None
+
+
+Scale = tuple[np.ndarray, np.ndarray]  # mean and sd, float32 (D,) each
+
+
+class Feed:
+    """Batches of cases. cache_bytes: most memory for bags kept between epochs. scale: standardises the features."""
+
+    def __init__(
+        self, cases: Sequence[Case], task: Task | None, device: torch.device, cache_bytes: float = 0.0,
+        scale: Scale | None = None, max_tiles: int = 0,
+    ) -> None:
+        self.cases = list(cases)
+        self.task = task
+        self.device = device
+        self.scale = scale
+        self.max_tiles = max_tiles
+        self._room = cache_bytes
+        self._kept: dict[int, Arrays] = {}
+        self._width: int | None = None
+
+    def load(self, index: int) -> Arrays:
+        """The checked arrays of one case. Raises BagError for NaN, infinite or missing features."""
+        if index in self._kept:
+            return self._kept[index]
+        case = self.cases[index]
+        features, coords, tile_l0 = case.load()
+        who = f"patient {case.patient} (slides {', '.join(case.slides)})"
+        if features.ndim != 2 or len(features) != len(coords):
+            raise BagError(f"{who}: features {features.shape} and coords {coords.shape} do not fit; extract again")
+        if self._width is None:
+            self._width = features.shape[1]
+        if features.shape[1] != self._width:
+            raise BagError(f"{who}: features are {features.shape[1]} wide, others {self._width}: "
+                           "they come from different encoders; extract all slides with one")
+        if not np.isfinite(features).all():
+            row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
+            raise BagError(f"{who}: features of tile {row} hold NaN or infinity; delete this slide's features and "
+                           "extract again (extract.dtype=float32 if they overflow float16)")
+        arrays = (features, coords, tile_l0)
+        size = features.nbytes + coords.nbytes
+        if size <= self._room:
+            # A mapped file counts only once its pages are in RAM of their own.
+            arrays = (np.array(features), np.array(coords), tile_l0)
+            self._room -= size
+            self._kept[index] = arrays
+        return arrays
+
+    def batch(self, indices: Sequence[int], key: Sequence[int] | None = None) -> Batch:
+        """The cases of these indices, padded. key: seeds the random cap on tiles; None takes every tile."""
+        bags: list[Arrays] = []
+        for position, index in enumerate(indices):
+            features, coords, tile_l0 = self.load(index)
+            if key is not None and 0 < self.max_tiles < len(features):
+                rng = np.random.default_rng([*key, position])
+                # sorted, because order carries meaning for models that use it
+                chosen = np.sort(rng.choice(len(features), self.max_tiles, replace=False))
+                features, coords = features[chosen], coords[chosen]
+            if self.scale is not None:
+                features = (features.astype(np.float32) - self.scale[0]) / self.scale[1]
+            bags.append((features, coords, tile_l0))
+        cases = tuple(self.cases[i] for i in indices)
+        values = [c.target for c in cases if c.target is not None]
+        target = self.task.target(values).to(self.device) if self.task and len(values) == len(cases) else None
+        return Batch(cases, collate(bags, cases[0].mpp, self.device), target)
+
+    def batches(self, order: Sequence[Sequence[int]], key: Sequence[int] | None = None) -> Iterator[Batch]:
+        """The batches of `order`, each made by a thread while the one before is in use."""
+        with ThreadPoolExecutor(1) as pool:
+            waiting = [pool.submit(self.batch, group, None if key is None else [*key, n])
+                       for n, group in enumerate(order[:AHEAD])]
+            for n in range(len(order)):
+                made = waiting.pop(0).result()
+                ahead = n + AHEAD
+                if ahead < len(order):
+                    waiting.append(pool.submit(self.batch, order[ahead], None if key is None else [*key, ahead]))
+                yield made
+
+    def in_turn(self) -> list[list[int]]:
+        """The order of scoring: one bag at a time, as given, so that no padding is computed on."""
+        return [[i] for i in range(len(self.cases))]
+
+
+def shuffled(cases: Sequence[Case], batch_bags: int, balanced: bool, seed: int, epoch: int) -> list[list[int]]:
+    """The order of one epoch: every case once; or, balanced, as many draws with every class equally likely.
+
+    Raises BagError when balanced sampling is asked for cases without a class.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    if balanced:
+        labels = [_stratum(c) for c in cases]
+        groups = [np.flatnonzero(np.array(labels) == v) for v in sorted(set(labels))]
+        # Classes in turn, each in its own shuffled order, starting again when used up.
+        each = -(-len(cases) // len(groups))
+        drawn = [np.concatenate([rng.permutation(g) for _ in range(-(-each // len(g)))])[:each] for g in groups]
+        order = rng.permutation(np.concatenate(drawn))[: len(cases)]
+    else:
+        order = rng.permutation(len(cases))
+    return [[int(i) for i in order[k : k + batch_bags]] for k in range(0, len(order), batch_bags)]
+
+
+def moments(feed: Feed) -> Scale:
+    """Mean and sd of every feature over all tiles of all cases (of a training part), float32 (D,).
+
+    A constant feature gets sd 1. Sums are float64 around the first bag's mean, so that large offsets lose no digits.
+    """
+    n, shift, total, square = 0, None, 0.0, 0.0
+    for index in range(len(feed.cases)):
+        features = feed.load(index)[0].astype(np.float64)
+        if not len(features):
+            continue
+        shift = features.mean(axis=0) if shift is None else shift
+        total = total + (features - shift).sum(axis=0)
+        square = square + ((features - shift) ** 2).sum(axis=0)
+        n += len(features)
+    if shift is None:
+        raise BagError("no training case has a tile: nothing to learn from")
+    mean = np.asarray(total) / n
+    sd = np.sqrt(np.maximum(np.asarray(square) / n - mean**2, 0.0))
+    return (shift + mean).astype(np.float32), np.where(sd > 1e-6, sd, 1.0).astype(np.float32)
+
+
+def _stratum(case: Case) -> int:
+    """What balanced sampling balances: the class, or for survival whether the event was seen."""
+    if case.target is None:
+        raise BagError(f"patient {case.patient} has no label: balanced sampling needs one")
+    return int(case.target[1]) if isinstance(case.target, tuple) else case.target
