@@ -1,0 +1,282 @@
+"""The command line: the verbs, their flags, the exit codes. Parses, loads the settings, calls; nothing heavy at import.
+All other commands stand in `cli_tools.py`.
+
+Every flag that names a setting is a short form of `--set section.key=value`. Errors of the user end in one line and
+exit code 2, refusals in 3, failed items in 1, an interruption in 130.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.verbs import Session
+
+app = typer.Typer(
+    name="pipeline",
+    help="Whole-slide images in; trained, scored and explained MHIM-MIL models out. Start with `pipeline demo`. "
+    "The verbs chain: tile -> extract -> train -> score. Killed at any moment, the same command goes on where it stopped.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+WorkDir = Annotated[Path, typer.Option("--work", help="folder of all outputs; the next verb finds them there")]
+ConfigFiles = Annotated[
+    list[str], typer.Option("--config", "-c", help="YAML file or preset name; repeatable, later ones win")
+]
+Sets = Annotated[list[str], typer.Option("--set", help="one setting, e.g. --set tile.min_tissue=0.5; repeatable")]
+Workers = Annotated[int | None, typer.Option(help="parallel processes (default: one per core)")]
+BackendName = Annotated[str | None, typer.Option("--backend", help="local, slurm or dask")]
+Shard = Annotated[str | None, typer.Option(help="only every n-th item, as i/n with i from 1: share work by hand")]
+Replace = Annotated[bool, typer.Option("--replace", help="make outputs of other parameters anew instead of refusing")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be done to each item, and why; change nothing")]
+Slides = Annotated[Path, typer.Argument(help="folder with slides (searched recursively), one slide, or a manifest CSV")]
+Labels = Annotated[
+    Path | None, typer.Option(help="CSV: slide, patient, label or time+event [default: labels.csv beside the slides or in --work]")
+]
+Mpp = Annotated[str | None, typer.Option(help="µm per tile px; several as 0.5,1,2 [default: 0.5]")]
+TilePx = Annotated[int | None, typer.Option(help="tile edge in px at --mpp [default: 256]")]
+MppOfSlides = Annotated[float | None, typer.Option(help="µm per px of level 0, for slides whose files do not tell")]
+Encoder = Annotated[str | None, typer.Option(help="encoder name, timm:<model>, or your module.function [default: texture]")]
+Weights = Annotated[str | None, typer.Option(help="file or folder with the encoder's weights")]
+Gpu = Annotated[bool | None, typer.Option("--gpu", help="use the GPU; stops if there is none")]
+Model = Annotated[str | None, typer.Option(help="MIL model [default: mhim]")]
+Name = Annotated[str | None, typer.Option(help="name of the run [default: the model's name]")]
+
+
+def session(
+    work: Path,
+    config: list[str],
+    sets: list[str],
+    *,
+    replace: bool = False,
+    dry_run: bool = False,
+    shard: str | None = None,
+    **flags: Any,
+) -> Session:
+    """The verbs' common ground. `flags` are settings with `__` for the dot; None means not given."""
+    from configs.load import ConfigError, resolve
+    from pipeline.store import Work
+    from pipeline.verbs import Session
+
+    resolved = resolve(config, sets, {k.replace("__", "."): v for k, v in flags.items()})
+    pair = None
+    if shard is not None:
+        i, _, n = shard.partition("/")
+        if not (i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
+            raise ConfigError(f"--shard {shard!r}: write i/n with 1 <= i <= n, for example 3/20")
+        pair = (int(i), int(n))
+    return Session(Work(work), resolved, replace, dry_run, pair)
+
+
+def mpps(text: str | None) -> list[float] | None:
+    """`0.5,1,2` as numbers."""
+    from configs.load import ConfigError
+
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--mpp {text!r}: write numbers, for example 0.5 or 0.5,1,2") from None
+
+
+@app.command(rich_help_panel="Verbs")
+def tile(
+    slides: Slides,
+    work: WorkDir = Path("work"),
+    mpp: Mpp = None,
+    tile_px: TilePx = None,
+    segmenter: Annotated[str | None, typer.Option(help="stain, otsu, entropy, or your module")] = None,
+    min_tissue: Annotated[float | None, typer.Option(help="smallest tissue fraction of a tile [default: 0.3]")] = None,
+    overlap_um: Annotated[float | None, typer.Option(help="overlap of neighbouring tiles, µm")] = None,
+    max_pen: Annotated[float | None, typer.Option(help="drop tiles with a larger fraction of pen ink")] = None,
+    max_blur: Annotated[float | None, typer.Option(help="drop tiles with a larger fraction out of focus")] = None,
+    save_tiles: Annotated[str | None, typer.Option(help="also write the tiles as jpg or png files")] = None,
+    mpp_of_slides: MppOfSlides = None,
+    assume_mpp_from_power: Annotated[
+        bool | None, typer.Option("--assume-mpp-from-power", help="last resort: assume 10 / objective power")
+    ] = None,
+    config: ConfigFiles = [],  # noqa: B006  typer copies it
+    set_: Sets = [],  # noqa: B006
+    workers: Workers = None,
+    backend: BackendName = None,
+    shard: Shard = None,
+    replace: Replace = False,
+    dry_run: DryRun = False,
+) -> int:
+    """Find the tissue of every slide and cut it into tiles of exact µm."""
+    from pipeline import verbs
+
+    s = session(
+        work, config, set_, replace=replace, dry_run=dry_run, shard=shard,
+        tile__mpp=mpps(mpp), tile__tile_px=tile_px, tile__segmenter=segmenter, tile__min_tissue=min_tissue,
+        tile__overlap_um=overlap_um, tile__max_pen=max_pen, tile__max_blur=max_blur, tile__save_tiles=save_tiles,
+        tile__mpp_of_slides=mpp_of_slides, tile__assume_mpp_from_power=assume_mpp_from_power,
+        cluster__workers=workers, cluster__backend=backend,
+    )  # fmt: skip
+    return verbs.tile(s, slides)
+
+
+@app.command(rich_help_panel="Verbs")
+def extract(
+    work: WorkDir = Path("work"),
+    encoder: Encoder = None,
+    weights: Weights = None,
+    gpu: Gpu = None,
+    gpus: Annotated[str | None, typer.Option(help="GPU numbers as 0,1,2: one process each")] = None,
+    offline: Annotated[bool | None, typer.Option("--offline", help="never open a network connection")] = None,
+    allow_mismatch: Annotated[
+        bool | None, typer.Option("--allow-mismatch", help="use tiles of another mpp or size than the encoder's")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="tiles per forward pass on a GPU")] = None,
+    config: ConfigFiles = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+    workers: Workers = None,
+    backend: BackendName = None,
+    shard: Shard = None,
+    replace: Replace = False,
+    dry_run: DryRun = False,
+) -> int:
+    """Turn every tile into a feature vector."""
+    from pipeline import verbs
+
+    s = session(
+        work, config, set_, replace=replace, dry_run=dry_run, shard=shard,
+        extract__encoder=encoder, extract__weights=weights, extract__gpu=gpu, extract__offline=offline,
+        extract__gpus=[int(g) for g in gpus.split(",")] if gpus else None,
+        extract__allow_mismatch=allow_mismatch, extract__batch=batch,
+        cluster__workers=workers, cluster__backend=backend,
+    )  # fmt: skip
+    return verbs.extract(s)
+
+
+@app.command(rich_help_panel="Verbs")
+def train(
+    work: WorkDir = Path("work"),
+    labels: Labels = None,
+    model: Model = None,
+    name: Name = None,
+    encoder: Encoder = None,
+    folds: Annotated[int | None, typer.Option(help="cross-validation folds [default: 5]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="most epochs [default: 50]")] = None,
+    seeds: Annotated[int | None, typer.Option(help="trainings per fold [default: 1]")] = None,
+    gpu: Gpu = None,
+    config: ConfigFiles = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+    workers: Workers = None,
+    backend: BackendName = None,
+    shard: Shard = None,
+    replace: Replace = False,
+    dry_run: DryRun = False,
+) -> int:
+    """Train a MIL model by patient-grouped cross-validation (MHIM-MIL: its teacher first, on the same folds)."""
+    from pipeline import verbs
+
+    s = session(
+        work, config, set_, replace=replace, dry_run=dry_run, shard=shard,
+        train__model=model, extract__encoder=encoder, train__folds=folds, train__epochs=epochs, train__seeds=seeds,
+        train__gpu=gpu, cluster__workers=workers, cluster__backend=backend,
+    )  # fmt: skip
+    return verbs.train(s, labels, name)
+
+
+@app.command(rich_help_panel="Verbs")
+def run(
+    slides: Slides,
+    labels: Labels = None,
+    work: WorkDir = Path("work"),
+    mpp: Mpp = None,
+    tile_px: TilePx = None,
+    mpp_of_slides: MppOfSlides = None,
+    encoder: Encoder = None,
+    weights: Weights = None,
+    gpu: Gpu = None,
+    model: Model = None,
+    name: Name = None,
+    config: ConfigFiles = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+    workers: Workers = None,
+    backend: BackendName = None,
+    replace: Replace = False,
+) -> int:
+    """All four verbs in order: slides in, scored models out."""
+    from pipeline import verbs
+
+    s = session(
+        work, config, set_, replace=replace,
+        tile__mpp=mpps(mpp), tile__tile_px=tile_px, tile__mpp_of_slides=mpp_of_slides, extract__encoder=encoder,
+        extract__weights=weights, extract__gpu=gpu, train__gpu=gpu, train__model=model,
+        cluster__workers=workers, cluster__backend=backend,
+    )  # fmt: skip
+    return verbs.run_all(s, slides, labels, name)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: run a verb, turn its errors into one line and its end into the exit code."""
+    sys.exit(_main(argv))
+
+
+def _main(argv: list[str] | None) -> int:
+    import click
+
+    try:
+        code = app(args=argv, standalone_mode=False)
+        return int(code or 0)
+    except click.exceptions.Abort:
+        return _interrupted()
+    except KeyboardInterrupt:
+        return _interrupted()
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except BrokenPipeError:  # `pipeline config | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _explain(error)
+
+
+def _interrupted() -> int:
+    print("\ninterrupted: everything finished so far is kept; the same command goes on from there", file=sys.stderr)
+    return 130
+
+
+def _explain(error: Exception) -> int:
+    """The user's errors in one line; anything else is a fault of the program and shows where."""
+    from configs.load import ConfigError
+    from configs.lookup import LookupFailed
+    from pipeline.cohort import CohortError
+    from pipeline.stage import Refused, Stopped
+
+    known = type(error).__module__.split(".")[0] in {"pipeline", "configs", "extract", "mil"}
+    if isinstance(error, Refused):
+        print(f"refused: {error}", file=sys.stderr)
+        return 3
+    if isinstance(error, (ConfigError, LookupFailed, CohortError)):
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if isinstance(error, Stopped) or known:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if known and not isinstance(error, Stopped) else 1
+    if isinstance(error, OSError):
+        print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        return 1
+    import traceback
+
+    traceback.print_exc()
+    print("error: this is a fault of the program, not of your input; please report it with the lines above", file=sys.stderr)
+    return 1
+
+
+from pipeline import cli_tools  # noqa: E402, F401  registers the other commands on `app`
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Each verb's work: the cohort in, one stage run through a back end, the report told. Returns exit codes.
+
+0 done, 1 some items failed, 2 usage, 3 refused because outputs of other parameters exist, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs import lookup
+from configs.schema import Config
+from pipeline import cohort, console, store
+from pipeline import stage as stages_core
+from pipeline.cohort import CohortError
+from pipeline.stage import Item, Outcome, Stage
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every verb needs: where, with which settings, which share, and how bold."""
+
+    work: store.Work
+    config: Config
+    replace: bool = False
+    dry_run: bool = False
+    shard: tuple[int, int] | None = None
+
+    def share(self, items: list[Item]) -> list[Item]:
+        """The items of this shard: every n-th, so that neighbouring (similarly large) slides spread over the shards."""
+        if self.shard is None:
+            return items
+        i, n = self.shard
+        return items[i - 1 :: n]
+
+
+def run_stage(session: Session, stage: Stage) -> int:
+    """Run one stage through the configured back end and tell how it went."""
+    cluster = session.config.cluster
+    module = lookup.find("pipeline.backends", cluster.backend)
+    if session.dry_run:
+        return show_plan(session, stage)
+
+    def backend(stage: Stage, items: list[Item], replace: bool, remake: bool) -> Iterator[Outcome]:
+        outcomes: Iterator[Outcome] = module.run(stage, items, replace, remake, cluster)
+        return outcomes
+
+    with console.Progressing(stage.name) as progress:
+        report = stages_core.run(
+            stage,
+            backend,
+            lease_s=cluster.lease_s,
+            replace=session.replace,
+            only=session.share,
+            watch=progress.watch,
+            planned=progress.planned,
+        )
+    console.finish(report)
+    return report.exit_code
+
+
+def show_plan(session: Session, stage: Stage) -> int:
+    """What a run would do, item by item, with the reason. Changes nothing."""
+    plan = stages_core.plan(stage, session.share(stage.items()))
+    for item in plan.todo:
+        console.out.print(f"make    {console.escape(item.key)}: missing")
+    for item in plan.remake:
+        console.out.print(f"derive  {console.escape(item.key)}: only filter thresholds differ")
+    for item, fields in plan.differ:
+        why = "; ".join(f"{k}: {old!r} there, {new!r} now" for k, (old, new) in fields.items())
+        console.out.print(f"{'replace' if session.replace else 'refuse '} {console.escape(item.key)}: {console.escape(why)}")
+    for outcome in plan.done:
+        console.out.print(f"skip    {console.escape(outcome.key)}: {outcome.state.value}, same fingerprint")
+    return 3 if plan.differ and not session.replace else 0
+
+
+def tile(session: Session, source: Path) -> int:
+    """Slides to tiles."""
+    from pipeline.stages import Tile
+
+    listing = cohort.list_slides(source, plain_images=session.config.tile.mpp_of_slides is not None)
+    if listing.others:
+        names = ", ".join(p.name for p in listing.others[:5]) + (" ..." if len(listing.others) > 5 else "")
+        console.err.print(f"not slides, left alone: {len(listing.others)} files ({console.escape(names)})")
+    if not session.dry_run:
+        cohort.remember(session.work, listing.slides)
+    return run_stage(session, Tile(session.work, session.config, listing.slides))
+
+
+def extract(session: Session) -> int:
+    """Tiles to features."""
+    from pipeline.stages import Extract
+
+    slides = cohort.read_cohort(session.work)
+    untiled = [s.id for s in slides if store.stored(session.work.tile_store(s.id)) is None]
+    if len(untiled) == len(slides):
+        raise CohortError(f"none of the {len(slides)} slides in {session.work.root} is tiled; run `pipeline tile` first")
+    if untiled:
+        console.err.print(f"without tiles, left out: {len(untiled)} slides ({console.escape(', '.join(untiled[:5]))})")
+    return run_stage(session, Extract(session.work, session.config, slides))
+
+
+def run_all(session: Session, source: Path, labels: Path | None, name: str | None) -> int:
+    """The four verbs in order. Failed items do not stop the next verb; the worst exit code is returned."""
+    if labels is not None:
+        cohort.read_rows(labels)  # a wrong label file is told before hours of tiling
+    codes = [tile(session, source), extract(session), train(session, labels, name), score(session, name)]
+    return max(codes)
