@@ -58,7 +58,7 @@ def ece(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> float:
     """Expected calibration error (Guo et al. 2017): mean |accuracy - confidence| over equal-width confidence bins."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = sum(abs(right[which == b].mean() - confidence[which == b].mean()) * (which == b).sum() for b in np.unique(which))
+    gap = sum(abs(right[which == b].sum() - confidence[which == b].sum()) for b in np.unique(which))
     return float(gap / len(labels))
 
 

@@ -212,8 +212,8 @@ def _epoch(
             who = ", ".join(feed.cases[i].patient for i in order[step])
             raise TrainingDiverged(
                 f"the loss {name!r} became {float(values[step])} in epoch {epoch + 1} at patient {who} "
-                f"(step {step + 1}); the state after the epoch before is kept. Lower train.lr, or standardise the features "
-                "(train.standardize=true)")
+                f"(step {step + 1}); the state after the epoch before is kept. "
+                "Lower train.lr, or standardise the features (train.standardize=true)")
         means[name] = float(values.mean())
     return means, memory
 
