@@ -26,6 +26,11 @@ def speed(default: Any, description: str, **bounds: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"speed": True}, **bounds)
 
 
+def later(default: Any, description: str, **bounds: Any) -> Any:
+    """A threshold on stored measurements: it enters the fingerprint, but a change is applied without the slide."""
+    return Field(default, description=description, json_schema_extra={"later": True}, **bounds)
+
+
 class TileConfig(Settings):
     """Tissue segmentation and tiling (`pipeline tile`)."""
 
@@ -44,10 +49,10 @@ class TileConfig(Settings):
     mpp_of_slides: float | None = Field(None, gt=0, description="µm per px of level 0 for every slide, overriding the files (a manifest column `mpp` overrides this)")
     assume_mpp_from_power: bool = Field(False, description="when nothing else tells the mpp, assume 10 / objective power")
     max_upsample: float = Field(1.25, ge=1, description="refuse a slide whose level 0 would have to be enlarged by more than this")
-    max_pen: float = Field(1.0, ge=0, le=1, description="drop tiles with a larger fraction of pen ink")
-    max_blur: float = Field(1.0, ge=0, le=1, description="drop tiles with a larger fraction out of focus")
-    max_fold: float = Field(1.0, ge=0, le=1, description="drop tiles with a larger fraction of dark folds")
-    max_haze: float = Field(1.0, ge=0, le=1, description="drop tiles with a larger fraction of bubbles or haze")
+    max_pen: float = later(1.0, "drop tiles with a larger fraction of pen ink", ge=0, le=1)
+    max_blur: float = later(1.0, "drop tiles with a larger fraction out of focus", ge=0, le=1)
+    max_fold: float = later(1.0, "drop tiles with a larger fraction of dark folds", ge=0, le=1)
+    max_haze: float = later(1.0, "drop tiles with a larger fraction of bubbles or haze", ge=0, le=1)
     save_tiles: Literal["none", "jpg", "png"] = Field("none", description="also write every tile as an image file")
     overlay: bool = Field(True, description="write an overlay JPEG per slide")
 
@@ -157,12 +162,14 @@ class Config(Settings):
     cluster: ClusterConfig = ClusterConfig()
 
 
+def marked(settings: type[Settings], mark: str) -> frozenset[str]:
+    """Names of the fields that carry `mark` ("speed" or "later")."""
+    extras = {name: field.json_schema_extra for name, field in settings.model_fields.items()}
+    return frozenset(name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(mark))
+
+
 def fingerprint_fields(settings: Settings) -> dict[str, Any]:
     """The result-affecting fields of `settings` as plain JSON values, in schema order."""
     dumped = settings.model_dump(mode="json")
-    keep: dict[str, Any] = {}
-    for name, field in type(settings).model_fields.items():
-        extra = field.json_schema_extra
-        if not (isinstance(extra, dict) and extra.get("speed")):
-            keep[name] = dumped[name]
-    return keep
+    fast = marked(type(settings), "speed")
+    return {name: dumped[name] for name in type(settings).model_fields if name not in fast}

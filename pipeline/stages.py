@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.schema import Config, fingerprint_fields
+from configs.schema import Config, TileConfig, fingerprint_fields, marked
 from pipeline import store
 from pipeline.cohort import SlideEntry
 from pipeline.stage import Item, Made, Stage
@@ -45,9 +45,7 @@ class Tile(Stage):
         return flat("tile", fields)
 
     def remake_fields(self) -> frozenset[str]:
-        from extract.tiling import REFILTER_FIELDS
-
-        return frozenset(f"tile.{f}" for f in REFILTER_FIELDS)
+        return frozenset(f"tile.{name}" for name in marked(TileConfig, "later"))
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
         from extract.tiling import tile_slide
