@@ -151,3 +151,16 @@ def owner_alive(host_pid: str) -> bool | None:
     if host != socket.gethostname() or not pid.isdigit():
         return None
     return _alive(int(pid), None)
+
+
+def running_keys(folder: Path) -> set[str]:
+    """Keys of the claims in `folder` whose owner is not known to be dead."""
+    keys = set()
+    for path in folder.glob("*.json") if folder.is_dir() else []:
+        try:
+            claim = json.loads(path.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue  # given back, or being written, at this moment
+        if claim["host"] != socket.gethostname() or _alive(claim["pid"], claim.get("start")):
+            keys.add(claim["key"])
+    return keys

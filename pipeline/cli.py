@@ -267,7 +267,11 @@ def _explain(error: Exception) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if known and not isinstance(error, Stopped) else 1
     if isinstance(error, OSError):
-        print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        print(
+            f"error: {error.strerror or error}: {error.filename or ''}; what was finished is kept. Make room or choose a "
+            "folder you may write to with --work, then run the same command again",
+            file=sys.stderr,
+        )
         return 1
     import traceback
 

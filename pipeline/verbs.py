@@ -98,7 +98,12 @@ def extract(session: Session) -> int:
         raise CohortError(f"none of the {len(slides)} slides in {session.work.root} is tiled; run `pipeline tile` first")
     if untiled:
         console.err.print(f"without tiles, left out: {len(untiled)} slides ({console.escape(', '.join(untiled[:5]))})")
-    return run_stage(session, Extract(session.work, session.config, slides))
+    config = session.config
+    if (config.extract.gpu or config.extract.gpus) and config.cluster.backend == "local":
+        from extract.encoders._torch import device_of
+
+        device_of(config.extract)  # told before any work; on a cluster only the nodes can tell
+    return run_stage(session, Extract(session.work, config, slides))
 
 
 def run_all(session: Session, source: Path, labels: Path | None, name: str | None) -> int:

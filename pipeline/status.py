@@ -1,0 +1,114 @@
+"""What a work folder holds: per stage what is done, empty, failed, running or missing, and why.
+
+In: a work folder. Out: counts and reasons, read from the outputs themselves (which are the truth), the claims, and the
+run logs (which only give the reasons of failures). Changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.table import Table
+
+from pipeline import cohort, console, runlog, store
+from pipeline.claims import running_keys
+from pipeline.stage import State
+
+STATES = ("done", "empty", "failed", "running", "missing")
+
+
+@dataclass
+class StageStatus:
+    """Keys of one stage by state, and the reason of each empty or failed one."""
+
+    name: str
+    keys: dict[str, list[str]] = field(default_factory=lambda: {s: [] for s in STATES})
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def read(work: store.Work) -> list[StageStatus]:
+    """The state of every stage of `work`, in order. Raises CohortError when nothing was tiled there."""
+    slides = [s.id for s in cohort.read_cohort(work)]
+    last = runlog.last_outcomes(work.runs)
+    failed = {key: outcome.message for key, outcome in last.items() if outcome.state == State.FAILED}
+    tile = _stage("tile", slides, work.tiles, {i: work.tile_store(i) for i in slides}, failed)
+    stages = [tile]
+    features = work.root / "features"
+    for folder in sorted(p for p in features.iterdir() if p.is_dir()) if features.is_dir() else []:
+        wanted = tile.keys["done"]
+        outputs = {i: folder / f"{i}.zarr" for i in wanted}
+        stages.append(_stage(f"extract {folder.name}", wanted, folder, outputs, failed))
+    for run in sorted(p for p in work.runs.iterdir() if p.is_dir()) if work.runs.is_dir() else []:
+        stages.append(_run(run, failed))
+    return stages
+
+
+def _stage(
+    name: str, keys: Iterable[str], root: Path, outputs: dict[str, Path], failed: dict[tuple[str, str], str]
+) -> StageStatus:
+    status = StageStatus(name)
+    busy = running_keys(root / ".claims")
+    verb = name.split()[0]
+    for key in keys:
+        raw = store.seal_bytes(outputs[key])
+        if raw is not None:
+            parsed = json.loads(raw)
+            reason = parsed.get("attributes", parsed).get("empty")
+            status.keys["empty" if reason else "done"].append(key)
+            if reason:
+                status.reasons[key] = str(reason)
+        elif key in busy:
+            status.keys["running"].append(key)
+        elif (verb, key) in failed:
+            status.keys["failed"].append(key)
+            status.reasons[key] = failed[verb, key]
+        else:
+            status.keys["missing"].append(key)
+    return status
+
+
+def _run(folder: Path, failed: dict[tuple[str, str], str]) -> StageStatus:
+    """A training: the folds that its splits ask for."""
+    status = StageStatus(f"train {folder.name}")
+    done = {p.parent.relative_to(folder).as_posix() for p in folder.rglob(f"fold_*/{store.SEAL}")}
+    busy = running_keys(folder / ".claims")
+    wrong = {k: m for (stage, k), m in failed.items() if stage == status.name and k not in done}
+    for key in sorted(done | busy | wrong.keys()):
+        state = "done" if key in done else "running" if key in busy else "failed"
+        status.keys[state].append(key)
+    status.reasons |= wrong
+    return status
+
+
+def files(root: Path) -> Iterator[int]:
+    """Size of every file below `root`."""
+    for path in root.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            yield path.stat().st_size
+
+
+def show(root: Path) -> int:
+    """Print the state of a work folder. Returns 1 if something failed."""
+    work = store.Work(root)
+    stages = read(work)
+    table = Table(title=f"{root}")
+    table.add_column("stage")
+    for state in STATES:
+        table.add_column(state, justify="right")
+    for stage in stages:
+        table.add_row(stage.name, *(str(len(stage.keys[s])) for s in STATES))
+    console.out.print(table)
+    for stage in stages:
+        for state in ("failed", "empty"):
+            for key in stage.keys[state]:
+                reason = stage.reasons.get(key, "")
+                console.out.print(f"{stage.name}: {state} {console.escape(key)}: {console.escape(reason)}")
+        if stage.keys["missing"]:
+            names = ", ".join(stage.keys["missing"][:5])
+            console.out.print(f"{stage.name}: {len(stage.keys['missing'])} missing ({console.escape(names)} ...)")
+    sizes = list(files(root))
+    console.out.print(f"{len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB")
+    return 1 if any(stage.keys["failed"] for stage in stages) else 0
