@@ -14,7 +14,7 @@ from configs.schema import Settings
 
 
 class Params(Settings):
-    min_saturation: int = Field(8, ge=0, le=255, description="least threshold (0-255): an empty slide has noise to split")
+    min_saturation: int = Field(8, ge=0, le=255, description="least threshold (0-255): else noise is split")
 
 
 def segment(rgb: np.ndarray, mpp: float, params: Params) -> np.ndarray:
