@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 MAP_MPP = 4.0  # µm per px of the region maps: fine enough for a border, 1/64 of the work at level 0
+FIBRE_MPP = 0.5  # fibres carry no finer detail
 PERIOD_UM = 512.0  # textures repeat after this, and are warped so that no grid shows
 U8 = np.ndarray  # uint8 planes throughout this file
 
@@ -33,7 +34,7 @@ class SlidePlan:
 
 @dataclass(frozen=True)
 class Painting:
-    """haema, eosin: uint8 (H, W) at level 0. tissue, tumour: bool (h, w) at MAP_MPP. blank: bool per 256-px tile."""
+    """haema, eosin: uint8 (H, W) at level 0. tissue, tumour: bool (h, w) at MAP_MPP."""
 
     haema: U8
     eosin: U8
@@ -53,7 +54,9 @@ class Library:
     glands: list[tuple[U8, U8, U8]] = field(repr=False)
 
 
-def _periodic_noise(rng: np.random.Generator, n: int, low_px: float, high_px: float, stretch: float = 1.0) -> np.ndarray:
+def _periodic_noise(
+    rng: np.random.Generator, n: int, low_px: float, high_px: float, stretch: float = 1.0
+) -> np.ndarray:
     """Periodic band-pass noise, float32 (n, n) of mean 0 and sd 1, structures `low_px` to `high_px` wide."""
     fx = np.fft.rfftfreq(n)[None, :] * stretch
     fy = np.fft.fftfreq(n)[:, None]
@@ -99,10 +102,9 @@ def _nuclei(rng: np.random.Generator, mpp: float, count: int) -> dict[str, list[
         kinds["epithelium"].append(_nucleus(rng, mpp, d * 1.12, d * 0.9, 0.04, 138, 0.09, int(rng.random() < 0.3)))
         d = rng.uniform(6.0, 7.2)
         kinds["lymphocyte"].append(_nucleus(rng, mpp, d, d * 0.95, 0.03, 205, 0.08, 0))
-        d = rng.uniform(9.0, 15.0)
-        kinds["tumour"].append(
-            _nucleus(rng, mpp, d * rng.uniform(1.0, 1.35), d * rng.uniform(0.7, 0.95), 0.16, rng.uniform(165, 225), 0.16,
-                     int(rng.integers(0, 3))))
+        d = rng.uniform(8.0, 13.0)
+        long_um, short_um, dark = d * rng.uniform(1.0, 1.35), d * rng.uniform(0.7, 0.95), rng.uniform(150, 215)
+        kinds["tumour"].append(_nucleus(rng, mpp, long_um, short_um, 0.16, dark, 0.16, int(rng.integers(0, 3))))
     return kinds
 
 
@@ -143,7 +145,8 @@ def build_library(seed: int, mpp: float, small: bool = False) -> Library:
     map_x, map_y = shift[1], shift[0] + 14 * um * waves
     long_fibres = cv2.remap(long_fibres, map_x % n, map_y % n, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     fine = _periodic_noise(rng, n, 0.5 * um, 2.0 * um)
-    fibre = _u8(118 + 26 * long_fibres + 7 * fine + 10 * waves)
+    fibre = _u8(112 + 34 * long_fibres + 8 * fine + 10 * waves)
+    fibre = cv2.resize(fibre, None, fx=mpp / FIBRE_MPP, fy=mpp / FIBRE_MPP, interpolation=cv2.INTER_AREA)
     grain = _u8(128 + 30 * _periodic_noise(rng, n, 0.8 * um, 3 * um) + 25 * _periodic_noise(rng, n, 5 * um, 16 * um))
     nuclei = _nuclei(rng, mpp, 24 if small else 96)
     glands = [_gland(rng, mpp, nuclei["epithelium"]) for _ in range(6 if small else 20)]
@@ -157,7 +160,7 @@ def _fat(rng: np.random.Generator, n: int, mpp: float) -> U8:
     coarse = 256
     points = rng.uniform(0, PERIOD_UM, (int((PERIOD_UM / 62) ** 2), 2))
     tree = cKDTree(points, boxsize=PERIOD_UM)
-    grid = np.stack(np.mgrid[0:coarse, 0:coarse], -1).reshape(-1, 2) * (PERIOD_UM / coarse)
+    grid = np.moveaxis(np.mgrid[0:coarse, 0:coarse], 0, -1).reshape(-1, 2) * (PERIOD_UM / coarse)
     near = tree.query(grid, k=2)[0]
     gap = (near[:, 1] - near[:, 0]).reshape(coarse, coarse).astype(np.float32)
     gap = cv2.resize(gap, (n, n), interpolation=cv2.INTER_CUBIC)
@@ -213,8 +216,13 @@ def _largest(score: np.ndarray, allowed: np.ndarray, count: int) -> np.ndarray:
     return out.reshape(score.shape)
 
 
+def map_shape(plan: SlidePlan) -> tuple[int, int]:
+    """(rows, columns) of the region maps: enough to cover the slide."""
+    return -int(-plan.height_px * plan.mpp // MAP_MPP), -int(-plan.width_px * plan.mpp // MAP_MPP)
+
+
 def _regions(plan: SlidePlan, rng: np.random.Generator) -> _Regions:
-    shape = (round(plan.height_px * plan.mpp / MAP_MPP), round(plan.width_px * plan.mpp / MAP_MPP))
+    shape = map_shape(plan)
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
     body = np.full(shape, -1e3, np.float32)
     for i in range(plan.pieces):
@@ -249,7 +257,9 @@ def _regions(plan: SlidePlan, rng: np.random.Generator) -> _Regions:
         blob = -np.hypot(y - at[0], x - at[1]) / radius + 0.35 * _noise(rng, shape, max(60.0, radius * MAP_MPP * 0.7))
         tumour = _largest(blob, tissue, round(plan.tumour_um2 / MAP_MPP**2))
     fat &= ~tumour & ~lymphoid
-    return _Regions(*(_depth(m) for m in (tissue, tumour, fat, epithelium & ~tumour & ~lymphoid, lymphoid & ~tumour, dense)))
+    epithelium &= ~tumour & ~lymphoid
+    lymphoid &= ~tumour
+    return _Regions(*(_depth(m) for m in (tissue, tumour, fat, epithelium, lymphoid, dense)))
 
 
 def _points(rng: np.random.Generator, shape: tuple[int, int], pitch_um: float, chance: np.ndarray) -> np.ndarray:
@@ -262,62 +272,82 @@ def _points(rng: np.random.Generator, shape: tuple[int, int], pitch_um: float, c
     return np.stack([gx[keep], gy[keep]], 1) * MAP_MPP
 
 
-def _alpha(depth: np.ndarray, rows_px: tuple[int, int], width_px: int, mpp: float, ragged: U8, sharp: float) -> U8:
-    """0..255 coverage at level 0 of a region given by depth, for some rows; its border is roughened by a texture."""
-    scale = mpp / MAP_MPP
-    matrix = np.array([[scale, 0, 0.5 * scale - 0.5], [0, scale, (rows_px[0] + 0.5) * scale - 0.5]], np.float32)
-    size = (width_px, rows_px[1] - rows_px[0])
-    coded = _u8(128 + depth * 40)
-    up = cv2.warpAffine(coded, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
+def _enlarge(values: np.ndarray, rows_px: tuple[int, int], width_px: int, mpp: float) -> np.ndarray:
+    """Some level-0 rows of a map, enlarged bilinearly; seamless from strip to strip."""
+    k = round(MAP_MPP / mpp)
+    top, bottom = rows_px[0] // k, -(-rows_px[1] // k)
+    part = values[np.clip(np.arange(top - 1, bottom + 1), 0, len(values) - 1)]
+    big = cv2.resize(part, None, fx=k, fy=k, interpolation=cv2.INTER_LINEAR)
+    return np.asarray(big[k : k + rows_px[1] - rows_px[0], :width_px])
+
+
+def _alpha(
+    depth: np.ndarray, rows_px: tuple[int, int], width_px: int, mpp: float, ragged: U8, sharp: float
+) -> U8 | None:
+    """0..255 coverage at level 0 of a region given by depth, for some rows; its border is roughened by a texture.
+
+    None where the region does not reach these rows.
+    """
+    k = round(MAP_MPP / mpp)
+    if depth[max(0, rows_px[0] // k - 1) : rows_px[1] // k + 2].max() < -1:
+        return None
+    up = _enlarge(_u8(128 + depth * 40), rows_px, width_px, mpp)
     rough = cv2.addWeighted(up, 1.0, ragged, 0.12, -15.4)
     ramp = _u8((np.arange(256) - 128) * sharp + 128)
     return np.asarray(cv2.LUT(rough, ramp))
 
 
-def _mix(below: U8, above: U8, alpha: U8) -> U8:
-    """`above` over `below` with a coverage of 0..255."""
-    return np.asarray(cv2.add(cv2.multiply(below, cv2.bitwise_not(alpha), scale=1 / 255), cv2.multiply(above, alpha, scale=1 / 255)))
+def _mix(below: U8, above: U8, alpha: U8 | None) -> U8:
+    """`above` over `below` with a coverage of 0..255; None covers nothing."""
+    if alpha is None:
+        return below
+    rest = cv2.multiply(below, cv2.bitwise_not(alpha), scale=1 / 255)
+    return np.asarray(cv2.add(rest, cv2.multiply(above, alpha, scale=1 / 255)))
 
 
 def _ground(plan: SlidePlan, lib: Library, regions: _Regions, rng: np.random.Generator) -> tuple[U8, U8]:
     """Everything but cells and glands: fibres, cytoplasm, fat, holes. Returns (haema, eosin)."""
     h, w = plan.height_px, plan.width_px
     haema, eosin = np.zeros((h, w), np.uint8), np.zeros((h, w), np.uint8)
-    n = lib.fibre.shape[0]
+    n, m = lib.grain.shape[0], lib.fibre.shape[0]
+    thin = n // m  # fibres are wide: drawn at FIBRE_MPP at most, then enlarged
     shape = regions.tissue.shape
-    bend = np.stack([_noise(rng, shape, 900) * 190, _noise(rng, shape, 700) * 190]) / lib.mpp
     turn = rng.uniform(0, 6.28)
+    my, mx = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32) * (MAP_MPP / PERIOD_UM * m)
+    bend = np.stack([_noise(rng, shape, 900), _noise(rng, shape, 700)]) * (190 / PERIOD_UM * m)
+    where = np.cos(turn) * mx - np.sin(turn) * my + bend[0], np.sin(turn) * mx + np.cos(turn) * my + bend[1]
+    wrap_x, wrap_y = (np.asarray(c - m * np.floor(c.min() / m), np.float32) for c in where)
     off = rng.integers(0, n, 4)
     strip = 512
     for top in range(0, h, strip):
         rows = (top, min(h, top + strip))
-        k = rows[1] - rows[0]
-        at = slice(max(0, int(top * plan.mpp / MAP_MPP) - 1), int(rows[1] * plan.mpp / MAP_MPP) + 2)
-        if regions.tissue[at].max(initial=-3) <= -1:
+        k = round(MAP_MPP / plan.mpp)
+        if regions.tissue[max(0, top // k - 1) : rows[1] // k + 2].max() <= -1:
             continue
-        grain = np.take(np.take(lib.grain, (np.arange(*rows) + off[0]) % n, 0), (np.arange(w) + off[1]) % n, 1)
-        fat = np.take(np.take(lib.fat, (np.arange(*rows) + off[2]) % n, 0), (np.arange(w) + off[3]) % n, 1)
-        scale = plan.mpp / MAP_MPP
-        matrix = np.array([[scale, 0, 0], [0, scale, top * scale]], np.float32)
-        dx, dy = (cv2.warpAffine(b.astype(np.float32), matrix, (w, k), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                                 borderMode=cv2.BORDER_REPLICATE) for b in bend)
-        x, y = np.arange(w, dtype=np.float32)[None], np.arange(*rows, dtype=np.float32)[:, None]
-        c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
-        fibre = cv2.remap(lib.fibre, np.mod(c * x - s * y + dx, n), np.mod(s * x + c * y + dy, n), cv2.INTER_LINEAR,
-                          borderMode=cv2.BORDER_WRAP)
+        down, across = np.arange(*rows), np.arange(w)
+        grain = lib.grain[((down + off[0]) % n)[:, None], (across + off[1]) % n]
+        low = (rows[0] // thin, -(-rows[1] // thin))
+        x, y = (_enlarge(c, low, -(-w // thin), plan.mpp * thin) for c in (wrap_x, wrap_y))
+        at = (y.astype(np.int32) & (m - 1)) << (m.bit_length() - 1) | (x.astype(np.int32) & (m - 1))
+        fibre = lib.fibre.ravel().take(at)  # nearest: m is a power of two, 3 times faster than a wrapping remap
+        if thin > 1:
+            fibre = cv2.resize(fibre, None, fx=thin, fy=thin, interpolation=cv2.INTER_LINEAR)[: len(down), :w]
 
-        def alpha(depth: np.ndarray, sharp: float, rows: tuple[int, int] = rows, grain: U8 = grain) -> U8:
+        def alpha(depth: np.ndarray, sharp: float, rows: tuple[int, int] = rows, grain: U8 = grain) -> U8 | None:
             return _alpha(depth, rows, w, plan.mpp, grain, sharp)
 
-        cytoplasm = cv2.addWeighted(grain, 0.30, grain, 0, 48)
+        malignant, fatty, lymphoid = alpha(regions.tumour, 6), alpha(regions.fat, 12), alpha(regions.lymphoid, 4)
         e = _mix(fibre, cv2.addWeighted(fibre, 0.55, fibre, 0, 88), alpha(regions.dense, 6))
         e = _mix(e, cv2.addWeighted(fibre, 0.55, grain, 0.12, 14), alpha(regions.epithelium, 4))
-        e = _mix(e, cytoplasm, alpha(regions.tumour, 6))
-        e = _mix(e, fat, alpha(regions.fat, 12))
+        e = _mix(e, cv2.addWeighted(grain, 0.30, grain, 0, 48), malignant)
         basophil = cv2.addWeighted(grain, 0.22, grain, 0, 14)
+        hm = cv2.addWeighted(grain, 0.10, grain, 0, -2)
+        hm = _mix(_mix(hm, basophil, malignant), basophil, lymphoid)
+        if fatty is not None:
+            e = _mix(e, lib.fat[((down + off[2]) % n)[:, None], (across + off[3]) % n], fatty)
+            hm = cv2.multiply(hm, cv2.bitwise_not(fatty), scale=1 / 255)
         tissue = alpha(regions.tissue, 14)
-        hm = _mix(cv2.addWeighted(grain, 0.10, grain, 0, -2), basophil, cv2.max(alpha(regions.tumour, 6), alpha(regions.lymphoid, 4)))
-        hm = cv2.multiply(hm, cv2.bitwise_not(alpha(regions.fat, 12)), scale=1 / 255)
+        assert tissue is not None  # rows without any were left out above
         haema[rows[0] : rows[1]] = cv2.multiply(hm, tissue, scale=1 / 255)
         eosin[rows[0] : rows[1]] = cv2.multiply(e, tissue, scale=1 / 255)
     return haema, eosin
@@ -331,14 +361,15 @@ def paint(plan: SlidePlan, lib: Library) -> Painting:
     shape = regions.tissue.shape
     solid = (regions.tissue > 0.15) & (regions.fat < 0)
     busy = np.zeros(shape, bool)
-    for gx, gy in _points(rng, shape, 128, solid & (regions.epithelium > 0.5)):
-        haema_g, eosin_g, alpha_g = (np.rot90(p, k) for k in [int(rng.integers(4))] for p in lib.glands[int(rng.integers(len(lib.glands)))])
+    for gx, gy in _points(rng, shape, 118, solid & (regions.epithelium > 0.5)):
+        gland, quarters = lib.glands[int(rng.integers(len(lib.glands)))], int(rng.integers(4))
+        haema_g, eosin_g, alpha_g = (np.ascontiguousarray(np.rot90(p, quarters)) for p in gland)
         x0, y0 = int(gx / plan.mpp) - alpha_g.shape[1] // 2, int(gy / plan.mpp) - alpha_g.shape[0] // 2
         x1, y1 = x0 + alpha_g.shape[1], y0 + alpha_g.shape[0]
         if x0 < 0 or y0 < 0 or x1 > plan.width_px or y1 > plan.height_px:
             continue
         for plane, sprite in ((haema, haema_g), (eosin, eosin_g)):
-            plane[y0:y1, x0:x1] = _mix(plane[y0:y1, x0:x1], np.ascontiguousarray(sprite), np.ascontiguousarray(alpha_g))
+            plane[y0:y1, x0:x1] = _mix(plane[y0:y1, x0:x1], sprite, alpha_g)
         r = alpha_g.shape[0] * plan.mpp / 2 / 1.3 / MAP_MPP
         my, mx = gy / MAP_MPP, gx / MAP_MPP
         ys, xs = slice(max(0, int(my - r)), int(my + r) + 2), slice(max(0, int(mx - r)), int(mx + r) + 2)
@@ -348,11 +379,12 @@ def paint(plan: SlidePlan, lib: Library) -> Painting:
     nests = _noise(rng, shape, 70) > -1.1
     malignant = free & (regions.tumour > 0)
     stroma = free & (regions.tumour <= 0) & (regions.lymphoid <= 0)
+    inflamed = np.where(stroma, 0.05 + 0.22 * (regions.epithelium > 0), np.where(malignant, 0.06, 0.0))
     cells = (
         ("fibroblast", 13.0, np.where(stroma, 0.33, np.where(malignant & ~nests, 0.6, 0.0)), 1.0),
-        ("lymphocyte", 17.0, np.where(stroma, 0.05 + 0.22 * (regions.epithelium > 0), np.where(malignant, 0.06, 0.0)), 1.0),
-        ("lymphocyte", 7.4, np.where(free & (regions.lymphoid > 0) & (regions.tumour <= 0), 0.93, 0.0), 1.0),
-        ("tumour", 11.2, np.where(malignant & nests, 0.93, 0.0), plan.hyperchromasia),
+        ("lymphocyte", 17.0, inflamed, 1.0),
+        ("lymphocyte", 7.0, np.where(free & (regions.lymphoid > 0) & (regions.tumour <= 0), 0.93, 0.0), 1.0),
+        ("tumour", 12.0, np.where(malignant & nests, 0.93, 0.0), plan.hyperchromasia),
     )
     for kind, pitch_um, chance, dark in cells:
         sprites = lib.nuclei[kind] if dark == 1.0 else [_u8(s * dark) for s in lib.nuclei[kind]]
