@@ -25,6 +25,7 @@ from configs.schema import TileConfig
 from extract import MissingMpp, UnreadableSlide
 from extract.formats import SUFFIXES, suffix
 from extract.mpp import Resolved, resolve
+from extract.tiffcheck import missing_bytes
 
 CACHE_BYTES = 32 << 20  # decoded file tiles kept per process, shared by all its slides
 _BLOCK_PX = 1 << 22  # pixels read at once: 16 MiB as RGBA
@@ -200,6 +201,12 @@ def _open_source(path: Path) -> _Source:
         raise UnreadableSlide(f"{name}: no permission to read it")
     if opened.stat().st_size == 0:
         raise UnreadableSlide(f"{name} is empty (0 bytes): copy it again from its source")
+    # NDPI keeps 64-bit offsets in 32-bit fields in a way of its own; all other TIFFs can be checked for their end.
+    missing = missing_bytes(opened) if suffix(opened) != ".ndpi" else 0
+    if missing:
+        raise UnreadableSlide(
+            f"{name} is truncated: {missing:,} bytes or more are missing at its end; copy it again from its source"
+        )
     try:
         if openslide.OpenSlide.detect_format(str(opened)) is not None:
             return _OpenSlideSource(opened)
