@@ -1,22 +1,46 @@
-"""Patch encoders: one file each (or one file for a family listed as data). Pixels in, one vector per tile out."""
+"""Patch encoders: one file each (or one table for a family listed as data). Pixels in, one vector per tile out.
+
+A name resolves in this order: a row of `table.csv`; `timm:<model>`; a file of this folder (`texture`); the user's own
+function, `my_module.my_function`, called with `encoder_params` as keyword arguments and returning an `Encoder`.
+A file offers `Params`, `VERSION` (raise it when the features change) and `build(params) -> Encoder`.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from configs import lookup
+from configs.schema import ExtractConfig
+from extract.encoders import _table
+
+MPP_TOLERANCE = 0.05  # tiles within 5 % of the trained mpp are the same resolution for an encoder
+
+
+class EncoderError(ValueError):
+    """An encoder that does not exist, cannot be built here, or does not fit the tiles; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Encoder:
     """A ready encoder.
 
-    encode: uint8 (B, tile_px, tile_px, 3) -> float32 (B, dim), a numpy array on the host. Deterministic.
+    encode: uint8 (B, tile_px, tile_px, 3) -> float32 (B, dim), a numpy array on the host. Deterministic, and a row
+    depends on its own tile only.
     dim: width of a feature. tile_px, mpp: tile size (px) and resolution (µm/px) it was trained at; None: any.
     weights_id: SHA-256 of the weights, or the version of a weight-free encoder.
     info: pooling, transform, precision, licence ...: stored with the features.
+    launch: optional; starts on a batch and returns a function that waits for float32 (B, dim), so that a device works
+    while the host goes on. empty: optional; allocates a uint8 buffer that the device reads quickly.
+    batch: tiles per call that suit it best, 0 for any. retreats: how often it halved its batch for want of memory.
+    threadsafe: True lets the reading threads call `encode` themselves, each on its own tiles.
     """
 
     name: str
@@ -26,3 +50,136 @@ class Encoder:
     mpp: float | None
     weights_id: str
     info: dict[str, Any] = field(default_factory=dict)
+    launch: Callable[[np.ndarray], Callable[[], np.ndarray]] | None = None
+    empty: Callable[[tuple[int, ...]], np.ndarray] | None = None
+    batch: int = 0
+    retreats: Callable[[], int] = lambda: 0
+    threadsafe: bool = False
+
+
+def build(config: ExtractConfig) -> Encoder:
+    """The encoder of `config.encoder`, ready to use. Raises EncoderError, WeightsError, LookupFailed or NoGpu."""
+    name = config.encoder
+    if name in _table.rows() or name.startswith("timm:"):
+        from extract.encoders import _families
+
+        return _families.build(config)
+    if "." in name:
+        return _users_own(config)
+    module = _file(name)
+    encoder: Encoder = module.build(lookup.params(module, config.encoder_params))
+    return encoder
+
+
+def identity(config: ExtractConfig) -> dict[str, Any]:
+    """What decides the features besides the settings: name, weights, recipe. Builds no model and imports no torch.
+
+    Keys: encoder, weights_id, pooling, transform, tile_px and mpp (accepted values; empty: any). Weights that are not
+    on this machine yet are fetched, unless `offline`. Raises as `build`, as far as it can be told without building.
+    """
+    name = config.encoder
+    row = _table.rows().get(name)
+    if row is not None or name.startswith("timm:"):
+        from extract import weights
+
+        hub_id, files = (row.hub_id, row.hub_files or weights.HUB_FILES) if row else _timm_hub(config)
+        path = weights.locate(name, hub_id, files, config.weights, config.offline)
+        return {
+            "encoder": name,
+            "weights_id": weights.sha256(path),
+            "pooling": str(config.encoder_params.get("pooling", row.pooling if row else "model")),
+            "transform": _recipe_text(row) if row else "timm's own of the model",
+            "tile_px": list(row.tile_px) if row else [],
+            "mpp": list(row.mpp) if row else [],
+        }
+    if "." in name:
+        source = _source_of(name)
+        code = hashlib.sha256(source.read_bytes()).hexdigest()
+        if config.weights is not None:
+            from extract import weights
+
+            found = weights.local(name, config.weights)
+            code += f"+{weights.sha256(found)}" if found else ""
+        return {"encoder": name, "weights_id": f"code-{code}", "pooling": "own", "transform": "own", "tile_px": [], "mpp": []}
+    module = _file(name)
+    lookup.params(module, config.encoder_params)
+    return {"encoder": name, "weights_id": module.VERSION, "pooling": "own", "transform": "own", "tile_px": [], "mpp": []}
+
+
+def names() -> list[str]:
+    """Every encoder known by name: the table's and this folder's. `timm:<model>` and the user's own come on top."""
+    return sorted({*_table.rows(), *lookup.names("extract.encoders")})
+
+
+def check_tiles(known: dict[str, Any], tile_px: int, mpp: float, allow_mismatch: bool) -> str:
+    """"" if tiles of `tile_px` at `mpp` µm/px suit the encoder of `identity()`; else a note, if mismatches are allowed.
+
+    Raises EncoderError naming both sides when they are not allowed.
+    """
+    wrong = []
+    if known["tile_px"] and tile_px not in known["tile_px"]:
+        wrong.append(f"{' or '.join(str(p) for p in known['tile_px'])} px tiles, not {tile_px}")
+    if known["mpp"] and not any(abs(mpp / m - 1) <= MPP_TOLERANCE for m in known["mpp"]):
+        wrong.append(f"{' or '.join(f'{m:g}' for m in known['mpp'])} µm/px, not {mpp:g}")
+    if not wrong:
+        return ""
+    text = f"{known['encoder']} was made for {' and for '.join(wrong)}"
+    if allow_mismatch:
+        return text
+    best = [f"--tile-px {known['tile_px'][0]}"] if known["tile_px"] else []
+    best += [f"--mpp {known['mpp'][0]:g}"] if known["mpp"] else []
+    raise EncoderError(f"{text}: tile again with {' '.join(best)}, or pass --allow-mismatch (recorded with the features)")
+
+
+def _file(name: str) -> Any:
+    known = lookup.names("extract.encoders")
+    if name not in known:
+        raise EncoderError(
+            f"unknown encoder {name!r}; there is: {', '.join(names())}; timm:<any timm model>; or your own function as "
+            "my_module.my_function"
+        )
+    return lookup.find("extract.encoders", name)
+
+
+def _recipe_text(row: _table.Row) -> str:
+    crop = f" crop {row.input_px}" if row.resize_px != row.input_px else ""
+    return f"resize {row.resize_px} {row.interpolation}{crop} mean {' '.join(map(str, row.mean))} std {' '.join(map(str, row.std))}"
+
+
+def _timm_hub(config: ExtractConfig) -> tuple[str, tuple[str, ...]]:
+    """Hub id and files of a `timm:` model. Asks timm (4 s to import) only when the weights were not given locally."""
+    from extract import weights
+
+    if config.weights is not None:
+        return "", weights.HUB_FILES
+    from extract.encoders import _families
+
+    return _families.timm_hub_id(config.encoder), weights.HUB_FILES
+
+
+def _source_of(name: str) -> Path:
+    """The file of the user's function. Imports the packages above it, not the module itself."""
+    module, _, function = name.rpartition(".")
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file() or not function:
+        raise EncoderError(f"encoder {name!r}: there is no module {module!r}; is its folder on PYTHONPATH?")
+    return Path(spec.origin)
+
+
+def _users_own(config: ExtractConfig) -> Encoder:
+    name = config.encoder
+    _source_of(name)
+    module, _, function = name.rpartition(".")
+    made = getattr(importlib.import_module(module), function, None)
+    if not callable(made):
+        raise EncoderError(f"encoder {name!r}: module {module!r} has no function {function!r}")
+    try:
+        encoder = made(**config.encoder_params)
+    except TypeError as error:
+        raise EncoderError(f"encoder {name!r} does not take encoder_params {sorted(config.encoder_params)}: {error}") from error
+    if not isinstance(encoder, Encoder):
+        raise EncoderError(f"encoder {name!r} returns {type(encoder).__name__}; it must return an extract.encoders.Encoder")
+    return encoder

@@ -1,0 +1,116 @@
+"""Checkpoints of other code bases, renamed for timm's networks; and the two parts that timm does not have.
+
+In: a state dict as its authors saved it. Out: the same tensors under timm's names. Values are never changed, only
+stacked (query, key, value) or left out (tables that timm computes itself).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class ConvStem(nn.Module):
+    """Stem of CTransPath and CHIEF (Wang et al. 2022): two 3x3 stride-2 convolutions and a 1x1 instead of 4x4 patches.
+
+    float (B, 3, H, W) -> (B, H / 4, W / 4, embed_dim), the layout that timm's Swin expects.
+    """
+
+    def __init__(self, img_size: Any = 224, patch_size: int = 4, in_chans: int = 3, embed_dim: int = 96,
+                 norm_layer: Any = None, **unused: Any) -> None:
+        super().__init__()
+        side = img_size[0] if isinstance(img_size, tuple) else img_size
+        self.grid_size = (side // patch_size, side // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        layers: list[nn.Module] = []
+        width_in, width = in_chans, embed_dim // 8
+        for _ in range(2):
+            layers += [nn.Conv2d(width_in, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            width_in, width = width, width * 2
+        layers.append(nn.Conv2d(width_in, embed_dim, 1))
+        self.proj = nn.Sequential(*layers)
+        self.norm = norm_layer(embed_dim) if norm_layer else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+class KeepVision(nn.Module):
+    """Vision side of KEEP: a ViT-L, its projection head and the L2 norm. float (B, 3, 224, 224) -> (B, 768)."""
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+        self.visual_head = nn.Sequential(nn.Linear(1024, 768), nn.GELU(), nn.Linear(768, 768))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.visual_head(self.visual(x)), dim=-1)
+
+
+def to_timm(state: dict[str, torch.Tensor], model: nn.Module, name: str) -> dict[str, torch.Tensor]:
+    """`state` under the names of `model`, whatever its source: transformers, upstream DINOv2, old timm or timm itself."""
+    state = {k.removeprefix("module."): v for k, v in state.items()}
+    if name == "keep":
+        kept = {k: v for k, v in state.items() if k.startswith(("visual.", "visual_head."))}
+        return {re.sub(r"\.(ls[12])\.weight$", r".\1.gamma", k): v for k, v in kept.items()}
+    if name in ("ctranspath", "chief"):
+        return _old_swin(state)
+    if any(".attention.attention.query." in k for k in state):
+        return _from_transformers(state)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    converted: dict[str, torch.Tensor] = convert(state, model) if convert else state
+    return converted
+
+
+def _old_swin(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """timm 0.5's Swin: down-sampling moved to the stage after, computed tables left out."""
+    out = {}
+    for key, value in state.items():
+        if key.endswith(("attn_mask", "relative_position_index")):
+            continue
+        moved = re.match(r"layers\.(\d+)\.downsample\.(.+)", key)
+        out[f"layers.{int(moved[1]) + 1}.downsample.{moved[2]}" if moved else key] = value
+    return out
+
+
+_HF_NAMES = [
+    (r"^(vit|dinov2|model)\.", ""),
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
+    (r"^layernorm\.", "norm."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"\.mlp\.weights_in\.", ".mlp.fc1."),
+    (r"\.mlp\.weights_out\.", ".mlp.fc2."),
+]
+
+
+def _from_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """ViTModel and Dinov2Model of transformers: renamed; query, key and value stacked; pooler and mask token left out."""
+    out: dict[str, torch.Tensor] = {}
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in state.items():
+        if "mask_token" in key or key.startswith(("pooler.", "classifier.", "vit.pooler.")):
+            continue
+        for pattern, new in _HF_NAMES:
+            key = re.sub(pattern, new, key)
+        separate = re.match(r"(.*)\.attention\.attention\.(query|key|value)\.(weight|bias)$", key)
+        if separate:
+            parts.setdefault(f"{separate[1]}.attn.qkv.{separate[3]}", {})[separate[2]] = value
+        else:
+            out[key] = value
+    for key, three in parts.items():
+        out[key] = torch.cat([three["query"], three["key"], three["value"]])
+    return out

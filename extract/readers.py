@@ -1,0 +1,56 @@
+"""The reader of one slide's tiles: the direct one where the file allows it, OpenSlide for everything else.
+
+In: a `SlideJob` and the settings. Out: an object that fills arrays with tiles and says how it reads. Knows nothing of
+encoders.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from configs.schema import ExtractConfig
+from extract import SlideJob
+from extract.slide import Slide, open_slide
+
+
+class TileReader(Protocol):
+    """Reads tiles of one slide; safe to use from several threads. kind: `direct` or `openslide`. note: why not direct."""
+
+    kind: str
+    note: str
+
+    def fill(self, coords_l0: np.ndarray, out: np.ndarray) -> None:
+        """Read tiles at int (n, 2) corners into uint8 (n, tile_px, tile_px, 3). Raises SlideError."""
+
+    def close(self) -> None: ...
+
+
+class OpenSlideReader:
+    """Tiles through `Slide.read_region`: every format, and the judge of the direct reader."""
+
+    kind = "openslide"
+
+    def __init__(self, job: SlideJob, note: str = "") -> None:
+        self.job = job
+        self.note = note
+        self.slide: Slide = open_job(job)
+
+    def fill(self, coords_l0: np.ndarray, out: np.ndarray) -> None:
+        for i, (x, y) in enumerate(coords_l0.tolist()):
+            out[i] = self.slide.read_region(x, y, self.job.tile_px, self.job.mpp)
+
+    def close(self) -> None:
+        self.slide.close()
+
+
+def open_job(job: SlideJob) -> Slide:
+    """The job's slide at the µm per px that its tiles were laid out with, whatever the file says today."""
+    x, y = job.slide_mpp
+    return open_slide(job.path, mpp=x if x == y else None)
+
+
+def open_reader(job: SlideJob, config: ExtractConfig) -> TileReader:
+    """The reader of `job` that the settings ask for. Raises SlideError."""
+    return OpenSlideReader(job, "" if config.reader == "auto" else "asked for")
