@@ -1,0 +1,71 @@
+"""Each verb, killed with SIGKILL at random moments and started again, ends in the bytes of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SETTINGS = ["--set", "train.epochs=6", "--set", "train.folds=2", "--set", "train.patience=0", "--set", "train.seed=3"]
+
+
+def commands(cohort: Path, work: Path) -> list[tuple[str, list[str], int]]:
+    """Name, arguments and exit code (1: the broken slides) of each verb."""
+    train = ["--labels", str(cohort / "labels.csv"), "--model", "mhim", "--name", "mhim", *SETTINGS]
+    return [
+        ("tile", [str(cohort / "slides"), "--workers", "2"], 1),
+        # small chunks, so that a slide is more than one and a kill can fall inside it
+        ("extract", ["--workers", "2", "--set", "extract.chunk_rows=64"], 0),
+        ("train", train, 0),
+        ("score", ["--name", "mhim", "--set", "score.bootstrap=50"], 0),
+    ]
+
+
+def start(verb: str, args: list[str], work: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipeline.cli", verb, *args, "--work", str(work)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def tree(work: Path) -> dict[str, bytes]:
+    """Every file that is a result: all but the logs of what ran when."""
+    return {
+        p.relative_to(work).as_posix(): p.read_bytes()
+        for p in sorted(work.rglob("*"))
+        if p.is_file() and not (p.parent.name == "runs" and p.suffix in (".jsonl", ".md"))
+    }
+
+
+@pytest.mark.timeout(600)
+def test_killed_verbs_end_in_the_same_bytes(demo_cohort: Path, tmp_path: Path) -> None:
+    calm, shot = tmp_path / "calm", tmp_path / "shot"
+    seconds = {}
+    for verb, args, code in commands(demo_cohort, calm):
+        began = time.monotonic()
+        process = start(verb, args, calm)
+        _, text = process.communicate(timeout=300)
+        seconds[verb] = time.monotonic() - began
+        assert process.returncode == code, text
+    rng = random.Random(os.environ.get("KILL_SEED", "1"))
+    killed = 0
+    for verb, args, code in commands(demo_cohort, shot):
+        for _ in range(4):
+            process = start(verb, args, shot)
+            try:
+                process.wait(timeout=rng.uniform(0.3, 0.95) * seconds[verb])
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                killed += 1
+            process.communicate()
+        process = start(verb, args, shot)
+        _, text = process.communicate(timeout=300)
+        assert process.returncode == code, text
+    assert killed >= 4, "the kills came too late to test anything"
+    wanted, got = tree(calm), tree(shot)
+    assert got.keys() == wanted.keys()
+    assert [name for name in wanted if wanted[name] != got[name]] == []
