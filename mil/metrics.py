@@ -90,7 +90,7 @@ def classification(labels: np.ndarray, probabilities: np.ndarray, threshold: flo
         "auc": auc(labels, probabilities),
         "auprc": auprc(labels, probabilities),
         "balanced_accuracy": float(np.mean(recalls)),
-        "macro_f1": float(f1_score(labels, predicted, average="macro", labels=list(range(n_classes)), zero_division=0)),
+        "f1": float(f1_score(labels, predicted, average="macro", labels=list(range(n_classes)), zero_division=0)),
         "accuracy": float((predicted == labels).mean()),
         "kappa": kappa,
         "brier": brier(labels, probabilities),
@@ -186,17 +186,19 @@ def _operating(
 
 
 def temperature(labels: np.ndarray, logits: np.ndarray) -> float:
-    """The temperature T > 0 that minimises the log loss of softmax(logits / T) (Guo et al. 2017), within [0.05, 20].
+    """The temperature T of softmax(logits / T) (Guo et al. 2017), to be found on validation and frozen.
 
-    To be found on validation and frozen.
+    Minimises the log loss plus that of one pseudo-observation with log T normal around 0: a handful of patients, all
+    classified rightly, would otherwise ask for T = 0.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
     def loss(log_t: float) -> float:
-        return -float(log_softmax(logits / np.exp(log_t), axis=1)[np.arange(len(labels)), labels].mean())
+        chosen = log_softmax(logits / np.exp(log_t), axis=1)[np.arange(len(labels)), labels]
+        return -float(chosen.sum()) + 0.5 * log_t**2
 
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
     return float(np.exp(found.x))
 
 

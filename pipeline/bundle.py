@@ -1,0 +1,111 @@
+"""The model bundle: one trained fold as a hospital could archive it, `model.safetensors` and `model.json`, no pickle.
+
+In: weights and a card of plain values. Out: the model again, exact, with its task and what its features must be.
+The card holds the model's name and settings, the task, the facts of the features (encoder, weights id, mpp, tile
+size), the hash of the split, seed, versions, validation predictions, thresholds and metrics; no path, host or time.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from configs import lookup
+from mil import tasks
+from mil.feed import Scale
+from pipeline.store import FORMAT, StoreError
+
+WEIGHTS, CARD = "model.safetensors", "model.json"
+_MEAN, _SD = "input.mean", "input.sd"
+
+
+class BundleError(StoreError):
+    """A model bundle is missing, damaged, or not for these features; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """card: plain values of `model.json`. weights: the model's state dict. scale: standardisation, or None."""
+
+    card: dict[str, Any]
+    weights: dict[str, Tensor]
+    scale: Scale | None
+
+    @property
+    def task(self) -> tasks.Task:
+        return tasks.from_json(self.card["task"])
+
+    def model(self) -> Any:
+        """The trained model in eval mode, on the CPU."""
+        module = lookup.find("mil.models", self.card["model"])
+        params = lookup.params(module, self.card["model_params"])
+        model = module.build(self.card["in_dim"], self.task.n_out, params)
+        try:
+            model.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise BundleError(f"the weights do not fit model {self.card['model']!r}: {error}") from error
+        return model.eval()
+
+    def check(self, facts: dict[str, Any]) -> None:
+        """Refuse features of another encoder, weights, mpp or tile size. Raises BundleError naming each difference."""
+        wrong = []
+        for key, mine in self.card["features"].items():
+            if key in facts and facts[key] != mine:
+                wrong.append(f"{key}: trained on {mine!r}, given {facts[key]!r}")
+            elif key in ("encoder", "mpp", "dim") and key not in facts:
+                wrong.append(f"{key}: trained on {mine!r}, the given features do not tell")
+        if wrong:
+            raise BundleError("these features are not what the model was trained on; " + "; ".join(wrong)
+                              + ". Extract the slides again as the model needs them.")
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide the weights' bytes."""
+    return {name: version(name) for name in ("mhim-pipeline", "torch", "numpy")}
+
+
+def write(folder: Path, card: dict[str, Any], weights: dict[str, Tensor], scale: Scale | None) -> None:
+    """Write a bundle into `folder`, without safetensors metadata: several keys come out in no fixed order."""
+    from safetensors.torch import save_file
+
+    tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
+    if scale is not None:
+        tensors |= {_MEAN: torch.from_numpy(scale[0]).contiguous(), _SD: torch.from_numpy(scale[1]).contiguous()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS)
+    (folder / CARD).write_text(json.dumps({"format": FORMAT, **card}, indent=1) + "\n")
+
+
+def read(folder: Path) -> Bundle:
+    """The bundle in `folder`. Raises BundleError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        card = json.loads((folder / CARD).read_text())
+        tensors = load_file(folder / WEIGHTS)
+    except FileNotFoundError as error:
+        raise BundleError(f"{folder} holds no model ({Path(str(error.filename)).name} is missing)") from error
+    except (json.JSONDecodeError, SafetensorError) as error:
+        raise BundleError(f"the model in {folder} is damaged: {error}") from error
+    if card.get("format") != FORMAT:
+        raise BundleError(f"the model in {folder} has format {card.get('format')}, this program reads {FORMAT}")
+    mean, sd = tensors.pop(_MEAN, None), tensors.pop(_SD, None)
+    scale = (mean.numpy(), sd.numpy()) if mean is not None and sd is not None else None
+    return Bundle(card, tensors, scale)
+
+
+def find(run: Path) -> list[Path]:
+    """The folders of all trained folds of a run (or the folder itself, if it is one bundle), in order."""
+    if (run / CARD).is_file():
+        return [run]
+    found = sorted(p.parent for p in run.glob(f"*/{CARD}") if not p.parent.name.startswith("."))
+    if not found:
+        raise BundleError(f"{run} holds no trained model; run `pipeline train` first")
+    return found

@@ -1,0 +1,256 @@
+"""From labels and stored features to patients that can be trained on, and their folds.
+
+In: the rows of a labels CSV and a folder of feature stores. Out: a `Dataset` of patients (one bag each, all its
+slides), what was left out and why, and the folds. Holds paths, never features: a `StoredBag` reads them when asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.schema import TrainConfig
+from mil import splits
+from mil.splits import Fold, SplitError
+from pipeline import store
+from pipeline.cohort import CohortError, Row, match
+
+# Facts of the features that a model is bound to: scoring refuses others.
+FACTS = ("encoder", "weights_id", "mpp", "tile_px", "stain_norm", "dim")
+
+Target = int | tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One bag. target: class index, (time, event), or None if unknown. stores: feature stores, in the order of
+    `slides`. digest: hash of the features' fingerprints."""
+
+    id: str
+    slides: tuple[str, ...]
+    stores: tuple[Path, ...]
+    target: Target | None
+    digest: str
+    split: str | None = None
+    fold: int | None = None
+    site: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Patients that can be trained on or scored. facts: what all features share. notes: what was left out, and why."""
+
+    patients: tuple[Patient, ...]
+    classes: tuple[str, ...]
+    facts: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def survival(self) -> bool:
+        return not self.classes
+
+    def by_id(self) -> dict[str, Patient]:
+        return {p.id: p for p in self.patients}
+
+
+@dataclass(frozen=True)
+class StoredBag:
+    """Reads the bag of a patient: features (N, D), coords int32 (N, 2), tile edge in level-0 px.
+
+    Several slides stand one below the other, a tile apart, in the level-0 px of the first, so that no tile of one is
+    the neighbour of another's.
+    """
+
+    stores: tuple[Path, ...]
+
+    def __call__(self) -> tuple[np.ndarray, np.ndarray, float]:
+        parts = [self._read(path) for path in self.stores]
+        if len(parts) == 1:
+            return parts[0]
+        tile = parts[0][2]
+        coords, below = [], 0
+        for _, here, size in parts:
+            scaled = np.rint(here * (tile / size)).astype(np.int64)
+            scaled -= scaled.min(axis=0, initial=0) if len(scaled) else 0
+            coords.append(scaled + np.array([0, below]))
+            below += int(scaled[:, 1].max(initial=0)) + 2 * int(np.ceil(tile)) if len(scaled) else 0
+        return np.concatenate([p[0] for p in parts]), np.concatenate(coords).astype(np.int32), tile
+
+    def rows(self) -> list[int]:
+        """Number of tiles of each slide, in order: cuts a patient's scores back into slides."""
+        return [len(store.read_array(path, "coords")) for path in self.stores]
+
+    @staticmethod
+    def _read(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
+        tile_l0 = store.read_attrs(path).get("tile_l0") or 1.0
+        return store.read_array(path, "features"), store.read_array(path, "coords"), float(np.mean(tile_l0))
+
+
+def feature_stores(root: Path) -> dict[str, Path]:
+    """slide id -> feature store, for every committed store below `root`, packed ones too."""
+    found: dict[str, Path] = {}
+    for folder, names, files in os.walk(root):
+        names[:] = sorted(n for n in names if not n.startswith("."))
+        here = Path(folder)
+        for name in [n for n in names if n.endswith(".zarr")]:
+            found[(here / name).relative_to(root).as_posix().removesuffix(".zarr")] = here / name
+        names[:] = [n for n in names if not n.endswith(".zarr")]
+        for name in [f for f in files if f.endswith(".zarr.zip")]:
+            path = here / name.removesuffix(".zip")
+            found.setdefault(path.relative_to(root).as_posix().removesuffix(".zarr"), path)
+    return dict(sorted(found.items()))
+
+
+def labelled(rows: Sequence[Row], features: Path, config: TrainConfig) -> Dataset:
+    """The patients of `rows` that have a label and features. Raises CohortError when nothing can be trained on."""
+    stores = _usable(features)
+    matched = match(rows, stores)
+    notes = _left_out(matched.without_row, "slides have features but no row in the labels")
+    notes += _left_out([r.slide for r in matched.without_slide], "rows of the labels have no features")
+    survival = config.task == "survival" or (config.task == "auto" and any(r.time is not None for r, _ in matched.rows))
+    known = [(r, i) for r, i in matched.rows if (r.time if survival else r.label) is not None]
+    unknown = [i for r, i in matched.rows if (r.time if survival else r.label) is None]
+    notes += _left_out(unknown, f"slides have no {'time' if survival else 'label'}")
+    if not known:
+        what = "time and event" if survival else "label"
+        why = "; ".join(notes) or "the labels are empty"
+        raise CohortError(f"no slide with features in {features} has a {what}; {why}")
+    classes = () if survival else _classes([r.label for r, _ in known if r.label is not None], config.classes)
+    groups: dict[str, list[tuple[Row, str]]] = {}
+    for row, slide in known:
+        groups.setdefault(row.patient, []).append((row, slide))
+    patients = []
+    for name, members in sorted(groups.items()):
+        row = members[0][0]
+        if survival:
+            assert row.time is not None
+            assert row.event is not None
+            target: Target = (row.time, float(row.event))
+        else:
+            assert row.label is not None
+            target = classes.index(row.label)
+        patients.append(patient_of(name, [i for _, i in members], stores, target, row))
+    facts = _facts({i: stores[i] for p in patients for i in p.slides})
+    return Dataset(tuple(patients), classes, facts, tuple(notes))
+
+
+def unlabelled(features: Path) -> Dataset:
+    """Every slide with features as a patient of its own, without target."""
+    stores = _usable(features)
+    return Dataset(tuple(patient_of(i, [i], stores) for i in stores), (), _facts(stores))
+
+
+def make_folds(dataset: Dataset, config: TrainConfig) -> list[Fold]:
+    """The folds that `config` asks for. Raises SplitError."""
+    how = config.split_by
+    patients = dataset.patients
+    if how == "auto":
+        how = "csv" if any(p.split or p.fold is not None for p in patients) else "patient"
+    strata = _strata(dataset)
+    if how == "csv":
+        if any(p.fold is not None for p in patients):
+            lacking = [p.id for p in patients if p.fold is None]
+            if lacking:
+                raise SplitError(f"patient {lacking[0]} has no fold, others have: fill the column, or drop it")
+            column = {p.id: str(p.fold) for p in patients}
+            made = splits.from_fold_column(column, strata, config.val_fraction, config.seed)
+        elif any(p.split for p in patients):
+            lacking = [p.id for p in patients if not p.split]
+            if lacking:
+                raise SplitError(f"patient {lacking[0]} has no split, others have: fill the column, or drop it")
+            column = {p.id: p.split or "" for p in patients}
+            made = splits.from_split_column(column, strata, config.val_fraction, config.seed)
+        else:
+            raise SplitError("train.split_by=csv, but the labels have no split and no fold column")
+    else:
+        sites = {p.id: p.site or "" for p in patients} if how == "site" else None
+        made = splits.k_fold(strata, config.folds, config.val_fraction, config.seed, config.repeats, sites)
+    return splits.select_on_test(made) if config.protocol == "paper" else made
+
+
+def duplicates(dataset: Dataset, work: store.Work) -> list[str]:
+    """Slides of different patients that are the same picture, by OpenSlide's quickhash: one line each."""
+    first: dict[str, tuple[str, str]] = {}
+    lines = []
+    for patient in dataset.patients:
+        for slide in patient.slides:
+            if store.stored(work.tile_store(slide)) is None:
+                continue
+            digest = store.read_attrs(work.tile_store(slide)).get("quickhash")
+            if not digest:
+                continue
+            other = first.setdefault(digest, (patient.id, slide))
+            if other[0] != patient.id:
+                lines.append(f"slides {other[1]} (patient {other[0]}) and {slide} (patient {patient.id}) are "
+                             "identical: if they are one patient, the folds leak")
+    return lines
+
+
+def digest_of(patients: Sequence[Patient]) -> str:
+    """Hash of which patients, with which targets and features: 16 hex digits."""
+    plain = [[p.id, p.target, p.digest] for p in patients]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
+
+
+def _usable(features: Path) -> dict[str, Path]:
+    stores = feature_stores(features)
+    if not stores:
+        raise CohortError(f"no features in {features}; run `pipeline extract` first (or name their --encoder)")
+    return {i: path for i, path in stores.items() if not store.read_attrs(path).get("empty")}
+
+
+def patient_of(
+    name: str, slides: Sequence[str], stores: dict[str, Path], target: Target | None = None, row: Row | None = None
+) -> Patient:
+    """A patient with the features of its slides."""
+    seals = [str(store.read_attrs(stores[i]).get("fingerprint")) for i in slides]
+    digest = hashlib.sha256(json.dumps([list(slides), seals]).encode()).hexdigest()[:16]
+    more = (row.split, row.fold, row.site) if row else (None, None, None)
+    return Patient(name, tuple(slides), tuple(stores[i] for i in slides), target, digest, *more)
+
+
+def _facts(stores: dict[str, Path]) -> dict[str, Any]:
+    """What all features share. Raises CohortError naming two slides that differ."""
+    shared: dict[str, Any] = {}
+    first = next(iter(stores), "")
+    for slide, path in stores.items():
+        attrs = store.read_attrs(path)
+        facts = {k: attrs[k] for k in FACTS if k in attrs}
+        shared = shared or facts
+        for key in facts.keys() | shared.keys():
+            if facts.get(key) != shared.get(key):
+                raise CohortError(f"features of {slide} have {key} {facts.get(key)!r}, those of {first} have "
+                                  f"{shared.get(key)!r}: extract all slides with one encoder and one tile size")
+    return shared
+
+
+def _classes(labels: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
+    """Class names in order: as given, else numbers by value, then names by letter."""
+    present = set(labels)
+    if given:
+        unknown = sorted(present - set(given))
+        if unknown:
+            raise CohortError(f"label {unknown[0]!r} is none of train.classes ({', '.join(given)})")
+        return tuple(given)
+    if len(present) < 2:
+        raise CohortError(f"all {len(labels)} labelled slides are {labels[0]!r}: two classes are needed to train")
+    return tuple(sorted(present, key=lambda v: (0, float(v), "") if v.isdigit() else (1, 0.0, v)))
+
+
+def _strata(dataset: Dataset) -> dict[str, int]:
+    if not dataset.survival:
+        return {p.id: int(p.target) for p in dataset.patients if isinstance(p.target, int)}
+    pairs = {p.id: p.target for p in dataset.patients if isinstance(p.target, tuple)}
+    return splits.survival_strata({k: v[0] for k, v in pairs.items()}, {k: int(v[1]) for k, v in pairs.items()})
+
+
+def _left_out(names: Sequence[str], why: str) -> list[str]:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return [f"left out, {len(names)} {why}: {', '.join(names[:5])}{more}"] if names else []

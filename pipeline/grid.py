@@ -1,0 +1,102 @@
+"""Which trainings a run consists of: grid cells x seeds x folds, each MHIM training with its baseline.
+
+In: the train settings and the folds. Out: jobs, the run's `config.yaml` and `splits.csv`, and which cell validation
+prefers. Plain arithmetic over settings; knows no features and no models.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.load import ConfigError
+from configs.schema import Config, TrainConfig, fingerprint_fields
+from mil import splits
+from mil.splits import Fold
+from pipeline import store
+from pipeline.training import Job, baseline_config, table, whole_params
+
+TEACHER = "teacher"
+
+
+def cells(config: TrainConfig) -> dict[str, TrainConfig]:
+    """Folder -> settings of every grid cell; without a grid, one cell in the run's own folder ("")."""
+    if not config.grid:
+        return {"": whole_params(config)}
+    found: dict[str, TrainConfig] = {}
+    for values in itertools.product(*config.grid.values()):
+        chosen = dict(zip(config.grid, values, strict=True))
+        own = {k: v for k, v in chosen.items() if k in TrainConfig.model_fields}
+        params = {k: v for k, v in chosen.items() if k not in own}
+        raw = config.model_dump() | own
+        raw["model_params"] = dict(raw["model_params"]) | params
+        label = "_".join(f"{k}-{v}" for k, v in chosen.items())
+        found["grid/" + "".join(c if c.isalnum() or c in "-_." else "-" for c in label)] = whole_params(
+            TrainConfig.model_validate(raw))
+    return found
+
+
+def jobs(config: TrainConfig, folds: Sequence[Fold]) -> list[Job]:
+    """Every training of the run, folds of one seed together. Cells that share a baseline share its jobs."""
+    split_hash = splits.digest(folds)
+    base = config.model_copy(update={"grid": {}})
+    made: list[Job] = []
+    teacher_cells: dict[str, str] = {}
+    for cell, settings in cells(config).items():
+        plain = baseline_config(settings)
+        for seed, fold in itertools.product(range(config.seed, config.seed + config.seeds), folds):
+            teacher = None
+            if plain is not None:
+                whole = whole_params(base.model_copy(update={"model": plain.model, "model_params": plain.model_params}))
+                key = store.fingerprint(whole.model_dump(mode="json"))
+                where = teacher_cells.setdefault(
+                    key, TEACHER + (f"/{whole.model}_{len(teacher_cells)}" if len(teacher_cells) else ""))
+                teacher = Job(whole, fold, seed, split_hash, cell=where)
+            made.append(Job(settings, fold, seed, split_hash, teacher, cell))
+    return made
+
+
+def describe(run: Path, config: Config, folds: Sequence[Fold]) -> None:
+    """Write the run's `config.yaml` (settings that decide results, ready for --config) and `splits.csv`."""
+    sections = {k: fingerprint_fields(getattr(config, k)) for k in ("tile", "extract", "train")}
+    digest = splits.digest(folds)
+    rows = [{**row, "split_hash": digest} for row in splits.rows(folds)]
+    for name, text in (("config.yaml", yaml.safe_dump(sections, sort_keys=False)), ("splits.csv", table(rows))):
+        file = run / name
+        if not file.exists() or file.read_text() != text:
+            store.write_atomic(file, text)
+
+
+def choose(cards: Mapping[str, Sequence[Mapping[str, Any]]], headline: str) -> dict[tuple[int, int], str]:
+    """(repeat, fold) -> the cell with the best mean validation metric over the seeds of that fold.
+
+    Chosen fold by fold, because a patient tested in one fold validates in another: a choice over all folds would have
+    seen it. cards: cell -> `model.json` of its trainings. Undefined metrics count as the worst.
+    """
+    found: dict[tuple[int, int], list[tuple[float, str]]] = {}
+    for cell, trained in cards.items():
+        values: dict[tuple[int, int], list[float]] = {}
+        for card in trained:
+            value = card["validation"].get(headline)
+            fold = (card["split"]["repeat"], card["split"]["fold"])
+            values.setdefault(fold, []).append(-math.inf if value is None else value)
+        for fold, each in values.items():
+            found.setdefault(fold, []).append((sum(each) / len(each), cell))
+    # the first cell wins a tie, so the order of the grid is an order of preference
+    return {fold: max(options, key=lambda o: o[0])[1] for fold, options in sorted(found.items())}
+
+
+def parse(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """`mask_ratio_h=0.01,0.03` texts of the command line as a grid. Raises ConfigError."""
+    grid: dict[str, tuple[Any, ...]] = {}
+    for text in texts:
+        key, sign, values = text.partition("=")
+        if not sign or not values:
+            raise ConfigError(f"--grid {text!r}: write setting=value,value, for example mask_ratio_h=0.01,0.03,0.05")
+        grid[key.strip()] = tuple(yaml.safe_load(v) for v in values.split(","))
+    return grid

@@ -1,0 +1,111 @@
+"""What a trained run holds, and what is to be scored with it.
+
+In: a run's name or folder. Out: the `Score` stage for its held-out patients or for new slides, and the tables that a
+person reads afterwards. Knows layouts through `store` and `bundle` only.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from configs.schema import Config
+from pipeline import bundle, cases, scoring, store, training
+from pipeline.cases import Dataset
+from pipeline.stages import Score
+
+
+def find(work: store.Work, name: str | None, model: str) -> Path:
+    """The folder of a run: by name, by path, the one of `model`, or the only one. StoreError lists the runs."""
+    if name is not None:
+        for folder in (work.run(name), Path(name)):
+            if folder.is_dir():
+                return folder
+    there = sorted(p.name for p in work.runs.iterdir() if p.is_dir()) if work.runs.is_dir() else []
+    if name is None and there:
+        usual = model.rsplit(".", 1)[-1]
+        if usual in there:
+            return work.run(usual)
+        if len(there) == 1:
+            return work.run(there[0])
+    wanted = f"no run {name!r} in {work.runs}" if name else f"no run in {work.runs} to choose without --name"
+    raise store.StoreError(f"{wanted}; there is: {', '.join(there) or 'none, run `pipeline train` first'}")
+
+
+def held_out(work: store.Work, config: Config, run: Path) -> Score:
+    """Every test patient with the trainings that held it out; pictures and tile scores use the first seed's."""
+    folders = scoring.folds_of(run)
+    members: dict[str, list[Path]] = {}
+    slides: dict[str, list[str]] = {}
+    facts: dict[str, Any] = {}
+    for folder in folders:
+        card = json.loads((folder / bundle.CARD).read_text())
+        facts = card["features"]
+        for row in training.read_predictions(folder):
+            if row["side"] == "test" and row["patient"] not in members:
+                members[row["patient"]] = [folder]
+                slides[row["patient"]] = json.loads(row["slides"])
+    stores = cases.feature_stores(work.features(facts["encoder"]))
+    missing = [s for of in slides.values() for s in of if s not in stores]
+    if missing:
+        raise store.StoreError(f"the features of {missing[0]} ({len(missing)} slides in all) that {run.name} was "
+                               f"trained on are not in {work.features(facts['encoder'])}; extract them again")
+    patients = tuple(cases.patient_of(p, of, stores) for p, of in sorted(slides.items()))
+    return Score(work, config, run, Dataset(patients, (), facts), members, folders)
+
+
+def new_slides(work: store.Work, config: Config, run: Path, features: Path, name: str | None = None) -> Score:
+    """Every slide of a folder of features, scored by all folds of `run`. Refuses features of another encoder or mpp."""
+    folders = scoring.folds_of(run)
+    data = cases.unlabelled(features)
+    bundle.read(folders[0]).check(data.facts)
+    members = {p.id: folders for p in data.patients}
+    return Score(work, config, run / "new" / (name or features.name), data, members, [])
+
+
+def tell(stage: Score, out: Console) -> None:
+    """The table of a scored run; for new slides the predictions, which are written first."""
+    if stage.folds:
+        found = json.loads((stage.out / "metrics.json").read_text())
+        percent = f"{100 * found['confidence']:.0f} %"
+        table = Table(title=f"{stage.out.name}: {found['patients']} held-out patients, {found['folds']} folds, "
+                            f"{found['seeds']} seed(s), split {found['split_hash']}")
+        for column in ("metric", "mean ± sd over folds", f"all patients, {percent} interval"):
+            table.add_column(column)
+        for row in scoring.lines(found):
+            table.add_row(*row)
+        out.print(table)
+        for warning in found["warnings"]:
+            out.print(f"[yellow]note[/]: {warning}")
+        return
+    rows = scoring.of_new_slides(stage)
+    store.write_atomic(stage.out / training.PREDICTIONS, training.table(rows))
+    out.print(f"{len(rows)} slides scored: {stage.out / training.PREDICTIONS}")
+
+
+def show_folds(run: Path, out: Console) -> None:
+    """The table of a training: every fold's validation and test metric, and the mean ± sd of each grid cell."""
+    try:
+        folders = scoring.folds_of(run)
+    except store.StoreError:
+        return  # every fold failed, which the stage has told
+    cards = [json.loads((f / bundle.CARD).read_text()) for f in folders]
+    headline = "c_index" if cards[0]["task"]["kind"] != "classification" else "auc"
+    table = Table(title=f"{run.name}: {headline} per training")
+    for column in ("training", "epoch", "validation", "test"):
+        table.add_column(column)
+    for folder, card in zip(folders, cards, strict=True):
+        values = [card[side].get(headline) for side in ("validation", "test")]
+        cells = ["undefined" if v is None else f"{v:.3f}" for v in values]
+        table.add_row(folder.relative_to(run).as_posix(), f"{card['epoch']}/{card['epochs']}", *cells)
+    out.print(table)
+    for row in scoring.cell_table(run):
+        out.print(row)
+    for folder, card in zip(folders, cards, strict=True):
+        if "fallback" in card:
+            out.print(f"[yellow]note[/] {folder.name}: {card['fallback']['why']}")
+

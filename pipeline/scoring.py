@@ -1,0 +1,281 @@
+"""From trained folds to numbers: out-of-fold predictions, metrics with intervals, per-tile scores.
+
+In: the folders of a run's folds. Out: the rows of `predictions.csv`, the content of `metrics.json`, the arrays of a
+patient's scores. Every number carries the hash of the split, the unit (patient), and how many folds and seeds it is
+of. Knows nothing of stages.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from configs.schema import ScoreConfig
+from mil import metrics, tasks
+from mil import train as loop
+from mil.tasks import Task
+from pipeline import bundle, grid, training
+from pipeline.cases import Patient, StoredBag
+from pipeline.store import StoreError, read_array, stored
+
+Row = dict[str, Any]
+
+
+def folds_of(run: Path) -> list[Path]:
+    """Folders of the trainings that a run's results are made of; of a grid, the cell that validation chose per fold."""
+    cells = sorted({p.parent.parent for p in run.glob(f"grid/*/*/{bundle.CARD}")})
+    if not cells:
+        return bundle.find(run)
+    cards = {str(cell): [_card(f) for f in bundle.find(cell)] for cell in cells}
+    headline = "c_index" if next(iter(cards.values()))[0]["task"]["kind"] != "classification" else "auc"
+    chosen = grid.choose(cards, headline)
+    return [f for cell in cells for f in bundle.find(cell) if chosen[_place(_card(f))] == str(cell)]
+
+
+def predictions(folders: Sequence[Path], config: ScoreConfig) -> tuple[list[Row], Task]:
+    """One row per test patient and training: slides, patient, repeat, fold, seed, truth, probabilities or risk."""
+    rows: list[Row] = []
+    task: Task | None = None
+    for folder in folders:
+        card = _card(folder)
+        task = tasks.from_json(card["task"])
+        test = [r for r in training.read_predictions(folder) if r["side"] == "test"]
+        for row, answer in zip(test, answers(training.logits_of(test), task, card, config), strict=True):
+            rows.append({"slide": ";".join(json.loads(row["slides"])), "patient": row["patient"],
+                         "repeat": card["split"]["repeat"], "fold": card["split"]["fold"], "seed": card["seed"],
+                         **_truth(row, task), **answer})
+    if task is None:
+        raise StoreError("no trained fold to score; run `pipeline train` first")
+    return rows, task
+
+
+def answers(logits: np.ndarray, task: Task, card: dict[str, Any], config: ScoreConfig) -> list[Row]:
+    """Logits (n, n_out) as what a person reads: one probability per class; for survival the risk, and for the
+    discrete form the probability of being event-free after each time bin."""
+    scaled = torch.from_numpy(logits)
+    if not task.survival:
+        if config.calibrate:
+            scaled = scaled / card.get("temperature", 1.0)
+        p = task.probabilities(scaled).numpy()
+        return [{f"p_{name}": float(v) for name, v in zip(task.classes, row, strict=True)} for row in p]
+    risk = task.risk(scaled).numpy()
+    rows: list[Row] = [{"risk": float(r)} for r in risk]
+    if task.kind == "nll":
+        for row, curve in zip(rows, task.survival_curve(scaled).numpy(), strict=True):
+            row |= {f"free_after_bin_{k}": float(v) for k, v in enumerate(curve)}
+    return rows
+
+
+def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: ScoreConfig) -> dict[str, Any]:
+    """The content of `metrics.json`."""
+    cards = [_card(f) for f in folders]
+    survival_from = [c for c in cards if task.survival]
+    per_fold = []
+    for card in cards:
+        own = [r for r in rows if (r["repeat"], r["fold"], r["seed"]) == (*_place(card), card["seed"])]
+        values = _metrics(own, task, _horizons(card), _threshold(card, config))
+        per_fold.append({"repeat": card["split"]["repeat"], "fold": card["split"]["fold"], "seed": card["seed"],
+                         "patients": len(own), "epoch": card["epoch"], "cell": card["cell"],
+                         **({"fallback": card["fallback"]} if "fallback" in card else {}), "metrics": values})
+    pooled = ensemble(rows)
+    horizons = sorted(set.intersection(*[set(_horizons(c)) for c in survival_from])) if survival_from else []
+
+    def of_rows(drawn: np.ndarray) -> metrics.Metrics:
+        return _metrics([pooled[i] for i in drawn], task, horizons, None)
+
+    interval = metrics.bootstrap(of_rows, len(pooled), config.bootstrap, config.confidence)
+    over = metrics.over_folds([f["metrics"] for f in per_fold])
+    hashes = sorted({c["split"]["hash"] for c in cards})
+    found: dict[str, Any] = {
+        "unit": "patient", "patients": len(pooled), "model": cards[0]["model"], "task": task.to_json(),
+        "headline": task.headline, "split_hash": hashes[0] if len(hashes) == 1 else hashes,
+        "folds": len({_place(c) for c in cards}), "seeds": len({c["seed"] for c in cards}),
+        "protocol": cards[0]["protocol"], "features": cards[0]["features"],
+        "warnings": _warnings(cards, task),
+        "over_folds": {k: {"mean": m, "sd": sd, "n": n} for k, (m, sd, n) in over.items()},
+        "test": {k: asdict(v) for k, v in interval.items()}, "confidence": config.confidence,
+        "bootstrap": config.bootstrap, "per_fold": per_fold,
+    }
+    if task.survival:
+        found["log_rank_p"] = _log_rank(rows, cards)
+    else:
+        found["confusion"] = confusion(pooled, task)
+    plain: dict[str, Any] = _no_nan(found)
+    return plain
+
+
+def ensemble(rows: Sequence[Row]) -> list[Row]:
+    """One row per patient: probabilities and risks averaged over seeds and repetitions."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["patient"], []).append(row)
+    made = []
+    for members in groups.values():
+        row = dict(members[0])
+        for key in row:
+            if key == "risk" or key.startswith(("p_", "free_after_bin_")):
+                row[key] = float(np.mean([m[key] for m in members]))
+        made.append(row)
+    return made
+
+
+def confusion(rows: Sequence[Row], task: Task) -> list[list[int]]:
+    """counts[true class][most probable class] over patients."""
+    counts = [[0] * len(task.classes) for _ in task.classes]
+    for row in rows:
+        p = [row[f"p_{c}"] for c in task.classes]
+        counts[task.classes.index(row["label"])][p.index(max(p))] += 1
+    return counts
+
+
+def slide_scores(
+    patient: Patient, models: Sequence[bundle.Bundle], gpu: bool = False
+) -> dict[str, dict[str, np.ndarray]]:
+    """Slide id -> per-tile scores, averaged over `models` (for a run: those that have not trained on the patient).
+
+    attention: float32 (n,), sums to one over the patient's slides. evidence: float32 (n, n_out), where the model has
+    it. coords: int32 (n, 2), level-0 px. logits: float32 (models, n_out), of the patient's whole bag.
+    """
+    logits, attention, evidence = [], [], []
+    case = training.cases([patient], float(models[0].card["features"].get("mpp") or 0.0))
+    for one in models:
+        model = one.model().to(training.device(gpu))
+        with loop.isolated(None, training.device(gpu), one.card["train"]["threads"]):
+            (found,) = loop.predict(model, case, one.task, one.scale)
+        logits.append(found.logits)
+        attention.append(found.scores)
+        evidence += [found.evidence] if found.evidence is not None else []
+    arrays = {"attention": np.stack(attention).mean(axis=0)}
+    if evidence:
+        arrays["evidence"] = np.stack(evidence).mean(axis=0)
+    made, first = {}, 0
+    for slide, path in zip(patient.slides, patient.stores, strict=True):
+        coords = StoredBag((path,))()[1]
+        part = {k: v[first : first + len(coords)] for k, v in arrays.items()}
+        made[slide] = part | {"coords": np.array(coords), "logits": np.stack(logits)}
+        first += len(coords)
+    return made
+
+
+def of_new_slides(stage: Any) -> list[Row]:
+    """One row per slide scored by all folds: the folds' probabilities (or risks), averaged."""
+    rows = []
+    for patient in stage.data.patients:
+        folders = stage.models[patient.id]
+        for slide in patient.slides:
+            path = stage.out / "scores" / f"{slide}.zarr"
+            if stored(path) is None:
+                continue  # failed, which the stage has told
+            logits = read_array(path, "logits").astype(np.float64)
+            each = []
+            for k, folder in enumerate(folders):
+                one = _card(folder)
+                (answer,) = answers(logits[k : k + 1], tasks.from_json(one["task"]), one, stage.config.score)
+                each.append({"slide": slide, "patient": patient.id, **answer})
+            rows += ensemble(each)
+    return rows
+
+
+def cell_table(run: Path) -> list[str]:
+    """One line per grid cell: mean ± sd of the headline metric on validation, and in how many folds it was chosen."""
+    cells = sorted({p.parent.parent for p in run.glob(f"grid/*/*/{bundle.CARD}")})
+    chosen = [f.parent for f in folds_of(run)] if cells else []
+    made = []
+    for cell in cells:
+        cards = [_card(f) for f in bundle.find(cell)]
+        headline = "c_index" if cards[0]["task"]["kind"] != "classification" else "auc"
+        values = [c["validation"].get(headline) for c in cards]
+        mean, sd, n = metrics.over_folds([{"v": math.nan if v is None else v} for v in values])["v"]
+        made.append(f"{cell.name}: validation {headline} {mean:.3f} ± {sd:.3f} ({n} trainings), "
+                    f"chosen {chosen.count(cell)} times")
+    return made
+
+
+def lines(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(metric, mean ± sd over folds, pooled value with interval) for a table."""
+    made = []
+    for name, over in found["over_folds"].items():
+        pooled = found["test"].get(name)
+        mean = "undefined" if over["mean"] is None else f"{over['mean']:.3f}" + (
+            f" ± {over['sd']:.3f}" if over["sd"] is not None else "")
+        whole = ""
+        if pooled and pooled["value"] is not None:
+            whole = f"{pooled['value']:.3f}"
+            whole += f" [{pooled['low']:.3f}, {pooled['high']:.3f}]" if pooled["low"] is not None else ""
+        made.append((name, mean, whole))
+    return made
+
+
+def _metrics(rows: Sequence[Row], task: Task, horizons: Sequence[float], threshold: float | None) -> metrics.Metrics:
+    if task.survival:
+        time, event, risk = (np.array([r[k] for r in rows], dtype=np.float64) for k in ("time", "event", "risk"))
+        return metrics.survival(time, event, risk, horizons)
+    labels = np.array([task.classes.index(r["label"]) for r in rows])
+    p = np.array([[r[f"p_{c}"] for c in task.classes] for r in rows])
+    return metrics.classification(labels, p, threshold)
+
+
+def _log_rank(rows: Sequence[Row], cards: Sequence[dict[str, Any]]) -> float:
+    """p value between patients above and below the risk threshold that their fold's validation part gave."""
+    cut = {(*_place(c), c["seed"]): c.get("risk_threshold", math.nan) for c in cards}
+    seed = min(c["seed"] for c in cards)
+    own = [r for r in rows if r["seed"] == seed and r["repeat"] == 0]
+    time, event = (np.array([r[k] for r in own], dtype=np.float64) for k in ("time", "event"))
+    high = np.array([r["risk"] > cut[(r["repeat"], r["fold"], r["seed"])] for r in own])
+    return metrics.log_rank(time, event, high)
+
+
+def _threshold(card: dict[str, Any], config: ScoreConfig) -> float | None:
+    """The frozen operating point; it was found on calibrated probabilities."""
+    return card.get("threshold") if config.calibrate else None
+
+
+def _horizons(card: dict[str, Any]) -> list[float]:
+    return [float(k.removeprefix("auc_at_")) for k in card["test"] if k.startswith("auc_at_")]
+
+
+def _warnings(cards: Sequence[dict[str, Any]], task: Task) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    said = []
+    if cards[0]["protocol"] == "paper":
+        said.append("optimistic: the epoch was chosen on the test fold (train.protocol=paper)")
+    if len({c["seed"] for c in cards}) == 1:
+        said.append("one seed: differences of about one point of AUC between models mean nothing")
+    fallen = [c for c in cards if "fallback" in c]
+    if fallen:
+        why = fallen[0]["fallback"]["why"]
+        said.append(f"{len(fallen)} of {len(cards)} trainings fell back to the plain model: {why}")
+    return said
+
+
+def _truth(row: Row, task: Task) -> Row:
+    if task.survival:
+        return {"time": float(row["time"]), "event": int(float(row["event"]))}
+    return {"label": task.classes[int(row["target"])]}
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    card: dict[str, Any] = json.loads((folder / bundle.CARD).read_text())
+    return card
+
+
+def _place(card: dict[str, Any]) -> tuple[int, int]:
+    return card["split"]["repeat"], card["split"]["fold"]
+
+
+def _no_nan(value: Any) -> Any:
+    """NaN has no place in JSON: None says undefined."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _no_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_no_nan(v) for v in value]
+    return value

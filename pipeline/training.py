@@ -1,0 +1,246 @@
+"""One training of one fold: patients in, a model bundle with its predictions and history out. Files around `mil.train`.
+
+`Job` says which training it is. The folder that `train_fold` fills holds the bundle (`bundle.py`), `predictions.csv`
+(validation and test patients, raw logits) and `history.csv` (one row per epoch). The test patients are read once, after
+the epoch has been chosen. Knows nothing of stages, runs and machines.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from configs import lookup
+from configs.schema import TrainConfig, fingerprint_fields
+from mil import metrics, tasks
+from mil import train as loop
+from mil.feed import Case
+from mil.splits import Fold
+from mil.tasks import Task
+from pipeline import bundle, store
+from pipeline.cases import Dataset, Patient, StoredBag
+
+PREDICTIONS, HISTORY, CHECKPOINT = "predictions.csv", "history.csv", "state.pt"
+# A checkpoint may cost this share of the time; with MHIM's transmil student one is 60 MB.
+CHECKPOINT_SHARE = 0.05
+
+
+class DeviceError(RuntimeError):
+    """The GPU that was asked for is not there."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: settings (those of the grid cell), fold, seed. teacher: the job of its baseline, or None."""
+
+    config: TrainConfig
+    fold: Fold
+    seed: int
+    split_hash: str
+    teacher: Job | None = None
+    cell: str = ""
+
+    @property
+    def name(self) -> str:
+        """Folder name below the run, cell or teacher folder: fold_0, or fold_0_seed_2 from the second seed on."""
+        index = self.seed - self.config.seed
+        return self.fold.name + (f"_seed_{index}" if index else "")
+
+
+def baseline_config(config: TrainConfig) -> TrainConfig | None:
+    """Settings of the plain model that must be trained first as the model's teacher, or None if it needs none."""
+    module = lookup.find("mil.models", config.model)
+    if not hasattr(module, "baseline"):
+        return None
+    model, params = module.baseline(lookup.params(module, config.model_params))
+    return config.model_copy(update={"model": model, "model_params": params})
+
+
+def whole_params(config: TrainConfig) -> TrainConfig:
+    """`config` with every setting of the model written out, so that defaults enter the fingerprint."""
+    module = lookup.find("mil.models", config.model)
+    params = lookup.params(module, config.model_params)
+    return config.model_copy(update={"model_params": params.model_dump(mode="json")})
+
+
+def make_task(dataset: Dataset, config: TrainConfig, patients: Sequence[Patient]) -> Task:
+    """The task, with everything that is learnt from labels learnt from `patients` (the training part)."""
+    targets = [p.target for p in patients if p.target is not None]
+    if not dataset.survival:
+        return tasks.classification(dataset.classes, targets, config.balance == "weights")
+    if config.survival_loss == "cox":
+        return tasks.cox_survival(targets)
+    return tasks.discrete_survival(targets, config.survival_bins)
+
+
+def cases(patients: Iterable[Patient], mpp: float) -> list[Case]:
+    """Patients as the trainer sees them."""
+    return [Case(p.id, p.slides, p.target, StoredBag(p.stores), mpp) for p in patients]
+
+
+def device(gpu: bool) -> torch.device:
+    """The GPU if asked for, else the CPU. Raises DeviceError instead of falling back in silence."""
+    if not gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise DeviceError("train.gpu is set, but torch finds no GPU on this machine; leave --gpu away to use the CPU")
+    return torch.device("cuda")
+
+
+def train_fold(job: Job, dataset: Dataset, teacher: bundle.Bundle | None, out: Path, partial: Path) -> tuple[str, ...]:
+    """Train, going on from `partial` if an earlier run left a checkpoint there, and fill `out`. Returns notes."""
+    config, fold, known = job.config, job.fold, dataset.by_id()
+    train, val, test = ([known[p] for p in side] for side in (fold.train, fold.val, fold.test))
+    mpp = float(dataset.facts.get("mpp") or 0.0)
+    # The published protocol cuts its bins over all patients, test included, and selects on the test fold.
+    paper = config.protocol == "paper"
+    task = make_task(dataset, config, [*train, *test] if paper else train)
+    train_cases, val_cases = cases(train, mpp), cases(test if paper else val, mpp)
+    model = build_model(config, int(dataset.facts["dim"]), task, job.seed, teacher).to(device(config.gpu))
+    state = _fit(model, train_cases, val_cases, task, config, job.seed, partial)
+    scale = loop.scale_of(state)
+    model.load_state_dict(state["best"]["weights"])
+    weights, verdict = state["best"]["weights"], None
+    notes: list[str] = []
+    rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
+    rows += _predicted(model, "test", cases(test, mpp), task, scale)
+    card = {
+        "model": config.model, "model_params": config.model_params, "in_dim": int(dataset.facts["dim"]),
+        "task": task.to_json(), "features": dataset.facts, "split": {"hash": job.split_hash, "repeat": fold.repeat,
+        "fold": fold.fold, "train": len(train), "val": len(val), "test": len(test)}, "seed": job.seed,
+        "cell": job.cell, "protocol": config.protocol, "train": fingerprint_fields(config),
+        "versions": bundle.versions(), "epoch": state["best"]["epoch"] + 1, "epochs": state["epoch"] + 1,
+        "validation": _finite(_metrics_of([r for r in rows if r["side"] == "val"], task, train)),
+        "test": _finite(_metrics_of([r for r in rows if r["side"] == "test"], task, train)),
+        **operating_points(rows, task), **({"fallback": verdict} if verdict else {}),
+    }
+    bundle.write(out, card, weights, scale)
+    (out / PREDICTIONS).write_text(table(rows))
+    (out / HISTORY).write_text(table(state["history"]))
+    return tuple(notes)
+
+
+def build_model(config: TrainConfig, in_dim: int, task: Task, seed: int, teacher: bundle.Bundle | None) -> Any:
+    """A new model with weights drawn from `seed`, its teacher filled from the baseline's bundle."""
+    module = lookup.find("mil.models", config.model)
+    with loop.seeded(seed):
+        model = module.build(in_dim, task.n_out, lookup.params(module, config.model_params))
+        if teacher is not None:
+            model.start_from(teacher.weights)
+    return model
+
+
+def operating_points(rows: Sequence[dict[str, Any]], task: Task) -> dict[str, Any]:
+    """What is fitted on validation and frozen: temperature and threshold, or the median risk of survival."""
+    val = [r for r in rows if r["side"] == "val"]
+    if not val:
+        return {}
+    logits = logits_of(val)
+    if task.survival:
+        return {"risk_threshold": float(np.median(task.risk(torch.from_numpy(logits)).numpy()))}
+    labels = targets_of(val)
+    found: dict[str, Any] = {"temperature": metrics.temperature(labels, logits)}
+    if len(task.classes) == 2:
+        p = task.probabilities(torch.from_numpy(logits / found["temperature"])).numpy()
+        found["threshold"] = metrics.youden(labels, p[:, 1])
+    return found
+
+
+def logits_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """float64 (n, n_out) logits of prediction rows."""
+    names = sorted((k for k in rows[0] if k.startswith("logit_")), key=lambda k: int(k.removeprefix("logit_")))
+    return np.array([[float(r[k]) for k in names] for r in rows])
+
+
+def read_predictions(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a fold's `predictions.csv`, all values as text."""
+    with open(folder / PREDICTIONS, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def targets_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """int64 (n,) class indices, or float64 (n, 2) of time and event."""
+    if "time" in rows[0]:
+        return np.array([[float(r["time"]), float(r["event"])] for r in rows])
+    return np.array([int(r["target"]) for r in rows], dtype=np.int64)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as CSV text; columns are the keys in the order in which they first appear."""
+    columns = list(dict.fromkeys(k for r in rows for k in r))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: repr(v) if isinstance(v, float) else v for k, v in r.items()} for r in rows)
+    return text.getvalue()
+
+
+def _fit(
+    model: Any, train_cases: list[Case], val_cases: list[Case], task: Task, config: TrainConfig, seed: int,
+    partial: Path,
+) -> loop.State:
+    """The last state of the training, which goes on from the checkpoint in `partial`, if there is one."""
+    file = partial / CHECKPOINT
+    saved: loop.State | None = torch.load(file, weights_only=True) if file.exists() else None
+    state = saved
+    cost, last = 0.0, time.monotonic()
+    try:
+        for reached in loop.fit(model, train_cases, val_cases, task, config, seed, saved):
+            state = reached
+            began = time.monotonic()
+            if began - last >= cost / CHECKPOINT_SHARE:
+                _save(state, file)
+                saved, last = state, time.monotonic()
+                cost = last - began
+    except BaseException:
+        # Interrupted, told to end, or the loss ran away: the last good epoch is kept.
+        if state is not None and state is not saved:
+            _save(state, file)
+        raise
+    assert state is not None
+    return state
+
+
+def _save(state: loop.State, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with store.aside(file) as tmp:
+        torch.save(state, tmp)
+
+
+def _predicted(model: Any, side: str, of: Sequence[Case], task: Task, scale: Any) -> list[dict[str, Any]]:
+    rows = []
+    for p in loop.predict(model, of, task, scale):
+        target = p.case.target
+        known = {"time": target[0], "event": target[1]} if isinstance(target, tuple) else {"target": target}
+        logits = {f"logit_{k}": float(v) for k, v in enumerate(p.logits)}
+        slides = json.dumps(list(p.case.slides))
+        rows.append({"side": side, "patient": p.case.patient, "slides": slides, **known, **logits})
+    return rows
+
+
+def _metrics_of(rows: Sequence[dict[str, Any]], task: Task, train: Sequence[Patient]) -> dict[str, float]:
+    """Metrics of some predictions; the horizons of survival are quartiles of the training part's event times."""
+    if not rows:
+        return {}
+    logits = torch.from_numpy(logits_of(rows))
+    if task.survival:
+        target = targets_of(rows)
+        events = [p.target[0] for p in train if isinstance(p.target, tuple) and p.target[1]]
+        horizons = [round(float(v), 6) for v in np.quantile(events, [0.25, 0.5, 0.75])]
+        return metrics.survival(target[:, 0], target[:, 1], task.risk(logits).numpy(), horizons)
+    return metrics.classification(targets_of(rows), task.probabilities(logits).numpy())
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    """NaN has no place in JSON: None says undefined."""
+    return {k: v if math.isfinite(v) else None for k, v in values.items()}
