@@ -189,6 +189,32 @@ def train(
 
 
 @app.command(rich_help_panel="Verbs")
+def score(
+    work: WorkDir = Path("work"),
+    name: Annotated[str | None, typer.Option("--name", "--model", help="run to score, by name or folder")] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="folder of features of new slides, scored without labels by all folds")
+    ] = None,
+    gpu: Gpu = None,
+    config: ConfigFiles = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+    workers: Workers = None,
+    backend: BackendName = None,
+    shard: Shard = None,
+    replace: Replace = False,
+    dry_run: DryRun = False,
+) -> int:
+    """Held-out predictions, metrics with intervals, tile scores and heatmaps of a run; or predictions for new slides."""
+    from pipeline import verbs
+
+    s = session(
+        work, config, set_, replace=replace, dry_run=dry_run, shard=shard,
+        train__gpu=gpu, cluster__workers=workers, cluster__backend=backend,
+    )  # fmt: skip
+    return verbs.score(s, name, features)
+
+
+@app.command(rich_help_panel="Verbs")
 def run(
     slides: Slides,
     labels: Labels = None,
