@@ -88,6 +88,7 @@ class TrainConfig(Settings):
     model: str = Field("mhim", description="MIL model: a file name in mil/models/, or a dotted name of your own module")
     model_params: dict[str, Any] = Field(default_factory=dict, description="settings of the model itself")
     task: Literal["auto", "classification", "survival"] = Field("auto", description="auto: survival if the labels have time and event")
+    classes: tuple[str, ...] = Field((), description="class names in order, the positive one last; empty: as in the labels, sorted")
     survival_loss: Literal["nll", "cox"] = Field("nll", description="discrete-time likelihood, or Cox partial likelihood over several bags")
     survival_bins: int = Field(4, ge=2, le=64, description="time bins of the discrete likelihood, cut at quantiles of the training fold's events")
     folds: int = Field(5, ge=2, description="cross-validation folds")

@@ -6,16 +6,25 @@ slide -> tissue -> tiles -> features -> bags -> model -> scores
 
 from __future__ import annotations
 
+import json
+import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from configs.schema import Config, TileConfig, fingerprint_fields, marked
+from mil.splits import Fold
 from pipeline import store
+from pipeline.cases import Dataset, digest_of
+from pipeline.claims import Claims
 from pipeline.cohort import SlideEntry
-from pipeline.stage import Item, Made, Stage
+from pipeline.stage import Item, Made, Stage, State, make_one
+
+if TYPE_CHECKING:
+    from pipeline.training import Job
 
 
 def flat(section: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -100,12 +109,13 @@ class Extract(Stage):
     config: Config
     slides: list[SlideEntry]
     name = "extract"
-    heavy = True
 
     def __post_init__(self) -> None:
         from extract.encoders import identity
+        from extract.features import whole_machine
 
         self.identity = identity(self.config.extract)
+        self.heavy = whole_machine(self.config.extract)
         self._extractor: Any = None
 
     @property
@@ -134,7 +144,7 @@ class Extract(Stage):
 
         config = self.config.extract
         tiles = store.read_attrs(self.work.tile_store(item.key))
-        mismatch = check_tiles(self.extractor.encoder, tiles["tile_px"], tiles["mpp"], config)
+        mismatch = check_tiles(self.identity, tiles["tile_px"], tiles["mpp"], config.allow_mismatch)
         job = self._job(item)
         rows = store.even_chunk(len(job.coords_l0), config.chunk_rows)
         writer = store.StoreWriter(out, self._attrs(tiles, mismatch))
@@ -148,7 +158,7 @@ class Extract(Stage):
             chunk = np.load(file, allow_pickle=False)
             features[start : start + len(chunk)] = chunk
             start += len(chunk)
-        for first, chunk in self.extractor.encode(job, start, rows):
+        for first, chunk in self.extractor.encode(job, start):
             features[first : first + len(chunk)] = chunk
             if len(job.coords_l0) > rows:  # a slide of one chunk has nothing worth keeping before its end
                 partial.mkdir(parents=True, exist_ok=True)
@@ -167,7 +177,7 @@ class Extract(Stage):
         if self._extractor is None:
             from extract.features import Extractor
 
-            self._extractor = Extractor(self.config.extract)
+            self._extractor = Extractor(self.config.extract, cores=0 if self.heavy else 1)
         return self._extractor
 
     def __getstate__(self) -> dict[str, Any]:
@@ -181,8 +191,149 @@ class Extract(Stage):
         coords = np.asarray(store.read_array(path, "coords"))
         return SlideJob(item.data.path, coords, attrs["tile_px"], attrs["mpp"], tuple(attrs["slide_mpp"]))
 
-    def _attrs(self, tiles: dict[str, Any], mismatch: str | None) -> dict[str, Any]:
+    def _attrs(self, tiles: dict[str, Any], mismatch: str) -> dict[str, Any]:
         """What the features carry: the tiles' own facts, and the encoder's."""
         keep = ("mpp", "mpp_source", "slide_mpp", "tile_px", "tile_l0", "size_l0", "bounds_l0")
         attrs = {k: tiles[k] for k in keep if k in tiles} | self.extractor.attrs()
         return attrs | ({"mismatch": mismatch} if mismatch else {})
+
+
+@dataclass
+class Train(Stage):
+    """Features to models: `runs/<name>/fold_<k>/`, one item per (grid cell, seed, fold), baselines of MHIM first."""
+
+    work: store.Work
+    config: Config
+    run: str
+    data: Dataset
+    folds: list[Fold]
+
+    def __post_init__(self) -> None:
+        self.name = f"train {self.run}"
+
+    @property
+    def root(self) -> Path:  # type: ignore[override]
+        return self.work.run(self.run)
+
+    def items(self) -> list[Item]:
+        from pipeline.grid import jobs
+
+        every = jobs(self.config.train, self.folds)
+        teachers = {job.teacher.cell + job.teacher.name: job.teacher for job in every if job.teacher}
+        return [self.item(job) for job in (*teachers.values(), *every)]
+
+    def item(self, job: Job) -> Item:
+        """The item of one training. Its inputs say which patients, targets and features it reads."""
+        known = self.data.by_id()
+        sides = {s: [known[p] for p in getattr(job.fold, s)] for s in ("train", "val", "test")}
+        inputs: dict[str, Any] = {s: digest_of(patients) for s, patients in sides.items()}
+        inputs |= {"seed": job.seed, "split": job.split_hash} | flat("features", self.data.facts)
+        if job.teacher:
+            inputs["teacher"] = store.fingerprint(self.fields(self.item(job.teacher)))
+        return Item(f"{job.cell}/{job.name}" if job.cell else job.name, self.root / job.cell / job.name, inputs, job)
+
+    def settings(self) -> dict[str, Any]:
+        return flat("train", fingerprint_fields(self.config.train))
+
+    def fields(self, item: Item) -> dict[str, Any]:
+        """Those of the item's own settings: a cell of a grid equals the same training made alone."""
+        settings = fingerprint_fields(item.data.config)
+        for plan in ("grid", "seeds", "repeats", "seed"):  # which trainings there are, not what one of them is
+            settings.pop(plan)
+        inputs = {f"input.{k}": v for k, v in item.inputs.items()}
+        return {"stage": "train", "format": store.FORMAT, **flat("train", settings), **inputs}
+
+    def make(self, item: Item, out: Path, partial: Path) -> Made:
+        from pipeline import bundle, grid, training
+
+        grid.describe(self.root, self.config, self.folds)
+        twin = self._twin(item)
+        if twin is not None:  # the same training in another run: a plain model that serves as a teacher, say
+            shutil.copytree(twin, out, ignore=shutil.ignore_patterns(store.SEAL))
+            return Made(notes=(f"taken from {twin.relative_to(self.work.root)}, the same training",))
+        job: Job = item.data
+        teacher = bundle.read(self._made(self.item(job.teacher))) if job.teacher else None
+        return Made(notes=training.train_fold(job, self.data, teacher, out, partial))
+
+    def _twin(self, item: Item) -> Path | None:
+        mark = f'"fingerprint": "{store.fingerprint(self.fields(item))}"'.encode()
+        for seal in sorted(self.work.runs.glob(f"*/**/{store.SEAL}")):
+            if seal.parent != item.output and mark in seal.read_bytes():
+                return seal.parent
+        return None
+
+    def _made(self, teacher: Item) -> Path:
+        """The baseline's folder; if it is missing, made here or awaited. Raises StoreError if it fails."""
+        with Claims(self.root / ".claims", self.config.cluster.lease_s) as claims:
+            while (outcome := make_one(self, teacher, claims)).state is State.CLAIMED:
+                time.sleep(0.5)
+        if outcome.state is State.FAILED:
+            raise store.StoreError(f"its baseline failed: {outcome.message}")
+        return teacher.output
+
+
+@dataclass
+class Score(Stage):
+    """Models to numbers and pictures: `scores/<slide id>.zarr` and `heatmaps/` per slide, `metrics.json` per cohort.
+
+    Of a run, every patient is scored by the folds that held it out; patients of other features by all folds.
+    """
+
+    work: store.Work
+    config: Config
+    out: Path  # the run's folder, or that of the new slides
+    data: Dataset
+    models: dict[str, list[Path]]  # patient -> folders of the models that score it
+    folds: list[Path]  # trainings that metrics.json is made of; empty for new slides
+
+    def __post_init__(self) -> None:
+        self.name = f"score {self.out.name}"
+        self._last: tuple[str, dict[str, dict[str, np.ndarray]]] = ("", {})
+
+    @property
+    def root(self) -> Path:  # type: ignore[override]
+        return self.out
+
+    def items(self) -> list[Item]:
+        known = self.data.by_id()
+        items = []
+        if self.folds:
+            items.append(Item("metrics", self.out, {"models": self._seals(self.folds)}, None, "score.json"))
+        for name, folders in self.models.items():
+            inputs = {"features": known[name].digest, "models": self._seals(folders)}
+            items += [Item(s, self.out / "scores" / f"{s}.zarr", inputs, name) for s in known[name].slides]
+        return items
+
+    def settings(self) -> dict[str, Any]:
+        return flat("score", fingerprint_fields(self.config.score))
+
+    def fields(self, item: Item) -> dict[str, Any]:
+        """Settings of the numbers do not concern a slide's scores, and those of pictures concern no output here."""
+        numbers = {"bootstrap", "confidence", "calibrate", "sensitivity", "specificity", "abstain"}
+        settings = {k: v for k, v in self.settings().items() if item.seal and k.removeprefix("score.") in numbers}
+        inputs = {f"input.{k}": v for k, v in item.inputs.items()}
+        return {"stage": "score", "format": store.FORMAT, **settings, **inputs}
+
+    def make(self, item: Item, out: Path, partial: Path) -> Made:
+        from pipeline import bundle, scoring, training
+
+        if item.seal:
+            rows, task = scoring.predictions(self.folds, self.config.score)
+            out.mkdir(parents=True)
+            (out / training.PREDICTIONS).write_text(training.table(rows))
+            found = scoring.summary(self.folds, rows, task, self.config.score)
+            (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+            return Made()
+        patient = self.data.by_id()[item.data]
+        if self._last[0] != patient.id:  # slides of one patient are one bag: scored once
+            models = [bundle.read(folder) for folder in self.models[patient.id]]
+            self._last = (patient.id, scoring.slide_scores(patient, models, self.config.train.gpu))
+        arrays = self._last[1][item.key]
+        writer = store.StoreWriter(out, {"patient": patient.id, **self.data.facts})
+        for name, array in arrays.items():
+            writer.write(name, array)
+        return Made(numbers={"tiles": len(arrays["attention"])})
+
+    @staticmethod
+    def _seals(folders: list[Path]) -> list[str]:
+        return [str(store.read_attrs(f).get("fingerprint")) for f in folders]

@@ -213,8 +213,8 @@ def _fit(
 
 def _save(state: loop.State, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with store.aside(file) as tmp:
-        torch.save(state, tmp)
+    with store.aside(file) as tmp, open(tmp, "wb") as f:
+        torch.save(state, f)
 
 
 def _predicted(model: Any, side: str, of: Sequence[Case], task: Task, scale: Any) -> list[dict[str, Any]]:

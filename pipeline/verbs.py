@@ -112,3 +112,39 @@ def run_all(session: Session, source: Path, labels: Path | None, name: str | Non
         cohort.read_rows(labels)  # a wrong label file is told before hours of tiling
     codes = [tile(session, source), extract(session), train(session, labels, name), score(session, name)]
     return max(codes)
+
+
+def train(session: Session, labels: Path | None, name: str | None) -> int:
+    """Features to models: one training per grid cell, seed and fold."""
+    from pipeline import cases, runs, training
+    from pipeline.stages import Train
+
+    config = session.config
+    run = name or config.train.model.rsplit(".", 1)[-1]
+    rows = cohort.read_rows(cohort.find_labels(labels, session.work))
+    data = cases.labelled(rows, session.work.features(config.extract.encoder), config.train)
+    for note in (*data.notes, *cases.duplicates(data, session.work)):
+        console.err.print(console.escape(note))
+    if config.train.protocol == "paper":
+        console.err.print("[yellow]protocol paper[/]: the epoch is chosen on the test fold; the numbers are optimistic")
+    training.device(config.train.gpu)  # told before any work
+    stage = Train(session.work, config, run, data, cases.make_folds(data, config.train))
+    code = run_stage(session, stage)
+    if not session.dry_run:
+        runs.show_folds(stage.root, console.out)
+    return code
+
+
+def score(session: Session, name: str | None, features: Path | None = None) -> int:
+    """Models to held-out predictions, metrics and per-tile scores; or predictions for `features` without labels."""
+    from pipeline import runs
+
+    run = runs.find(session.work, name, session.config.train.model)
+    if features is not None:
+        stage = runs.new_slides(session.work, session.config, run, features)
+    else:
+        stage = runs.held_out(session.work, session.config, run)
+    code = run_stage(session, stage)
+    if not session.dry_run:
+        runs.tell(stage, console.out)
+    return code
