@@ -1,0 +1,47 @@
+"""Mean pooling: the plainest bag classifier, a floor for every other model.
+
+z_n = embedding of x_n (N, h);  bag embedding = mean of z_n (h);  logits = W embedding + b (n_out). Instance n adds
+W z_n / N to the logits, exactly.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mil.models import MIL, Encoded, Instances
+from mil.models._layers import Embedding, EmbeddingParams, initialise, weighted_softmax
+
+
+class Params(EmbeddingParams):
+    """Settings of mean pooling."""
+
+
+class MeanMil(MIL):
+    """See the module's text."""
+
+    def __init__(self, in_dim: int, n_out: int, params: Params) -> None:
+        super().__init__()
+        self.feature = Embedding(in_dim, params)
+        self.classifier = nn.Linear(params.width, n_out)
+        initialise(self)
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.feature(x)
+
+    def encode(self, instances: Instances, detail: bool = False) -> Encoded:
+        z = instances.z
+        a = weighted_softmax(z.new_zeros(len(z)), instances.log_count)  # 1 / N each
+        embedding = a.to(z.dtype) @ z  # (h,)
+        logits = self.classifier(embedding)
+        if not detail:
+            return Encoded(logits, embedding[None])
+        evidence = z @ self.classifier.weight.T  # (N, n_out)
+        contribution = a[:, None] * evidence
+        return Encoded(logits, embedding[None], a[None], a, evidence, contribution,
+                       torch.softmax(contribution, dim=1).amax(dim=1))
+
+
+def build(in_dim: int, n_out: int, params: Params) -> MeanMil:
+    """A new model with fresh weights."""
+    return MeanMil(in_dim, n_out, params)
