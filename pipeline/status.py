@@ -51,7 +51,6 @@ def _stage(
 ) -> StageStatus:
     status = StageStatus(name)
     busy = running_keys(root / ".claims")
-    verb = name.split()[0]
     for key in keys:
         raw = store.seal_bytes(outputs[key])
         if raw is not None:
@@ -62,9 +61,9 @@ def _stage(
                 status.reasons[key] = str(reason)
         elif key in busy:
             status.keys["running"].append(key)
-        elif (verb, key) in failed:
+        elif (name, key) in failed:
             status.keys["failed"].append(key)
-            status.reasons[key] = failed[verb, key]
+            status.reasons[key] = failed[name, key]
         else:
             status.keys["missing"].append(key)
     return status

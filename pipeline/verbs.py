@@ -14,7 +14,8 @@ from configs.schema import Config
 from pipeline import cohort, console, store
 from pipeline import stage as stages_core
 from pipeline.cohort import CohortError
-from pipeline.stage import Item, Outcome, Stage
+from pipeline.runlog import RunLog, label
+from pipeline.stage import Item, Outcome, Plan, Stage
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,30 @@ def run_stage(session: Session, stage: Stage) -> int:
         outcomes: Iterator[Outcome] = module.run(stage, items, replace, remake, cluster)
         return outcomes
 
-    with console.Progressing(stage.name) as progress:
+    log = RunLog(session.work.runs, label(stage), session.config)
+    with log, console.Progressing(stage.name) as progress:
+
+        def planned(plan: Plan) -> None:
+            progress.planned(plan)
+            log.planned(plan)
+
+        def watch(outcome: Outcome) -> None:
+            log.watch(outcome)
+            progress.watch(outcome)
+
         report = stages_core.run(
             stage,
             backend,
             lease_s=cluster.lease_s,
             replace=session.replace,
             only=session.share,
-            watch=progress.watch,
-            planned=progress.planned,
+            watch=watch,
+            planned=planned,
         )
+        log.finished(report)
     console.finish(report)
+    if log.broken:
+        console.err.print(f"[yellow]the log of this run is incomplete[/]: {console.escape(log.broken)}")
     return report.exit_code
 
 
