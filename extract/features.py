@@ -81,6 +81,11 @@ def whole_machine(config: ExtractConfig) -> bool:
     return config.encoder != "texture"
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Extractor:
     """Turns slides into features. `prefetch` is a hint; `encode` does the work; `close` when done.
 
@@ -89,7 +94,7 @@ class Extractor:
 
     def __init__(self, config: ExtractConfig, cores: int = 0) -> None:
         self.config = config
-        self.cores = cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores or os.cpu_count() or 1
+        self.cores = cores or usable_cores()
         self.stats = Stats()
         self._encoder: Encoder | None = None
         self._threads = config.readers or self.cores
@@ -108,7 +113,13 @@ class Extractor:
     def attrs(self) -> dict[str, Any]:
         """What is stored with the features: encoder, weights, width, pooling, transform, precision, licence."""
         e = self.encoder
-        return {"encoder": e.name, "weights_id": e.weights_id, "dim": e.dim, **e.info, "stain_norm": self.config.stain_norm}
+        return {
+            "encoder": e.name,
+            "weights_id": e.weights_id,
+            "dim": e.dim,
+            **e.info,
+            "stain_norm": self.config.stain_norm,
+        }
 
     def prefetch(self, job: SlideJob, start_row: int = 0) -> None:
         """Begin to read `job` ahead of its `encode`; bounded, and forgotten if other slides come first."""
@@ -164,7 +175,9 @@ class Extractor:
             self._feed = _Feed(self.config, self._pool, job.tile_px, block_rows, most, encoder)
         return self._feed
 
-    def _blocks(self, feed: _Feed, reading: _Reading, first: int, stop: int, stats: Stats) -> Iterator[tuple[int, np.ndarray]]:
+    def _blocks(
+        self, feed: _Feed, reading: _Reading, first: int, stop: int, stats: Stats
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """(row, float32 features) of every block between two rows, one launch kept in flight on a device."""
         flying: deque[tuple[int, _Block, Callable[[], np.ndarray]]] = deque()
         launch = self.encoder.launch or (lambda tiles: partial(self.encoder.encode, tiles))
@@ -210,7 +223,9 @@ def _store(chunk: np.ndarray, at: int, features: np.ndarray, job: SlideJob, row:
     x, y = (int(v) for v in job.coords_l0[row + bad])
     if np.isfinite(features[bad]).all():
         top = float(np.abs(features[bad]).max())
-        raise SlideError(f"{job.path.name}: features of tile {row + bad} at level-0 ({x}, {y}) reach {top:g}, too large for float16: use --dtype float32")
+        raise SlideError(
+            f"{job.path.name}: features of tile {row + bad} at level-0 ({x}, {y}) reach {top:g}, too large for float16: use --dtype float32"
+        )
     raise SlideError(
         f"{job.path.name}: the encoder gave NaN or Inf for tile {row + bad} at level-0 ({x}, {y}): try --precision float32, "
         "and look at that tile"
@@ -283,10 +298,26 @@ class _Reading:
             self.reader = None
 
 
+def _same(a: SlideJob, b: SlideJob) -> bool:
+    """True if both ask for the same tiles of the same file."""
+    return a is b or (
+        (a.path, a.tile_px, a.mpp, a.slide_mpp) == (b.path, b.tile_px, b.mpp, b.slide_mpp)
+        and np.array_equal(a.coords_l0, b.coords_l0)
+    )
+
+
 class _Feed:
     """Reads blocks of tiles ahead into a bounded set of buffers; the current slide first."""
 
-    def __init__(self, config: ExtractConfig, pool: ThreadPoolExecutor, tile_px: int, block_rows: int, most: int, encoder: Encoder) -> None:
+    def __init__(
+        self,
+        config: ExtractConfig,
+        pool: ThreadPoolExecutor,
+        tile_px: int,
+        block_rows: int,
+        most: int,
+        encoder: Encoder,
+    ) -> None:
         self.config = config
         self.pool = pool
         self.tile_px = tile_px
@@ -304,7 +335,7 @@ class _Feed:
 
     def ahead(self, job: SlideJob, start_row: int) -> None:
         with self.lock:
-            if any(r.job is job for r in self.waiting) or (self.current is not None and self.current.job is job):
+            if any(_same(r.job, job) for r in [*self.waiting, *([self.current] if self.current else [])]):
                 return
             self.waiting.append(self._plan(job, start_row))
             while len(self.waiting) > _MOST_AHEAD:
@@ -314,8 +345,8 @@ class _Feed:
     def begin(self, job: SlideJob, start_row: int) -> _Reading:
         with self.lock:
             plan = self._plan(job, start_row)
-            found = next((r for r in self.waiting if r.job is job and r.blocks == plan.blocks), None)
-            for stale in [r for r in self.waiting if r.job is job]:
+            found = next((r for r in self.waiting if _same(r.job, job) and r.blocks == plan.blocks), None)
+            for stale in [r for r in self.waiting if _same(r.job, job)]:
                 self.waiting.remove(stale)
                 if stale is not found:
                     self._drop(stale)
@@ -387,7 +418,9 @@ class _Feed:
             except SlideError:
                 raise
             except Exception as error:
-                raise UnreadableSlide(f"{reading.job.path.name}: cannot be opened: {type(error).__name__}: {error}") from error
+                raise UnreadableSlide(
+                    f"{reading.job.path.name}: cannot be opened: {type(error).__name__}: {error}"
+                ) from error
             try:
                 reader.fill(reading.job.coords_l0[first:stop], tiles)
                 read = time.perf_counter() - began

@@ -68,8 +68,10 @@ def locate(encoder: str, hub_id: str, hub_files: tuple[str, ...], weights: str |
             return download(encoder, hub_id, hub_files)
     if found is None:
         where = f"in {weights}" if weights else "on this machine"
-        source = f"`pipeline weights fetch {encoder} --to DIR` on a machine with a network" if hub_id else (
-            f"get the file from its authors and name it {file_name(encoder)}.safetensors or .pth"
+        source = (
+            f"`pipeline weights fetch {encoder} --to DIR` on a machine with a network"
+            if hub_id
+            else (f"get the file from its authors and name it {file_name(encoder)}.safetensors or .pth")
         )
         raise WeightsError(
             f"no weights of {encoder!r} {where}{' (offline)' if offline else ''}: {source}, "
@@ -102,7 +104,9 @@ def download(encoder: str, hub_id: str, hub_files: tuple[str, ...] = HUB_FILES, 
         try:
             got = Path(hf_hub_download(hub_id, name))
         except Exception as error:  # the hub's client raises a dozen unrelated types: all mean "not fetched"
-            reasons.append(f"{name}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
+            reasons.append(
+                f"{name}: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            )
             continue
         return got if to is None else _copy(got, to, encoder, hub_id, name)
     raise WeightsError(
@@ -173,7 +177,9 @@ def load_state(path: Path) -> dict[str, Any]:
             f"({str(error).strip().splitlines()[0]}). Convert it to safetensors on a machine you can lose"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path} is damaged or truncated ({str(error).strip().splitlines()[0]}); fetch it again") from error
+        raise WeightsError(
+            f"{path} is damaged or truncated ({str(error).strip().splitlines()[0]}); fetch it again"
+        ) from error
     return _unwrap(content, path)
 
 
@@ -183,8 +189,11 @@ def _unwrap(content: Any, path: Path) -> dict[str, Any]:
     for _ in range(3):
         if isinstance(content, dict) and content and all(isinstance(v, torch.Tensor) for v in content.values()):
             return content
-        inner = [k for k in ("state_dict", "model", "teacher", "model_state_dict", "module") if isinstance(content, dict)
-                 and isinstance(content.get(k), dict)]
+        inner = [
+            k
+            for k in ("state_dict", "model", "teacher", "model_state_dict", "module")
+            if isinstance(content, dict) and isinstance(content.get(k), dict)
+        ]
         if not inner:
             break
         content = content[inner[0]]
@@ -202,11 +211,17 @@ def load_into(model: Any, state: dict[str, Any], path: Path, encoder: str, unuse
     state = {k: v for k, v in state.items() if k in own or not k.startswith(unused or ("\0",))}
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in own]
-    wrong = [f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
+    wrong = [
+        f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
     if missing or extra or wrong:
         parts = []
         for what, names in (("missing", missing), ("unknown", extra), ("of another shape", wrong)):
             if names:
                 parts.append(f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
-        raise WeightsError(f"{path} does not hold the weights of {encoder!r}: {'; '.join(parts)}. Is it the file of another model?")
+        raise WeightsError(
+            f"{path} does not hold the weights of {encoder!r}: {'; '.join(parts)}. Is it the file of another model?"
+        )
     model.load_state_dict(state, strict=False)

@@ -100,10 +100,24 @@ def identity(config: ExtractConfig) -> dict[str, Any]:
 
             found = weights.local(name, config.weights)
             code += f"+{weights.sha256(found)}" if found else ""
-        return {"encoder": name, "weights_id": f"code-{code}", "pooling": "own", "transform": "own", "tile_px": [], "mpp": []}
+        return {
+            "encoder": name,
+            "weights_id": f"code-{code}",
+            "pooling": "own",
+            "transform": "own",
+            "tile_px": [],
+            "mpp": [],
+        }
     module = _file(name)
     lookup.params(module, config.encoder_params)
-    return {"encoder": name, "weights_id": module.VERSION, "pooling": "own", "transform": "own", "tile_px": [], "mpp": []}
+    return {
+        "encoder": name,
+        "weights_id": module.VERSION,
+        "pooling": "own",
+        "transform": "own",
+        "tile_px": [],
+        "mpp": [],
+    }
 
 
 def names() -> list[str]:
@@ -112,7 +126,7 @@ def names() -> list[str]:
 
 
 def check_tiles(known: dict[str, Any], tile_px: int, mpp: float, allow_mismatch: bool) -> str:
-    """"" if tiles of `tile_px` at `mpp` µm/px suit the encoder of `identity()`; else a note, if mismatches are allowed.
+    """ "" if tiles of `tile_px` at `mpp` µm/px suit the encoder of `identity()`; else a note, if mismatches are allowed.
 
     Raises EncoderError naming both sides when they are not allowed.
     """
@@ -128,7 +142,9 @@ def check_tiles(known: dict[str, Any], tile_px: int, mpp: float, allow_mismatch:
         return text
     best = [f"--tile-px {known['tile_px'][0]}"] if known["tile_px"] else []
     best += [f"--mpp {known['mpp'][0]:g}"] if known["mpp"] else []
-    raise EncoderError(f"{text}: tile again with {' '.join(best)}, or pass --allow-mismatch (recorded with the features)")
+    raise EncoderError(
+        f"{text}: tile again with {' '.join(best)}, or pass --allow-mismatch (recorded with the features)"
+    )
 
 
 def _file(name: str) -> Any:
@@ -179,7 +195,11 @@ def _users_own(config: ExtractConfig) -> Encoder:
     try:
         encoder = made(**config.encoder_params)
     except TypeError as error:
-        raise EncoderError(f"encoder {name!r} does not take encoder_params {sorted(config.encoder_params)}: {error}") from error
+        raise EncoderError(
+            f"encoder {name!r} does not take encoder_params {sorted(config.encoder_params)}: {error}"
+        ) from error
     if not isinstance(encoder, Encoder):
-        raise EncoderError(f"encoder {name!r} returns {type(encoder).__name__}; it must return an extract.encoders.Encoder")
+        raise EncoderError(
+            f"encoder {name!r} returns {type(encoder).__name__}; it must return an extract.encoders.Encoder"
+        )
     return encoder

@@ -63,8 +63,17 @@ def build(config: ExtractConfig) -> Encoder:
         "terms": "the licence may reach models trained on these features: read it" if row.commercial != "yes" else "",
     }
     return Encoder(
-        row.name, runner.encode, dim, row.tile_px[0] if row.tile_px else None, row.mpp[0] if row.mpp else None,
-        weights.sha256(path), info, runner.launch, runner.empty, runner.batch, lambda: runner.halvings,
+        row.name,
+        runner.encode,
+        dim,
+        row.tile_px[0] if row.tile_px else None,
+        row.mpp[0] if row.mpp else None,
+        weights.sha256(path),
+        info,
+        runner.launch,
+        runner.empty,
+        runner.batch,
+        lambda: runner.halvings,
     )
 
 
@@ -139,7 +148,9 @@ def _timm_config(name: str) -> dict[str, Any]:
     base = name.split(".")[0]
     if not timm.models.is_model(base):
         near = timm.list_models(f"*{base[:6]}*")[:8]
-        raise EncoderError(f"timm {timm.__version__} has no model {name!r}{'; near: ' + ', '.join(near) if near else ''}")
+        raise EncoderError(
+            f"timm {timm.__version__} has no model {name!r}{'; near: ' + ', '.join(near) if near else ''}"
+        )
     config: dict[str, Any] = found.to_dict() if found is not None else {}
     return config
 
@@ -161,11 +172,29 @@ def _row_of_timm(name: str) -> Row:
     crop = float(config.get("crop_pct") or 1.0)
     interpolation = config.get("interpolation")
     return Row(
-        name=f"timm:{name}", model=f"timm {name}", hub_id=str(config.get("hf_hub_id") or ""), hub_files=(),
-        loader="timm", arch=name, kwargs={"num_classes": 0}, dim=int(getattr(probe, "head_hidden_size", 0) or probe.num_features),
-        prefix_tokens=int(getattr(probe, "num_prefix_tokens", 0)), pooling="model", input_px=px, resize_px=round(px / crop),
+        name=f"timm:{name}",
+        model=f"timm {name}",
+        hub_id=str(config.get("hf_hub_id") or ""),
+        hub_files=(),
+        loader="timm",
+        arch=name,
+        kwargs={"num_classes": 0},
+        dim=int(getattr(probe, "head_hidden_size", 0) or probe.num_features),
+        prefix_tokens=int(getattr(probe, "num_prefix_tokens", 0)),
+        pooling="model",
+        input_px=px,
+        resize_px=round(px / crop),
         interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
-        mean=config.get("mean") or (0.485, 0.456, 0.406), std=config.get("std") or (0.229, 0.224, 0.225),
-        tile_px=(), mpp=(), precision="float32", licence=str(config.get("license") or "see the model's page"),
-        commercial="unclear", gated="unclear", needs="", paper="", doubt="", sources="timm's configuration of the model",
+        mean=config.get("mean") or (0.485, 0.456, 0.406),
+        std=config.get("std") or (0.229, 0.224, 0.225),
+        tile_px=(),
+        mpp=(),
+        precision="float32",
+        licence=str(config.get("license") or "see the model's page"),
+        commercial="unclear",
+        gated="unclear",
+        needs="",
+        paper="",
+        doubt="",
+        sources="timm's configuration of the model",
     )

@@ -21,8 +21,15 @@ class ConvStem(nn.Module):
     float (B, 3, H, W) -> (B, H / 4, W / 4, embed_dim), the layout that timm's Swin expects.
     """
 
-    def __init__(self, img_size: Any = 224, patch_size: int = 4, in_chans: int = 3, embed_dim: int = 96,
-                 norm_layer: Any = None, **unused: Any) -> None:
+    def __init__(
+        self,
+        img_size: Any = 224,
+        patch_size: int = 4,
+        in_chans: int = 3,
+        embed_dim: int = 96,
+        norm_layer: Any = None,
+        **unused: Any,
+    ) -> None:
         super().__init__()
         side = img_size[0] if isinstance(img_size, tuple) else img_size
         self.grid_size = (side // patch_size, side // patch_size)
@@ -30,7 +37,11 @@ class ConvStem(nn.Module):
         layers: list[nn.Module] = []
         width_in, width = in_chans, embed_dim // 8
         for _ in range(2):
-            layers += [nn.Conv2d(width_in, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            layers += [
+                nn.Conv2d(width_in, width, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
             width_in, width = width, width * 2
         layers.append(nn.Conv2d(width_in, embed_dim, 1))
         self.proj = nn.Sequential(*layers)

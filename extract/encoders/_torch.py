@@ -66,7 +66,11 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library: nothing to tell it
         return
-    for option, value in ((-3, 32 << 20), (-1, 1 << 30), (-2, 64 << 20)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+    for option, value in (
+        (-3, 32 << 20),
+        (-1, 1 << 30),
+        (-2, 64 << 20),
+    ):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
         mallopt(option, value)
 
 
@@ -77,8 +81,15 @@ class Runner:
     depend on where a chunk or a resumed run begins. On a GPU `config.batch` rows, halved when memory runs out.
     """
 
-    def __init__(self, module: torch.nn.Module, forward: Callable[[Any, torch.Tensor], torch.Tensor], dim: int,
-                 recipe: Recipe, precision: str, config: ExtractConfig) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        forward: Callable[[Any, torch.Tensor], torch.Tensor],
+        dim: int,
+        recipe: Recipe,
+        precision: str,
+        config: ExtractConfig,
+    ) -> None:
         self.device = device_of(config)
         self.cuda = self.device.type == "cuda"
         if not self.cuda:
