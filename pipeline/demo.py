@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -104,7 +104,7 @@ def plan_cohort(seed: int = 7, n: int = 24, small: bool = False) -> list[DemoSli
 
 
 def make_cohort(folder: Path, seed: int = 7, n: int = 24, small: bool = False, workers: int = 0) -> Path:
-    """Write the cohort into `folder` and return it: slides/, labels.csv, truth/.
+    """Write the cohort into `folder`: slides/, truth/ and labels.csv, whose path is returned.
 
     A slide that is already there is kept (it was renamed into place complete), so an interrupted run goes on.
     workers: threads, 0 is one per core; about 400 MB each at full size.
@@ -124,12 +124,15 @@ def make_cohort(folder: Path, seed: int = 7, n: int = 24, small: bool = False, w
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["slide", "patient", "label", "site"])
     table.writerows([s.name, s.patient, LABELS[s.label], s.look.site] for s in slides)
+    if fresh:  # another cohort's slides must not pass for this one's
+        for slide in slides:
+            (folder / "slides" / slide.name).unlink(missing_ok=True)
     (folder / "labels.csv").write_text(text.getvalue())
     marker.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for done in [pool.submit(_make_slide, folder, s, seed, small, fresh) for s in slides]:
+        for done in [pool.submit(_make_slide, folder, s, seed, small) for s in slides]:
             done.result()
-    return folder
+    return folder / "labels.csv"
 
 
 @lru_cache(maxsize=4)
@@ -137,9 +140,9 @@ def _library(seed: int, mpp: float, small: bool) -> Library:
     return build_library(seed, mpp, small)
 
 
-def _make_slide(folder: Path, slide: DemoSlide, seed: int, small: bool, fresh: bool) -> None:
+def _make_slide(folder: Path, slide: DemoSlide, seed: int, small: bool) -> None:
     path, truth = folder / "slides" / slide.name, folder / "truth" / f"{slide.name}.png"
-    if path.exists() and truth.exists() and not fresh:
+    if path.exists() and truth.exists():
         return
     picture = paint(slide.plan, _library(seed, slide.plan.mpp, small))
     levels = np.where(picture.tumour, 255, np.where(picture.tissue, 128, 0)).astype(np.uint8)
@@ -259,7 +262,8 @@ def _pen(plan: SlidePlan, rng: np.random.Generator) -> tuple[np.ndarray, tuple[f
     ink = np.zeros((h, w), np.uint8)
     wide = max(6, round(min(200 / MAP_MPP, h / 5)))
     cv2.polylines(ink, [np.stack([x, y], 1).astype(np.int32)], False, 210, wide)
-    return np.asarray(cv2.GaussianBlur(ink, (0, 0), 1.5)), ((1.5, 0.9, 0.12) if rng.random() < 0.5 else (1.5, 0.35, 1.1))
+    blue, green = (1.5, 0.9, 0.12), (1.5, 0.35, 1.1)
+    return np.asarray(cv2.GaussianBlur(ink, (0, 0), 1.5)), blue if rng.random() < 0.5 else green
 
 
 def _ink_of_tile(ink: np.ndarray, row: int, col: int, plan: SlidePlan) -> np.ndarray | None:
@@ -273,7 +277,7 @@ def _ink_of_tile(ink: np.ndarray, row: int, col: int, plan: SlidePlan) -> np.nda
     return np.asarray(cv2.resize(part, (TILE_PX, TILE_PX), interpolation=cv2.INTER_LINEAR))
 
 
-def load_truth(folder: Path, slide: str) -> Truth:
+def read_truth(folder: Path, slide: str) -> Truth:
     """The truth of one demo slide (its file name) of the cohort in `folder`. KeyError if it is none of its slides."""
     known = json.loads((folder / "truth" / "cohort.json").read_text())
     about = known["slides"][slide]
@@ -283,15 +287,15 @@ def load_truth(folder: Path, slide: str) -> Truth:
     return Truth(levels > 64, levels > 192, float(known["mpp"]), float(about["slide_mpp"]))
 
 
-def tumour_fraction(truth: Truth, coords_l0: np.ndarray, tile_l0: float) -> np.ndarray:
+def tumour_fraction(truth: Truth, coords_l0: np.ndarray, tile_l0: float | Sequence[float]) -> np.ndarray:
     """Share of each tile that is planted tumour: float64 (N,).
 
-    coords_l0: (N, 2) top-left corners in level-0 px, x then y. tile_l0: tile edge in level-0 px.
+    coords_l0: (N, 2) top-left corners in level-0 px, x then y. tile_l0: tile edge in level-0 px, one or (x, y).
     """
     table = np.pad(np.cumsum(np.cumsum(truth.tumour, 0, dtype=np.int64), 1), ((1, 0), (1, 0)))
     scale = truth.slide_mpp / truth.mpp
     low = np.rint(np.asarray(coords_l0, float) * scale).astype(int)
-    high = np.rint((np.asarray(coords_l0, float) + tile_l0) * scale).astype(int)
+    high = np.rint((np.asarray(coords_l0, float) + np.asarray(tile_l0, float)) * scale).astype(int)
     limit = np.array([truth.tumour.shape[1], truth.tumour.shape[0]])
     area = np.maximum(1, np.prod(high - low, axis=1))
     (x0, y0), (x1, y1) = np.clip(low, 0, limit).T, np.clip(high, 0, limit).T

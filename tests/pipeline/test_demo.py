@@ -1,0 +1,127 @@
+"""The demo cohort: same seed same bytes, slides that open as real ones do, truth in place, no shortcut to the label."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import demo
+from pipeline.demo_tissue import MAP_MPP, SlidePlan, build_library, paint
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("few")
+    demo.make_cohort(folder, seed=3, n=2, small=True, workers=1)
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_same_seed_same_bytes_whatever_the_threads(few: Path, tmp_path: Path) -> None:
+    demo.make_cohort(tmp_path, seed=3, n=2, small=True, workers=2)
+    assert digests(tmp_path) == digests(few)
+
+
+def test_an_interrupted_cohort_goes_on_and_ends_in_the_same_bytes(few: Path, tmp_path: Path) -> None:
+    shutil.copytree(few, tmp_path / "c")
+    (tmp_path / "c" / "slides" / "no_tissue.svs").unlink()
+    kept = (tmp_path / "c" / "slides" / "case_02.svs").stat().st_mtime_ns
+    demo.make_cohort(tmp_path / "c", seed=3, n=2, small=True)
+    assert (tmp_path / "c" / "slides" / "case_02.svs").stat().st_mtime_ns == kept
+    assert digests(tmp_path / "c") == digests(few)
+
+
+def test_slides_of_another_seed_are_replaced(few: Path, tmp_path: Path) -> None:
+    shutil.copytree(few, tmp_path / "c")
+    marker = tmp_path / "c" / "truth" / "cohort.json"
+    marker.write_text(marker.read_text().replace('"seed": 3', '"seed": 4'))
+    for slide in (tmp_path / "c" / "slides").iterdir():
+        slide.write_bytes(b"of another seed")
+    demo.make_cohort(tmp_path / "c", seed=3, n=2, small=True)
+    assert digests(tmp_path / "c") == digests(few)
+
+
+def test_slides_open_as_aperio_with_an_mpp(few: Path) -> None:
+    from extract.slide import open_slide
+
+    with open_slide(few / "slides" / "case_01.svs") as slide:
+        assert slide.vendor == "aperio"
+        assert slide.slide_mpp == pytest.approx((0.25, 0.25))
+        assert len(slide.level_dimensions) == 3
+        assert slide.level_downsamples[1] == pytest.approx(4, rel=0.01)
+        image, _ = slide.image_at(8.0)
+        assert image.reshape(-1, 3).max(0).min() > 225  # glass
+        assert (image[..., 1] < 200).mean() > 0.2  # tissue
+
+
+def test_the_broken_slides_are_broken_as_they_say(few: Path) -> None:
+    from extract import MissingMpp, UnreadableSlide
+    from extract.slide import open_slide
+
+    with pytest.raises(UnreadableSlide, match="truncated"):
+        open_slide(few / "slides" / demo.TRUNCATED)
+    with pytest.raises(MissingMpp):
+        open_slide(few / "slides" / demo.NO_MPP)
+    with open_slide(few / "slides" / demo.NO_TISSUE) as slide:
+        assert slide.slide_mpp[0] == 0.5
+    assert not demo.read_truth(few, demo.NO_TISSUE).tissue.any()
+
+
+def test_looks_are_the_same_for_both_labels() -> None:
+    """Nothing but the tumour may tell the label: every look occurs as often with as without it."""
+    labelled = [s for s in demo.plan_cohort() if s.name.startswith("case")]
+    assert len(labelled) == 24
+
+    def looks(label: int) -> Counter[tuple[object, ...]]:
+        return Counter((s.plan.width_px, s.plan.height_px, s.plan.mpp, s.plan.pieces, s.look.site, s.pen)
+                       for s in labelled if s.label == label)
+
+    assert looks(0) == looks(1)
+    assert {s.plan.mpp for s in labelled} == {0.25, 0.5}
+    assert min(s.plan.width_px for s in labelled) > 10_000
+    assert all((s.plan.tumour_um2 > 0) == (s.label == 1) for s in labelled)
+
+
+def test_patients_have_one_label_and_some_have_two_slides(few: Path) -> None:
+    slides = demo.plan_cohort()
+    labels: dict[str, set[int]] = {}
+    for s in slides:
+        labels.setdefault(s.patient, set()).add(s.label)
+    assert all(len(v) == 1 for v in labels.values())
+    assert max(Counter(s.patient for s in slides).values()) == 2
+    rows = list(csv.DictReader((few / "labels.csv").open()))
+    assert [r["slide"] for r in rows][-3:] == [demo.NO_TISSUE, demo.NO_MPP, demo.TRUNCATED]
+    assert {r["label"] for r in rows} == set(demo.LABELS)
+
+
+def test_planted_tumour_has_its_area_and_its_cells() -> None:
+    plan = SlidePlan(seed=5, width_px=2944, height_px=2048, mpp=0.5, tumour_um2=1.6e5)
+    painting = paint(plan, build_library(5, 0.5, small=True))
+    assert painting.tumour.sum() * MAP_MPP**2 == pytest.approx(1.6e5, rel=0.02)
+    assert (painting.tissue | ~painting.tumour).all()
+    dark = painting.haema > 120  # nuclei
+    k = round(MAP_MPP / plan.mpp)
+    h, w = dark.shape[0] // k, dark.shape[1] // k
+    per_map = dark[: h * k, : w * k].reshape(h, k, w, k).mean((1, 3))
+    tumour, tissue = painting.tumour[:h, :w], painting.tissue[:h, :w]
+    assert per_map[tumour].mean() > 2 * per_map[tissue & ~tumour].mean()
+
+
+def test_tumour_fraction_counts_the_area_of_each_tile() -> None:
+    tumour = np.zeros((50, 80), bool)
+    tumour[10:30, 20:40] = True
+    truth = demo.Truth(tissue=tumour, tumour=tumour, mpp=4.0, slide_mpp=0.5)
+    coords = np.array([[160, 80], [160 - 80, 80], [0, 0], [160 + 80, 80 + 80], [600, 380]], np.int32)
+    fraction = demo.tumour_fraction(truth, coords, 160)
+    np.testing.assert_allclose(fraction, [1.0, 0.5, 0.0, 0.25, 0.0])
+    assert demo.tumour_fraction(truth, np.zeros((0, 2), np.int32), 160).shape == (0,)
