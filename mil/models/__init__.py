@@ -1,15 +1,37 @@
-"""MIL models, one paper each. A file offers `Params` and `build(in_dim, n_out, params) -> MILModel`.
+"""MIL models, one paper each: the contract between a model file, the trainer and MHIM.
 
-`Bag` is the one batch every model receives whole, so that none can lose the mask by not asking for it.
+A file offers `Params` (a configs.schema.Settings), `build(in_dim, n_out, params) -> MIL`, and, if the order or place of
+instances changes its answer, `USES_POSITION = True`. A model that needs another one trained before it on the same fold
+also offers `baseline(params) -> (model name, its params as a dict)`, and its module `start_from(state_dict)`.
+
+`Bag` is the one batch every model receives whole, so that none can lose the mask by not asking for it. `MIL` unpacks
+it: the real instances of all bags are embedded in one product, then each bag is encoded by itself. Padding is
+therefore never computed on, and cannot change anything. Models know no file, no loop and no task's name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class TaskLike(Protocol):
+    """All that a model may ask of a task (see mil/tasks.py)."""
+
+    @property
+    def n_out(self) -> int: ...
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean loss, a scalar, of logits (B, n_out)."""
+        ...
+
+    def divergence(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """How far the student's answer is from the teacher's, a scalar; both are logits (B, n_out)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -19,6 +41,8 @@ class Bag:
     features: float (B, N, D). mask: bool (B, N), True on real instances. coords: float32 (B, N, 2), level-0 px of the
     tile's top-left corner, x then y (zeros on padding). tile_l0: float32 (B,), tile edge in level-0 px, so that
     coords / tile_l0 is a grid position. mpp: µm per tile px.
+    sizes: number of real instances per bag when these come first, as `mil.bags.collate` puts them; known on the host,
+    so that a GPU is not asked. None: the mask alone says which are real.
     """
 
     features: Tensor
@@ -26,12 +50,20 @@ class Bag:
     coords: Tensor
     tile_l0: Tensor
     mpp: float
+    sizes: tuple[int, ...] | None = None
+
+    def rows(self) -> list[Tensor | slice]:
+        """For each bag, what selects its real instances among its N rows."""
+        if self.sizes is not None:
+            return [slice(0, n) for n in self.sizes]
+        return [m.nonzero()[:, 0] for m in self.mask]
 
 
 @dataclass(frozen=True)
 class Output:
-    """logits: (B, n_out). scores: (B, N) attention or instance score, one head or the mean over heads, 0 on padding.
-    embedding: (B, E) bag embedding. evidence: (B, N, n_out) class evidence per instance before attention, or None."""
+    """logits: (B, n_out). scores: (B, N) share of each instance in the answer, not negative, summing to 1 over a bag
+    of attention models; 0 on padding. embedding: (B, E) bag embedding.
+    evidence: (B, N, n_out) class evidence per instance before attention (logits without bias), or None."""
 
     logits: Tensor
     scores: Tensor
@@ -39,21 +71,102 @@ class Output:
     evidence: Tensor | None = None
 
 
-class MILModel(Protocol):
-    """A torch.nn.Module with this contract; `mil/train.py` knows no more than it."""
+@dataclass(frozen=True)
+class Instances:
+    """The embedded instances of one bag, as a bag encoder receives them.
+
+    z: (N, h). grid: float32 (N, 2), place in tile edges, x then y, or None for a model that does not use it.
+    log_count: float32 (N,) or None (all 0): an instance with log_count c weighs as exp(c) equal instances; -inf removes
+    it without changing a shape.
+    """
+
+    z: Tensor
+    grid: Tensor | None = None
+    log_count: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a bag encoder says of one bag. The fields after `embedding` are filled when `detail` is asked for.
+
+    logits: (n_out,). embedding: (R, E), R rows (dsmil: one per class, others 1).
+    attention: (H, N), one row per head, as the paper defines it. share: (N,) >= 0 with sum 1, the part each instance
+    has in the answer. evidence: (N, n_out) class evidence before attention, without bias.
+    contribution: (N, n_out) what each instance adds to the bag logits, without bias.
+    published_score: (N,) class-aware score as MHIM-MIL publishes it for this encoder.
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    attention: Tensor | None = None
+    share: Tensor | None = None
+    evidence: Tensor | None = None
+    contribution: Tensor | None = None
+    published_score: Tensor | None = None
+
+
+class MIL(nn.Module):
+    """Base of all models: fill in `embed` and `encode`; a student of MHIM needs nothing more."""
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Instance embedding of features (M, D) of one or several bags -> (M, h)."""
+        raise NotImplementedError
+
+    def encode(self, instances: Instances, detail: bool = False) -> Encoded:
+        """One bag of at least one embedded instance -> its answer. detail: fill the per-instance fields too."""
+        raise NotImplementedError
 
     def forward(self, bag: Bag) -> Output:
-        """Inference and training forward of the bag classifier (nothing masked or recycled)."""
-        ...
+        """The bag classifier, nothing masked or recycled. An empty bag scores as one instance embedded as zeros."""
+        return collect([self.encode(i, detail=True) for i in self.instances(bag)], bag)
 
-    def losses(self, bag: Bag, target: Tensor, task: object) -> dict[str, Tensor]:
-        """Named losses whose sum is minimised; the default of most models is {"task": task.loss(logits, target)}."""
-        ...
+    def instances(self, bag: Bag) -> list[Instances]:
+        """The embedded real instances of each bag; an empty bag holds one instance of zeros."""
+        x, sizes = flatten(bag)
+        return [one_bag(z, g) for z, g in zip(self.embed(x).split(sizes), grids(bag), strict=True)]
+
+    def losses(self, bag: Bag, target: Tensor, task: TaskLike) -> dict[str, Tensor]:
+        """Named losses, scalars, whose sum is minimised."""
+        logits = torch.stack([self.encode(i).logits for i in self.instances(bag)])
+        return {"task": task.loss(logits, target)}
 
     def after_step(self) -> None:
-        """Called after each optimiser step; MHIM moves its teacher here. Empty by default."""
-        ...
+        """Called after each step of the optimiser."""
 
-    def parameters(self) -> object: ...
+    def set_progress(self, done: float) -> None:
+        """Called before each `losses` with the part of the training that is done, in [0, 1)."""
 
-    def state_dict(self) -> dict[str, torch.Tensor]: ...
+
+MILModel = MIL
+
+
+def flatten(bag: Bag) -> tuple[Tensor, list[int]]:
+    """The real instances of all bags one after the other (ΣN, D), and the number per bag. One bag is not copied."""
+    parts = [bag.features[b, rows] for b, rows in enumerate(bag.rows())]
+    return parts[0] if len(parts) == 1 else torch.cat(parts), [len(p) for p in parts]
+
+
+def grids(bag: Bag) -> list[Tensor]:
+    """Grid positions of each bag's real instances, float32 (N, 2) each, in tile edges."""
+    return [bag.coords[b, rows] / bag.tile_l0[b].clamp_min(1e-6) for b, rows in enumerate(bag.rows())]
+
+
+def one_bag(z: Tensor, grid: Tensor) -> Instances:
+    """Embedded rows (N, h) and grid (N, 2) as a bag; without rows, one instance of zeros at the origin."""
+    return Instances(z, grid) if len(z) else Instances(z.new_zeros(1, z.shape[1]), grid.new_zeros(1, 2))
+
+
+def collect(found: Sequence[Encoded], bag: Bag) -> Output:
+    """The answers of single bags, padded to one Output."""
+    logits = torch.stack([e.logits for e in found])
+    scores = logits.new_zeros(bag.mask.shape)
+    evidence = None if found[0].evidence is None else logits.new_zeros(*bag.mask.shape, logits.shape[1])
+    for b, (rows, e) in enumerate(zip(bag.rows(), found, strict=True)):
+        empty = rows.stop == 0 if isinstance(rows, slice) else len(rows) == 0
+        if empty:
+            continue
+        if e.share is not None:
+            scores[b, rows] = e.share.to(scores.dtype)
+        if evidence is not None and e.evidence is not None:
+            evidence[b, rows] = e.evidence.to(evidence.dtype)
+    return Output(logits, scores, torch.stack([e.embedding.flatten() for e in found]), evidence)

@@ -1,0 +1,223 @@
+"""Every file of mil/models keeps the contract: each test runs for each name, so a new file is tested as it lands."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from configs import lookup
+from mil import tasks
+from mil.bags import collate
+from mil.models import Bag
+
+NAMES = lookup.names("mil.models")
+DIM = 12
+SMALL = {
+    "width": 16, "attention_width": 8, "heads": 2, "landmarks": 8, "query_width": 8, "region": 2, "merge_k": 3,
+}
+TWO = tasks.Task("classification", classes=("no", "yes"))
+CASES = [(n, {}) for n in NAMES] + [
+    ("mhim", {"student": s, "merge": m, **more})
+    for s in ("abmil", "dsmil", "transmil")
+    for m, more in (("mean", {}), ("mca", {"share_max": 1.0, "consistency": "embedding", "teacher": "ema"}))
+    if s in NAMES
+]
+IDS = ["-".join([n, *map(str, e.values())]) for n, e in CASES]
+every = pytest.mark.parametrize(("name", "extra"), CASES, ids=IDS)
+
+
+def make(name, extra, n_out=2, seed=0):
+    module = lookup.find("mil.models", name)
+    raw = {k: v for k, v in SMALL.items() if k in module.Params.model_fields} | extra
+    if name == "mhim":
+        student = lookup.find("mil.models", raw.get("student", "abmil"))
+        raw["student_params"] = {k: v for k, v in SMALL.items() if k in student.Params.model_fields}
+        raw["heads"] = "mean"
+    params = lookup.params(module, raw)
+    torch.manual_seed(seed)
+    model = module.build(DIM, n_out, params)
+    with torch.no_grad():  # fresh biases are zero and would hide a forgotten one
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    if hasattr(module, "baseline"):
+        other, other_params = module.baseline(params)
+        teacher = lookup.find("mil.models", other)
+        model.start_from(teacher.build(DIM, n_out, lookup.params(teacher, other_params)).state_dict())
+    return model
+
+
+def arrays(n, seed=0):
+    rng = np.random.default_rng(seed)
+    side = int(np.ceil(np.sqrt(max(n, 1))))
+    coords = 256 * np.stack(np.divmod(np.arange(n), side)[::-1], axis=1)
+    return rng.normal(size=(n, DIM)).astype(np.float32), coords.astype(np.int32), 256.0
+
+
+def bag(*sizes, seed=0):
+    return collate([arrays(n, seed + i) for i, n in enumerate(sizes)], 0.5)
+
+
+def with_mask_only(b: Bag) -> Bag:
+    return Bag(b.features, b.mask, b.coords, b.tile_l0, b.mpp)
+
+
+def target(n, n_out=2):
+    return torch.arange(n) % n_out
+
+
+@every
+def test_shapes_and_types(name, extra):
+    model, b = make(name, extra, 3).eval(), bag(30, 7)
+    out = model(b)
+    assert out.logits.shape == (2, 3)
+    assert out.logits.dtype == torch.float32
+    assert out.scores.shape == (2, 30)
+    assert out.embedding.shape[0] == 2
+    assert torch.isfinite(out.logits).all()
+    assert (out.scores[1, 7:] == 0).all()
+    assert (out.scores >= 0).all()
+    assert out.scores.sum(1).max() <= 1 + 1e-5
+    assert out.scores[1, :7].max() > 0
+    if out.evidence is not None:
+        assert out.evidence.shape == (2, 30, 3)
+        assert (out.evidence[1, 7:] == 0).all()
+
+
+@every
+def test_padding_changes_nothing(name, extra):
+    model = make(name, extra).eval()
+    alone = [model(bag(n, seed=i)) for i, n in enumerate((40, 3, 17))]
+    packed = model(bag(40, 3, 17))
+    poisoned = bag(40, 3, 17)
+    poisoned.features[~poisoned.mask] = torch.nan
+    poisoned.coords[~poisoned.mask] = torch.inf
+    for out in (packed, model(with_mask_only(bag(40, 3, 17))), model(poisoned)):
+        for i, one in enumerate(alone):
+            torch.testing.assert_close(out.logits[i], one.logits[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(out.scores[i, : one.scores.shape[1]], one.scores[0], atol=1e-6, rtol=1e-4)
+
+
+@every
+def test_same_input_same_bytes(name, extra):
+    model, b = make(name, extra).eval(), bag(33)
+    assert torch.equal(model(b).logits, model(b).logits)
+    assert torch.equal(model(b).scores, model(b).scores)
+
+
+@every
+def test_order_changes_nothing_unless_declared(name, extra):
+    if extra.get("student"):
+        uses = getattr(lookup.find("mil.models", extra["student"]), "USES_POSITION", False)
+    else:
+        uses = getattr(lookup.find("mil.models", name), "USES_POSITION", False)
+    model, (x, coords, tile) = make(name, extra).eval(), arrays(40)
+    order = np.random.default_rng(1).permutation(40)
+    whole = model(collate([(x, coords, tile)], 0.5))
+    shuffled = model(collate([(x[order], coords, tile)], 0.5))
+    same = torch.allclose(whole.logits, shuffled.logits, atol=1e-5)
+    assert same != uses
+    if not uses:
+        torch.testing.assert_close(shuffled.scores[0], whole.scores[0, order], atol=1e-6, rtol=1e-4)
+
+
+@every
+def test_the_empty_bag_is_defined(name, extra):
+    model = make(name, extra).eval()
+    alone, packed = model(bag(0)), model(bag(9, 0))
+    assert torch.isfinite(alone.logits).all()
+    assert alone.scores.shape == (1, 0)
+    torch.testing.assert_close(packed.logits[1], alone.logits[0])
+    assert (packed.scores[1] == 0).all()
+    model.train()
+    loss = sum(model.losses(bag(9, 0), target(2), TWO).values())
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
+@every
+@pytest.mark.parametrize("sizes", [(1,), (2,), (5, 1, 70)])
+def test_a_step_moves_every_trained_weight_and_no_other(name, extra, sizes):
+    model = make(name, extra).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model.set_progress(0.3)
+    named = model.losses(bag(*sizes), target(len(sizes)), TWO)
+    assert all(v.ndim == 0 and torch.isfinite(v) for v in named.values())
+    sum(named.values()).backward()
+    for key, p in model.named_parameters():
+        assert p.grad is None or torch.isfinite(p.grad).all(), key
+    optimizer.step()
+    model.after_step()
+    moved = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
+    assert moved
+    frozen = [k for k in moved if k.startswith("teacher.")]
+    assert bool(frozen) == (extra.get("teacher") == "ema")
+
+
+@every
+def test_save_and_load_are_exact_and_a_wrong_key_is_refused(name, extra):
+    model, other, b = make(name, extra).eval(), make(name, extra, seed=5).eval(), bag(21)
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    buffer.seek(0)
+    state = torch.load(buffer, weights_only=True)
+    assert not torch.equal(other(b).logits, model(b).logits)
+    other.load_state_dict(state)
+    assert torch.equal(other(b).logits, model(b).logits)
+    state["not_a_key"] = torch.zeros(1)
+    with pytest.raises(RuntimeError, match="not_a_key"):
+        other.load_state_dict(state)
+
+
+@every
+def test_a_setting_that_does_not_exist_is_refused(name, extra):
+    with pytest.raises(lookup.LookupFailed, match="no_such_setting: unknown key"):
+        lookup.params(lookup.find("mil.models", name), {"no_such_setting": 1})
+
+
+@every
+def test_training_is_repeatable_and_learns(name, extra):
+    """Bags whose instances are shifted along one feature are told apart after a few steps, twice in the same bytes."""
+
+    def data(seed):
+        x, coords, tile = arrays(24, seed)
+        x[:, 0] += 4.0 * (seed % 2)
+        return collate([(x, coords, tile)], 0.5)
+
+    def trained():
+        model = make(name, extra).train()
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+        torch.manual_seed(3)
+        for step in range(80):
+            optimizer.zero_grad()
+            model.set_progress(step / 80)
+            sum(model.losses(data(step), torch.tensor([step % 2]), TWO).values()).backward()
+            optimizer.step()
+            model.after_step()
+        return model.eval()
+
+    one, two = trained(), trained()
+    with torch.inference_mode():
+        found = torch.cat([one(data(s)).logits for s in range(100, 120)])
+        assert torch.equal(one(data(100)).logits, two(data(100)).logits)
+    margin = found[:, 1] - found[:, 0]
+    assert (margin[1::2, None] > margin[None, 0::2]).float().mean() > 0.9  # the area under the curve
+
+
+@every
+def test_survival_targets_are_taken_too(name, extra):
+    model = make(name, extra, n_out=1).train()
+    task = tasks.Task("cox")
+    named = model.losses(bag(12, 30, 5), torch.tensor([[3.0, 1.0], [2.0, 1.0], [5.0, 0.0]]).double(), task)
+    sum(named.values()).backward()
+    assert all(torch.isfinite(v) for v in named.values())
+
+
+@every
+def test_autocast_trains(name, extra):
+    model = make(name, extra).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        named = model.losses(bag(40, 13), target(2), TWO)
+    sum(v.float() for v in named.values()).backward()
+    assert all(torch.isfinite(v) for v in named.values())
