@@ -99,6 +99,7 @@ class Transformer(MIL):
         for layer in self.layers[:-1]:
             t = layer(t, bias)[0]
         last = self.layers[-1]
+        assert isinstance(last, Layer)
         t, q, k, v = last(t, bias, first_only=True)
         embedding = self.norm(t)  # (1, h)
         logits = self.classifier(embedding)[0]

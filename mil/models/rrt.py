@@ -1,0 +1,175 @@
+"""RRT-MIL: instance features re-embedded by regional attention (Tang et al., CVPR 2024, arXiv 2402.17228).
+
+z_n = embedding of x_n (N, h).  t = z + R(LN(z)) regional, t = t + C(LN(t)) across regions, t = LN(t), then ABMIL on t
+(gated or not). Tokens in the order of the bag fill a square, row by row, cut into `regions` x `regions` equal regions;
+what is missing at the end is filled with zeros, which attention does not see.
+
+R, regional self-attention with a positional code from the attention itself (EPEG): per head
+A = softmax(L + conv(L)), L = q k^T / sqrt(d), conv 1-D over the queries (kernel 15, one filter per head).
+C, attention across regions: per region k representatives, combined from its tokens with softmax over tokens of phi^T t;
+self-attention among the k-th representatives of all regions; handed back to the tokens with the softmax over representatives of phi^T t,
+each weighted by that logit scaled to 0..1 within its region. phi: h x k.
+
+Regions hold at most `region_most` tokens: their number grows beyond the published 8 x 8 only above 8 x 8 x
+`region_most` instances, because attention inside a region costs its square (published, 200,000 instances: 20 GB of
+logits). Instance n adds a_n W t_n to the logits, exactly, where t_n already saw its surroundings.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mil.models import MIL, Encoded, Instances
+from mil.models._layers import ACTIVATIONS, Activation, Embedding, EmbeddingParams, initialise, weighted_softmax
+
+USES_POSITION = True
+CHUNK = 2**25  # most attention logits held at once, 128 MiB in float32
+
+
+class Params(EmbeddingParams):
+    """Settings of RRT-MIL."""
+
+    activation: Activation = Field("relu", description="activation of the instance embedding")
+    regions: int = Field(8, ge=1, description="regions along each side of the square")
+    region_most: int = Field(1024, ge=16, description="most tokens per region; larger bags get more regions")
+    heads: int = Field(8, ge=1, description="attention heads")
+    kernel: int = Field(15, ge=1, description="kernel of the positional code, odd")
+    representatives: int = Field(3, ge=1, description="representatives per region (k of the paper)")
+    layer_dropout: float = Field(0.1, ge=0, lt=1, description="dropout after each of the two attentions")
+    attention_width: int = Field(128, ge=1, description="width of the pooling attention's hidden layer")
+    attention_activation: Activation = Field("relu", description="activation inside the pooling attention")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Params:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads ({self.heads})")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel {self.kernel} must be odd, so that it has a middle")
+        return self
+
+
+class Attention(nn.Module):
+    """Self-attention inside each of R groups of P tokens, (R, P, h) -> (R, P, h). kernel: of the EPEG code, or 0."""
+
+    def __init__(self, width: int, heads: int, kernel: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width)
+        self.code = nn.Conv2d(heads, heads, (kernel, 1), padding=(kernel // 2, 0), groups=heads) if kernel else None
+
+    def forward(self, t: Tensor, real: Tensor) -> Tensor:
+        """real: bool (R, P), the tokens that may be seen."""
+        each = max(1, CHUNK // (self.heads * t.shape[1] ** 2))
+        if each >= len(t):
+            return self._attend(t, real)
+        parts = zip(t.split(each), real.split(each), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.cat([self._attend(x, r) for x, r in parts])
+        # Keeping every region's logits for the backward pass would cost several times the bag: compute them again.
+        return torch.cat([checkpoint(self._attend, x, r, use_reentrant=False) for x, r in parts])
+
+    def _attend(self, t: Tensor, real: Tensor) -> Tensor:
+        r, p, h = t.shape
+        q, k, v = self.qkv(t).view(r, p, 3, self.heads, h // self.heads).permute(2, 0, 3, 1, 4)  # (R, H, P, d) each
+        hidden = ~real[:, None, None, :]
+        logits = (q @ k.mT) / math.sqrt(q.shape[-1])  # (R, H, P, P)
+        if self.code is not None:
+            logits = logits + self.code(logits)
+        # A finite value: a region of filling alone must not become NaN.
+        a = torch.softmax(logits.masked_fill(hidden, torch.finfo(logits.dtype).min), dim=-1).to(v.dtype)
+        return self.out((a @ v).transpose(1, 2).reshape(r, p, h))
+
+
+class Rrt(MIL):
+    """See the module's text."""
+
+    def __init__(self, in_dim: int, n_out: int, params: Params) -> None:
+        super().__init__()
+        self.params = params
+        h = params.width
+        self.feature = Embedding(in_dim, params)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(h), nn.LayerNorm(h), nn.LayerNorm(h)
+        self.inside = Attention(h, params.heads, params.kernel)
+        self.across = Attention(h, params.heads, 0)
+        self.phi = nn.Linear(h, params.representatives, bias=False)
+        self.drop = nn.Dropout(params.layer_dropout)
+        self.attend = nn.Linear(h, params.attention_width, bias=False)
+        self.score = nn.Linear(params.attention_width, 1, bias=False)
+        self.classifier = nn.Linear(h, n_out)
+        initialise(self)
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.feature(x)
+
+    def encode(self, instances: Instances, detail: bool = False) -> Encoded:
+        t = self.reembed(instances)
+        s = self.score(ACTIVATIONS[self.params.attention_activation](self.attend(t)))[:, 0]
+        a = weighted_softmax(s, instances.log_count)
+        embedding = a.to(t.dtype) @ t  # (h,)
+        logits = self.classifier(embedding)
+        if not detail:
+            return Encoded(logits, embedding[None])
+        evidence = t @ self.classifier.weight.T  # (N, n_out)
+        contribution = a[:, None] * evidence
+        return Encoded(logits, embedding[None], a[None], a, evidence, contribution,
+                       torch.softmax(contribution, dim=1).amax(dim=1))
+
+    def reembed(self, instances: Instances) -> Tensor:
+        """(N, h) -> (N, h), each token having seen its region and the representatives of all regions."""
+        z = instances.z
+        n = len(z)
+        regions, side = layout(n, self.params.regions, self.params.region_most)
+        alive = z.new_ones(n, dtype=torch.bool) if instances.log_count is None else ~instances.log_count.isneginf()
+        real = cut(alive[:, None], regions, side)[..., 0]  # (R, P)
+        t = z + self.drop(whole(self.inside(cut(self.norm1(z), regions, side), real), regions, side, n))
+        t = t + self.drop(whole(self._cross(cut(self.norm2(t), regions, side), real), regions, side, n))
+        return self.norm3(t)
+
+    def _cross(self, t: Tensor, real: Tensor) -> Tensor:
+        """(R, P, h) -> (R, P, h). real: bool (R, P)."""
+        low = torch.finfo(t.dtype).min
+        logits = self.phi(t)  # (R, P, k)
+        seen = real[..., None]
+        top = logits.masked_fill(~seen, low).amax(dim=1, keepdim=True)
+        bottom = logits.masked_fill(~seen, -low).amin(dim=1, keepdim=True)
+        combine = torch.softmax(logits.masked_fill(~seen, low), dim=1) * seen
+        held = torch.einsum("rpk,rph->krh", combine, t)  # (k, R, h)
+        present = real.any(dim=1).expand(len(held), -1)  # (k, R)
+        answered = self.across(held, present)  # the k-th representatives of all regions speak with each other
+        scaled = ((logits - bottom) / (top - bottom).clamp_min(1e-8)).masked_fill(~seen, 0.0)
+        back = torch.softmax(logits, dim=2) * scaled  # (R, P, k)
+        return torch.einsum("rpk,krh->rph", back, answered)
+
+
+def layout(n: int, regions: int, most: int) -> tuple[int, int]:
+    """Regions per side, and tokens per side of a region, for n tokens in a square."""
+    per_side = max(1, min(regions, math.isqrt(n - 1) + 1))
+    side = -(-(math.isqrt(n - 1) + 1) // per_side)
+    widest = math.isqrt(most)
+    if side > widest:
+        per_side = -(-(math.isqrt(n - 1) + 1) // widest)
+        side = widest
+    return per_side, side
+
+
+def cut(t: Tensor, regions: int, side: int) -> Tensor:
+    """Tokens (N, h) -> (regions^2, side^2, h); zeros fill the square."""
+    edge = regions * side
+    square = F.pad(t, (0, 0, 0, edge * edge - len(t)))
+    return square.view(regions, side, regions, side, -1).transpose(1, 2).reshape(regions**2, side**2, -1)
+
+
+def whole(t: Tensor, regions: int, side: int, n: int) -> Tensor:
+    """The way back from `cut`: (regions^2, side^2, h) -> (N, h)."""
+    return t.view(regions, regions, side, side, -1).transpose(1, 2).reshape((regions * side) ** 2, -1)[:n]
+
+
+def build(in_dim: int, n_out: int, params: Params) -> Rrt:
+    """A new model with fresh weights."""
+    return Rrt(in_dim, n_out, params)
