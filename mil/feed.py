@@ -117,7 +117,13 @@ class Feed:
         return Batch(cases, collate(bags, cases[0].mpp, self.device), target)
 
     def batches(self, order: Sequence[Sequence[int]], key: Sequence[int] | None = None) -> Iterator[Batch]:
-        """The batches of `order`, each made by a thread while the one before is in use."""
+        """The batches of `order`, each made by a thread while the one before is in use.
+
+        Once all bags are in RAM there is nothing to wait for, and handing over costs more than it saves."""
+        if len(self._kept) == len(self.cases):
+            for n, group in enumerate(order):
+                yield self.batch(group, None if key is None else [*key, n])
+            return
         with ThreadPoolExecutor(1) as pool:
             waiting = [pool.submit(self.batch, group, None if key is None else [*key, n])
                        for n, group in enumerate(order[:AHEAD])]

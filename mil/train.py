@@ -261,7 +261,8 @@ def _better(row: dict[str, Any], best: dict[str, Any], task: Task) -> bool:
 def _optimizer(net: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     made = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     trained = [p for p in net.parameters() if p.requires_grad]
-    return made(trained, lr=config.lr, weight_decay=config.weight_decay)
+    # one kernel for all parameters: a third of the time of a step on a small bag was the optimiser's Python loop
+    return made(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def _random_states(device: torch.device) -> State:

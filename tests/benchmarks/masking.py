@@ -1,0 +1,192 @@
+"""Does masking ever hurt? Plain student, published MHIM and this program's default, side by side on the same folds.
+
+    python tests/benchmarks/masking.py run RESULTS.jsonl [--sets musk1,digits-1] [--students abmil] [--variants ...]
+    python tests/benchmarks/masking.py table RESULTS.jsonl
+
+Sets: digits-K, bags of hand-written digits whose positives hold K nines among 50 to 120 images (made on the spot,
+train and test images disjoint), and, with --mil FOLDER, musk1 and protein with their given folds. Per set: 5 folds x
+3 seeds. Nothing is selected on a test fold: fixed epochs, last epoch, one set of hyper-parameters for all. Plain, teacher
+and student of a fold share the seed, so every difference is paired. `run` goes on where it stopped.
+
+Two more columns say what the fallback does: where the alarm (the student's training loss in inference mode, compared
+with the plain model's) rings, the plain model's result is taken, as `pipeline train` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from configs import lookup
+from configs.schema import TrainConfig
+from mil import metrics, tasks, train
+from mil.feed import Case
+from pipeline.bag_table import digits
+
+WIDTH = 128
+# Adam's rate of the published settings, 2e-4 at width 512, carried over to this width.
+CONFIG = TrainConfig(epochs=40, lr=8e-4, patience=0, select="last", standardize=True)
+STUDENTS: dict[str, dict[str, Any]] = {
+    "abmil": {"width": WIDTH, "attention_width": 64}, "dsmil": {"width": WIDTH}, "transmil": {"width": WIDTH},
+}
+PAPER: dict[str, Any] = {
+    "share_max": 1.0, "score": "probability", "order": "shuffled", "min_kept": 0, "merge": "mca",
+    "consistency": "embedding", "teacher": "ema", "teacher_mode": "train", "student_start": "fresh",
+}
+OFF: dict[str, Any] = {"mask_ratio_h": 0.0, "keep_ratio": 1.0, "consistency": "none"}
+VARIANTS: dict[str, dict[str, Any] | None] = {
+    "plain": None,
+    "paper": PAPER,
+    "default": {},
+    # one repair at a time on the published form
+    "paper+cap": PAPER | {"share_max": 0.1, "teacher": "frozen", "teacher_mode": "eval"},
+    "paper+mean tokens": PAPER | {"merge": "mean", "min_kept": 1},
+    "paper+probability": PAPER | {"consistency": "probability"},
+    "paper+start": PAPER | {"student_start": "teacher"},
+    # the default without one of its parts
+    "default-cap": {"share_max": 1.0},
+    "default-tokens": {"keep_ratio": 1.0},
+    "default-consistency": {"consistency": "none"},
+    "default-start": {"student_start": "fresh"},
+    # the same number of steps more, without any masking: what merely training on gives
+    "trained on": OFF,
+}
+Bags = dict[str, tuple[int, np.ndarray]]
+
+
+def read_set(name: str, mil: Path | None) -> tuple[Bags, list[tuple[list[str], list[str]]]]:
+    """bag -> (label, features), and (train, test) bags of each fold."""
+    if name.startswith("digits-"):
+        rows = list(csv.reader(io.StringIO(digits(int(name.removeprefix("digits-"))))))[1:]
+        fold_of = {r[1]: int(r[2]) for r in rows}
+        found: dict[str, tuple[int, list[list[float]]]] = {}
+        for r in rows:
+            found.setdefault(r[1], (int(r[0]), []))[1].append([float(v) for v in r[3:]])
+        bags = {k: (y, np.array(x, np.float32)) for k, (y, x) in found.items()}
+        return bags, [([b for b in bags if fold_of[b] != f], [b for b in bags if fold_of[b] == f]) for f in range(5)]
+    assert mil is not None, f"{name} needs --mil FOLDER"
+    table = np.loadtxt(mil / f"{name}.csv", delimiter=",")
+    given = {str(int(b)): (int(table[table[:, 1] == b][0, 0]), table[table[:, 1] == b][:, 2:].astype(np.float32))
+             for b in np.unique(table[:, 1])}
+    folds = [f for f in json.loads((mil / f"{name}_folds.json").read_text())["folds"] if f["rep"] == 0]
+    return given, [([str(b) for b in f["train_bag_ids"]], [str(b) for b in f["test_bag_ids"]]) for f in folds]
+
+
+def cases(bags: Bags, ids: list[str]) -> list[Case]:
+    def case(bag: str) -> Case:
+        label, x = bags[bag]
+        coords = np.stack([np.arange(len(x)), np.zeros(len(x))], 1).astype(np.int32)
+        return Case(bag, (bag,), label, lambda: (x, coords, 1.0))
+
+    return [case(b) for b in ids]
+
+
+def one(
+    student: str, variant: str, params: dict[str, Any] | None, bags: Bags, fold: tuple[list[str], list[str]], seed: int,
+    plain: dict[str, torch.Tensor] | None,
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Train once; AUC on the test fold, training loss in inference mode, and the weights."""
+    training, test = cases(bags, fold[0]), cases(bags, fold[1])
+    task = tasks.classification(("0", "1"), [c.target for c in training if c.target is not None])
+    name = student if params is None else "mhim"
+    raw = STUDENTS[student] if params is None else {"student": student, "student_params": STUDENTS[student], **params}
+    module = lookup.find("mil.models", name)
+    width = next(iter(bags.values()))[1].shape[1]
+    began = time.perf_counter()
+    with train.seeded(seed):
+        model = module.build(width, 2, lookup.params(module, raw))
+    if plain is not None:
+        model.start_from(plain)
+    state: train.State = {}
+    for reached in train.fit(model, training, [], task, CONFIG, seed):
+        state = reached
+    scale = train.scale_of(state)
+
+    def judged(of: list[Case]) -> tuple[float, float]:
+        found = list(train.predict(model, of, task, scale))
+        logits = torch.from_numpy(np.stack([p.logits for p in found]).astype(np.float64))
+        labels = np.array([c.target for c in of])
+        return metrics.auc(labels, task.probabilities(logits).numpy()), float(task.loss(logits, torch.from_numpy(labels)))
+
+    result = {"auc": judged(test)[0], "train_loss": judged(training)[1], "seconds": time.perf_counter() - began}
+    return result, state["model"]
+
+
+def run(args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    out = Path(args.results)
+    done = {tuple(r["key"]) for r in read(out)} if out.exists() else set()
+    kept = out.with_suffix(".plain")
+    kept.mkdir(parents=True, exist_ok=True)
+    for variant in args.variants:
+        for name in args.sets:
+            bags, folds = read_set(name, args.mil)
+            for student in args.students:
+                for seed in range(args.seeds):
+                    for k, fold in enumerate(folds):
+                        key = (name, student, variant, seed, k)
+                        if key in done:
+                            continue
+                        file = kept / f"{name}-{student}-{seed}-{k}.pt"
+                        params = VARIANTS[variant]
+                        plain = torch.load(file, weights_only=True) if params is not None else None
+                        result, weights = one(student, variant, params, bags, fold, seed, plain)
+                        if params is None:
+                            torch.save(weights, file)
+                        with open(out, "a") as f:
+                            f.write(json.dumps({"key": key, **result}) + "\n")
+                        print(*key, *(f"{k}={v:.3f}" for k, v in result.items()), flush=True)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def rows_of(results: list[dict[str, Any]], alarm: float) -> Iterator[tuple[str, str, str, str]]:
+    """(set, student, variant, text) with mean AUC ± sd, and the paired difference to plain ± its standard error."""
+    found = {tuple(r["key"]): r for r in results}
+    groups = sorted({k[:3] for k in found}, key=lambda g: (g[0], g[1], list(VARIANTS).index(g[2])))
+    for name, student, variant in groups:
+        keys = [k for k in found if k[:3] == (name, student, variant)]
+        own = np.array([found[k]["auc"] for k in keys])
+        text = f"{own.mean():.3f} ± {own.std(ddof=1):.3f}" if len(own) > 1 else f"{own.mean():.3f}"
+        if variant != "plain":
+            plain = [found[(name, student, "plain", *k[3:])] for k in keys]
+            base = np.array([p["auc"] for p in plain])
+            rings = np.array([found[k]["train_loss"] > p["train_loss"] + alarm for k, p in zip(keys, plain, strict=True)])
+            for what, value in (("", own - base), (" with fallback", np.where(rings, base, own) - base)):
+                error = value.std(ddof=1) / np.sqrt(len(value)) if len(value) > 1 else float("nan")
+                text += f" | {value.mean():+.3f} ± {error:.3f}{what}"
+            text += f" | alarm {rings.sum()}/{len(rings)}"
+        yield name, student, variant, f"{text} (n={len(own)})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("results")
+    parser.add_argument("--mil", type=Path, help="folder with musk1.csv, musk1_folds.json, protein.csv ...")
+    parser.add_argument("--sets", type=lambda v: v.split(","), default=["digits-1", "digits-3", "digits-20"])
+    parser.add_argument("--students", type=lambda v: v.split(","), default=["abmil", "dsmil", "transmil"])
+    parser.add_argument("--variants", type=lambda v: v.split(","), default=["plain", "paper", "default"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--alarm", type=float, default=0.3)
+    args = parser.parse_args()
+    if args.what == "run":
+        run(args)
+        return
+    for row in rows_of(read(Path(args.results)), args.alarm):
+        print(*row, sep=" | ")
+
+
+if __name__ == "__main__":
+    main()
