@@ -7,8 +7,8 @@ what is missing at the end is filled with zeros, which attention does not see.
 R, regional self-attention with a positional code from the attention itself (EPEG): per head
 A = softmax(L + conv(L)), L = q k^T / sqrt(d), conv 1-D over the queries (kernel 15, one filter per head).
 C, attention across regions: per region k representatives, combined from its tokens with softmax over tokens of phi^T t;
-self-attention among the k-th representatives of all regions; handed back to the tokens with the softmax over representatives of phi^T t,
-each weighted by that logit scaled to 0..1 within its region. phi: h x k.
+self-attention among the k-th representatives of all regions; handed back to the tokens with the softmax over
+representatives of phi^T t, each weighted by that logit scaled to 0..1 within its region. phi: h x k.
 
 Regions hold at most `region_most` tokens: their number grows beyond the published 8 x 8 only above 8 x 8 x
 `region_most` instances, because attention inside a region costs its square (published, 200,000 instances: 20 GB of
