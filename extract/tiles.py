@@ -8,9 +8,55 @@ tile lies wholly inside the bounds: what is left over at the right and bottom ed
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 _BAND_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where tiles lie on one slide. bounds_l0: (x, y, w, h). slide_mpp: µm per level-0 px, (x, y)."""
+
+    bounds_l0: tuple[int, int, int, int]
+    slide_mpp: tuple[float, float]
+    tile_px: int
+    overlap_um: float = 0.0
+
+    def tile_l0(self, mpp: float) -> tuple[float, float]:
+        """Exact size of a tile in level-0 px, (w, h)."""
+        mx, my = self.slide_mpp
+        return self.tile_px * mpp / mx, self.tile_px * mpp / my
+
+    def axes(self, mpp: float) -> tuple[np.ndarray, np.ndarray]:
+        """int64 (Nx,), (Ny,): corners along x and y, level-0 px. The grids of all mpp share their first corner."""
+        (w, h), (mx, my) = self.tile_l0(mpp), self.slide_mpp
+        x0, y0, extent_x, extent_y = self.bounds_l0
+        x = positions(x0, extent_x, w, w - self.overlap_um / mx)
+        return x, positions(y0, extent_y, h, h - self.overlap_um / my)
+
+    def parents(self, fine_l0: np.ndarray, fine_mpp: float, coarse_l0: np.ndarray, coarse_mpp: float) -> np.ndarray:
+        """int32 (N,): for each fine tile the row in `coarse_l0` (M, 2) of the tile whose centre is nearest among those
+        that hold the fine tile's centre; -1 where that one is not kept, or none is there."""
+        x, y = self.axes(coarse_mpp)
+        if not len(x) or not len(y):
+            return np.full(len(fine_l0), -1, np.int32)
+        index = np.full((len(y), len(x)), -1, np.int32)
+        index[np.searchsorted(y, coarse_l0[:, 1]), np.searchsorted(x, coarse_l0[:, 0])] = np.arange(len(coarse_l0))
+        (fine_w, fine_h), (coarse_w, coarse_h) = self.tile_l0(fine_mpp), self.tile_l0(coarse_mpp)
+        column, inside_x = _holder(x, coarse_w, fine_l0[:, 0] + fine_w / 2)
+        row, inside_y = _holder(y, coarse_h, fine_l0[:, 1] + fine_h / 2)
+        return np.where(inside_x & inside_y, index[row, column], -1).astype(np.int32)
+
+
+def _holder(corners: np.ndarray, size: float, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Along one axis: index of the interval [corner, corner + size) with the nearest centre, and whether it holds."""
+    middle = corners + size / 2
+    right = np.clip(np.searchsorted(middle, centre), 0, len(middle) - 1)
+    left = np.maximum(right - 1, 0)
+    nearest = np.where(centre - middle[left] <= middle[right] - centre, left, right)
+    return nearest, (centre >= corners[nearest] - 0.5) & (centre < corners[nearest] + size + 0.5)
 
 
 def positions(start_l0: int, extent_l0: int, tile_l0: float, step_l0: float) -> np.ndarray:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,18 @@ import numpy as np
 
 from configs import lookup
 from configs.schema import TileConfig
-from extract import SlideError, overlay
+from extract import SlideError, artefacts, overlay, regions
 from extract.slide import ReadPlan, Slide, open_slide
-from extract.tiles import box_means, positions
+from extract.tiles import Grid, box_means
 from extract.tissue._clean import clean
 
 # The tissue image is held to so many px (a few bytes each while segmenting): a slide of any size stays under 200 MB.
 MAX_IMAGE_PX = 12_000_000
+ARTEFACTS = ("pen", "fold", "haze", "blur")
+_WARN_DROPPED = 0.5
+_PROBE_PX, _PROBE_MPP = 128, 1.0
+# Sharpness of real scans at 1 µm/px: 1.1 to 2.8; the same blurred by 1 µm: 0.35 to 0.6, by 2 µm: 0.2 to 0.27.
+_SHARP, _BLURRED = 0.6, 0.3
 
 cv2.setNumThreads(1)  # slides run in parallel processes; threads inside each only fight for the cores
 
@@ -32,10 +40,11 @@ cv2.setNumThreads(1)  # slides run in parallel processes; threads inside each on
 class Tiled:
     """The tiles of one slide.
 
-    arrays: `coords` int32 (N, 2), level-0 px of the top-left corners, x then y, row by row; `tissue` float32 (N,),
-        fraction of each tile that is tissue; `mask` uint8 (H, ceil(W / 8)), the tissue mask, 8 px a byte
-        (`unpack_mask`). With further magnifications the same arrays under the name plus `_mpp<value>`, and `parent`
-        int32 (N,): row of the tile of the next coarser magnification that holds this tile's centre, -1 for none.
+    arrays: `coords` int32 (N, 2), level-0 px of the top-left corners, x then y, row by row; float32 (N,), fractions of
+        each tile: `tissue`, `pen`, `fold`, `haze`, and `blur` (0 sharp .. 1 out of focus, at the nearest probe);
+        `mask` uint8 (H, ceil(W / 8)), the tissue mask, 8 px a byte (`unpack_mask`). Where thresholds dropped tiles, the
+        same under `all_...` for every tissue tile. Further magnifications have the name plus `_mpp<value>`; `parent`
+        int32 (N,) is the row of the tile of the next coarser magnification that holds this tile's centre, -1 for none.
     attrs: plain JSON values: resolution, geometry and how the tiles were made. No path, host or time.
     overlay: uint8 (h, w, 3) or None. empty: why there is no tile, or None. notes: warnings. reads: how a tile is read.
     """
@@ -49,14 +58,19 @@ class Tiled:
 
 
 @dataclass(frozen=True)
-class _Tissue:
-    """A mask on the low-resolution image; mpp: µm per px of it, (x, y)."""
+class _Seen:
+    """What the low-resolution image shows. Masks are bool (H, W); mpp: µm per px of them, (x, y)."""
 
     rgb: np.ndarray
     mask: np.ndarray
     mpp: tuple[float, float]
     segmenter: str
+    spoiled: dict[str, np.ndarray] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def per_px(self, slide_mpp: tuple[float, float]) -> tuple[float, float]:
+        """Level-0 px per px of the masks, (x, y)."""
+        return self.mpp[0] / slide_mpp[0], self.mpp[1] / slide_mpp[1]
 
 
 def tile_slide(
@@ -69,41 +83,110 @@ def tile_slide(
     """Segment and tile one slide.
 
     mpp: the manifest's µm per px for it. regions: a QuPath GeoJSON that edits the tissue. tiles_out: folder for the
-    tile images when `config.save_tiles` asks for them. Raises SlideError (unreadable, no mpp, too coarse).
+    tile images when `config.save_tiles` asks for them. Raises SlideError (unreadable, no mpp, too coarse, bad regions).
     """
     with open_slide(path, mpp, config) as slide:
         plans = {m: _checked_plan(slide, m, config) for m in config.mpp}
-        tissue = _find_tissue(slide, config)
-        notes = [*slide.notes, *tissue.notes]
-        arrays: dict[str, np.ndarray] = {"mask": np.packbits(tissue.mask, axis=1)}
+        seen = find_tissue(slide, config, regions)
+        grid = Grid(slide.bounds_l0, slide.slide_mpp, config.tile_px, config.overlap_um)
+        arrays: dict[str, np.ndarray] = {"mask": np.packbits(seen.mask, axis=1)}
         for m in config.mpp:
-            arrays.update({name + _suffix(m, config): a for name, a in _grid(slide, tissue, m, config).items()})
-        _add_parents(arrays, slide, config)
-        main, plan = config.mpp[0], plans[config.mpp[0]]
-        attrs = _attrs(slide, tissue, main, plan, config)
-        empty = None
-        if not len(arrays["coords"]):
-            empty = _why_empty(slide, tissue, config)
-        picture = None
-        if config.overlay:
-            bx, by = slide.bounds_l0[:2]
-            per_px = np.array([m / s for m, s in zip(tissue.mpp, slide.slide_mpp, strict=True)])  # level-0 px
-            corners = (arrays["coords"] - np.array([bx, by])) / per_px
-            w, h = (np.array(tile_size_l0(slide, main, config)) / per_px).tolist()
-            picture = overlay.draw(tissue.rgb, tissue.mask, corners, (w, h))
-        reads = f"{main:g} µm/px: {plan}"
-        return Tiled(arrays, attrs, picture, empty, tuple(notes), reads)
+            tiles = _tiles(slide, seen, grid, m, config)
+            arrays |= {name + _suffix(m, config.mpp): a for name, a in tiles.items()}
+        plan = plans[config.mpp[0]]
+        attrs = _attrs(slide, seen, grid, plan, config)
+        filtered = refilter(arrays, attrs, config)
+        picture = _picture(seen, slide, grid, filtered.arrays["coords"], config) if config.overlay else None
+        if config.save_tiles != "none" and tiles_out is not None:
+            _save_tiles(slide, filtered.arrays["coords"], config, tiles_out)
+        notes = (*slide.notes, *seen.notes, *filtered.notes)
+        return Tiled(filtered.arrays, attrs, picture, filtered.empty, notes, f"{config.mpp[0]:g} µm/px: {plan}")
 
 
-def tile_size_l0(slide: Slide, mpp: float, config: TileConfig) -> tuple[float, float]:
-    """Exact size of a tile in level-0 px, (w, h)."""
-    mx, my = slide.slide_mpp
-    return config.tile_px * mpp / mx, config.tile_px * mpp / my
+def refilter(arrays: Mapping[str, np.ndarray], attrs: dict[str, Any], config: TileConfig) -> Tiled:
+    """Apply the thresholds `max_pen`, `max_fold`, `max_haze`, `max_blur` to what a tiling stored, without the slide.
+
+    arrays, attrs: of a `Tiled`, filtered or not, in any order. Pure; the result has no overlay.
+    """
+    mpps = [float(m) for m in attrs["mpps"]]
+    out = {"mask": np.asarray(arrays["mask"])}
+    notes: list[str] = []
+    dropped = 0
+    for m in mpps:
+        end = _suffix(m, mpps)
+        names = ("coords", "tissue", *ARTEFACTS)
+        full = {n: np.asarray(arrays.get(f"all_{n}{end}", arrays[n + end])) for n in names}
+        keep = np.ones(len(full["coords"]), bool)
+        limits = {"pen": config.max_pen, "fold": config.max_fold, "haze": config.max_haze, "blur": config.max_blur}
+        by = {name: full[name] > limit for name, limit in limits.items()}
+        for too_much in by.values():
+            keep &= ~too_much
+        out |= {n + end: a[keep] for n, a in full.items()}
+        if not keep.all():
+            out |= {f"all_{n}{end}": a for n, a in full.items()}
+        if not end:
+            dropped = int(np.count_nonzero(~keep))
+            if dropped > _WARN_DROPPED * len(keep):
+                most = ", ".join(f"{name} {np.count_nonzero(b)}" for name, b in by.items() if b.any())
+                notes.append(
+                    f"the artefact thresholds drop {dropped} of {len(keep)} tissue tiles ({most}): look at the "
+                    "overlay, and raise tile.max_* if the tissue is good"
+                )
+    geometry = Grid(_four(attrs["bounds_l0"]), _two(attrs["slide_mpp"]), attrs["tile_px"], attrs["overlap_um"])
+    for fine, coarse in itertools.pairwise(sorted(mpps)):
+        ends = _suffix(fine, mpps), _suffix(coarse, mpps)
+        out["parent" + ends[0]] = geometry.parents(out["coords" + ends[0]], fine, out["coords" + ends[1]], coarse)
+    empty = None
+    if not len(out["coords"]):
+        empty = attrs["no_tiles_because"]
+        if dropped:
+            empty = f"all {dropped} tissue tiles exceed the thresholds tile.max_pen, max_fold, max_haze, max_blur"
+    return Tiled(out, dict(attrs), None, empty, tuple(notes))
 
 
 def unpack_mask(packed: np.ndarray, width: int) -> np.ndarray:
     """The stored `mask` -> bool (H, width)."""
-    return np.unpackbits(packed, axis=1, count=width).astype(bool)
+    return np.unpackbits(np.asarray(packed), axis=1, count=width).astype(bool)
+
+
+def find_tissue(slide: Slide, config: TileConfig, regions_file: Path | None = None) -> _Seen:
+    """Segment at `segment_mpp`, trying the second segmenter where the first finds nothing; artefacts; drawn regions."""
+    mx, my = slide.slide_mpp
+    _, _, w, h = slide.bounds_l0
+    seen_mpp = max(config.segment_mpp, math.sqrt(w * mx * h * my / MAX_IMAGE_PX))
+    rgb, image_mpp = slide.image_at(seen_mpp)
+    notes = []
+    if seen_mpp > config.segment_mpp:
+        notes.append(f"a very large slide: tissue is found at {seen_mpp:.3g}, not at {config.segment_mpp:g} µm/px")
+    scale = math.sqrt(image_mpp[0] * image_mpp[1])
+    sigma = config.smooth_um / scale
+    smooth = cv2.GaussianBlur(rgb, (0, 0), sigma) if sigma > 0.3 else rgb
+    od = artefacts.densities(rgb)
+    ink = artefacts.pen(od, scale)
+    bare_ink = artefacts.ink_on_glass(od, ink)
+    mask = np.zeros(rgb.shape[:2], bool)
+    name = config.segmenter
+    for name in _segmenters(config):
+        module = lookup.find("extract.tissue", name)
+        raw = config.segmenter_params if name == config.segmenter else {}
+        mask = module.segment(smooth, scale, lookup.params(module, raw)) & ~bare_ink
+        mask = clean(mask, scale, config.close_um, config.min_piece_um2, config.min_hole_um2)
+        if mask.any():
+            break
+    if name != config.segmenter:
+        found = "found some" if mask.any() else "found none either"
+        notes.append(f"segmenter {config.segmenter} found no tissue; {name} {found}")
+    spoiled = {"pen": ink, "fold": artefacts.folds(od, mask, scale), "haze": artefacts.haze(od, scale)}
+    seen = _Seen(rgb, mask, image_mpp, name, spoiled, notes)
+    if regions_file is None:
+        return seen
+    drawn = regions.read(regions_file, slide.bounds_l0[:2])
+    mask = regions.apply(mask, drawn, slide.bounds_l0, seen.per_px(slide.slide_mpp))
+    return _Seen(rgb, mask, image_mpp, f"{name} + regions", spoiled, notes)
+
+
+def _segmenters(config: TileConfig) -> list[str]:
+    return list(dict.fromkeys(n for n in (config.segmenter, config.fallback_segmenter) if n))
 
 
 def _checked_plan(slide: Slide, mpp: float, config: TileConfig) -> ReadPlan:
@@ -120,98 +203,94 @@ def _checked_plan(slide: Slide, mpp: float, config: TileConfig) -> ReadPlan:
     return plan
 
 
-def _find_tissue(slide: Slide, config: TileConfig) -> _Tissue:
-    """Segment at `segment_mpp`; try the second segmenter where the first finds nothing."""
-    mx, my = slide.slide_mpp
-    _, _, w, h = slide.bounds_l0
-    seen_mpp = max(config.segment_mpp, math.sqrt(w * mx * h * my / MAX_IMAGE_PX))
-    rgb, image_mpp = slide.image_at(seen_mpp)
-    notes = []
-    if seen_mpp > config.segment_mpp:
-        notes.append(f"a very large slide: tissue is found at {seen_mpp:.3g}, not at {config.segment_mpp:g} µm/px")
-    scale = math.sqrt(image_mpp[0] * image_mpp[1])
-    sigma = config.smooth_um / scale
-    smooth = cv2.GaussianBlur(rgb, (0, 0), sigma) if sigma > 0.3 else rgb
-    mask = np.zeros(rgb.shape[:2], bool)
-    name = config.segmenter
-    names = dict.fromkeys(n for n in (config.segmenter, config.fallback_segmenter) if n)
-    for name in names:
-        module = lookup.find("extract.tissue", name)
-        raw = config.segmenter_params if name == config.segmenter else {}
-        mask = module.segment(smooth, scale, lookup.params(module, raw))
-        mask = clean(mask, scale, config.close_um, config.min_piece_um2, config.min_hole_um2)
-        if mask.any():
-            break
-    if name != config.segmenter:
-        found = "found some" if mask.any() else "found none either"
-        notes.append(f"segmenter {config.segmenter} found no tissue; {name} {found}")
-    return _Tissue(rgb, mask, image_mpp, name, notes)
-
-
-def _grid(slide: Slide, tissue: _Tissue, mpp: float, config: TileConfig) -> dict[str, np.ndarray]:
-    """`coords` and `tissue` of the tiles of one magnification with at least `min_tissue`."""
-    (x, y), size = _axes(slide, mpp, config)
-    bx, by = slide.bounds_l0[:2]
-    per_px = [m / s for m, s in zip(tissue.mpp, slide.slide_mpp, strict=True)]  # level-0 px per mask px
-    share = box_means(
-        tissue.mask, (x - bx) / per_px[0], (y - by) / per_px[1], (size[0] / per_px[0], size[1] / per_px[1])
-    )  # (Ny, Nx)
+def _tiles(slide: Slide, seen: _Seen, grid: Grid, mpp: float, config: TileConfig) -> dict[str, np.ndarray]:
+    """`coords` and the fractions of the tiles of one magnification with at least `min_tissue`."""
+    x, y = grid.axes(mpp)
+    per_px = seen.per_px(slide.slide_mpp)
+    w, h = grid.tile_l0(mpp)
+    at = ((x - slide.bounds_l0[0]) / per_px[0], (y - slide.bounds_l0[1]) / per_px[1], (w / per_px[0], h / per_px[1]))
+    share = box_means(seen.mask, *at)  # (Ny, Nx)
     # Rounding of the sums must not lose a tile that lies exactly on the threshold; and no tissue is never a tile.
     row, col = np.nonzero((share >= config.min_tissue - 1e-6) & (share > 0))
-    coords = np.stack([x[col], y[row]], axis=1).astype(np.int32)
-    return {"coords": coords, "tissue": share[row, col]}
+    out = {"coords": np.stack([x[col], y[row]], axis=1).astype(np.int32), "tissue": share[row, col]}
+    for name, bad in seen.spoiled.items():
+        out[name] = box_means(bad, *at)[row, col] if bad.any() else np.zeros(len(row), np.float32)
+    out["blur"] = _blur(slide, out["coords"], out["tissue"], (w, h), config)
+    return out
 
 
-def _axes(slide: Slide, mpp: float, config: TileConfig) -> tuple[tuple[np.ndarray, np.ndarray], tuple[float, float]]:
-    """Corners along x and y, and the tile's size, all in level-0 px."""
-    size = tile_size_l0(slide, mpp, config)
-    x0, y0, w, h = slide.bounds_l0
-    step = [s - config.overlap_um / m for s, m in zip(size, slide.slide_mpp, strict=True)]
-    return (positions(x0, w, size[0], step[0]), positions(y0, h, size[1], step[1])), size
+def _blur(
+    slide: Slide, coords_l0: np.ndarray, tissue: np.ndarray, tile_l0: tuple[float, float], config: TileConfig
+) -> np.ndarray:
+    """float32 (N,): 0 sharp .. 1 out of focus, as measured at the nearest of the probes.
+
+    One probe per square of `blur_probe_um`: the middle of its tile with most tissue. Focus fails over millimetres, so
+    reading one spot per mm² finds what a low-resolution image cannot show, at a hundredth of the cost of all tiles.
+    """
+    out = np.zeros(len(coords_l0), np.float32)
+    coarsest = max(slide.slide_mpp)
+    if not len(coords_l0) or config.blur_probe_um == 0 or coarsest > _PROBE_MPP * 1.5:
+        return out  # beyond 1.5 µm/px focus cannot be told from the scanner's own softness
+    mpp = max(_PROBE_MPP, coarsest)
+    centre = coords_l0 + np.array(tile_l0) / 2  # (N, 2)
+    square = np.floor(centre * np.array(slide.slide_mpp) / config.blur_probe_um).astype(np.int64)
+    order = np.lexsort((-tissue, square[:, 0], square[:, 1]))
+    first = np.ones(len(order), bool)
+    first[1:] = (np.diff(square[order], axis=0) != 0).any(axis=1)
+    probes = order[first]
+    half_l0 = [_PROBE_PX * mpp / m / 2 for m in slide.slide_mpp]
+    values = []
+    for i in probes:
+        corner = np.rint(centre[i] - half_l0).astype(int).tolist()
+        rgb = slide.read_region(corner[0], corner[1], _PROBE_PX, mpp)
+        values.append((_SHARP - artefacts.sharpness(rgb)) / (_SHARP - _BLURRED))
+    value = np.clip(np.array(values), 0.0, 1.0).astype(np.float32)
+    for start in range(0, len(centre), 4096):  # (4096, P) distances at a time
+        some = centre[start : start + 4096]
+        distance = ((some[:, None, :] - centre[probes][None]) ** 2).sum(axis=2)
+        out[start : start + 4096] = value[distance.argmin(axis=1)]
+    return out
 
 
-def _add_parents(arrays: dict[str, np.ndarray], slide: Slide, config: TileConfig) -> None:
-    """`parent` for every magnification but the coarsest."""
-    by_size = sorted(config.mpp)
-    for fine, coarse in itertools.pairwise(by_size):
-        (x, y), coarse_size = _axes(slide, coarse, config)
-        index = np.full((len(y), len(x)), -1, np.int32)
-        kept = arrays["coords" + _suffix(coarse, config)]
-        index[np.searchsorted(y, kept[:, 1]), np.searchsorted(x, kept[:, 0])] = np.arange(len(kept))
-        centre = arrays["coords" + _suffix(fine, config)] + np.array(tile_size_l0(slide, fine, config)) / 2
-        column, inside_x = _holder(x, coarse_size[0], centre[:, 0])
-        row, inside_y = _holder(y, coarse_size[1], centre[:, 1])
-        parent = np.full(len(centre), -1, np.int32)
-        inside = inside_x & inside_y
-        parent[inside] = index[row[inside], column[inside]]
-        arrays["parent" + _suffix(fine, config)] = parent
+def _picture(seen: _Seen, slide: Slide, grid: Grid, coords_l0: np.ndarray, config: TileConfig) -> np.ndarray:
+    per_px = np.array(seen.per_px(slide.slide_mpp))
+    corners = (coords_l0 - np.array(slide.bounds_l0[:2])) / per_px
+    w, h = (np.array(grid.tile_l0(config.mpp[0])) / per_px).tolist()
+    return overlay.draw(seen.rgb, seen.mask, corners, (w, h))
 
 
-def _holder(corners: np.ndarray, size: float, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Along one axis: index of the interval [corner, corner + size) with the nearest centre, and whether it holds."""
-    if not len(corners):
-        return np.zeros(len(centre), np.int64), np.zeros(len(centre), bool)
-    middle = corners + size / 2
-    right = np.clip(np.searchsorted(middle, centre), 0, len(middle) - 1)
-    left = np.maximum(right - 1, 0)
-    nearest = np.where(centre - middle[left] <= middle[right] - centre, left, right)
-    return nearest, (centre >= corners[nearest] - 0.5) & (centre < corners[nearest] + size + 0.5)
+def _save_tiles(slide: Slide, coords_l0: np.ndarray, config: TileConfig, folder: Path) -> None:
+    """The main magnification's tiles as `<x>_<y>.jpg|png` (level-0 px), written aside and renamed when complete."""
+    aside = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 90] if config.save_tiles == "jpg" else []
+    try:
+        for x, y in coords_l0.tolist():
+            rgb = slide.read_region(x, y, config.tile_px, config.mpp[0])
+            _, data = cv2.imencode(f".{config.save_tiles}", rgb[..., ::-1], quality)
+            (aside / f"{x}_{y}.{config.save_tiles}").write_bytes(data.tobytes())
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
-def _suffix(mpp: float, config: TileConfig) -> str:
+def _suffix(mpp: float, mpps: tuple[float, ...] | list[float]) -> str:
     """What is added to array names: nothing for the main magnification."""
-    return "" if mpp == config.mpp[0] else f"_mpp{mpp:g}"
+    return "" if mpp == mpps[0] else f"_mpp{mpp:g}"
 
 
-def _attrs(slide: Slide, tissue: _Tissue, mpp: float, plan: ReadPlan, config: TileConfig) -> dict[str, Any]:
-    tissue_px = int(np.count_nonzero(tissue.mask))
+def _attrs(slide: Slide, seen: _Seen, grid: Grid, plan: ReadPlan, config: TileConfig) -> dict[str, Any]:
+    tissue_px = int(np.count_nonzero(seen.mask))
+    mpp = config.mpp[0]
     return {
         "mpp": mpp,
         "mpp_source": slide.mpp_source,
         "slide_mpp": list(slide.slide_mpp),
         "tile_px": config.tile_px,
         "tile_um": config.tile_px * mpp,
-        "tile_l0": list(tile_size_l0(slide, mpp, config)),
+        "tile_l0": list(grid.tile_l0(mpp)),
         "overlap_um": config.overlap_um,
         "size_l0": list(slide.size_l0),
         "bounds_l0": list(slide.bounds_l0),
@@ -220,22 +299,31 @@ def _attrs(slide: Slide, tissue: _Tissue, mpp: float, plan: ReadPlan, config: Ti
         "resize": plan.resize,
         "vendor": slide.vendor,
         "quickhash": slide.quickhash,
-        "segmenter": tissue.segmenter,
-        "tissue_um2": tissue_px * tissue.mpp[0] * tissue.mpp[1],
-        "tissue_fraction": tissue_px / tissue.mask.size,
-        "mask_mpp": list(tissue.mpp),
-        "mask_px": [tissue.mask.shape[1], tissue.mask.shape[0]],
+        "segmenter": seen.segmenter,
+        "tissue_um2": tissue_px * seen.mpp[0] * seen.mpp[1],
+        "tissue_fraction": tissue_px / seen.mask.size,
+        "mask_mpp": list(seen.mpp),
+        "mask_px": [seen.mask.shape[1], seen.mask.shape[0]],
         "mpps": list(config.mpp),
+        "no_tiles_because": _why_empty(slide, seen, config),
     }
 
 
-def _why_empty(slide: Slide, tissue: _Tissue, config: TileConfig) -> str:
+def _why_empty(slide: Slide, seen: _Seen, config: TileConfig) -> str:
+    """The reason there would be, were there no tile."""
     tile_um = config.tile_px * config.mpp[0]
     _, _, w, h = slide.bounds_l0
     w_um, h_um = w * slide.slide_mpp[0], h * slide.slide_mpp[1]
     if min(w_um, h_um) < tile_um:
         return f"the slide, {w_um:.0f} x {h_um:.0f} µm, is smaller than one tile of {tile_um:g} µm"
-    if not tissue.mask.any():
-        tried = " and ".join(dict.fromkeys(n for n in (config.segmenter, config.fallback_segmenter) if n))
-        return f"no tissue found ({tried})"
+    if not seen.mask.any():
+        return f"no tissue found ({' and '.join(_segmenters(config))})"
     return f"tissue found, but no tile has {config.min_tissue:.0%} of it (tile.min_tissue)"
+
+
+def _two(values: list[float]) -> tuple[float, float]:
+    return values[0], values[1]
+
+
+def _four(values: list[int]) -> tuple[int, int, int, int]:
+    return values[0], values[1], values[2], values[3]
