@@ -24,7 +24,7 @@ from configs import lookup
 from configs.schema import TrainConfig, fingerprint_fields
 from mil import metrics, tasks
 from mil import train as loop
-from mil.feed import Case
+from mil.feed import Case, Feed
 from mil.splits import Fold
 from mil.tasks import Task
 from pipeline import bundle, store
@@ -108,26 +108,50 @@ def train_fold(job: Job, dataset: Dataset, teacher: bundle.Bundle | None, out: P
     train_cases, val_cases = cases(train, mpp), cases(test if paper else val, mpp)
     model = build_model(config, int(dataset.facts["dim"]), task, job.seed, teacher).to(device(config.gpu))
     state = _fit(model, train_cases, val_cases, task, config, job.seed, partial)
-    scale = loop.scale_of(state)
-    model.load_state_dict(state["best"]["weights"])
-    weights, verdict = state["best"]["weights"], None
-    notes: list[str] = []
+    scale, weights = loop.scale_of(state), state["best"]["weights"]
+    model.load_state_dict(weights)
+    named: dict[str, Any] = {"model": config.model, "model_params": config.model_params}
+    why = alarm(model, teacher, train_cases, task, scale, config) if teacher else None
+    if why is not None and teacher is not None:
+        model, weights, scale = teacher.model().to(device(config.gpu)), teacher.weights, teacher.scale
+        named = {k: teacher.card[k] for k in named} | {"fallback": {"from": config.model, "why": why}}
     rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
     rows += _predicted(model, "test", cases(test, mpp), task, scale)
+    sizes = {"train": len(train), "val": len(val), "test": len(test)}
     card = {
-        "model": config.model, "model_params": config.model_params, "in_dim": int(dataset.facts["dim"]),
-        "task": task.to_json(), "features": dataset.facts, "split": {"hash": job.split_hash, "repeat": fold.repeat,
-        "fold": fold.fold, "train": len(train), "val": len(val), "test": len(test)}, "seed": job.seed,
-        "cell": job.cell, "protocol": config.protocol, "train": fingerprint_fields(config),
+        **named, "in_dim": int(dataset.facts["dim"]), "task": task.to_json(), "features": dataset.facts,
+        "split": {"hash": job.split_hash, "repeat": fold.repeat, "fold": fold.fold, **sizes},
+        "seed": job.seed, "cell": job.cell, "protocol": config.protocol, "train": fingerprint_fields(config),
         "versions": bundle.versions(), "epoch": state["best"]["epoch"] + 1, "epochs": state["epoch"] + 1,
         "validation": _finite(_metrics_of([r for r in rows if r["side"] == "val"], task, train)),
         "test": _finite(_metrics_of([r for r in rows if r["side"] == "test"], task, train)),
-        **operating_points(rows, task), **({"fallback": verdict} if verdict else {}),
+        **operating_points(rows, task),
     }
     bundle.write(out, card, weights, scale)
     (out / PREDICTIONS).write_text(table(rows))
     (out / HISTORY).write_text(table(state["history"]))
-    return tuple(notes)
+    return (f"the plain model is used instead: {why}",) if why else ()
+
+
+def alarm(
+    model: Any, teacher: bundle.Bundle, of: list[Case], task: Task, scale: Any, config: TrainConfig
+) -> str | None:
+    """Why `model` must give way to the plain model it was taught by, or None.
+
+    A student that was trained on masked bags and cannot fit its own training bags whole has learnt from bags whose
+    evidence was masked away, or leans on tokens that do not exist at test. The comparison needs no test patient.
+    """
+    if config.fallback is None:
+        return None
+    at = device(config.gpu)
+    room = config.cache_gb * 2**30
+    with loop.isolated(None, at, config.threads):
+        own = loop.evaluate(model, Feed(of, task, at, room, scale), task)["loss"]
+        plain = loop.evaluate(teacher.model().to(at), Feed(of, task, at, room, teacher.scale), task)["loss"]
+    if own <= plain + config.fallback:
+        return None
+    return (f"training loss {own:.3f} with whole bags, against {plain:.3f} of the plain model "
+            f"(train.fallback={config.fallback:g}): masking hurts here")
 
 
 def build_model(config: TrainConfig, in_dim: int, task: Task, seed: int, teacher: bundle.Bundle | None) -> Any:
