@@ -121,6 +121,10 @@ class Slide:
         smaller = read_w >= w and read_h >= h
         return cv2.resize(rgb, (w, h), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
 
+    def read_level(self, x_l0: int, y_l0: int, level: int, w: int, h: int) -> np.ndarray:
+        """uint8 (h, w, 3): `w` x `h` pixels of a level, as they are, whose corner is at level-0 (x_l0, y_l0)."""
+        return self._source.read(x_l0, y_l0, level, w, h)
+
     def image_at(self, mpp: float) -> tuple[np.ndarray, tuple[float, float]]:
         """The bounds as one low-resolution image, uint8 (h, w, 3), with its true µm per px (x, y).
 
