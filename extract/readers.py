@@ -32,10 +32,10 @@ class OpenSlideReader:
 
     kind = "openslide"
 
-    def __init__(self, job: SlideJob, note: str = "") -> None:
+    def __init__(self, job: SlideJob, slide: Slide, note: str = "") -> None:
         self.job = job
+        self.slide = slide
         self.note = note
-        self.slide: Slide = open_job(job)
 
     def fill(self, coords_l0: np.ndarray, out: np.ndarray) -> None:
         for i, (x, y) in enumerate(coords_l0.tolist()):
@@ -52,5 +52,17 @@ def open_job(job: SlideJob) -> Slide:
 
 
 def open_reader(job: SlideJob, config: ExtractConfig) -> TileReader:
-    """The reader of `job` that the settings ask for. Raises SlideError."""
-    return OpenSlideReader(job, "" if config.reader == "auto" else "asked for")
+    """The reader of `job` that the settings ask for, OpenSlide where a direct one is impossible. Raises SlideError."""
+    slide = open_job(job)
+    try:
+        if config.reader == "openslide":
+            return OpenSlideReader(job, slide, "asked for")
+        from extract.direct import DirectReader, NotDirect
+
+        try:
+            return DirectReader(job, slide, config.reduction)
+        except (NotDirect, ImportError) as reason:
+            return OpenSlideReader(job, slide, str(reason))
+    except BaseException:
+        slide.close()
+        raise

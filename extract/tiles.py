@@ -78,22 +78,23 @@ def box_means(mask: np.ndarray, x: np.ndarray, y: np.ndarray, size: tuple[float,
     along_x = np.empty((h, len(x)), np.float64)  # (H, Nx)
     left, right = np.clip(x, 0, w), np.clip(x + size[0], 0, w)
     for top in range(0, h, _BAND_ROWS):
-        summed = _summed(mask[top : top + _BAND_ROWS].T)  # (W + 1, band)
-        along_x[top : top + _BAND_ROWS] = (_at(summed, right) - _at(summed, left)).T
-    summed = _summed(along_x)  # (H + 1, Nx)
-    sums = _at(summed, np.clip(y + size[1], 0, h)) - _at(summed, np.clip(y, 0, h))  # (Ny, Nx)
+        summed = _summed(mask[top : top + _BAND_ROWS], 1)  # (band, W + 1)
+        along_x[top : top + _BAND_ROWS] = _at(summed, right, 1) - _at(summed, left, 1)
+    summed = _summed(along_x, 0)  # (H + 1, Nx)
+    sums = _at(summed, np.clip(y + size[1], 0, h), 0) - _at(summed, np.clip(y, 0, h), 0)  # (Ny, Nx)
     return np.clip(sums / (size[0] * size[1]), 0.0, 1.0).astype(np.float32)
 
 
-def _summed(table: np.ndarray) -> np.ndarray:
-    """Running sums over the rows with a row of zeros before: (R, C) -> float64 (R + 1, C)."""
-    out = np.zeros((table.shape[0] + 1, table.shape[1]), np.float64)
-    np.cumsum(table, axis=0, dtype=np.float64, out=out[1:])
-    return out
+def _summed(table: np.ndarray, axis: int) -> np.ndarray:
+    """Running sums along `axis`, with a zero before the first."""
+    pad = [(0, 0), (0, 0)]
+    pad[axis] = (1, 0)
+    dtype = np.int32 if table.dtype == bool else np.float64
+    return np.pad(np.cumsum(table, axis=axis, dtype=dtype), pad)
 
 
-def _at(table: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows of `table` (R, C) at fractional row numbers (K,), by linear interpolation -> (K, C)."""
-    low = np.minimum(rows.astype(np.int64), table.shape[0] - 2)
-    part = (rows - low)[:, None]
-    return table[low] * (1.0 - part) + table[low + 1] * part
+def _at(summed: np.ndarray, where: np.ndarray, axis: int) -> np.ndarray:
+    """Running sums at fractional positions `where` (K,) along `axis`, by linear interpolation."""
+    low = np.minimum(where.astype(np.int64), summed.shape[axis] - 2)
+    part = (where - low)[None, :] if axis == 1 else (where - low)[:, None]
+    return np.asarray(summed.take(low, axis) * (1.0 - part) + summed.take(low + 1, axis) * part)

@@ -225,7 +225,7 @@ def _blur(
     """float32 (N,): 0 sharp .. 1 out of focus, as measured at the nearest of the probes.
 
     One probe per square of `blur_probe_um`: the middle of its tile with most tissue. Focus fails over millimetres, so
-    reading one spot per mm² finds what a low-resolution image cannot show, at a hundredth of the cost of all tiles.
+    reading one spot in 4 mm² finds what a low-resolution image cannot show, at a hundredth of the cost of all tiles.
     """
     out = np.zeros(len(coords_l0), np.float32)
     coarsest = max(slide.slide_mpp)

@@ -71,8 +71,8 @@ def _fat(od_green: np.ndarray, solid: np.ndarray, mpp: float, params: Params) ->
     density = cv2.blur(mesh * np.uint8(200), (window, window))
     room = cv2.convertScaleAbs(cv2.blur(free * np.uint8(200), (window, window)), alpha=params.membrane_share)
     # Where solid tissue fills most of the window the share would rest on a few px: at least 15 % must be free.
-    fat = ((density > room) & (density > 30 * params.membrane_share) & (free > 0)).astype(np.uint8)
-    fat = cv2.morphologyEx(fat, cv2.MORPH_OPEN, _disk(40 / mpp))
+    fat: np.ndarray = ((density > room) & (density > 30 * params.membrane_share) & (free > 0)).astype(np.uint8)
+    fat = np.asarray(cv2.morphologyEx(fat, cv2.MORPH_OPEN, _disk(40 / mpp)), np.uint8)
     rim = (cv2.dilate(fat, np.ones((5, 5), np.uint8)) > 0) & (grown > 0)
     return np.asarray((fat > 0) | rim).astype(np.uint8)
 
