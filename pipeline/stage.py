@@ -1,7 +1,7 @@
-"""The one resumable stage: plan what is missing, make each item aside, commit it by a rename, tell the truth at the end.
+"""The one resumable stage: what its items are, what became of them, and the plan of what is missing.
 
-In: a `Stage` (what the items are and how one is made) and a back end (where they are made). Out: a `Report`. Knows
-nothing of slides, models or machines. Rules:
+In: a `Stage` (what the items are and how one is made). Out: a `Plan`. `runner.py` carries it out. Knows nothing of
+slides, models or machines. Rules:
 
 - An output with its final name is complete. It carries a fingerprint; the same fingerprint is skipped, another one is
   refused before any work, naming the setting, its old and its new value.
@@ -12,24 +12,16 @@ nothing of slides, models or machines. Rules:
 
 from __future__ import annotations
 
-import errno
-import shutil
-import time
-import traceback
-import uuid
+import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from pipeline import store
-from pipeline.claims import Claims, owner_alive
-
-_FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 class Refused(Exception):
@@ -168,8 +160,6 @@ class Report:
 
 def plan(stage: Stage, items: Iterable[Item]) -> Plan:
     """Compare each item with what is there. Reads one small file per item (about 50 µs) and writes nothing."""
-    import json
-
     result = Plan()
     remakeable = stage.remake_fields()
     for item in items:
@@ -220,163 +210,3 @@ def refusal(stage: Stage, differ: list[tuple[Item, dict[str, tuple[Any, Any]]]])
         "Either keep both by choosing another folder or name (--work, --name), or make them anew with --replace."
     )
     return "\n".join(lines)
-
-
-def make_one(stage: Stage, item: Item, claims: Claims, replace: bool = False, remake: bool = False) -> Outcome:
-    """The whole life of one item: claim, make aside, seal, commit, release. Raises Stopped, nothing else but
-    KeyboardInterrupt and SystemExit."""
-    start = time.perf_counter()
-    try:
-        holder = claims.take(item.key)
-        if holder is not None:
-            return Outcome(item.key, State.CLAIMED, message=holder)
-    except OSError as error:
-        raise Stopped(_disk_message(stage, error)) from error
-    out = stage.root / ".tmp" / f"{store.owner()}-{uuid.uuid4().hex[:8]}"
-    try:
-        fields = stage.fields(item)
-        mark = f'"fingerprint": "{store.fingerprint(fields)}"'.encode()
-        there = store.seal_bytes(item.output, item.seal)
-        if there is not None and mark in there:
-            return Outcome(item.key, State.SKIPPED)  # another process finished it since the plan was made
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = stage.root / ".partial" / item.key / store.fingerprint(fields)
-        made = stage.remake(item, item.output, out) if remake else stage.make(item, out, partial)
-        store.seal(out, fields, item.seal, **({"empty": made.empty} if made.empty else {}))
-        if item.seal is not None:
-            store.commit_spread(out, item.output, item.seal)
-            first = True
-        else:
-            if replace or remake:
-                store.remove_store(item.output)
-            first = store.commit(out, item.output)
-        shutil.rmtree(stage.root / ".partial" / item.key, ignore_errors=True)
-        state = State.SKIPPED if not first else State.EMPTY if made.empty else State.DONE
-        return Outcome(item.key, state, time.perf_counter() - start, made.empty or "", made.notes, made.numbers)
-    except OSError as error:
-        if error.errno in _FATAL:
-            raise Stopped(_disk_message(stage, error)) from error
-        return _failed(item, start, error)
-    except Exception as error:
-        return _failed(item, start, error)
-    finally:
-        shutil.rmtree(out, ignore_errors=True)
-        with suppress(OSError):  # a read-only folder cannot give the claim back; it expires
-            claims.release(item.key)
-
-
-def _failed(item: Item, start: float, error: Exception) -> Outcome:
-    text = " ".join(str(error).split()) or type(error).__name__
-    known = type(error).__module__.split(".")[0] in {"extract", "mil", "pipeline", "configs"}
-    message = text if known else f"{type(error).__name__}: {text}"
-    return Outcome(item.key, State.FAILED, time.perf_counter() - start, message, trace=traceback.format_exc())
-
-
-def _disk_message(stage: Stage, error: OSError) -> str:
-    what = {
-        errno.ENOSPC: "the disk is full",
-        errno.EDQUOT: "the disk quota is used up",
-        errno.EROFS: "the file system is read-only",
-    }
-    reason = what.get(error.errno or 0, error.strerror or str(error))
-    return (
-        f"{stage.name}: cannot write to {error.filename or stage.root}: {reason}. What was finished is kept; "
-        "make room or choose another --work folder, then run the same command again."
-    )
-
-
-def run_items(
-    stage: Stage, items: Iterable[Item], lease_s: float, replace: bool = False, remake: bool = False
-) -> Iterator[Outcome]:
-    """Make `items` one after the other in this process, telling the stage which comes next. A back end calls this."""
-    queue = iter(items)
-    with Claims(stage.root / ".claims", lease_s) as claims:
-        try:
-            ahead = next(queue, None)
-            while ahead is not None:
-                item, ahead = ahead, next(queue, None)
-                if ahead is not None:
-                    stage.prefetch(ahead)
-                yield make_one(stage, item, claims, replace, remake)
-        finally:
-            stage.close()
-
-
-def sweep(stage: Stage, lease_s: float) -> None:
-    """Remove private folders whose owner is dead, and the empty folders of a finished stage."""
-    tmp = stage.root / ".tmp"
-    if tmp.is_dir():
-        for folder in tmp.iterdir():
-            alive = owner_alive(folder.name.rsplit("-", 1)[0])
-            # of another machine nothing is known but the age: a living owner writes within its lease
-            old = time.time() - folder.stat().st_mtime > max(86400.0, 10 * lease_s)
-            if alive is False or (alive is None and old):
-                shutil.rmtree(folder, ignore_errors=True)
-    claims = stage.root / ".claims"
-    if claims.is_dir():
-        for file in claims.glob(".clock-*"):
-            if owner_alive(file.name.removeprefix(".clock-").rsplit("-", 1)[0]) is False:
-                file.unlink(missing_ok=True)
-    for folder in (tmp, claims):
-        with suppress(OSError):  # not empty: others are at work
-            folder.rmdir()
-    partial = stage.root / ".partial"
-    if partial.is_dir():
-        for folder in sorted((p for p in partial.rglob("*") if p.is_dir()), reverse=True):
-            with suppress(OSError):
-                folder.rmdir()
-        with suppress(OSError):
-            partial.rmdir()
-
-
-Backend = Callable[[Stage, list[Item], bool, bool], Iterator[Outcome]]
-"""Where items are made: (stage, items, replace, remake) -> outcomes as they come."""
-
-
-def run(
-    stage: Stage,
-    backend: Backend,
-    lease_s: float = 300.0,
-    replace: bool = False,
-    only: Callable[[list[Item]], list[Item]] | None = None,
-    watch: Callable[[Outcome], None] | None = None,
-    planned: Callable[[Plan], None] | None = None,
-) -> Report:
-    """Plan, make what is missing, wait for what others are making, report.
-
-    only: picks a share of the items (`--shard`). watch: sees each outcome as it comes. planned: sees the plan first.
-    Raises Refused when outputs of other parameters exist and `replace` is False.
-    """
-    items = stage.items()
-    items = only(items) if only else items
-    tell = watch or (lambda outcome: None)
-    todo = plan(stage, items)
-    if todo.differ and not replace:
-        raise Refused(refusal(stage, todo.differ))
-    if planned:
-        planned(todo)
-    outcomes = list(todo.done)
-    anew = [item for item, _ in todo.differ]
-    report = Report(stage.name, outcomes)
-    try:
-        if todo.todo or anew or todo.remake:
-            sweep(stage, lease_s)
-        for batch, again, redo in ((todo.todo, False, False), (anew, True, False), (todo.remake, False, True)):
-            waiting = list(batch)
-            while waiting:
-                busy: list[Item] = []
-                by_key = {i.key: i for i in waiting}
-                for outcome in backend(stage, waiting, again, redo):
-                    if outcome.state is State.CLAIMED:
-                        busy.append(by_key[outcome.key])
-                    else:
-                        outcomes.append(outcome)
-                        tell(outcome)
-                if busy and len(busy) == len(waiting):
-                    time.sleep(min(2.0, lease_s / 4))  # another process is at it; look again
-                waiting = busy
-        if todo.todo or anew or todo.remake:
-            sweep(stage, lease_s)
-    except Stopped as error:
-        report.stopped = str(error)
-    return report

@@ -21,7 +21,8 @@ from pipeline import store
 from pipeline.cases import Dataset, digest_of
 from pipeline.claims import Claims
 from pipeline.cohort import SlideEntry
-from pipeline.stage import Item, Made, Stage, State, make_one
+from pipeline.runner import make_one
+from pipeline.stage import Item, Made, Stage, State
 
 if TYPE_CHECKING:
     from pipeline.training import Job
@@ -63,7 +64,7 @@ class Tile(Stage):
         tiles_out = self.work.root / "tile_images" / slide.id if self.config.tile.save_tiles != "none" else None
         tiled = tile_slide(slide.path, self.config.tile, slide.mpp, slide.regions, tiles_out)
         if tiled.overlay is not None:
-            store.write_atomic(self.work.overlay(slide.id), _jpeg(tiled.overlay))
+            store.write_atomic(self.work.overlay(slide.id), _jpeg(tiled.overlay), out.parent)
         self._write(out, tiled.arrays, tiled.attrs)
         return Made(tiled.empty, tiled.notes, {"tiles": len(tiled.arrays["coords"])})
 

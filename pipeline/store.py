@@ -257,17 +257,19 @@ def seal(out: Path, fields: dict[str, Any], seal_name: str | None = None, **more
         (out / (seal_name or SEAL)).write_text(json.dumps(marks, indent=2) + "\n")
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a small file so that its name never shows half of it."""
+def write_atomic(path: Path, data: bytes | str, private: Path | None = None) -> None:
+    """Write a small file so that its name never shows half of it. private: as in `aside`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with aside(path) as tmp:
+    with aside(path, private) as tmp:
         tmp.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 @contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """A private name in the folder of `path`, flushed and renamed onto `path` if the block succeeds."""
-    tmp = path.with_name(f".tmp-{owner()}-{uuid.uuid4().hex[:8]}")
+def aside(path: Path, private: Path | None = None) -> Iterator[Path]:
+    """A private name, flushed and renamed onto `path` if the block succeeds.
+
+    It lies in `private`, an item's private folder that is swept after a kill, or else in the folder of `path`."""
+    tmp = (private or path.parent) / f".tmp-{owner()}-{uuid.uuid4().hex[:8]}"
     try:
         yield tmp
         fsync(tmp)
@@ -276,9 +278,19 @@ def aside(path: Path) -> Iterator[Path]:
         tmp.unlink(missing_ok=True)
 
 
+def machine() -> str:
+    """This machine's name; containers that share a host's name but not its process numbers count as other machines."""
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return socket.gethostname()
+    # 4026531836 (0xEFFFFFFC) is the number of every Linux machine's own process space
+    return socket.gethostname() if space == 4026531836 else f"{socket.gethostname()}.{space}"
+
+
 def owner() -> str:
-    """This process as `host-pid`; part of the name of everything private, so that orphans can be told."""
-    return f"{socket.gethostname()}-{os.getpid()}"
+    """This process as `machine-pid`; part of the name of everything private, so that orphans can be told."""
+    return f"{machine()}-{os.getpid()}"
 
 
 def fsync(path: Path) -> None:
@@ -321,14 +333,26 @@ def commit_spread(out: Path, folder: Path, seal_name: str) -> None:
     out.rmdir()
 
 
-def remove_store(path: Path) -> None:
-    """Remove an output, first renaming it so that no half of it keeps the final name."""
-    found = stored(path)
-    if found is None:
-        return
-    doomed = found.with_name(f".tmp-{owner()}-{uuid.uuid4().hex[:8]}")
-    os.rename(found, doomed)
-    if doomed.is_dir():
-        shutil.rmtree(doomed)
-    else:
-        doomed.unlink()
+def remove_store(path: Path, private: Path | None = None) -> None:
+    """Remove an output, and its packed form if both are there.
+
+    A rename first, so that no half of it keeps the final name when the removal is cut short: into the folder `private`,
+    which the caller removes, or to a private name beside it."""
+    while (found := stored(path)) is not None:
+        doomed = (private or found.parent) / f".tmp-{owner()}-{uuid.uuid4().hex[:8]}"
+        os.rename(found, doomed)
+        if private is None:
+            shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
+
+
+def sweep_private(folder: Path) -> None:
+    """Remove what dead processes of this machine left directly in `folder` (see `aside` and `remove_store`)."""
+    from pipeline.claims import owner_alive
+
+    for path in list(folder.glob(".tmp-*")):
+        if owner_alive(path.name.removeprefix(".tmp-").rsplit("-", 1)[0]) is not False:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

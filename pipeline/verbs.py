@@ -11,7 +11,7 @@ from pathlib import Path
 
 from configs import lookup
 from configs.schema import Config
-from pipeline import cohort, console, store
+from pipeline import cohort, console, runner, store
 from pipeline import stage as stages_core
 from pipeline.cohort import CohortError
 from pipeline.runlog import RunLog, label
@@ -48,7 +48,7 @@ def run_stage(session: Session, stage: Stage) -> int:
         return outcomes
 
     log = RunLog(session.work.runs, label(stage), session.config)
-    with log, console.Progressing(stage.name) as progress:
+    with runner.leaving(), log, console.Progressing(stage.name) as progress:
 
         def planned(plan: Plan) -> None:
             progress.planned(plan)
@@ -58,7 +58,7 @@ def run_stage(session: Session, stage: Stage) -> int:
             log.watch(outcome)
             progress.watch(outcome)
 
-        report = stages_core.run(
+        report = runner.run(
             stage,
             backend,
             lease_s=cluster.lease_s,
@@ -130,11 +130,14 @@ def run_all(session: Session, source: Path, labels: Path | None, name: str | Non
 
 def train(session: Session, labels: Path | None, name: str | None) -> int:
     """Features to models: one training per grid cell, seed and fold."""
-    from pipeline import cases, runs, training
+    from pipeline import bag_table, cases, runs, training
     from pipeline.stages import Train
 
     config = session.config
     run = name or config.train.model.rsplit(".", 1)[-1]
+    if labels is None:  # bags from a table bring their labels along; those of digits are made here
+        own = session.work.features(config.extract.encoder) / "labels.csv"
+        labels = bag_table.ensure_digits(session.work, config.extract.encoder) or (own if own.is_file() else None)
     rows = cohort.read_rows(cohort.find_labels(labels, session.work))
     data = cases.labelled(rows, session.work.features(config.extract.encoder), config.train)
     for note in (*data.notes, *cases.duplicates(data, session.work)):

@@ -19,5 +19,5 @@ class BackendModule(Protocol):
     def run(
         self, stage: Stage, items: list[Item], replace: bool, remake: bool, cluster: ClusterConfig
     ) -> Iterator[Outcome]:
-        """Make every item somewhere, by `pipeline.stage.run_items`, and yield each outcome as it comes."""
+        """Make every item somewhere, by `pipeline.runner.make_one`, and yield each outcome as it comes."""
         ...

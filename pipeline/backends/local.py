@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing as mp
 import os
-import signal
+import queue
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from typing import Any
 
 from configs.schema import ClusterConfig, Settings
-from pipeline.claims import Claims
-from pipeline.stage import Item, Outcome, Stage, State, Stopped, make_one, run_items
+from pipeline.backends._child import Child, Order
+from pipeline.runner import run_items
+from pipeline.stage import Item, Outcome, Stage
 
 
 class Params(Settings):
@@ -26,103 +23,41 @@ def run(stage: Stage, items: list[Item], replace: bool, remake: bool, cluster: C
     if workers <= 1 or stage.heavy:
         yield from run_items(stage, items, cluster.lease_s, replace, remake)
     else:
-        yield from _pool(stage, items, workers, replace, remake, cluster.lease_s)
+        yield from _pool(Order(stage, replace, remake, cluster.lease_s), items, workers)
 
 
-@dataclass
-class _Worker:
-    process: BaseProcess
-    pipe: Connection
-    item: Item | None = None
+def _pool(order: Order, items: list[Item], workers: int) -> Iterator[Outcome]:
+    """One thread per child feeds it from one list and puts its outcomes, or what stops the stage, into one queue."""
+    todo: queue.SimpleQueue[Item] = queue.SimpleQueue()
+    for item in items:
+        todo.put(item)
+    results: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
+    stop = threading.Event()
 
-
-def _pool(
-    stage: Stage, items: list[Item], workers: int, replace: bool, remake: bool, lease_s: float
-) -> Iterator[Outcome]:
-    context = mp.get_context("spawn")  # forking a process that has threads (progress bar, torch) can deadlock
-    queue = iter(items)
-    team: list[_Worker] = []
-
-    def start() -> _Worker:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(stage, theirs, replace, remake, lease_s), daemon=True)
-        process.start()
-        theirs.close()
-        return _Worker(process, ours)
-
-    def give(worker: _Worker) -> bool:
-        """Hand the next item to a worker; False when there is none left."""
-        worker.item = next(queue, None)
-        if worker.item is not None:
-            worker.pipe.send(worker.item)
-        return worker.item is not None
-
-    try:
-        for _ in range(workers):
-            worker = start()
-            team.append(worker)
-            give(worker)
-        busy = [w for w in team if w.item is not None]
-        while busy:
-            for ready in wait([w.pipe for w in busy]):
-                worker = next(w for w in busy if w.pipe is ready)
-                assert worker.item is not None
-                try:
-                    answer: Any = worker.pipe.recv()
-                except (EOFError, ConnectionResetError):
-                    yield _died(worker)
-                    busy.remove(worker)
-                    replacement = start()
-                    team.append(replacement)
-                    if give(replacement):
-                        busy.append(replacement)
-                    continue
-                if isinstance(answer, str):
-                    raise Stopped(answer)
-                yield answer
-                if not give(worker):
-                    busy.remove(worker)
-    finally:
-        for worker in team:
-            worker.pipe.close()  # an idle worker ends when its pipe closes
-            if worker.item is not None:
-                worker.process.terminate()
-        for worker in team:
-            worker.process.join(10)
-            if worker.process.is_alive():
-                worker.process.kill()
-
-
-def _died(worker: _Worker) -> Outcome:
-    worker.process.join()
-    code = worker.process.exitcode or 0
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    hint = "; probably out of memory, use fewer --workers" if code == -signal.SIGKILL else ""
-    assert worker.item is not None
-    return Outcome(worker.item.key, State.FAILED, message=f"the process working on it died ({how}{hint})")
-
-
-def _serve(stage: Stage, pipe: Connection, replace: bool, remake: bool, lease_s: float) -> None:
-    """A worker process: items in, outcomes out, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it ends us by SIGTERM
-    signal.signal(signal.SIGTERM, _leave)
-    with Claims(stage.root / ".claims", lease_s) as claims:
+    def feed(child: Child) -> None:
         try:
-            while True:
-                try:
-                    item = pipe.recv()
-                except EOFError:
-                    return
-                try:
-                    pipe.send(make_one(stage, item, claims, replace, remake))
-                except Stopped as error:
-                    pipe.send(str(error))
-                    return
-                except BrokenPipeError:
-                    return  # the parent is gone
-        finally:
-            stage.close()
+            while not stop.is_set():
+                results.put(child.make(todo.get_nowait()))
+        except queue.Empty:
+            child.close()
+        except Exception as error:  # raised again in the caller's thread
+            results.put(error)
 
-
-def _leave(signum: int, frame: object) -> None:
-    raise SystemExit(143)
+    team = [Child(order) for _ in range(workers)]
+    threads = [threading.Thread(target=feed, args=(child,), daemon=True) for child in team]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in items:
+            result = results.get()
+            if isinstance(result, Exception):
+                raise result
+            yield result
+    finally:
+        stop.set()
+        for child in team:
+            child.stop()
+        for thread in threads:
+            thread.join(10)
+        for child in team:
+            child.close()
