@@ -1,7 +1,7 @@
 """RRT-MIL: instance features re-embedded by regional attention (Tang et al., CVPR 2024, arXiv 2402.17228).
 
-z_n = embedding of x_n (N, h).  t = z + R(LN(z)) regional, t = t + C(LN(t)) across regions, t = LN(t), then ABMIL on t
-(gated or not). Tokens in the order of the bag fill a square, row by row, cut into `regions` x `regions` equal regions;
+z_n = embedding of x_n (N, h).  t = z + R(LN(z)) regional, t = t + C(LN(t)) across regions, t = LN(t), then ABMIL on t.
+Tokens in the order of the bag fill a square, row by row, cut into `regions` x `regions` equal regions;
 what is missing at the end is filled with zeros, which attention does not see.
 
 R, regional self-attention with a positional code from the attention itself (EPEG): per head
@@ -10,9 +10,10 @@ C, attention across regions: per region k representatives, combined from its tok
 self-attention among the k-th representatives of all regions; handed back to the tokens with the softmax over
 representatives of phi^T t, each weighted by that logit scaled to 0..1 within its region. phi: h x k.
 
-Regions hold at most `region_most` tokens: their number grows beyond the published 8 x 8 only above 8 x 8 x
-`region_most` instances, because attention inside a region costs its square (published, 200,000 instances: 20 GB of
-logits). Instance n adds a_n W t_n to the logits, exactly, where t_n already saw its surroundings.
+In small bags a region holds 4 x 4 tokens at least, where the published 8 x 8 would leave each token alone. In large
+ones it holds at most `region_most`: the number of regions grows beyond 8 x 8 only above 8 x 8 x `region_most`
+instances, because attention inside a region costs its square (published, 200,000 instances: 20 GB of logits).
+Instance n adds a_n W t_n to the logits, exactly, where t_n already saw its surroundings.
 """
 
 from __future__ import annotations
@@ -149,13 +150,10 @@ class Rrt(MIL):
 
 def layout(n: int, regions: int, most: int) -> tuple[int, int]:
     """Regions per side, and tokens per side of a region, for n tokens in a square."""
-    per_side = max(1, min(regions, math.isqrt(n - 1) + 1))
-    side = -(-(math.isqrt(n - 1) + 1) // per_side)
-    widest = math.isqrt(most)
-    if side > widest:
-        per_side = -(-(math.isqrt(n - 1) + 1) // widest)
-        side = widest
-    return per_side, side
+    edge = math.isqrt(n - 1) + 1
+    per_side = max(1, min(regions, edge // 4))
+    side, widest = -(-edge // per_side), math.isqrt(most)
+    return (per_side, side) if side <= widest else (-(-edge // widest), widest)
 
 
 def cut(t: Tensor, regions: int, side: int) -> Tensor:
