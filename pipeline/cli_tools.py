@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import ConfigFiles, Sets, WorkDir, app
+from pipeline.cli import ConfigFiles, Mpp, MppOfSlides, Sets, Slides, WorkDir, Workers, app
 
 
 @app.command(rich_help_panel="Look")
@@ -18,6 +18,26 @@ def status(work: WorkDir = Path("work")) -> int:
     from pipeline.status import show
 
     return show(work)
+
+
+@app.command(rich_help_panel="Look")
+def check(
+    slides: Slides,
+    labels: Annotated[Path | None, typer.Option(help="CSV whose rows are to be matched with the slides")] = None,
+    out: Annotated[Path, typer.Option(help="folder of the report: check.csv and check.html")] = Path("check"),
+    mpp: Mpp = None,
+    mpp_of_slides: MppOfSlides = None,
+    config: ConfigFiles = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+    workers: Workers = None,
+) -> int:
+    """Look at every slide before any work: readable? mpp? tissue? duplicates? how long? Changes nothing but --out."""
+    from configs import load
+    from pipeline.check import check as run
+    from pipeline.cli import mpps
+
+    flags = {"tile.mpp": mpps(mpp), "tile.mpp_of_slides": mpp_of_slides, "cluster.workers": workers}
+    return run(slides, load.resolve(config, set_, flags), out, labels)
 
 
 @app.command(rich_help_panel="Look")
@@ -30,4 +50,18 @@ def config(
     from configs import load
 
     print("\n".join(load.presets()) if presets else load.template(load.resolve(config, set_)))
+    return 0
+
+
+@app.command("import", rich_help_panel="Bring in")
+def import_(
+    source: Annotated[Path, typer.Argument(help="CSV of bags: label, bag, features (or named columns)")],
+    work: WorkDir = Path("work"),
+    encoder: Annotated[str, typer.Option(help="name under which the features are kept")] = "imported",
+) -> int:
+    """Take bags from a table: afterwards `pipeline train --encoder NAME` trains on them."""
+    from pipeline import bag_table, store
+
+    labels = bag_table.import_bags(source, store.Work(work), encoder)
+    print(f"imported; now: pipeline train --work {work} --encoder {encoder} --labels {labels}")
     return 0
