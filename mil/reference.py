@@ -1,0 +1,150 @@
+"""Weights in the naming of the MHIM-MIL authors' program -> a model of this folder, so that their checkpoints live on.
+
+In: a state dict (tensors by name), the student, the number of classes and the feature width. Out: `mhim` when the
+state holds the recycle network, else the bare student, filled with exactly these weights. Knows no file.
+
+The names say nothing of the activations and of the training settings: those of the published configurations are taken
+(GELU after the embedding, ReLU in the attention, and configs/mhim_v2.yaml). Two names carry nothing: `merge.global_q`
+is an alias of `merge.global_q_mm`, and dsmil's `predictor` is never used there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from configs import lookup
+from mil.models import MIL
+
+Student = Literal["abmil", "transmil", "dsmil"]
+
+# How the published program trains; the rest of mhim's settings does not differ from it.
+PUBLISHED: dict[str, Any] = {
+    "mask_ratio_h": 0.03, "share_max": 1.0, "score": "probability", "merge": "mca", "keep_ratio": 0.8, "min_kept": 0,
+    "order": "shuffled", "consistency": "embedding", "teacher": "ema", "teacher_mode": "train",
+    "student_start": "fresh",
+}
+
+_LINEAR = ("weight", "bias")
+# theirs -> ours, for the bare student
+_NAMES: dict[str, dict[str, str]] = {
+    "abmil": {
+        **{f"feature.0.{x}": f"feature.linear.{x}" for x in _LINEAR},
+        "online_encoder.attention.attention.0.weight": "attend.weight",
+        "online_encoder.attention.attention.2.weight": "score.weight",
+        **{f"predictor.{x}": f"classifier.{x}" for x in _LINEAR},
+    },
+    "transmil": {
+        **{f"feature.0.{x}": f"feature.linear.{x}" for x in _LINEAR},
+        "online_encoder.cls_token": "token",
+        **{
+            f"online_encoder.layer{k}.{theirs}": f"{ours}"
+            for k in (1, 2)
+            for theirs, ours in [
+                *((f"norm.{x}", f"norm{k}.{x}") for x in _LINEAR),
+                ("attn.to_qkv.weight", f"layer{k}.to_qkv.weight"),
+                ("attn.res_conv.weight", f"layer{k}.conv"),
+                *((f"attn.to_out.0.{x}", f"layer{k}.to_out.{x}") for x in _LINEAR),
+            ]
+        },
+        **{
+            f"online_encoder.pos_embedding.{theirs}.{x}": f"position.{ours}.{x}"
+            for theirs, ours in (("proj", "conv7"), ("proj1", "conv5"), ("proj2", "conv3"))
+            for x in _LINEAR
+        },
+        **{f"online_encoder.norm.{x}": f"norm.{x}" for x in _LINEAR},
+        **{f"predictor.{x}": f"classifier.{x}" for x in _LINEAR},
+    },
+    "dsmil": {
+        **{f"feature.0.{x}": f"feature.linear.{x}" for x in _LINEAR},
+        **{f"online_encoder.i_classifier.0.{x}": f"instance.{x}" for x in _LINEAR},
+        **{f"online_encoder.b_classifier.q.{k}.{x}": f"query.{k}.{x}" for k in (0, 2) for x in _LINEAR},
+        **{f"online_encoder.b_classifier.v.1.{x}": f"value.{x}" for x in _LINEAR},
+        **{f"online_encoder.b_classifier.fcc.{x}": f"bag.{x}" for x in _LINEAR},
+    },
+}
+_RECYCLE = {
+    "merge.global_q_mm": "queries",
+    **{f"merge.norm.{x}": f"norm.{x}" for x in _LINEAR},
+    "merge.attn.to_q.weight": "to_q.weight",
+    "merge.attn.to_kv.weight": "to_kv.weight",
+    **{f"merge.attn.to_out.0.{x}": f"to_out.{x}" for x in _LINEAR},
+}
+_UNUSED = {
+    "abmil": {"merge.global_q"}, "transmil": {"merge.global_q"},
+    "dsmil": {"merge.global_q", "predictor.weight", "predictor.bias"},
+}
+
+
+class NotReference(ValueError):
+    """The weights are not those of the named student; the message lists every name and shape that does not fit."""
+
+
+def settings(state: Mapping[str, Tensor], student: Student, activation: str = "gelu") -> tuple[str, dict[str, Any]]:
+    """Model name and `model_params` with which `load_reference` builds: what a bundle's card has to say."""
+    width = len(_known(state, "feature.0.weight"))
+    own: dict[str, Any] = {"width": width, "activation": activation}
+    if student == "abmil":
+        own["attention_width"] = len(_known(state, "online_encoder.attention.attention.0.weight"))
+    if student == "dsmil":
+        own["query_width"] = len(_known(state, "online_encoder.b_classifier.q.0.weight"))
+    if student == "transmil":  # landmarks and head size follow from the width in their program
+        own |= {"landmarks": width // 2, "heads": _known(state, "online_encoder.layer1.attn.res_conv.weight").shape[0]}
+    if "merge.global_q_mm" not in state:
+        return student, own
+    k = state["merge.global_q_mm"].shape[1]
+    return "mhim", {**PUBLISHED, "student": student, "student_params": own, "merge_k": k}
+
+
+def load_reference(
+    state_dict: Mapping[str, Tensor], student: Student, n_classes: int, in_dim: int, activation: str = "gelu",
+) -> MIL:
+    """The model that these weights are, in eval mode and in their dtype; as its own teacher, the student's weights.
+
+    activation: after the embedding, gelu as in the published configurations, or relu, the program's default; no name
+    tells. Raises NotReference for a student that is not known and for every missing, unexpected or misshapen name.
+    """
+    if student not in _NAMES:
+        raise NotReference(f"unknown student {student!r}; there is: {', '.join(_NAMES)}")
+    state = {k.removeprefix("module."): v for k, v in state_dict.items()}
+    state = {k: v for k, v in state.items() if k not in _UNUSED[student]}
+    name, params = settings(state, student, activation)
+    module = lookup.find("mil.models", name)
+    model: MIL = module.build(in_dim, n_classes, lookup.params(module, params))
+    names = {ours: theirs for theirs, ours in _NAMES[student].items()}
+    if name == "mhim":
+        names = {f"{part}.{ours}": theirs for part in ("student", "teacher") for ours, theirs in names.items()}
+        names |= {f"recycle.{ours}": theirs for theirs, ours in _RECYCLE.items()}
+    own = model.state_dict()
+    filled = {ours: _fitting(state, theirs, own[ours]) for ours, theirs in names.items() if ours in own}
+    wrong = [f"missing {theirs}" for theirs in dict.fromkeys(names.values()) if theirs not in state]
+    wrong += [f"unexpected {k}" for k in state if k not in names.values()]
+    wrong += [
+        f"{names[ours]} is {tuple(state[names[ours]].shape)}, expected {tuple(own[ours].shape)}"
+        for ours, t in filled.items() if t is None and names[ours] in state and not ours.startswith("teacher.")
+    ]
+    if wrong:
+        raise NotReference(
+            f"these are not the weights of a {student} of {n_classes} classes on {in_dim} features: {'; '.join(wrong)}")
+    model.to(state["feature.0.weight"].dtype)
+    model.load_state_dict({k: v for k, v in filled.items() if v is not None})
+    return model.eval()
+
+
+def _known(state: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in state:
+        raise NotReference(f"missing {name}: these are not weights of the MHIM-MIL program, or of another student")
+    return state[name]
+
+
+def _fitting(state: Mapping[str, Tensor], name: str, own: Tensor) -> Tensor | None:
+    """The named weights in our shape: theirs may have axes of length one, and a Conv1d kernel is flat here."""
+    theirs = state.get(name)
+    if theirs is None:
+        return None
+    squeezed = [d for d in theirs.shape if d != 1]
+    same = squeezed == [d for d in own.shape if d != 1]
+    folded = own.ndim == 2 and theirs.ndim == 3 and theirs[0].numel() == own.shape[1] and len(theirs) == len(own)
+    return theirs.detach().clone().reshape(own.shape) if same or folded else None
