@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from configs.schema import ExtractConfig
-from extract import SlideError, SlideJob, UnreadableSlide
+from extract import SlideError, SlideJob, UnreadableSlide, stain
 from extract import encoders as _encoders
 from extract.encoders import Encoder
 from extract.readers import TileReader, open_reader
@@ -207,7 +207,7 @@ class Extractor:
         feed.give_back(block)
         if features.shape != (rows, self.encoder.dim):
             raise _encoders.EncoderError(
-                f"encoder {self.encoder.name!r} gave {features.shape} for {rows} tiles; it declares dim {self.encoder.dim}"
+                f"encoder {self.encoder.name!r} gave {features.shape} for {rows} tiles and declares {self.encoder.dim}"
             )
         return row, features
 
@@ -221,14 +221,14 @@ def _store(chunk: np.ndarray, at: int, features: np.ndarray, job: SlideJob, row:
         return
     bad = int(np.flatnonzero(~np.isfinite(target).all(axis=1))[0])
     x, y = (int(v) for v in job.coords_l0[row + bad])
+    where = f"{job.path.name}: tile {row + bad} at level-0 ({x}, {y})"
     if np.isfinite(features[bad]).all():
         top = float(np.abs(features[bad]).max())
         raise SlideError(
-            f"{job.path.name}: features of tile {row + bad} at level-0 ({x}, {y}) reach {top:g}, too large for float16: use --dtype float32"
+            f"{where}: its features reach {top:g}, too large for float16: store them with --set extract.dtype=float32"
         )
     raise SlideError(
-        f"{job.path.name}: the encoder gave NaN or Inf for tile {row + bad} at level-0 ({x}, {y}): try --precision float32, "
-        "and look at that tile"
+        f"{where}: the encoder gave NaN or Inf: try --set extract.precision=float32, and look at that tile"
     )
 
 
@@ -325,6 +325,7 @@ class _Feed:
         self.encoder = encoder
         block_bytes = block_rows * tile_px * tile_px * 3
         self.most = max(3, min(most, config.queue_mb * (1 << 20) // block_bytes))
+        self.normalise = stain.normaliser(config.stain_norm)
         self.free: list[np.ndarray] = []
         self.in_use = 0
         self.lock = threading.RLock()
@@ -423,6 +424,8 @@ class _Feed:
                 ) from error
             try:
                 reader.fill(reading.job.coords_l0[first:stop], tiles)
+                if self.normalise is not None:
+                    self.normalise(tiles)
                 read = time.perf_counter() - began
                 if self.encoder.threadsafe:
                     features = self.encoder.encode(tiles)

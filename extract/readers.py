@@ -11,12 +11,12 @@ from typing import Protocol
 import numpy as np
 
 from configs.schema import ExtractConfig
-from extract import SlideJob
+from extract import SlideJob, memory
 from extract.slide import Slide, open_slide
 
 
 class TileReader(Protocol):
-    """Reads tiles of one slide; safe to use from several threads. kind: `direct` or `openslide`. note: why not direct."""
+    """Reads tiles of one slide, from several threads. kind: `direct` or `openslide`. note: why not direct."""
 
     kind: str
     note: str
@@ -53,6 +53,7 @@ def open_job(job: SlideJob) -> Slide:
 
 def open_reader(job: SlideJob, config: ExtractConfig) -> TileReader:
     """The reader of `job` that the settings ask for, OpenSlide where a direct one is impossible. Raises SlideError."""
+    memory.keep_freed()
     slide = open_job(job)
     try:
         if config.reader == "openslide":

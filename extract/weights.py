@@ -111,8 +111,8 @@ def download(encoder: str, hub_id: str, hub_files: tuple[str, ...] = HUB_FILES, 
         return got if to is None else _copy(got, to, encoder, hub_id, name)
     raise WeightsError(
         f"cannot fetch the weights of {encoder!r} from hub repository {hub_id} ({'; '.join(reasons)}). "
-        "If the model is gated, ask for access on its page and run `hf auth login`; without a network, fetch on another "
-        f"machine (`pipeline weights fetch {encoder} --to DIR`) and pass --weights DIR"
+        "If the model is gated, ask for access on its page and run `hf auth login`; without a network, fetch elsewhere "
+        f"(`pipeline weights fetch {encoder} --to DIR`) and pass --weights DIR"
     )
 
 

@@ -126,7 +126,7 @@ def names() -> list[str]:
 
 
 def check_tiles(known: dict[str, Any], tile_px: int, mpp: float, allow_mismatch: bool) -> str:
-    """ "" if tiles of `tile_px` at `mpp` µm/px suit the encoder of `identity()`; else a note, if mismatches are allowed.
+    """Nothing ("") if tiles of `tile_px` at `mpp` µm/px suit the encoder of `identity()`; else a note, if allowed.
 
     Raises EncoderError naming both sides when they are not allowed.
     """
@@ -159,7 +159,8 @@ def _file(name: str) -> Any:
 
 def _recipe_text(row: _table.Row) -> str:
     crop = f" crop {row.input_px}" if row.resize_px != row.input_px else ""
-    return f"resize {row.resize_px} {row.interpolation}{crop} mean {' '.join(map(str, row.mean))} std {' '.join(map(str, row.std))}"
+    mean, std = (" ".join(map(str, v)) for v in (row.mean, row.std))
+    return f"resize {row.resize_px} {row.interpolation}{crop} mean {mean} std {std}"
 
 
 def _timm_hub(config: ExtractConfig) -> tuple[str, tuple[str, ...]]:

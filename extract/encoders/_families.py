@@ -161,6 +161,15 @@ def timm_hub_id(name: str) -> str:
     return str(config.get("hf_hub_id") or "")
 
 
+def _width(probe: nn.Module, px: int) -> int:
+    """Feature width of a model on the meta device, by a forward pass that computes nothing."""
+    with torch.inference_mode():
+        out = probe.eval()(torch.empty((1, 3, px, px), device="meta"))
+    if out.ndim != 2:
+        raise EncoderError(f"{type(probe).__name__} gives {tuple(out.shape)} for one tile, not one vector")
+    return int(out.shape[1])
+
+
 def _row_of_timm(name: str) -> Row:
     """A row for any timm model: input, statistics and pooling as timm's own configuration of it says."""
     import timm
@@ -179,7 +188,7 @@ def _row_of_timm(name: str) -> Row:
         loader="timm",
         arch=name,
         kwargs={"num_classes": 0},
-        dim=int(getattr(probe, "head_hidden_size", 0) or probe.num_features),
+        dim=_width(probe, px),
         prefix_tokens=int(getattr(probe, "num_prefix_tokens", 0)),
         pooling="model",
         input_px=px,

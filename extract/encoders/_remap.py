@@ -64,7 +64,7 @@ class KeepVision(nn.Module):
 
 
 def to_timm(state: dict[str, torch.Tensor], model: nn.Module, name: str) -> dict[str, torch.Tensor]:
-    """`state` under the names of `model`, whatever its source: transformers, upstream DINOv2, old timm or timm itself."""
+    """`state` under the names of `model`, whatever its source: transformers, upstream DINOv2, old timm, timm."""
     state = {k.removeprefix("module."): v for k, v in state.items()}
     if name == "keep":
         kept = {k: v for k, v in state.items() if k.startswith(("visual.", "visual_head."))}
@@ -109,7 +109,7 @@ _HF_NAMES = [
 
 
 def _from_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """ViTModel and Dinov2Model of transformers: renamed; query, key and value stacked; pooler and mask token left out."""
+    """ViTModel and Dinov2Model of transformers: renamed, query, key and value stacked, pooler and mask token out."""
     out: dict[str, torch.Tensor] = {}
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in state.items():

@@ -6,8 +6,6 @@ Knows no model by name.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from configs.schema import ExtractConfig
+from extract import memory
 
 CPU_BATCH = 8  # larger batches spend half their time on page faults of activations (25 MB each at 8 for a ResNet-50)
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,7 +27,7 @@ class NoGpu(RuntimeError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a tile becomes the model's input: resize to `resize_px`, cut the central `input_px`, (x / 255 - mean) / std."""
+    """From a tile to the model's input: resize to `resize_px`, cut the central `input_px`, (x / 255 - mean) / std."""
 
     input_px: int
     resize_px: int
@@ -54,26 +53,6 @@ def device_of(config: ExtractConfig) -> torch.device:
     return torch.device("cuda", number)
 
 
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory for the next batch; elsewhere nothing happens.
-
-    Convolutions on a CPU otherwise hand their activations back to the system after each layer and fault them in again:
-    half of the time of a ResNet-50 at batch 64. 32 MiB is the largest mmap threshold that glibc takes.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library: nothing to tell it
-        return
-    for option, value in (
-        (-3, 32 << 20),
-        (-1, 1 << 30),
-        (-2, 64 << 20),
-    ):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
-        mallopt(option, value)
-
-
 class Runner:
     """Runs `forward` (normalised float (B, 3, H, W) -> (B, dim)) over uint8 tiles.
 
@@ -93,7 +72,7 @@ class Runner:
         self.device = device_of(config)
         self.cuda = self.device.type == "cuda"
         if not self.cuda:
-            keep_freed_memory()
+            memory.keep_freed()
         self.dim = dim
         self.recipe = recipe
         self.precision = (precision if self.cuda else "float32") if config.precision == "auto" else config.precision

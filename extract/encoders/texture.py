@@ -143,21 +143,21 @@ class _Measure:
             out[14] = e[inside].mean() * 3
         for k, cut in enumerate(_GLOBAL_CUTS):
             over = smooth > cut
-            edge = np.count_nonzero(over[1:] != over[:-1]) + np.count_nonzero(over[:, 1:] != over[:, :-1])
-            covered = np.count_nonzero(over)
+            edge = int(np.count_nonzero(over[1:] != over[:-1])) + int(np.count_nonzero(over[:, 1:] != over[:, :-1]))
+            covered = int(np.count_nonzero(over))
             out[15 + 3 * k] = covered / over.size * 4
             out[16 + 3 * k] = edge / over.size * 8
             out[17 + 3 * k] = covered / max(edge, 1) / 2  # mean radius, up to a factor
         return out
 
     def _edges(self, h: np.ndarray) -> np.ndarray:
-        """Strength of haematoxylin's gradients over eight directions, sorted by strength: fibres against cells. 9 numbers."""
+        """Strength of haematoxylin's gradients over eight directions, sorted: fibres against cells. 9 numbers."""
         dx = h[1:-1, 2:] - h[1:-1, :-2]
         dy = h[2:, 1:-1] - h[:-2, 1:-1]
         strength = np.sqrt(dx * dx + dy * dy)
         octant = (dx > 0).astype(np.uint8) + 2 * (dy > 0) + 4 * (np.abs(dx) > np.abs(dy))
-        per = np.bincount(octant.ravel().astype(np.intp), weights=strength.ravel(), minlength=8)
-        per = per / max(float(per.sum()), 1e-6)
+        total = np.bincount(octant.ravel().astype(np.intp), weights=strength.ravel(), minlength=8)
+        per = total / max(float(total.sum()), 1e-6)
         return np.concatenate([np.sort(per) * 4, [strength.mean() * 8]]).astype(np.float32)
 
 
@@ -191,7 +191,7 @@ def _lags(h: np.ndarray) -> np.ndarray:
 
 
 def _regions(planes: np.ndarray) -> np.ndarray:
-    """How unlike the 16 parts of the tile are: sd, lowest and highest mean per channel, and share of bare glass. 21 numbers."""
+    """How unlike the 16 parts of the tile are: sd, lowest, highest mean per channel; bare glass. 21 numbers."""
     side = _WORK_PX // 4
     means = planes.reshape(_CHANNELS, 4, side, 4, side).mean((2, 4)).reshape(_CHANNELS, 16)
     ranked = np.sort(means, axis=1)

@@ -1,0 +1,131 @@
+"""Encoders that need another package than timm: transformers, open_clip, or their authors' own. Imported only when used.
+
+In: a row of the table and its weights file or snapshot folder. Out: a module whose forward gives (B, dim), or tokens
+through `forward_features`. None of these packages is a dependency: a missing one is named with what to install. The
+shapes are checked at run time; no weights of these models were at hand when this was written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from extract.encoders import EncoderError
+from extract.encoders._table import Row
+from extract.weights import WeightsError
+
+
+def network(row: Row, path: Path, trust_remote_code: bool) -> nn.Module:
+    """The row's model with its weights. Raises EncoderError or WeightsError."""
+    builders = {"transformers": _transformers, "open_clip": _open_clip, "package": _package}
+    try:
+        module: nn.Module = builders[row.loader](row, path, trust_remote_code)
+    except ImportError as error:
+        raise EncoderError(f"encoder {row.name!r} needs {row.needs} (missing: {error.name or error})") from error
+    return module.eval()
+
+
+class _Output(nn.Module):
+    """Makes a model of transformers look like timm's: forward gives vectors, forward_features gives tokens."""
+
+    def __init__(self, model: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.model = model
+        self.pooling = pooling
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        tokens: torch.Tensor = self.model(pixel_values=x).last_hidden_state
+        return tokens
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        model: Any = self.model
+        if self.pooling == "clip":  # get_image_features returns a tensor in transformers 4 and an object in 5
+            return model.visual_projection(model.vision_model(pixel_values=x).pooler_output)
+        vision = model.vision_model if self.pooling == "siglip" else model
+        out = vision(pixel_values=x) if self.pooling == "siglip" else vision(x)
+        return out if isinstance(out, torch.Tensor) else out.pooler_output
+
+
+def _transformers(row: Row, path: Path, trust_remote_code: bool) -> nn.Module:
+    from transformers import AutoModel
+
+    needs_code = "trust_remote_code" in row.needs
+    if needs_code and not trust_remote_code:
+        raise EncoderError(
+            f"encoder {row.name!r} runs model code that comes with its weights: read it, then allow it with "
+            "--set extract.encoder_params='{trust_remote_code: true}'"
+        )
+    folder = path if path.is_dir() else path.parent
+    if not (folder / "config.json").is_file():
+        raise WeightsError(
+            f"{row.name!r} wants a snapshot folder with config.json, not the lone file {path}: "
+            f"`pipeline weights fetch {row.name} --to DIR` makes one"
+        )
+    model = AutoModel.from_pretrained(str(folder), local_files_only=True, trust_remote_code=needs_code)
+    if row.arch == "return_conch":
+        conch: nn.Module = model.return_conch()[0]
+        return conch
+    return _Output(model, row.pooling)
+
+
+def _open_clip(row: Row, path: Path, trust_remote_code: bool) -> nn.Module:
+    import open_clip
+
+    from extract.weights import load_state
+
+    if row.arch:
+        model = open_clip.create_model(row.arch, pretrained=None)
+        model.load_state_dict(load_state(path))
+    else:
+        folder = path if path.is_dir() else path.parent
+        model = open_clip.create_model(f"local-dir:{folder}")
+    return _ImageSide(model)
+
+
+class _ImageSide(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.model.encode_image(x, normalize=False)
+        return out
+
+
+def _package(row: Row, path: Path, trust_remote_code: bool) -> nn.Module:
+    if row.arch == "conch":
+        from conch.open_clip_custom import create_model_from_pretrained
+
+        model, _ = create_model_from_pretrained("conch_ViT-B-16", checkpoint_path=str(path))
+        return _Conch(model)
+    import timm
+    from musk import modeling, utils  # noqa: F401  registers the architecture with timm
+
+    musk = timm.create_model("musk_large_patch16_384")
+    utils.load_model_and_may_interpolate(str(path), musk, "model|module", "")
+    return _Musk(musk)
+
+
+class _Conch(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.model.encode_image(x, proj_contrast=False, normalize=False)
+        return out
+
+
+class _Musk(nn.Module):
+    """Class token of the vision branch, one scale (1024); the table says `cls`, the model pools by itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        vector = self.model(image=x, with_head=False, out_norm=False, ms_aug=False, return_global=True)[0]
+        return vector[:, None]
