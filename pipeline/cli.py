@@ -190,11 +190,21 @@ def train(
 
 @app.command(rich_help_panel="Verbs")
 def score(
+    slides: Annotated[
+        Path | None, typer.Argument(help="new slides (folder, file or CSV): tiled, extracted and scored by all folds")
+    ] = None,
     work: WorkDir = Path("work"),
     name: Annotated[str | None, typer.Option("--name", "--model", help="run to score, by name or folder")] = None,
     features: Annotated[
         Path | None, typer.Option(help="folder of features of new slides, scored without labels by all folds")
     ] = None,
+    labels: Annotated[Path | None, typer.Option(help="labels of new slides: internal against external")] = None,
+    heatmaps: Annotated[
+        str | None, typer.Option(help="none, attention, probability, contribution or all [default: attention]")
+    ] = None,
+    tiff: Annotated[bool | None, typer.Option("--tiff", help="also the heatmap as a pyramidal TIFF")] = None,
+    geojson: Annotated[bool | None, typer.Option("--geojson", help="also the tiles for QuPath")] = None,
+    top_tiles: Annotated[int | None, typer.Option(help="also a sheet of so many highest and lowest tiles")] = None,
     gpu: Gpu = None,
     config: ConfigFiles = [],  # noqa: B006
     set_: Sets = [],  # noqa: B006
@@ -209,9 +219,10 @@ def score(
 
     s = session(
         work, config, set_, replace=replace, dry_run=dry_run, shard=shard,
-        train__gpu=gpu, cluster__workers=workers, cluster__backend=backend,
+        train__gpu=gpu, cluster__workers=workers, cluster__backend=backend, score__heatmaps=heatmaps, score__tiff=tiff,
+        score__geojson=geojson, score__top_tiles=top_tiles,
     )  # fmt: skip
-    return verbs.score(s, name, features)
+    return verbs.score(s, name, features, slides, labels)
 
 
 @app.command(rich_help_panel="Verbs")

@@ -82,9 +82,6 @@ def tell(stage: Score, out: Console) -> None:
         for warning in found["warnings"]:
             out.print(f"[yellow]note[/]: {warning}")
         return
-    rows = scoring.of_new_slides(stage)
-    store.write_atomic(stage.out / training.PREDICTIONS, training.table(rows))
-    out.print(f"{len(rows)} slides scored: {stage.out / training.PREDICTIONS}")
 
 
 def show_folds(run: Path, out: Console) -> None:

@@ -21,11 +21,12 @@ from configs.schema import ScoreConfig
 from mil import metrics, tasks
 from mil import train as loop
 from mil.tasks import Task
-from pipeline import bundle, grid, training
+from pipeline import bundle, decide, grid, training
 from pipeline.cases import Patient, StoredBag
 from pipeline.store import StoreError, read_array, stored
 
 Row = dict[str, Any]
+AVERAGED = ("risk", "threshold", "undecided_from", "undecided_to")
 
 
 def folds_of(run: Path) -> list[Path]:
@@ -47,10 +48,11 @@ def predictions(folders: Sequence[Path], config: ScoreConfig) -> tuple[list[Row]
         card = _card(folder)
         task = tasks.from_json(card["task"])
         test = [r for r in training.read_predictions(folder) if r["side"] == "test"]
+        at = decide.point(folder, card, task, config)
         for row, answer in zip(test, answers(training.logits_of(test), task, card, config), strict=True):
             rows.append({"slide": ";".join(json.loads(row["slides"])), "patient": row["patient"],
                          "repeat": card["split"]["repeat"], "fold": card["split"]["fold"], "seed": card["seed"],
-                         **_truth(row, task), **answer})
+                         **_truth(row, task), **answer, **decide.columns(at, _positive(answer, task), task.classes)})
     if task is None:
         raise StoreError("no trained fold to score; run `pipeline train` first")
     return rows, task
@@ -80,7 +82,7 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
     per_fold = []
     for card in cards:
         own = [r for r in rows if (r["repeat"], r["fold"], r["seed"]) == (*_place(card), card["seed"])]
-        values = _metrics(own, task, _horizons(card), _threshold(card, config))
+        values = measure(own, task, _horizons(card), _threshold(card, config))
         per_fold.append({"repeat": card["split"]["repeat"], "fold": card["split"]["fold"], "seed": card["seed"],
                          "patients": len(own), "epoch": card["epoch"], "cell": card["cell"],
                          **({"fallback": card["fallback"]} if "fallback" in card else {}), "metrics": values})
@@ -88,7 +90,7 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
     horizons = sorted(set.intersection(*[set(_horizons(c)) for c in survival_from])) if survival_from else []
 
     def of_rows(drawn: np.ndarray) -> metrics.Metrics:
-        return _metrics([pooled[i] for i in drawn], task, horizons, None)
+        return measure([pooled[i] for i in drawn], task, horizons, None)
 
     interval = metrics.bootstrap(of_rows, len(pooled), config.bootstrap, config.confidence)
     over = metrics.over_folds([f["metrics"] for f in per_fold])
@@ -107,12 +109,16 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
         found["log_rank_p"] = _log_rank(rows, cards)
     else:
         found["confusion"] = confusion(pooled, task)
+        found["decisions"] = decide.counts(pooled, task.classes)
+        found["reliability"] = {name: _reliability(folders, task, config.model_copy(update={"calibrate": scaled}))
+                                for name, scaled in (("before", False), ("after", True))}
     plain: dict[str, Any] = _no_nan(found)
     return plain
 
 
 def ensemble(rows: Sequence[Row]) -> list[Row]:
-    """One row per patient: probabilities and risks averaged over seeds and repetitions."""
+    """One row per patient: probabilities, risks and thresholds averaged over seeds and repetitions, the decision made
+    anew from them. spread: standard deviation of the positive class's probability (or the risk) over the trainings."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row["patient"], []).append(row)
@@ -120,8 +126,13 @@ def ensemble(rows: Sequence[Row]) -> list[Row]:
     for members in groups.values():
         row = dict(members[0])
         for key in row:
-            if key == "risk" or key.startswith(("p_", "free_after_bin_")):
+            if key in AVERAGED or key.startswith(("p_", "free_after_bin_")):
                 row[key] = float(np.mean([m[key] for m in members]))
+        classes = [k.removeprefix("p_") for k in row if k.startswith("p_")]
+        if "decision" in row:
+            row["decision"] = decide.called(row[f"p_{classes[1]}"], row, classes)
+        of = f"p_{classes[-1]}" if classes else "risk"
+        row["spread"] = float(np.std([m[of] for m in members], ddof=1)) if len(members) > 1 else None
         made.append(row)
     return made
 
@@ -177,8 +188,11 @@ def of_new_slides(stage: Any) -> list[Row]:
             each = []
             for k, folder in enumerate(folders):
                 one = _card(folder)
-                (answer,) = answers(logits[k : k + 1], tasks.from_json(one["task"]), one, stage.config.score)
-                each.append({"slide": slide, "patient": patient.id, **answer})
+                task, config = tasks.from_json(one["task"]), stage.config.score
+                (answer,) = answers(logits[k : k + 1], task, one, config)
+                at = decide.point(folder, one, task, config)
+                verdict = decide.columns(at, _positive(answer, task), task.classes)
+                each.append({"slide": slide, "patient": patient.id, **answer, **verdict})
             rows += ensemble(each)
     return rows
 
@@ -213,7 +227,8 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     return made
 
 
-def _metrics(rows: Sequence[Row], task: Task, horizons: Sequence[float], threshold: float | None) -> metrics.Metrics:
+def measure(rows: Sequence[Row], task: Task, horizons: Sequence[float], threshold: float | None) -> metrics.Metrics:
+    """All metrics of prediction rows that carry their truth; survival adds the AUC at each horizon."""
     if task.survival:
         time, event, risk = (np.array([r[k] for r in rows], dtype=np.float64) for k in ("time", "event", "risk"))
         return metrics.survival(time, event, risk, horizons)
@@ -253,6 +268,17 @@ def _warnings(cards: Sequence[dict[str, Any]], task: Task) -> list[str]:
         why = fallen[0]["fallback"]["why"]
         said.append(f"{len(fallen)} of {len(cards)} trainings fell back to the plain model: {why}")
     return said
+
+
+def _positive(answer: Row, task: Task) -> float:
+    return float(answer["risk"]) if task.survival else float(answer[f"p_{task.classes[-1]}"])
+
+
+def _reliability(folders: Sequence[Path], task: Task, config: ScoreConfig) -> dict[str, Any]:
+    """Calibration of the held-out patients, before or after the temperature of their fold."""
+    rows = ensemble(predictions(folders, config)[0])
+    labels = np.array([task.classes.index(r["label"]) for r in rows])
+    return decide.reliability(labels, np.array([[r[f"p_{c}"] for c in task.classes] for r in rows]))
 
 
 def _truth(row: Row, task: Task) -> Row:

@@ -152,16 +152,44 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
     return code
 
 
-def score(session: Session, name: str | None, features: Path | None = None) -> int:
-    """Models to held-out predictions, metrics and per-tile scores; or predictions for `features` without labels."""
-    from pipeline import runs
+def score(
+    session: Session, name: str | None, features: Path | None = None, slides: Path | None = None,
+    labels: Path | None = None,
+) -> int:
+    """Models to held-out predictions, metrics, per-tile scores and pictures; or predictions by all folds for new
+    `slides` or `features`, compared with `labels` where given."""
+    from pipeline import external, runs, scoring
 
     run = runs.find(session.work, name, session.config.train.model)
-    if features is not None:
+    codes = []
+    if slides is not None:
+        session, features, called, code = external.prepare(session, run, slides)
+        codes.append(code)
+        if session.dry_run:
+            return code
+        stage = runs.new_slides(session.work, session.config, run, features, called)
+    elif features is not None:
         stage = runs.new_slides(session.work, session.config, run, features)
     else:
         stage = runs.held_out(session.work, session.config, run)
     code = run_stage(session, stage)
     if not session.dry_run:
         runs.tell(stage, console.out)
-    return code
+        if not stage.folds:
+            external.finish(stage.out, scoring.of_new_slides(stage), labels, run, session.config)
+        codes.append(draw(session, stage))
+    return max(code, *codes) if codes else code
+
+
+def draw(session: Session, scored: Stage) -> int:
+    """Pictures of a scored run, as `score.heatmaps` and its neighbours ask for."""
+    from pipeline import explain
+
+    wanted = session.config.score
+    if wanted.heatmaps == "none" and not (wanted.tiff or wanted.geojson or wanted.top_tiles):
+        return 0
+    stage, unknown = explain.drawing(session.work, session.config, scored)
+    if unknown:
+        console.err.print(f"no pictures of {len(unknown)} slides: their files are not in {session.work.cohort} "
+                          f"({console.escape(', '.join(unknown[:5]))})")
+    return run_stage(session, stage)

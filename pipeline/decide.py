@@ -1,0 +1,102 @@
+"""From a probability to a decision: thresholds and the undecided band, found on validation and frozen.
+
+In: the folder of a trained fold, whose predictions of its validation patients were written when it was trained. Out: an
+operating point, and what it says of a probability. No test patient is looked at here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from configs.schema import ScoreConfig
+from mil import metrics
+from mil.tasks import Task
+from pipeline import training
+
+UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Point:
+    """The positive (last) class is called at `threshold` and above; nothing is called between `low` and `high`."""
+
+    threshold: float
+    low: float
+    high: float
+
+
+def point(folder: Path, card: dict[str, Any], task: Task, config: ScoreConfig) -> Point | None:
+    """The operating point of a fold, or None where there is none (survival, more than two classes, no validation).
+
+    Youden's J, or the wished-for sensitivity or specificity, on the fold's validation patients with its own
+    temperature. The band holds the share `abstain` of them that lie nearest to the threshold.
+    """
+    if task.survival or len(task.classes) != 2:
+        return None
+    rows = [r for r in training.read_predictions(folder) if r["side"] == "val"]
+    if not rows:
+        return None
+    logits = training.logits_of(rows) / (card.get("temperature", 1.0) if config.calibrate else 1.0)
+    p = task.probabilities(torch.from_numpy(logits)).numpy()[:, 1]
+    labels = training.targets_of(rows)
+    if config.sensitivity is not None:
+        cut = metrics.at_sensitivity(labels, p, config.sensitivity)
+    elif config.specificity is not None:
+        cut = metrics.at_specificity(labels, p, config.specificity)
+    elif config.calibrate and "threshold" in card:
+        cut = float(card["threshold"])
+    else:
+        cut = metrics.youden(labels, p)
+    near = np.sort(np.abs(p - cut))
+    n = round(config.abstain * len(p))
+    width = float(np.nextafter(near[n - 1], np.inf)) if n else 0.0
+    return Point(cut, cut - width, cut + width)
+
+
+def columns(at: Point | None, positive: float, classes: Sequence[str]) -> dict[str, Any]:
+    """The columns that tell a decision: threshold, the band, and the class or "undecided"."""
+    if at is None:
+        return {}
+    numbers = {"threshold": at.threshold, "undecided_from": at.low, "undecided_to": at.high}
+    return {**numbers, "decision": called(positive, numbers, classes)}
+
+
+def called(positive: float, row: dict[str, Any], classes: Sequence[str]) -> str:
+    """The decision for the probability of the positive class, by the numbers of `columns`."""
+    if row["undecided_from"] < positive < row["undecided_to"]:
+        return UNDECIDED
+    return classes[int(positive >= row["threshold"])]
+
+
+def counts(rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> dict[str, Any]:
+    """Sensitivity, specificity and the share left undecided, over patients with a label and a decision."""
+    told = [r for r in rows if r.get("decision") and r.get("label")]
+    if not told:
+        return {}
+    decided = [r for r in told if r["decision"] != UNDECIDED]
+
+    def share(label: str) -> float | None:
+        own = [r for r in decided if r["label"] == label]
+        return sum(r["decision"] == label for r in own) / len(own) if own else None
+
+    return {"sensitivity": share(classes[1]), "specificity": share(classes[0]),
+            "undecided": 1 - len(decided) / len(told), "patients": len(told)}
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> dict[str, Any]:
+    """Expected calibration error, Brier score, and per confidence bin (upper end, patients, confidence, accuracy)."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    rows = []
+    for b in np.unique(which).tolist():
+        own = which == b
+        rows.append({"to": (b + 1) / bins, "n": int(own.sum()), "confidence": float(confidence[own].mean()),
+                     "accuracy": float(right[own].mean())})
+    error, brier = metrics.ece(labels, probabilities, bins), metrics.brier(labels, probabilities)
+    return {"ece": error, "brier": brier, "bins": rows}
