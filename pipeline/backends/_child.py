@@ -26,12 +26,13 @@ _READY = "ready"
 
 @dataclass(frozen=True)
 class Order:
-    """What a child is started for."""
+    """What a child is started for. folder: where it works, so that relative paths mean what they mean to its owner."""
 
     stage: Stage
     replace: bool
     remake: bool
     lease_s: float
+    folder: str | None = None
 
 
 class Child:
@@ -41,6 +42,11 @@ class Child:
         self._order = order
         self._process: subprocess.Popen[bytes] | None = None
         self._gone = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a process: not before the first item, and not after it died over one."""
+        return self._process is not None
 
     def make(self, item: Item) -> Outcome:
         """Have `item` made. A process that dies over it costs this item only. Raises Stopped."""
@@ -80,7 +86,9 @@ class Child:
         if self._gone:
             raise Stopped("the worker processes were told to end")
         code = f"import sys; sys.path[:] = {sys.path!r}; from pipeline.backends._child import main; main()"
-        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=self._order.folder
+        )
         self._process = process
         assert process.stdin is not None
         assert process.stdout is not None
