@@ -67,8 +67,18 @@ def read(path: Path) -> tuple[dict[str, dict[str, str]], dict[str, np.ndarray], 
     return facts, arrays, coords
 
 
+def ensure_digits(work: store.Work, encoder: str) -> Path | None:
+    """For an encoder named `digits-K`: its bags, made if they are not there, and the path of their labels."""
+    name, sign, witnesses = encoder.partition("-")
+    if name != "digits" or not sign or not witnesses.isdigit():
+        return None
+    table = work.features(encoder) / "bags.csv"
+    store.write_atomic(table, digits(int(witnesses)))
+    return import_bags(table, work, encoder)
+
+
 def import_bags(path: Path, work: store.Work, encoder: str) -> Path:
-    """Write the table's bags as features of `encoder` and their labels as labels.csv of the work folder.
+    """Write the table's bags as features of `encoder` and their labels as labels.csv beside them.
 
     Bags that are there already are left as they are; other features under the same name are refused. Returns the path
     of the labels. Raises CohortError."""
@@ -88,7 +98,7 @@ def import_bags(path: Path, work: store.Work, encoder: str) -> Path:
         writer.write("features", features)
         writer.write("coords", coords[bag])
         store.commit(out, final)
-    labels = work.root / "labels.csv"
+    labels = work.features(encoder) / "labels.csv"
     columns = ["slide", *[c for c in CARRIED if any(f.get(c) for f in facts.values())]]
     text = io.StringIO()
     made = csv.writer(text, lineterminator="\n")
@@ -96,7 +106,7 @@ def import_bags(path: Path, work: store.Work, encoder: str) -> Path:
     for bag, mine in facts.items():
         made.writerow([bag, *(mine.get(c, "") for c in columns[1:])])
     if labels.exists() and labels.read_text() != text.getvalue():
-        raise CohortError(f"{labels} exists and differs; move it away or import into another --work folder")
+        raise CohortError(f"{labels} exists and differs; import under another --encoder or --work")
     store.write_atomic(labels, text.getvalue())
     return labels
 

@@ -19,9 +19,8 @@ from configs.schema import Config, TileConfig, fingerprint_fields, marked
 from mil.splits import Fold
 from pipeline import store
 from pipeline.cases import Dataset, digest_of
-from pipeline.claims import Claims
 from pipeline.cohort import SlideEntry
-from pipeline.runner import make_one
+from pipeline.runner import make_one, open_claims
 from pipeline.stage import Item, Made, Stage, State
 
 if TYPE_CHECKING:
@@ -208,9 +207,7 @@ class Train(Stage):
     run: str
     data: Dataset
     folds: list[Fold]
-
-    def __post_init__(self) -> None:
-        self.name = f"train {self.run}"
+    name = "train"
 
     @property
     def root(self) -> Path:  # type: ignore[override]
@@ -242,7 +239,7 @@ class Train(Stage):
         for plan in ("grid", "seeds", "repeats", "seed"):  # which trainings there are, not what one of them is
             settings.pop(plan)
         inputs = {f"input.{k}": v for k, v in item.inputs.items()}
-        return {"stage": "train", "format": store.FORMAT, **flat("train", settings), **inputs}
+        return {"stage": self.name, "format": store.FORMAT, **flat("train", settings), **inputs}
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
         from pipeline import bundle, grid, training
@@ -265,7 +262,7 @@ class Train(Stage):
 
     def _made(self, teacher: Item) -> Path:
         """The baseline's folder; if it is missing, made here or awaited. Raises StoreError if it fails."""
-        with Claims(self.root / ".claims", self.config.cluster.lease_s) as claims:
+        with open_claims(self, self.config.cluster.lease_s) as claims:
             while (outcome := make_one(self, teacher, claims)).state is State.CLAIMED:
                 time.sleep(0.5)
         if outcome.state is State.FAILED:
@@ -286,9 +283,9 @@ class Score(Stage):
     data: Dataset
     models: dict[str, list[Path]]  # patient -> folders of the models that score it
     folds: list[Path]  # trainings that metrics.json is made of; empty for new slides
+    name = "score"
 
     def __post_init__(self) -> None:
-        self.name = f"score {self.out.name}"
         self._last: tuple[str, dict[str, dict[str, np.ndarray]]] = ("", {})
 
     @property
@@ -313,7 +310,7 @@ class Score(Stage):
         numbers = {"bootstrap", "confidence", "calibrate", "sensitivity", "specificity", "abstain"}
         settings = {k: v for k, v in self.settings().items() if item.seal and k.removeprefix("score.") in numbers}
         inputs = {f"input.{k}": v for k, v in item.inputs.items()}
-        return {"stage": "score", "format": store.FORMAT, **settings, **inputs}
+        return {"stage": self.name, "format": store.FORMAT, **settings, **inputs}
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
         from pipeline import bundle, scoring, training

@@ -5,8 +5,8 @@
 
 Sets: digits-K, bags of hand-written digits whose positives hold K nines among 50 to 120 images (made on the spot,
 train and test images disjoint), and, with --mil FOLDER, musk1 and protein with their given folds. Per set: 5 folds x
-3 seeds. Nothing is selected on a test fold: fixed epochs, last epoch, one set of hyper-parameters for all. Plain, teacher
-and student of a fold share the seed, so every difference is paired. `run` goes on where it stopped.
+3 seeds. Nothing is selected on a test fold: fixed epochs, last epoch, one set of hyper-parameters for all. Plain,
+teacher and student of a fold share the seed, so every difference is paired. `run` goes on where it stopped.
 
 Two more columns say what the fallback does: where the alarm (the student's training loss in inference mode, compared
 with the plain model's) rings, the plain model's result is taken, as `pipeline train` does.
@@ -20,6 +20,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def cases(bags: Bags, ids: list[str]) -> list[Case]:
 
 
 def one(
-    student: str, variant: str, params: dict[str, Any] | None, bags: Bags, fold: tuple[list[str], list[str]], seed: int,
+    student: str, params: dict[str, Any] | None, bags: Bags, fold: tuple[list[str], list[str]], seed: int,
     plain: dict[str, torch.Tensor] | None,
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Train once; AUC on the test fold, training loss in inference mode, and the weights."""
@@ -115,7 +116,8 @@ def one(
         found = list(train.predict(model, of, task, scale))
         logits = torch.from_numpy(np.stack([p.logits for p in found]).astype(np.float64))
         labels = np.array([c.target for c in of])
-        return metrics.auc(labels, task.probabilities(logits).numpy()), float(task.loss(logits, torch.from_numpy(labels)))
+        loss = float(task.loss(logits, torch.from_numpy(labels)))
+        return metrics.auc(labels, task.probabilities(logits).numpy()), loss
 
     result = {"auc": judged(test)[0], "train_loss": judged(training)[1], "seconds": time.perf_counter() - began}
     return result, state["model"]
@@ -127,24 +129,23 @@ def run(args: argparse.Namespace) -> None:
     done = {tuple(r["key"]) for r in read(out)} if out.exists() else set()
     kept = out.with_suffix(".plain")
     kept.mkdir(parents=True, exist_ok=True)
-    for variant in args.variants:
-        for name in args.sets:
-            bags, folds = read_set(name, args.mil)
-            for student in args.students:
-                for seed in range(args.seeds):
-                    for k, fold in enumerate(folds):
-                        key = (name, student, variant, seed, k)
-                        if key in done:
-                            continue
-                        file = kept / f"{name}-{student}-{seed}-{k}.pt"
-                        params = VARIANTS[variant]
-                        plain = torch.load(file, weights_only=True) if params is not None else None
-                        result, weights = one(student, variant, params, bags, fold, seed, plain)
-                        if params is None:
-                            torch.save(weights, file)
-                        with open(out, "a") as f:
-                            f.write(json.dumps({"key": key, **result}) + "\n")
-                        print(*key, *(f"{k}={v:.3f}" for k, v in result.items()), flush=True)
+    sets = {name: read_set(name, args.mil) for name in args.sets}
+    # seeds outermost: when time is short, a table over fewer seeds stands earlier
+    for seed, variant, name, student in product(range(args.seeds), args.variants, args.sets, args.students):
+        bags, folds = sets[name]
+        for k, fold in enumerate(folds):
+            key = (name, student, variant, seed, k)
+            if key in done:
+                continue
+            file = kept / f"{name}-{student}-{seed}-{k}.pt"
+            params = VARIANTS[variant]
+            plain = torch.load(file, weights_only=True) if params is not None else None
+            result, weights = one(student, params, bags, fold, seed, plain)
+            if params is None:
+                torch.save(weights, file)
+            with open(out, "a") as f:
+                f.write(json.dumps({"key": key, **result}) + "\n")
+            print(*key, *(f"{name}={v:.3f}" for name, v in result.items()), flush=True)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -162,7 +163,8 @@ def rows_of(results: list[dict[str, Any]], alarm: float) -> Iterator[tuple[str, 
         if variant != "plain":
             plain = [found[(name, student, "plain", *k[3:])] for k in keys]
             base = np.array([p["auc"] for p in plain])
-            rings = np.array([found[k]["train_loss"] > p["train_loss"] + alarm for k, p in zip(keys, plain, strict=True)])
+            limits = [p["train_loss"] + alarm for p in plain]
+            rings = np.array([found[k]["train_loss"] > limit for k, limit in zip(keys, limits, strict=True)])
             for what, value in (("", own - base), (" with fallback", np.where(rings, base, own) - base)):
                 error = value.std(ddof=1) / np.sqrt(len(value)) if len(value) > 1 else float("nan")
                 text += f" | {value.mean():+.3f} ± {error:.3f}{what}"

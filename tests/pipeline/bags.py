@@ -1,0 +1,45 @@
+"""A cohort of tiny feature stores: what `extract` leaves behind, without slides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import store
+from pipeline.cohort import Row
+
+WIDTH = 5
+
+
+def make_features(
+    work: store.Work, patients: int = 12, slides_each: int = 1, seed: int = 0, encoder: str = "texture", **attrs: object
+) -> list[Row]:
+    """Features of `patients` patients, odd ones positive in some tiles; the rows of their labels."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(patients):
+        for j in range(slides_each):
+            n = int(rng.integers(4, 12))
+            x = rng.normal(size=(n, WIDTH)).astype(np.float16)
+            x[: 1 + n // 3, 0] += 3 * (i % 2)
+            slide = f"s{i:02d}_{j}.svs"
+            facts = {"encoder": encoder, "weights_id": "w1", "mpp": 0.5, "tile_px": 256, "stain_norm": "none",
+                     "dim": WIDTH, "tile_l0": [256.0, 256.0], "fingerprint": f"{seed}-{i}-{j}", **attrs}
+            writer = store.StoreWriter(work.feature_store(encoder, slide), facts)
+            writer.write("features", x)
+            writer.write("coords", (np.stack([np.arange(n) % 4, np.arange(n) // 4], 1) * 256).astype(np.int32))
+            rows.append(Row(len(rows) + 2, slide, f"p{i:02d}", ("no", "yes")[i % 2]))
+    return rows
+
+
+def write_labels(path: Path, rows: list[Row]) -> Path:
+    """The rows as labels.csv."""
+    lines = ["slide,patient,label", *(f"{r.slide},{r.patient},{r.label}" for r in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every result file below a folder: its bytes by relative path."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -1,0 +1,355 @@
+"""The Train and Score stages on tiny feature stores: bytes, teachers, fallbacks, grids, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs.schema import Config
+from mil import train as loop
+from mil.splits import SplitError
+from pipeline import bundle, cases, grid, runner, runs, scoring, stage, store, training
+from pipeline.cohort import CohortError
+from pipeline.stages import Train
+from tests.pipeline.bags import WIDTH, make_features, tree
+
+SMALL: dict[str, dict[str, Any]] = {
+    "abmil": {"width": 8, "attention_width": 8}, "dsmil": {"width": 8}, "transmil": {"width": 64},
+}
+
+
+def settings(**train: Any) -> Config:
+    base = {"model": "abmil", "model_params": SMALL["abmil"], "folds": 2, "epochs": 4, "lr": 0.01, "patience": 0}
+    return Config.model_validate({"train": base | train, "score": {"bootstrap": 20, "heatmaps": "none"}})
+
+
+def mhim(student: str = "abmil", **params: Any) -> dict[str, Any]:
+    return {"model": "mhim", "model_params": {"student": student, "student_params": SMALL[student], **params}}
+
+
+def in_turn(stage_: stage.Stage, items: list[stage.Item], again: bool, redo: bool) -> Any:
+    return runner.run_items(stage_, items, 60.0, again, redo)
+
+
+def trained(work: store.Work, rows: Any, config: Config, name: str = "run", replace_: bool = False) -> stage.Report:
+    data = cases.labelled(rows, work.features("texture"), config.train)
+    made = Train(work, config, name, data, cases.make_folds(data, config.train))
+    return runner.run(made, in_turn, replace=replace_)
+
+
+def scored(work: store.Work, config: Config, name: str = "run") -> dict[str, Any]:
+    report = runner.run(runs.held_out(work, config, work.run(name)), in_turn)
+    assert not report.failures, report.failures
+    found: dict[str, Any] = json.loads((work.run(name) / "metrics.json").read_text())
+    return found
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> store.Work:
+    return store.Work(tmp_path / "work")
+
+
+@pytest.mark.parametrize("student", ["abmil", "dsmil", "transmil"])
+def test_mhim_stopped_at_any_epoch_ends_in_the_same_bytes(
+    student: str, work: store.Work, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = make_features(work, 8)
+    config = settings(**mhim(student, merge="mca", teacher="ema", student_start="fresh"), epochs=3)
+    assert not trained(work, rows, config).failures
+    calm = tree(work.runs)
+    shutil.rmtree(work.runs)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)  # a checkpoint after every epoch
+    fit, left = loop.fit, [2, 1, 2, 1, 1, 2, 1]
+
+    def killed(*args: Any) -> Any:
+        stop = left.pop(0) if left else 99
+        for n, state in enumerate(fit(*args), start=1):
+            yield state
+            if n == stop:
+                raise SystemExit(143)  # what SIGTERM does
+
+    monkeypatch.setattr(loop, "fit", killed)
+    stops = 0
+    for _ in range(12):
+        try:
+            report = trained(work, rows, config)
+            break
+        except SystemExit:
+            stops += 1
+    assert stops >= 4
+    assert not report.failures
+    assert tree(work.runs) == calm
+
+
+def test_a_run_holds_what_the_readme_says(work: store.Work) -> None:
+    config = settings(**mhim())
+    rows = make_features(work, slides_each=2)
+    assert not trained(work, rows, config).failures
+    found = scored(work, config)
+    run = work.run("run")
+    names = set(tree(run))
+    for fold in ("fold_0", "fold_1"):
+        for part in (fold, f"teacher/{fold}"):
+            assert {f"{part}/{n}" for n in ("model.safetensors", "model.json", "predictions.csv", "history.csv")} <= names
+    assert {"config.yaml", "splits.csv", "predictions.csv", "metrics.json"} <= names
+    assert found["patients"] == 12
+    assert found["unit"] == "patient"
+    assert {"auc", "auprc", "balanced_accuracy", "f1", "kappa", "brier", "ece"} <= found["test"].keys()
+    assert any("one seed" in w for w in found["warnings"])
+    hashes = {line.split(",")[-1] for line in (run / "splits.csv").read_text().splitlines()[1:]}
+    assert hashes == {found["split_hash"]}
+    for slide in (r.slide for r in rows):
+        path = run / "scores" / f"{slide}.zarr"
+        assert len(store.read_array(path, "attention")) == len(store.read_array(work.feature_store("texture", slide), "coords"))
+    text = "".join(b.decode(errors="ignore") for n, b in tree(run).items() if n.endswith((".json", ".csv", ".yaml")))
+    assert str(work.root) not in text  # no path of this machine in a result
+    header = (run / "predictions.csv").read_text().splitlines()[0]
+    assert header == "slide,patient,repeat,fold,seed,label,p_no,p_yes"
+
+
+def test_every_patient_is_tested_once_by_a_model_that_never_saw_it(work: store.Work) -> None:
+    config = settings()
+    trained(work, make_features(work), config)
+    stage_ = runs.held_out(work, config, work.run("run"))
+    assert len(stage_.models) == 12
+    for patient, (folder,) in stage_.models.items():
+        sides = [r["side"] for r in training.read_predictions(folder) if r["patient"] == patient]
+        assert sides == ["test"]
+
+
+def test_the_teacher_is_taken_from_a_plain_run_and_the_other_way_round(
+    work: store.Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_features(work)
+    trained(work, rows, settings(), "plain")
+    calls = []
+    whole = training.train_fold
+    monkeypatch.setattr(training, "train_fold", lambda job, *a: calls.append(job.config.model) or whole(job, *a))
+    report = trained(work, rows, settings(**mhim()), "mhim")
+    assert calls == ["mhim", "mhim"]
+    assert [o.notes for o in report.outcomes if o.key == "teacher/fold_0"] == [("taken from runs/plain/fold_0, the same training",)]
+    for fold in ("fold_0", "fold_1"):
+        one, two = work.run("plain") / fold, work.run("mhim") / "teacher" / fold
+        assert tree(one) == tree(two)
+
+
+def test_the_student_starts_from_its_teacher(work: store.Work) -> None:
+    rows = make_features(work)
+    config = settings(**mhim(student_start="teacher"), lr=1e-12, weight_decay=0.0)  # a step that changes nothing
+    trained(work, rows, config)
+    plain = bundle.read(work.run("run") / "teacher" / "fold_0").weights
+    for name, value in bundle.read(work.run("run") / "fold_0").weights.items():
+        part, _, own = name.partition(".")
+        if part in ("student", "teacher"):
+            np.testing.assert_allclose(value, plain[own], atol=1e-6)
+
+
+def test_where_masking_hurts_the_plain_model_takes_over_and_says_so(work: store.Work) -> None:
+    rows = make_features(work)
+    config = settings(**mhim(student_start="fresh"), fallback=0.0, epochs=2)
+    report = trained(work, rows, config)
+    fallen = {o.key for o in report.outcomes if any("plain model is used" in n for n in o.notes)}
+    assert fallen, "with no tolerance at all some fold must fall back"
+    for key in fallen:
+        mine, plain = (bundle.read(work.run("run") / p / key) for p in ("", "teacher"))
+        assert mine.card["model"] == "abmil"
+        assert mine.card["fallback"]["from"] == "mhim"
+        assert all((mine.weights[k] == v).all() for k, v in plain.weights.items())
+        assert mine.card["test"] == plain.card["test"]
+    found = scored(work, config)
+    assert any("fell back to the plain model" in w for w in found["warnings"])
+    never = trained(work, rows, settings(**mhim(student_start="fresh"), fallback=None, epochs=2), "never")
+    assert not any("plain model" in n for o in never.outcomes for n in o.notes)
+
+
+def test_same_command_does_nothing_more_seeds_add_and_other_settings_are_refused(work: store.Work) -> None:
+    rows = make_features(work)
+    trained(work, rows, settings())
+    before = tree(work.runs)
+    again = trained(work, rows, settings())
+    assert {o.state for o in again.outcomes} == {stage.State.SKIPPED}
+    more = trained(work, rows, settings(seeds=2))
+    assert sorted(o.key for o in more.outcomes if o.state is stage.State.DONE) == ["fold_0_seed_1", "fold_1_seed_1"]
+    assert {k: v for k, v in tree(work.runs).items() if k in before and k != "run/config.yaml"} == {
+        k: v for k, v in before.items() if k != "run/config.yaml"}
+    with pytest.raises(stage.Refused, match=r"train\.lr: 0\.01 there, 0\.02 now"):
+        trained(work, rows, settings(lr=0.02))
+
+
+def test_a_grid_is_chosen_on_validation_fold_by_fold(work: store.Work) -> None:
+    rows = make_features(work, 16)
+    config = settings(seeds=2, grid={"attention_width": (4, 8), "lr": (0.01, 1e-7)}, epochs=6)
+    assert not trained(work, rows, config).failures
+    cells = sorted(p.name for p in (work.run("run") / "grid").iterdir())
+    assert cells == ["attention_width-4_lr-0.01", "attention_width-4_lr-1e-07",
+                     "attention_width-8_lr-0.01", "attention_width-8_lr-1e-07"]
+    found = scored(work, config)
+    assert len(found["per_fold"]) == 4  # two folds, two seeds, one cell each
+    for fold in (0, 1):
+        mean = {}
+        for cell in cells:
+            cards = [json.loads((p / "model.json").read_text()) for p in (work.run("run") / "grid" / cell).glob(f"fold_{fold}*")]
+            mean[cell] = np.mean([c["validation"]["auc"] for c in cards])
+        chosen = {f["cell"].removeprefix("grid/") for f in found["per_fold"] if f["fold"] == fold}
+        assert len(chosen) == 1
+        assert mean[chosen.pop()] == max(mean.values())
+    assert len(scoring.cell_table(work.run("run"))) == 4
+
+
+def test_mhim_cells_share_one_teacher_per_fold(work: store.Work) -> None:
+    config = settings(**mhim(), grid={"mask_ratio_h": (0.1, 0.3), "merge_k": (1, 2)}).train
+    folds = cases.make_folds(cases.labelled(make_features(work), work.features("texture"), config), config)
+    jobs = grid.jobs(config, folds)
+    assert len(jobs) == 8
+    assert len({(j.teacher.cell, j.teacher.name) for j in jobs if j.teacher}) == 2
+    with pytest.raises(grid.ConfigError, match="mask_ratio_h=0.01"):
+        grid.parse(["mask_ratio_h"])
+    assert grid.parse(["merge_k=1,5", "merge=mean,mca"]) == {"merge_k": (1, 5), "merge": ("mean", "mca")}
+
+
+@pytest.mark.parametrize("loss", ["nll", "cox"])
+def test_survival_runs_with_several_slides_per_patient(work: store.Work, loss: str) -> None:
+    rng = np.random.default_rng(1)
+    patients = {r.patient: (float(rng.exponential(9)) + 0.1, int(rng.random() < 0.7)) for r in make_features(work, 24, 2)}
+    rows = [replace(r, label=None, time=patients[r.patient][0], event=patients[r.patient][1]) for r in make_rows(24, 2)]
+    config = settings(task="auto", survival_loss=loss, survival_bins=3)
+    assert not trained(work, rows, config).failures
+    found = scored(work, config)
+    assert found["headline"] == "c_index"
+    assert 0 <= found["test"]["c_index"]["value"] <= 1
+    assert "log_rank_p" in found
+    card = json.loads((work.run("run") / "fold_0" / "model.json").read_text())
+    assert sum(k.startswith("auc_at_") for k in card["test"]) == 3
+    if loss == "nll":
+        # edges come from the training part alone
+        events = [t for p, (t, e) in patients.items() if e and p in side_of(work, "fold_0", "train")]
+        np.testing.assert_allclose(card["task"]["edges"], np.quantile(events, [1 / 3, 2 / 3]))
+
+
+def make_rows(patients: int, slides_each: int) -> Any:
+    from pipeline.cohort import Row
+
+    return [Row(0, f"s{i:02d}_{j}.svs", f"p{i:02d}") for i in range(patients) for j in range(slides_each)]
+
+
+def side_of(work: store.Work, fold: str, side: str) -> set[str]:
+    lines = [line.split(",") for line in (work.run("run") / "splits.csv").read_text().splitlines()[1:]]
+    return {p for repeat, k, p, s, _ in lines if f"fold_{k}" == fold and s == side}
+
+
+def test_the_paper_protocol_selects_on_test_and_says_so(work: store.Work) -> None:
+    rows = make_features(work)
+    config = settings(protocol="paper")
+    trained(work, rows, config)
+    found = scored(work, config)
+    assert any("optimistic" in w for w in found["warnings"])
+    card = json.loads((work.run("run") / "fold_0" / "model.json").read_text())
+    assert card["split"]["val"] == 0
+    best = max(float(line.split(",")[-1]) for line in (work.run("run") / "fold_0" / "history.csv").read_text().splitlines()[1:])
+    assert card["test"]["auc"] == pytest.approx(best)
+
+
+def test_new_slides_are_scored_without_labels_and_strangers_refused(work: store.Work, tmp_path: Path) -> None:
+    config = settings()
+    trained(work, make_features(work), config)
+    other = store.Work(tmp_path / "other")
+    make_features(other, 3, seed=5)
+    stage_ = runs.new_slides(work, config, work.run("run"), other.features("texture"))
+    assert not runner.run(stage_, in_turn).failures
+    rows = scoring.of_new_slides(stage_)
+    assert [r["slide"] for r in rows] == ["s00_0.svs", "s01_0.svs", "s02_0.svs"]
+    assert all(r["p_no"] + r["p_yes"] == pytest.approx(1) for r in rows)
+    for key, value in (("encoder", "uni2"), ("mpp", 0.25), ("weights_id", "w2"), ("tile_px", 512)):
+        strange = store.Work(tmp_path / key)
+        make_features(strange, 2, **{key: value} if key != "encoder" else {"encoder": "texture"})
+        facts = {**cases.unlabelled(strange.features("texture")).facts, key: value}
+        with pytest.raises(bundle.BundleError, match=f"{key}: trained on .*given"):
+            bundle.read(work.run("run") / "fold_0").check(facts)
+
+
+def test_a_bundle_is_read_back_exactly_and_holds_no_surprise(work: store.Work) -> None:
+    trained(work, make_features(work), settings(standardize=True))
+    found = bundle.read(work.run("run") / "fold_0")
+    assert found.scale is not None
+    assert found.scale[0].shape == (WIDTH,)
+    data = cases.unlabelled(work.features("texture"))
+    known = {r["patient"]: r for r in training.read_predictions(work.run("run") / "fold_0") if r["side"] == "test"}
+    model = found.model()
+    for p in loop.predict(model, training.cases(data.patients, 0.5), found.task, found.scale):
+        row = next((r for r in known.values() if json.loads(r["slides"]) == [p.case.patient]), None)
+        if row is not None:
+            np.testing.assert_allclose(p.logits, [float(row["logit_0"]), float(row["logit_1"])], rtol=1e-6)
+    (work.run("run") / "fold_0" / "model.json").write_text("{")
+    with pytest.raises(bundle.BundleError, match="damaged"):
+        bundle.read(work.run("run") / "fold_0")
+
+
+def test_a_loss_that_is_no_number_fails_that_item_only_and_keeps_the_last_state(
+    work: store.Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_features(work)
+    config = settings(lr=1e20)  # runs away after the first epochs
+    report = trained(work, rows, config)
+    assert report.exit_code == 1
+    assert all("train.lr" in o.message for o in report.failures)
+    assert {o.key for o in report.failures} == {"fold_0", "fold_1"}
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (lambda rows: [replace(r, label="no") for r in rows], "two classes are needed"),
+    (lambda rows: [replace(r, label=None) for r in rows], "has a label"),
+    (lambda rows: [replace(r, fold=0 if r.patient != "p03" else None) for r in rows], "p03 has no fold"),
+    (lambda rows: [replace(r, label="yes" if r.patient == "p03" else "no") for r in rows], "rarest class has 1"),
+])
+def test_labels_that_cannot_be_trained_on_are_refused(work: store.Work, change: Any, says: str) -> None:
+    rows = make_features(work)
+    with pytest.raises((CohortError, SplitError), match=says):
+        trained(work, change(rows), settings())
+
+
+def test_features_of_two_encoders_are_refused_by_slide(work: store.Work) -> None:
+    rows = make_features(work, 4)
+    shutil.rmtree(work.feature_store("texture", "s02_0.svs"))
+    x = np.zeros((3, WIDTH + 1), np.float16)
+    writer = store.StoreWriter(work.feature_store("texture", "s02_0.svs"), {"encoder": "texture", "weights_id": "w2"})
+    writer.write("features", x)
+    with pytest.raises(CohortError, match=r"features of s02_0\.svs have"):
+        trained(work, rows, settings())
+
+
+def test_what_is_left_out_is_listed(work: store.Work) -> None:
+    rows = make_features(work, 6)
+    rows = [replace(rows[0], slide="gone.svs"), replace(rows[1], label=None), *rows[2:]]
+    data = cases.labelled(rows, work.features("texture"), settings().train)
+    assert len(data.patients) == 4
+    assert data.notes == ("left out, 1 slides have features but no row in the labels: s00_0.svs",
+                          "left out, 1 rows of the labels have no features: gone.svs",
+                          "left out, 1 slides have no label: s01_0.svs")
+
+
+def test_identical_slides_of_two_patients_are_reported(work: store.Work) -> None:
+    rows = make_features(work, 3)
+    for i, digest in enumerate(("aa", "bb", "aa")):
+        store.StoreWriter(work.tile_store(f"s{i:02d}_0.svs"), {"quickhash": digest})
+    (line,) = cases.duplicates(cases.labelled(rows, work.features("texture"), settings().train), work)
+    assert "s00_0.svs (patient p00) and s02_0.svs (patient p02) are identical" in line
+
+
+def test_slides_of_a_patient_do_not_touch(work: store.Work) -> None:
+    rows = make_features(work, 2, slides_each=3)
+    data = cases.labelled(rows, work.features("texture"), settings().train)
+    features, coords, tile = cases.StoredBag(data.patients[0].stores)()
+    sizes = [len(store.read_array(s, "coords")) for s in data.patients[0].stores]
+    assert len(features) == len(coords) == sum(sizes)
+    below = 0
+    for k, n in enumerate(sizes):
+        part = coords[below : below + n]
+        rest = coords[below + n :]
+        assert k == len(sizes) - 1 or rest[:, 1].min() >= part[:, 1].max() + 2 * tile
+        below += n
