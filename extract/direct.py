@@ -5,7 +5,8 @@ is composed or converted in between. Refuses (`NotDirect`, with the reason) what
 it does understand it first compares with OpenSlide on a tile. Knows nothing of encoders.
 
 At the level's own resolution pixels are bit-identical. Where tiles are coarser than the level, `area` equals
-OpenSlide's pixels reduced by the same area average; `dct` lets the JPEG decoder halve (0.6 grey levels from that on average).
+OpenSlide's pixels reduced by the same area average; `dct` lets the JPEG decoder halve (0.7 grey levels from that on
+average, 34 at most on real tissue).
 On levels other than 0 a tile starts at the nearest whole pixel of the level, where OpenSlide interpolates between two.
 """
 
@@ -151,6 +152,8 @@ class DirectReader:
         x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, level_w), min(y + h, level_h)
         if (x0, y0, x1, y1) != (x, y, x + w, y + h):
             out[...] = 255
+            if x1 <= x0 or y1 <= y0:
+                return
         for row in range(y0 // th, -(-y1 // th)):
             for column in range(x0 // tw, -(-x1 // tw)):
                 left, top = column * tw, row * th
@@ -217,7 +220,7 @@ class _Undecodable(Exception):
 
 
 class _Shared:
-    """Decoded file tiles shared by threads: each decoded once, kept until its last expected use, within `limit` bytes."""
+    """Decoded file tiles shared by threads: each decoded once, kept until its last use, within `limit` bytes."""
 
     def __init__(self, decode: Callable[[int], np.ndarray], limit: int) -> None:
         self.decode = decode
@@ -308,7 +311,7 @@ def _plane(pages: list[Any], size: tuple[int, int], level: int) -> Plane:
 
 
 def _jpeg(page: Any) -> Decode:
-    """Decoder of the page's JPEG tiles: abbreviated streams get the page's tables and, for RGB, a marker that says so."""
+    """Decoder of the page's JPEG tiles: they get the page's tables and, where they are RGB, a marker that says so."""
     import simplejpeg
 
     tables: bytes = page.jpegtables or b""

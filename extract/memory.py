@@ -6,7 +6,7 @@ import ctypes
 import sys
 from functools import cache
 
-# mallopt's options and their values: blocks up to 32 MiB (the most that glibc takes) come from the heap, and the heap is
+# mallopt's options and their values: blocks up to 32 MiB (glibc's limit) come from the heap, and the heap is
 # given back only beyond 1 GiB.
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_TOP_PAD = -3, -1, -2
 

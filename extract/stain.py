@@ -15,9 +15,9 @@ import numpy as np
 MIN_PIXELS = 512  # stained pixels below which a tile's statistics mean nothing
 _GLASS_DENSITY = 0.15  # optical density (natural logarithm) of what counts as stained, as in Macenko's paper
 
-# Reference of Reinhard: mean and sd of L, a, b over stained pixels of an H&E slide of usual darkness.
-_LAB_MEAN = np.array([66.0, 20.0, -14.0], np.float32)
-_LAB_SD = np.array([14.0, 9.0, 7.0], np.float32)
+# Reference of Reinhard: mean and sd of L, a, b over the stained pixels of public H&E slides, rounded.
+_LAB_MEAN = np.array([55.0, 32.0, -13.0], np.float32)
+_LAB_SD = np.array([16.0, 11.0, 8.0], np.float32)
 # Reference of Macenko: columns are the densities of pure haematoxylin and eosin in R, G, B; then the 99th percentiles
 # of their concentrations.
 _STAINS = np.array([[0.5626, 0.2159], [0.7201, 0.8012], [0.4062, 0.5581]], np.float32)
@@ -40,14 +40,20 @@ def _all(one: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], None
 
 
 def reinhard(tile: np.ndarray) -> np.ndarray:
-    """Mean and sd of the stained pixels' L, a, b become the reference's. uint8 (H, W, 3) -> the same."""
-    stained = _DENSITY[tile].mean(-1) > _GLASS_DENSITY
+    """Mean and sd of the stained pixels' L, a, b become the reference's. uint8 (H, W, 3) -> the same.
+
+    Glass stays as it is; pixels between glass and stain (half to the full threshold) are blended.
+    """
+    density = _DENSITY[tile].mean(-1)
+    stained = density > _GLASS_DENSITY
     if np.count_nonzero(stained) < MIN_PIXELS:
         return tile
     lab = cv2.cvtColor(tile.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     values = lab[stained]
     mean, sd = values.mean(0), np.maximum(values.std(0), 1e-3)
-    lab[stained] = (values - mean) / sd * _LAB_SD + _LAB_MEAN
+    share = np.clip(density / (_GLASS_DENSITY / 2) - 1, 0, 1)[..., None]
+    moved = (lab - mean) / sd * _LAB_SD + _LAB_MEAN
+    lab = np.ascontiguousarray(lab + share * (moved - lab), np.float32)
     lab[..., 0] = np.clip(lab[..., 0], 0, 100)
     rgb = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
     return np.asarray(np.rint(np.clip(rgb, 0, 1) * 255), np.uint8)

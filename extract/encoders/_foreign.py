@@ -1,4 +1,4 @@
-"""Encoders that need another package than timm: transformers, open_clip, or their authors' own. Imported only when used.
+"""Encoders that need another package than timm: transformers, open_clip, or their authors' own. Imported when used.
 
 In: a row of the table and its weights file or snapshot folder. Out: a module whose forward gives (B, dim), or tokens
 through `forward_features`. None of these packages is a dependency: a missing one is named with what to install. The
