@@ -273,7 +273,7 @@ class Mhim(MIL):
             return seen.published_score
         if self.params.heads == "vote":
             return masking.votes(seen.attention, masking.pool(n, self.ratio_high, self.params.mask_ratio_hr))
-        return seen.attention.mean(0)
+        return seen.attention.amax(0) if self.params.heads == "max" else seen.attention.mean(0)
 
     def draw(self, rows: int, n: int, device: torch.device) -> Tensor:
         """Uniform noise (rows, n) behind all random choices of a bag."""
