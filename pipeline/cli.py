@@ -34,6 +34,7 @@ ConfigFiles = Annotated[
 Sets = Annotated[list[str], typer.Option("--set", help="one setting, e.g. --set tile.min_tissue=0.5; repeatable")]
 Workers = Annotated[int | None, typer.Option(help="parallel processes (default: one per core)")]
 BackendName = Annotated[str | None, typer.Option("--backend", help="local, slurm or dask")]
+Scheduler = Annotated[str | None, typer.Option(help="tcp://host:port of a running Dask cluster, for --backend dask")]
 Shard = Annotated[str | None, typer.Option(help="only every n-th item, as i/n with i from 1: share work by hand")]
 Replace = Annotated[bool, typer.Option("--replace", help="make outputs of other parameters anew instead of refusing")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be done to each item, and why; change nothing")]
@@ -108,6 +109,7 @@ def tile(
     set_: Sets = [],  # noqa: B006
     workers: Workers = None,
     backend: BackendName = None,
+    scheduler: Scheduler = None,
     shard: Shard = None,
     replace: Replace = False,
     dry_run: DryRun = False,
@@ -121,6 +123,7 @@ def tile(
         tile__overlap_um=overlap_um, tile__max_pen=max_pen, tile__max_blur=max_blur, tile__save_tiles=save_tiles,
         tile__mpp_of_slides=mpp_of_slides, tile__assume_mpp_from_power=assume_mpp_from_power,
         cluster__workers=workers, cluster__backend=backend,
+        cluster__backend_params__scheduler=scheduler,
     )  # fmt: skip
     return verbs.tile(s, slides)
 
@@ -141,6 +144,7 @@ def extract(
     set_: Sets = [],  # noqa: B006
     workers: Workers = None,
     backend: BackendName = None,
+    scheduler: Scheduler = None,
     shard: Shard = None,
     replace: Replace = False,
     dry_run: DryRun = False,
@@ -154,6 +158,7 @@ def extract(
         extract__gpus=[int(g) for g in gpus.split(",")] if gpus else None,
         extract__allow_mismatch=allow_mismatch, extract__batch=batch,
         cluster__workers=workers, cluster__backend=backend,
+        cluster__backend_params__scheduler=scheduler,
     )  # fmt: skip
     return verbs.extract(s)
 
@@ -173,6 +178,7 @@ def train(
     set_: Sets = [],  # noqa: B006
     workers: Workers = None,
     backend: BackendName = None,
+    scheduler: Scheduler = None,
     shard: Shard = None,
     replace: Replace = False,
     dry_run: DryRun = False,
@@ -184,6 +190,7 @@ def train(
         work, config, set_, replace=replace, dry_run=dry_run, shard=shard,
         train__model=model, extract__encoder=encoder, train__folds=folds, train__epochs=epochs, train__seeds=seeds,
         train__gpu=gpu, cluster__workers=workers, cluster__backend=backend,
+        cluster__backend_params__scheduler=scheduler,
     )  # fmt: skip
     return verbs.train(s, labels, name)
 
@@ -210,6 +217,7 @@ def score(
     set_: Sets = [],  # noqa: B006
     workers: Workers = None,
     backend: BackendName = None,
+    scheduler: Scheduler = None,
     shard: Shard = None,
     replace: Replace = False,
     dry_run: DryRun = False,
@@ -242,6 +250,7 @@ def run(
     set_: Sets = [],  # noqa: B006
     workers: Workers = None,
     backend: BackendName = None,
+    scheduler: Scheduler = None,
     replace: Replace = False,
 ) -> int:
     """All four verbs in order: slides in, scored models out."""
@@ -252,6 +261,7 @@ def run(
         tile__mpp=mpps(mpp), tile__tile_px=tile_px, tile__mpp_of_slides=mpp_of_slides, extract__encoder=encoder,
         extract__weights=weights, extract__gpu=gpu, train__gpu=gpu, train__model=model,
         cluster__workers=workers, cluster__backend=backend,
+        cluster__backend_params__scheduler=scheduler,
     )  # fmt: skip
     return verbs.run_all(s, slides, labels, name)
 
