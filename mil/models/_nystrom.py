@@ -26,7 +26,7 @@ CHUNK = 2048  # keys per block when the attention itself is asked for: 8 heads x
 class _Schulz(torch.autograd.Function):
     """p(X_5) ... p(X_0) r, or in the other order, for symmetric x = X_0 (H, m, m) and r (H, m, w).
 
-    The published iteration z <- z (13 - A z (15 - A z (7 - A z))) / 4 keeps X = A z a polynomial of A A^T: symmetric.
+    The published iteration z <- z (13 - A z (15 - A z (7 - A z))) / 4 keeps X = A z a polynomial of A A^T, so symmetric,
     and X <- X p(X) with p(X) = (13 - 15 X + 7 X^2 - X^3) / 4 needs no z: 2 products a step instead of 4, and 3 instead
     of 8 backward, since only the symmetric part of a gradient to a symmetric matrix counts.
     """

@@ -1,12 +1,15 @@
 """Every file of mil/models keeps the contract: each test runs for each name, so a new file is tested as it lands."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from configs import lookup
+from configs.schema import TrainConfig
 from mil import tasks
 from mil.bags import collate
 from mil.models import Bag
@@ -221,3 +224,40 @@ def test_autocast_trains(name, extra):
         named = model.losses(bag(40, 13), target(2), TWO)
     sum(v.float() for v in named.values()).backward()
     assert all(torch.isfinite(v) for v in named.values())
+
+
+PRESETS = sorted(p.name for p in Path(lookup.__file__).parent.glob("mhim*.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("student", ["abmil", "dsmil", "transmil"])
+def test_every_mhim_preset_takes_a_step_with_every_student(preset, student):
+    text = (Path(lookup.__file__).parent / preset).read_text()
+    config = TrainConfig(**yaml.safe_load(text)["train"])
+    module = lookup.find("mil.models", "mhim")
+    small = {"width": 64, "landmarks": 16} if student == "transmil" else {"width": 64}
+    raw = config.model_params | {"student": student}
+    raw["student_params"] = raw.get("student_params", {}) | small
+    torch.manual_seed(0)
+    model = module.build(DIM, 2, lookup.params(module, raw)).train()
+    for size in (1, 2, 90):
+        named = model.losses(bag(size), target(1), TWO)
+        sum(named.values()).backward()
+        model.after_step()
+        assert all(torch.isfinite(v) for v in named.values())
+
+
+def test_the_shipped_preset_is_the_default_and_names_no_other_value():
+    module = lookup.find("mil.models", "mhim")
+    raw = yaml.safe_load((Path(lookup.__file__).parent / "mhim.yaml").read_text())["train"]["model_params"]
+    assert lookup.params(module, raw) == module.Params()
+
+
+def test_mhim_refuses_a_baseline_that_does_not_fit():
+    model = make("mhim", {})
+    state = model.student.state_dict()
+    broken = {k.replace("attend", "attention"): v for k, v in state.items()}
+    with pytest.raises(ValueError, match=r"missing attend\.weight; unexpected attention\.weight"):
+        model.start_from(broken)
+    with pytest.raises(ValueError, match=r"attend\.weight is \(3, 16\), expected \(8, 16\)"):
+        model.start_from(state | {"attend.weight": torch.zeros(3, 16)})
