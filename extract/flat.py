@@ -104,7 +104,9 @@ class FlatImage:
 
     def _refuse_what_cannot_be_read(self, page: Any) -> None:
         name = self._name
-        if page.dtype is None or page.dtype.kind != "u" or page.dtype.itemsize > 2:
+        if page.dtype is None:
+            raise UnreadableSlide(f"{name}: its TIFF directory describes no picture: the file is damaged")
+        if page.dtype.kind not in "ub" or page.dtype.itemsize > 2:
             raise UnreadableSlide(f"{name}: pixels of type {page.dtype} are no picture; save it as 8-bit RGB")
         samples = page.samplesperpixel
         if page.imagedepth != 1 or not 1 <= samples <= 5 or 0 in (page.imagewidth, page.imagelength):

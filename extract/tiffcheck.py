@@ -27,6 +27,8 @@ def missing_bytes(path: Path) -> int:
             return 0
         order = "<" if head[:2] == b"II" else ">"
         big = b"+" in head[:4]
+        if len(head) < (16 if big else 8):
+            return 16 - len(head)
         (at,) = struct.unpack(order + ("Q" if big else "I"), head[8:16] if big else head[4:8])
         seen: set[int] = set()
         while at and at not in seen and len(seen) < 4096:

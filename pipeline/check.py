@@ -23,7 +23,9 @@ from pipeline import check_html, cohort, console, store
 from pipeline.cohort import CohortError, SlideEntry
 
 OK, EMPTY, NO_MPP, UNREADABLE, UNFIT, UNSUPPORTED = "ok", "empty", "no mpp", "unreadable", "unfit", "unsupported"
-_HARMLESS = set([".csv", ".tsv", ".txt", ".json", ".geojson", ".xml", ".md", ".yaml", ".yml", ".pdf", ".xlsx", ".log", ".html"])
+_HARMLESS = frozenset(
+    {".csv", ".tsv", ".txt", ".json", ".geojson", ".xml", ".md", ".yaml", ".yml", ".pdf", ".xlsx", ".log", ".html"}
+)
 _PERSONAL = {"label", "macro"}
 _RATE_TILES = 24  # read per slide to measure the rate
 _FEATURE_BYTES = 1024 * 2 + 8  # a 1024-d float16 feature and its corner
@@ -201,7 +203,8 @@ def _compare(findings: list[Finding], labels: Path | None) -> tuple[list[Finding
         lone = set(matched.without_row)
         out = [replace(f, warnings=(*f.warnings, f"no row in {labels.name}")) if f.slide in lone else f for f in out]
         if lone:
-            problems.append(f"{len(lone)} slides have no row in {labels.name}: {', '.join(sorted(lone)[:5])}{' ...' if len(lone) > 5 else ''}")
+            some = ", ".join(sorted(lone)[:5]) + (" ..." if len(lone) > 5 else "")
+            problems.append(f"{len(lone)} slides have no row in {labels.name}: {some}")
     return out, problems
 
 

@@ -25,7 +25,7 @@ class Params(Settings):
     max_chroma: float = Field(0.10, ge=0, le=1, description="a larger OD difference is tissue in any slide")
     dark_od: float = Field(0.35, ge=0, description="OD in all channels that is tissue without any colour")
     membrane_od: float = Field(0.02, ge=0, description="OD (green) of a fat membrane over its cells; 0 leaves fat out")
-    membrane_share: float = Field(0.2, gt=0, le=1, description="share of membranes in an area that makes it fat")
+    membrane_share: float = Field(0.17, gt=0, le=1, description="share of membranes in an area that makes it fat")
     fat_cell_um: float = Field(104.0, gt=0, description="width of the window in which membranes are counted, µm")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ import tifffile
 MPP = 0.5
 
 
+@functools.cache
 def tissue_rgb(h: int = 1024, w: int = 1536, seed: int = 0) -> np.ndarray:
     """uint8 (h, w, 3): a pink, textured disc of tissue on near-white glass."""
     rng = np.random.default_rng(seed)
@@ -24,12 +26,13 @@ def tissue_rgb(h: int = 1024, w: int = 1536, seed: int = 0) -> np.ndarray:
 
 
 def write_svs(
-    path: Path, rgb: np.ndarray, mpp: float | str | None = MPP, downsamples: tuple[int, ...] = (1, 4), power: int | None = 20
+    path: Path, rgb: np.ndarray, mpp: float | str | None = MPP, downsamples: tuple[int, ...] = (1, 4), power: int = 20
 ) -> Path:
     """An Aperio-style pyramid that OpenSlide opens with vendor `aperio`."""
     with tifffile.TiffWriter(path) as tif:
         for i, k in enumerate(downsamples):
-            level = cv2.resize(rgb, (rgb.shape[1] // k, rgb.shape[0] // k), interpolation=cv2.INTER_AREA) if k > 1 else rgb
+            size = (rgb.shape[1] // k, rgb.shape[0] // k)
+            level = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA) if k > 1 else rgb
             text = f"Aperio Image Library v12.0.15 \r\n{rgb.shape[1]}x{rgb.shape[0]}"
             if power:
                 text += f"|AppMag = {power}"

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  one source, one line
 """The chain of µm per px: order, plausibility, what is told and what is passed over."""
 
 from __future__ import annotations

@@ -1,0 +1,211 @@
+"""One slide to its tiles: the same bytes each time, filters that need no slide, regions, tiles as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from configs.schema import TileConfig
+from extract import SlideError
+from extract.regions import BadRegions
+from extract.tiling import ARTEFACTS, Tiled, refilter, tile_slide, unpack_mask
+from tests.extract.slides import tissue_rgb, write_svs
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "slides"
+SMALL = TileConfig(tile_px=64, min_piece_um2=500, blur_probe_um=100)
+
+
+def equal(a: Tiled, b: Tiled) -> bool:
+    return (
+        list(a.arrays) == list(b.arrays)
+        and all(a.arrays[k].dtype == b.arrays[k].dtype and np.array_equal(a.arrays[k], b.arrays[k]) for k in a.arrays)
+        and (a.attrs, a.empty, a.notes) == (b.attrs, b.empty, b.notes)
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def svs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_svs(tmp_path_factory.mktemp("slides") / "a.svs", tissue_rgb(1536, 2048))
+
+
+@pytest.fixture(scope="module")
+def inked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tissue with a blue stroke that starts on glass and runs across it, and a blurred right half."""
+    rgb = tissue_rgb(1536, 2048).copy()
+    rgb[:, 1024:] = cv2.GaussianBlur(rgb[:, 1024:], (0, 0), 8)
+    stroke = np.zeros(rgb.shape[:2], np.uint8)
+    cv2.line(stroke, (40, 300), (1000, 700), 1, 160)
+    ink = np.exp(-np.array([1.5, 0.9, 0.12]))
+    rgb = np.where(stroke[..., None] > 0, rgb * ink, rgb).astype(np.uint8)
+    return write_svs(tmp_path_factory.mktemp("slides") / "ink.svs", rgb)
+
+
+def test_the_same_slide_gives_the_same_bytes(svs: Path) -> None:
+    first, second = tile_slide(svs, SMALL), tile_slide(svs, SMALL)
+    assert equal(first, second)
+    assert first.overlay is not None
+    assert np.array_equal(first.overlay, second.overlay)  # type: ignore[arg-type]
+
+
+def test_the_contract_of_the_arrays(svs: Path) -> None:
+    tiled = tile_slide(svs, SMALL)
+    n = len(tiled.arrays["coords"])
+    assert n > 100
+    assert tiled.arrays["coords"].dtype == np.int32
+    for name in ("tissue", *ARTEFACTS):
+        assert tiled.arrays[name].shape == (n,)
+        assert tiled.arrays[name].dtype == np.float32
+    assert json.loads(json.dumps(tiled.attrs)) == tiled.attrs, "plain JSON only"
+    assert str(svs.parent) not in json.dumps(tiled.attrs)
+    assert tiled.attrs["tile_um"] == 32.0
+    order = np.lexsort((tiled.arrays["coords"][:, 0], tiled.arrays["coords"][:, 1]))
+    assert np.array_equal(order, np.arange(n)), "row by row"
+
+
+def test_tissue_fractions_are_those_of_the_stored_mask(svs: Path) -> None:
+    tiled = tile_slide(svs, SMALL)
+    mask = unpack_mask(tiled.arrays["mask"], tiled.attrs["mask_px"][0])
+    (x, y), share = tiled.arrays["coords"][40], tiled.arrays["tissue"][40]
+    assert (x % 64, y % 64) == (0, 0), "anchored at the slide's corner"
+    assert share == pytest.approx(mask[y // 16 : y // 16 + 4, x // 16 : x // 16 + 4].mean(), abs=1e-6)
+    assert tiled.attrs["tissue_um2"] == mask.sum() * 64.0
+
+
+def test_the_disc_is_found(svs: Path) -> None:
+    tiled = tile_slide(svs, SMALL)
+    mask = unpack_mask(tiled.arrays["mask"], tiled.attrs["mask_px"][0])
+    y, x = np.mgrid[: mask.shape[0], : mask.shape[1]] * 16 + 8
+    truth = (x - 1024) ** 2 + (y - 768) ** 2 < (0.42 * 1536) ** 2
+    assert (mask & truth).sum() / (mask | truth).sum() > 0.95
+
+
+def test_pen_is_no_tissue_on_glass_and_a_fraction_on_tissue(inked: Path) -> None:
+    tiled = tile_slide(inked, SMALL)
+    mask = unpack_mask(tiled.arrays["mask"], tiled.attrs["mask_px"][0])
+    assert not mask[300 // 16 - 2 : 300 // 16 + 3, 3:10].any(), "ink on glass"
+    assert mask[42:46, 56:60].all(), "tissue beneath ink"
+    pen, coords = tiled.arrays["pen"], tiled.arrays["coords"]
+    on_stroke = np.abs(coords[:, 1] + 32 - (300 + (coords[:, 0] + 32 - 40) * 400 / 960)) < 30
+    inside = on_stroke & (coords[:, 0] > 560) & (coords[:, 0] < 900)
+    assert inside.sum() > 3
+    assert pen[inside].min() > 0.9
+    assert pen[coords[:, 1] > 1000].max() == 0
+
+
+def test_blur_is_measured_where_it_is(inked: Path) -> None:
+    tiled = tile_slide(inked, SMALL)
+    x, blur = tiled.arrays["coords"][:, 0], tiled.arrays["blur"]
+    assert blur[x > 1250].mean() > 0.9
+    assert blur[x < 800].mean() < 0.1
+
+
+def test_filtering_later_equals_filtering_at_once(inked: Path) -> None:
+    config = SMALL.model_copy(update={"mpp": (0.5, 1.0)})
+    strict = config.model_copy(update={"max_pen": 0.2, "max_blur": 0.5})
+    loose_first, at_once = tile_slide(inked, config), tile_slide(inked, strict)
+    later = refilter(loose_first.arrays, loose_first.attrs, strict)
+    assert 0 < len(later.arrays["coords"]) < len(loose_first.arrays["coords"])
+    assert equal(later, Tiled(at_once.arrays, at_once.attrs, None, at_once.empty, at_once.notes))
+    back = refilter(later.arrays, later.attrs, config)
+    assert equal(back, Tiled(loose_first.arrays, loose_first.attrs, None, None, loose_first.notes))
+    assert later.arrays["pen"].max() <= 0.2
+
+
+def test_a_filter_that_takes_most_warns_and_one_that_takes_all_is_empty(inked: Path) -> None:
+    tiled = tile_slide(inked, SMALL.model_copy(update={"overlay": False}))
+    arrays = tiled.arrays | {"pen": np.linspace(0.1, 1, len(tiled.arrays["pen"]), dtype=np.float32)}
+    most = refilter(arrays, tiled.attrs, SMALL.model_copy(update={"max_pen": 0.3}))
+    assert "drop" in most.notes[0]
+    assert most.empty is None
+    every = refilter(arrays, tiled.attrs, SMALL.model_copy(update={"max_pen": 0.0}))
+    assert every.empty is not None
+    assert "max_pen" in every.empty
+    assert equal(refilter(every.arrays, every.attrs, SMALL), refilter(arrays, tiled.attrs, SMALL))
+
+
+def test_magnifications_share_one_grid(svs: Path) -> None:
+    tiled = tile_slide(svs, SMALL.model_copy(update={"mpp": (0.5, 2.0, 1.0)}))
+    arrays = tiled.arrays
+    for child, parent, size in (("", "_mpp1", 128), ("_mpp1", "_mpp2", 256)):
+        index = arrays["parent" + child]
+        has = index >= 0
+        offset = arrays["coords" + child][has] - arrays["coords" + parent][index[has]]
+        assert has.any()
+        assert ((offset >= 0) & (offset < size)).all()
+    assert "parent_mpp2" not in arrays
+
+
+def test_the_second_segmenter_is_tried_and_named(tmp_path: Path) -> None:
+    path = write_svs(tmp_path / "a.svs", tissue_rgb(1024, 1024))
+    nothing = {"min_chroma": 1.0, "max_chroma": 1.0, "dark_od": 9.0, "membrane_od": 0}
+    blind = SMALL.model_copy(update={"segmenter_params": nothing})
+    tiled = tile_slide(path, blind)
+    assert tiled.attrs["segmenter"] == "otsu"
+    assert "stain found no tissue; otsu found some" in tiled.notes[0]
+    alone = tile_slide(path, blind.model_copy(update={"fallback_segmenter": ""}))
+    assert alone.empty == "no tissue found (stain)"
+
+
+def test_regions_edit_the_tissue(svs: Path, tmp_path: Path) -> None:
+    def geojson(*features: tuple[str, list[list[int]]]) -> Path:
+        path = tmp_path / "r.geojson"
+        made = [
+            {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]},
+             "properties": {"objectType": "annotation", "classification": {"name": name}}}
+            for name, ring in features
+        ]  # fmt: skip
+        path.write_text(json.dumps({"type": "FeatureCollection", "features": made}))
+        return path
+
+    left = [[0, 0], [1024, 0], [1024, 1536], [0, 1536], [0, 0]]
+    plain = tile_slide(svs, SMALL).arrays["coords"]
+    inside = tile_slide(svs, SMALL, regions=geojson(("ROI", left))).arrays["coords"]
+    outside = tile_slide(svs, SMALL, regions=geojson(("Exclude", left))).arrays["coords"]
+    assert np.array_equal(inside, plain[plain[:, 0] < 1024])
+    assert np.array_equal(outside, plain[plain[:, 0] >= 1024])
+    drawn = tile_slide(svs, SMALL, regions=geojson(("Tissue", [[0, 0], [256, 0], [256, 128], [0, 128]])))
+    assert len(drawn.arrays["coords"]) == 8
+    assert drawn.attrs["segmenter"] == "stain + regions"
+    (tmp_path / "bad").write_text("{")
+    with pytest.raises(BadRegions, match="no GeoJSON"):
+        tile_slide(svs, SMALL, regions=tmp_path / "bad")
+
+
+def test_tiles_are_saved_as_they_are_read(svs: Path, tmp_path: Path) -> None:
+    from extract.slide import open_slide
+
+    config = SMALL.model_copy(update={"tile_px": 256, "save_tiles": "png"})
+    tiled = tile_slide(svs, config, tiles_out=tmp_path / "t" / "a.svs")
+    files = {p.name for p in (tmp_path / "t" / "a.svs").iterdir()}
+    assert files == {f"{x}_{y}.png" for x, y in tiled.arrays["coords"].tolist()}
+    x, y = tiled.arrays["coords"][3].tolist()
+    with open_slide(svs) as slide:
+        stored = cv2.imread(str(tmp_path / "t" / "a.svs" / f"{x}_{y}.png"))
+        assert np.array_equal(stored[..., ::-1], slide.read_region(x, y, 256, 0.5))
+    assert [p.name for p in (tmp_path / "t").iterdir()] == ["a.svs"], "nothing is left aside"
+
+
+def test_an_overlap_as_large_as_the_tile_is_refused(svs: Path) -> None:
+    with pytest.raises(SlideError, match="overlap_um"):
+        tile_slide(svs, SMALL.model_copy(update={"overlap_um": 32.0}))
+
+
+@pytest.mark.skipif(not (SHARED / "A.svs").exists(), reason="the large test slide is not here")
+def test_mask_and_tiles_of_a_known_slide() -> None:
+    from extract.tiles import Grid, box_means
+
+    truth = np.load(SHARED / "A_truemask64.npy")
+    config = TileConfig(overlay=False, blur_probe_um=0)
+    tiled = tile_slide(SHARED / "A.svs", config)
+    mask = unpack_mask(tiled.arrays["mask"], tiled.attrs["mask_px"][0])
+    cells = np.pad(mask, ((0, 2), (0, 2))).reshape(313, 4, 313, 4).mean((1, 3)) >= 0.5
+    assert (cells & truth).sum() / (cells | truth).sum() >= 0.97
+    x, y = Grid((0, 0, 20000, 20000), (0.5, 0.5), 256).axes(0.5)
+    row, col = np.nonzero(box_means(truth, x / 64, y / 64, (4.0, 4.0)) >= config.min_tissue)
+    expected = set(zip(x[col].tolist(), y[row].tolist(), strict=True))
+    got = set(map(tuple, tiled.arrays["coords"].tolist()))
+    assert len(got & expected) / len(got | expected) >= 0.96
