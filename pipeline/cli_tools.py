@@ -53,6 +53,32 @@ def config(
     return 0
 
 
+@app.command(rich_help_panel="Look")
+def encoders(
+    name: Annotated[str | None, typer.Argument(help="all that is known of one encoder")] = None,
+    weights: Annotated[Path | None, typer.Option(help="folder with weights, looked at besides the hub's cache")] = None,
+) -> int:
+    """List the encoders: width, tiles they want, licence, and whether their weights are on this machine."""
+    from pipeline.encoder_list import show
+
+    return show(weights, name)
+
+
+weights_app = typer.Typer(help="Weights of encoders.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights", rich_help_panel="Bring in")
+
+
+@weights_app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="an encoder of `pipeline encoders`, or timm:<model>")],
+    to: Annotated[Path, typer.Option("--to", help="folder that `--weights` is given later")] = Path("weights"),
+) -> int:
+    """Fetch an encoder's weights from the hub on a machine with a network, for machines without."""
+    from pipeline.encoder_list import fetch as run
+
+    return run(name, to)
+
+
 @app.command("import", rich_help_panel="Bring in")
 def import_(
     source: Annotated[Path, typer.Argument(help="CSV of bags: label, bag, features (or named columns)")],
@@ -64,4 +90,26 @@ def import_(
 
     labels = bag_table.import_bags(source, store.Work(work), encoder)
     print(f"imported; now: pipeline train --work {work} --encoder {encoder} --labels {labels}")
+    return 0
+
+
+@app.command(rich_help_panel="Look")
+def view(
+    work: Annotated[Path, typer.Argument(help="work folder")] = Path("work"),
+    port: Annotated[int, typer.Option(help="port; 0 takes a free one")] = 8765,
+    host: Annotated[str, typer.Option(help="interface; beyond this machine only with --token")] = "127.0.0.1",
+    token: Annotated[str, typer.Option(help="secret that other machines must know", envvar="PIPELINE_VIEW_TOKEN")] = "",
+) -> int:
+    """Look at slides, tiles and heatmaps in the browser, on this machine."""
+    from pipeline.store import Work
+    from pipeline.viewer.data import Gallery
+    from pipeline.viewer.server import make_server
+
+    server = make_server(Gallery(Work(work)), host, port, token)
+    ask = f"/?token={token}" if token else "/"
+    print(f"viewing {work} at http://{host}:{server.server_address[1]}{ask}   (Ctrl-C ends)", flush=True)
+    try:
+        server.serve_forever()
+    finally:
+        server.server_close()
     return 0

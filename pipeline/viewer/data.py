@@ -1,0 +1,239 @@
+"""What the viewer may show: the slides of one work folder, their tiles, and the scores of its runs, by number.
+
+In: a work folder, read once at the start. Out: JSON values, JPEG tiles, PNG layers. Slides, runs and layers are asked
+for by their number in lists made here: no name or path that comes from outside is ever opened. It knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mil import heatmap
+from mil.heatmap import Frame
+from pipeline import cohort, explain, store
+
+TILE_PX = 512
+OPEN_SLIDES = 8
+LAYER_PX = 2048  # long side of a layer's picture
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One slide of the cohort. tiles: attributes of its tile store, None if it could not be tiled."""
+
+    id: str
+    path: Path
+    tiles: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class ShownRun:
+    """One scored run. rows: slide id -> the columns of its line in predictions.csv."""
+
+    name: str
+    folder: Path
+    task: dict[str, Any]
+    rows: dict[str, dict[str, str]]
+    seal: str
+
+
+class Unknown(LookupError):
+    """There is no slide, run or layer of that number."""
+
+
+class Gallery:
+    """Everything the viewer can show. Safe to ask from several threads."""
+
+    def __init__(self, work: store.Work) -> None:
+        self.work = work
+        self.slides = [Shown(s.id, s.path, _attrs(work.tile_store(s.id))) for s in cohort.read_cohort(work)]
+        folders = sorted(p for p in work.runs.iterdir() if p.is_dir()) if work.runs.is_dir() else []
+        self.runs = [r for r in map(_run, folders) if r is not None]
+        self._open: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()
+        self.layer_png = lru_cache(maxsize=64)(self._layer_png)
+        self.thumbnail = lru_cache(maxsize=512)(self._thumbnail)
+
+    def index(self) -> dict[str, Any]:
+        """All slides and runs, for the list."""
+        slides = []
+        for s in self.slides:
+            known = [{"run": k, **_told(r.rows[s.id], r.task)} for k, r in enumerate(self.runs) if s.id in r.rows]
+            labels = {p["label"] for p in known if p["label"]}
+            slides.append({"id": s.id, "readable": s.tiles is not None, "predictions": known,
+                           "patient": known[0]["patient"] if known else "", "label": ", ".join(sorted(labels)),
+                           "why": "" if s.tiles is None else str(s.tiles.get("empty") or "")})
+        runs = [{"name": r.name, "classes": r.task["classes"]} for r in self.runs]
+        seals = [(s.id, (s.tiles or {}).get("fingerprint")) for s in self.slides]
+        seals += [(r.name, r.seal) for r in self.runs]
+        version = store.fingerprint({"shown": seals})  # in every address, so that no browser shows an older slide
+        return {"work": self.work.root.resolve().name, "slides": slides, "runs": runs, "version": version}
+
+    def about(self, number: int) -> dict[str, Any]:
+        """Geometry of a slide, its tiles, and each run's layers with one value per tile."""
+        shown = self._shown(number)
+        assert shown.tiles is not None
+        with self._slide(number) as slide:
+            w, h = slide.size_l0
+            mpp = slide.slide_mpp[0]
+        coords = store.read_array(self.work.tile_store(shown.id), "coords")
+        runs = []
+        for k in range(len(self.runs)):
+            found = self._layers(k, number)
+            runs.append({"run": k, "layers": [{"name": x.name, "values": _rounded(x.scores)} for x in found]})
+        return {"id": shown.id, "width": w, "height": h, "mpp": mpp, "tileSize": TILE_PX,
+                "tile_l0": shown.tiles["tile_l0"], "coords": np.asarray(coords).tolist(), "runs": runs,
+                "bounds": shown.tiles["bounds_l0"]}
+
+    def tile(self, number: int, level: int, column: int, row: int) -> bytes:
+        """One JPEG tile of the slide, read from the file: level n halves the resolution of level n + 1."""
+        with self._slide(number) as slide:
+            w, h = slide.size_l0
+            top = math.ceil(math.log2(max(w, h)))
+            if not 0 <= level <= top:
+                raise Unknown(f"no level {level}")
+            down = 2 ** (top - level)
+            level_w, level_h = math.ceil(w / down), math.ceil(h / down)
+            x, y = column * TILE_PX, row * TILE_PX
+            if not (0 <= x < level_w and 0 <= y < level_h):
+                raise Unknown(f"no tile {column}, {row}")
+            size = (min(TILE_PX, level_w - x), min(TILE_PX, level_h - y))
+            rgb = slide.read_region(x * down, y * down, size, slide.slide_mpp[0] * down)
+        return _jpeg(rgb)
+
+    def layer_place(self, number: int) -> Frame:
+        """Where the pictures of a slide's layers lie: from the slide's corner, a whole number of level-0 px per px."""
+        shown = self._shown(number)
+        assert shown.tiles is not None
+        w, h = shown.tiles["size_l0"]
+        down = max(1, math.ceil(max(w, h) / LAYER_PX))
+        return Frame((0, 0), (down, down), (-(-w // down), -(-h // down)), down * shown.tiles["slide_mpp"][0])
+
+    def _layer_png(self, run: int, layer: int, number: int, how: str) -> bytes:
+        """A layer as RGBA PNG."""
+        shown = self._shown(number)
+        found = self._layers(run, number)
+        if not 0 <= layer < len(found):
+            raise Unknown(f"no layer {layer}")
+        assert shown.tiles is not None
+        coords = store.read_array(self.work.tile_store(shown.id), "coords")
+        one = found[layer]
+        scale = "raw" if how == "raw" else "percentile"
+        values = heatmap.scaled(one.scores, scale, one.signed).values  # type: ignore[arg-type]
+        rgba = heatmap.colour(heatmap.raster(values, coords, shown.tiles["tile_l0"], self.layer_place(number)))
+        return _png(rgba)
+
+    def tissue_png(self, number: int) -> bytes:
+        """The outline of the tissue as RGBA PNG over the slide's bounds."""
+        shown = self._shown(number)
+        assert shown.tiles is not None
+        w, h = shown.tiles["mask_px"]
+        packed = store.read_array(self.work.tile_store(shown.id), "mask")
+        mask = np.unpackbits(np.asarray(packed), axis=1)[:h, :w]
+        k = max(1, round(1400 / max(w, h)))
+        big = cv2.resize(mask, None, fx=k, fy=k, interpolation=cv2.INTER_NEAREST)
+        lines, _ = cv2.findContours(big, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+        rgba = np.zeros((*big.shape, 4), np.uint8)
+        cv2.drawContours(rgba, lines, -1, (0, 120, 60, 255), 2)
+        return _png(rgba)
+
+    def _thumbnail(self, number: int) -> bytes:
+        """A small picture of the slide."""
+        shown = self._shown(number)
+        assert shown.tiles is not None
+        with self._slide(number) as slide:
+            w, h = slide.bounds_l0[2:]
+            rgb, _ = slide.image_at(max(w, h) * slide.slide_mpp[0] / 320)
+        k = 240 / max(rgb.shape[:2])
+        return _jpeg(cv2.resize(rgb, None, fx=k, fy=k, interpolation=cv2.INTER_AREA))
+
+    def _shown(self, number: int) -> Shown:
+        if not 0 <= number < len(self.slides) or self.slides[number].tiles is None:
+            raise Unknown(f"no slide {number} that could be read")
+        return self.slides[number]
+
+    def _layers(self, run: int, number: int) -> list[explain.Layer]:
+        if not 0 <= run < len(self.runs):
+            raise Unknown(f"no run {run}")
+        scores = self.runs[run].folder / "scores" / f"{self._shown(number).id}.zarr"
+        if store.stored(scores) is None:
+            return []
+        arrays = {name: np.asarray(store.read_array(scores, name)) for name in store.array_names(scores)}
+        return explain.layers(arrays, self.runs[run].task, "all")
+
+    @contextmanager
+    def _slide(self, number: int) -> Iterator[Any]:
+        """The open slide; the least recently used of many is closed when nobody holds it any more."""
+        from extract.slide import open_slide
+
+        shown = self._shown(number)
+        with self._lock:
+            slide = self._open.pop(number, None)
+            if slide is None:
+                assert shown.tiles is not None
+                slide = open_slide(shown.path, float(shown.tiles["slide_mpp"][0]))
+            self._open[number] = slide
+            while len(self._open) > OPEN_SLIDES:
+                self._open.popitem(last=False)  # its handle closes with the last reader's reference
+        yield slide
+
+
+def _attrs(path: Path) -> dict[str, Any] | None:
+    return store.read_attrs(path) if store.stored(path) is not None else None
+
+
+def _run(folder: Path) -> ShownRun | None:
+    file, metrics = folder / "predictions.csv", folder / "metrics.json"
+    if not file.exists() or not metrics.exists():
+        return None
+    rows: dict[str, dict[str, str]] = {}
+    with open(file, newline="") as f:
+        for row in csv.DictReader(f):
+            for slide in row["slide"].split(";"):
+                rows.setdefault(slide, row)
+    return ShownRun(folder.name, folder, json.loads(metrics.read_text())["task"], rows, store.sha256(file))
+
+
+def _told(row: dict[str, str], task: dict[str, Any]) -> dict[str, Any]:
+    """A line of predictions.csv as the list shows it."""
+    classes = task["classes"]
+    p = {c: float(row[f"p_{c}"]) for c in classes}
+    best = row.get("decision") or (max(p, key=lambda c: p[c]) if p else "")
+    value = p[classes[-1]] if classes else float(row["risk"])
+    label = row.get("label", "")
+    if "time" in row:
+        label = f"{row['time']} {'event' if row['event'] == '1' else 'censored'}"
+    return {"patient": row["patient"], "label": label, "decision": best, "value": value,
+            "wrong": best in classes and label in classes and best != label}
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{v:.4g}") for v in values.tolist()]
+
+
+def _jpeg(rgb: np.ndarray) -> bytes:
+    return _encoded(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
+
+
+def _png(rgba: np.ndarray) -> bytes:
+    return _encoded(".png", rgba[..., [2, 1, 0, 3]], [cv2.IMWRITE_PNG_COMPRESSION, 3])
+
+
+def _encoded(suffix: str, bgr: np.ndarray, options: list[int]) -> bytes:
+    ok, data = cv2.imencode(suffix, np.ascontiguousarray(bgr), options)
+    if not ok:
+        raise store.StoreError("a picture could not be encoded")
+    return bytes(data)
