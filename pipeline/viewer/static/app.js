@@ -6,7 +6,7 @@
     side, element, canvas: element.querySelector("canvas"), bar: element.querySelector(".scalebar"),
     readout: element.querySelector(".readout"), viewer: null, heat: null, tissue: null, hover: -1,
   }));
-  let index = null, slide = null, number = -1, shown = [], lookup = new Map(), asked = 0, following = false;
+  let index = null, slide = null, number = -1, shown = [], lookup = new Map(), asked = 0, wanted = -1, following = false;
 
   function fail(text) {
     $("message").textContent = text;
@@ -80,7 +80,7 @@
   function step(by) {
     const usable = shown.filter((i) => index.slides[i].readable);
     if (!usable.length) return;
-    const at = usable.indexOf(number);
+    const at = usable.indexOf(wanted);
     open(usable[at < 0 ? (by > 0 ? 0 : usable.length - 1) : (at + by + usable.length) % usable.length]);
   }
 
@@ -96,6 +96,7 @@
 
   async function open(i) {
     const mine = ++asked;
+    wanted = i;  // keys may come faster than slides
     fail("");
     try {
       const told = await get(versioned(`/api/slide/${i}`));

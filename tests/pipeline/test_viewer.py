@@ -1,0 +1,200 @@
+"""The viewer: what it serves, what it refuses, and that the page works in a real browser with the keyboard alone."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline import store
+from pipeline.viewer.data import Gallery
+from pipeline.viewer.server import ViewerError, loopback, make_server
+from tests.pipeline import scored
+from tests.pipeline.browser import page
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, demo_cohort: Path) -> Path:
+    return scored.make(tmp_path_factory.mktemp("viewer"), demo_cohort)
+
+
+@pytest.fixture(scope="module")
+def gallery(work: Path) -> Gallery:
+    return Gallery(store.Work(work))
+
+
+def serving(gallery: Gallery, **options: str) -> Iterator[int]:
+    server = make_server(gallery, **options)  # type: ignore[arg-type]
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def port(gallery: Gallery) -> Iterator[int]:
+    yield from serving(gallery)
+
+
+def get(port: int, path: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", path, headers=headers)
+    answer = connection.getresponse()
+    return answer.status, answer.read(), dict(answer.getheaders())
+
+
+def picture(data: bytes) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def numbers(gallery: Gallery) -> dict[str, int]:
+    return {s.id: i for i, s in enumerate(gallery.slides)}
+
+
+def test_the_list_tells_every_slide_even_the_unreadable(port: int) -> None:
+    index = json.loads(get(port, "/api/index")[1])
+    by_id = {s["id"]: s for s in index["slides"]}
+    assert set(by_id) == {"a.svs", scored.NASTY, "truncated.svs"}
+    assert by_id["a.svs"]["predictions"][0]["decision"] == "tumour"
+    assert not by_id["a.svs"]["predictions"][0]["wrong"]
+    assert by_id[scored.NASTY]["predictions"][1]["wrong"]
+    assert not by_id["truncated.svs"]["readable"]
+
+
+def test_tiles_are_the_slide_s_own_pixels(port: int, gallery: Gallery) -> None:
+    """Put together, the tiles of one zoom level are the picture that the slide gives at that resolution."""
+    number = numbers(gallery)["a.svs"]
+    about = json.loads(get(port, f"/api/slide/{number}")[1])
+    top = int(np.ceil(np.log2(max(about["width"], about["height"]))))
+    level, down = top - 2, 4
+    w, h = -(-about["width"] // down), -(-about["height"] // down)
+    whole = np.zeros((h, w, 3), np.uint8)
+    for y in range(0, h, 512):
+        for x in range(0, w, 512):
+            status, data, _ = get(port, f"/tile/{number}/{level}/{x // 512}_{y // 512}.jpg")
+            assert status == 200
+            part = picture(data)
+            whole[y : y + part.shape[0], x : x + part.shape[1]] = part
+    with gallery._slide(number) as slide:
+        expected = slide.read_region(0, 0, (w, h), slide.slide_mpp[0] * down)[..., ::-1]
+    assert np.abs(whole.astype(int) - expected).mean() < 4  # JPEG
+
+
+def test_the_hot_tile_is_the_hot_place_of_the_layer(port: int, gallery: Gallery) -> None:
+    for slide in ("a.svs", scored.NASTY):
+        number = numbers(gallery)[slide]
+        about = json.loads(get(port, f"/api/slide/{number}")[1])
+        layer = picture(get(port, f"/layer/0/0/{number}.png?scale=raw")[1])
+        down = gallery.layer_place(number).px_l0[0]
+        x, y = (np.array(about["coords"][scored.HOT]) + np.array(about["tile_l0"]) / 2) / down
+        from mil import heatmap
+
+        assert layer[int(y), int(x)].tolist() == [*heatmap.palette()[255][::-1].tolist(), 255]
+        assert about["runs"][0]["layers"][0]["values"][scored.HOT] == 0.9
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/tile/99/3/0_0.jpg", "/tile/0/40/0_0.jpg", "/tile/0/3/9_9.jpg", "/static/../server.py", "/static/%2e%2e/data.py",
+     "/etc/passwd", "/layer/7/0/0.png", "/layer/0/99/0.png", "/thumb/-1.jpg", "/api/slide/2", "//etc/passwd"],
+)
+def test_nothing_else_is_served(port: int, path: str) -> None:
+    status, body, headers = get(port, path)
+    assert status == 404, body
+    assert headers["Content-Type"].startswith("text/plain")
+
+
+def test_every_answer_carries_the_policy(port: int) -> None:
+    for path in ("/", "/api/index", "/static/app.js", "/nothing"):
+        headers = get(port, path)[2]
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert "unsafe" not in headers["Content-Security-Policy"]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_a_foreign_host_name_is_refused(port: int) -> None:
+    assert get(port, "/api/index", Host="evil.example")[0] == 403
+    assert get(port, "/api/index", Host=f"localhost:{port}")[0] == 200
+
+
+def test_beyond_loopback_a_token_is_demanded(gallery: Gallery) -> None:
+    with pytest.raises(ViewerError, match="--token"):
+        make_server(gallery, "0.0.0.0")
+    with pytest.raises(ViewerError, match="--token"):
+        make_server(gallery, "0.0.0.0", token="short")
+    assert loopback("127.0.0.1")
+    assert loopback("::1")
+    assert not loopback("192.168.0.7")
+    assert not loopback("my-host")
+    for port in serving(gallery, host="0.0.0.0", token="a-long-enough-token"):
+        assert get(port, "/api/index")[0] == 403
+        assert get(port, "/api/index?token=wrong")[0] == 403
+        status, _, headers = get(port, "/?token=a-long-enough-token")
+        assert status == 200
+        assert get(port, "/api/index", Cookie=headers["Set-Cookie"].split(";")[0])[0] == 200
+
+
+def test_a_taken_port_is_told(gallery: Gallery, port: int) -> None:
+    with pytest.raises(ViewerError, match="choose another --port"):
+        make_server(gallery, port=port)
+
+
+def test_in_the_browser_with_the_keyboard_alone(port: int, gallery: Gallery, tmp_path: Path) -> None:
+    with page() as p:
+        p.goto(f"http://127.0.0.1:{port}/")
+        first = p.locator(".pane[data-side='0']")
+        p.wait_for_selector(".pane[data-side='0'][data-heat=ready][data-tissue=ready]")
+        assert p.locator("#slides li").count() == 3
+        assert scored.NASTY in p.locator("#slides").inner_text()  # escaped, not turned into markup
+        assert p.locator("#slides b").count() == 0
+        before = first.screenshot()
+        p.keyboard.press("h")
+        p.wait_for_timeout(600)
+        assert not p.locator("#heat").is_checked()
+        assert first.screenshot() != before
+        p.keyboard.press("h")
+        for key in ("t", "g", "+", "ArrowRight"):
+            p.keyboard.press(key)
+        assert p.locator("#tissue").is_checked()
+        assert p.locator("#grid").is_checked()
+        p.keyboard.press("x")  # go to the highest tile: its number and score are told
+        assert f"tile {scored.HOT} at" in first.locator(".readout").inner_text()
+        assert "attention: 0.9" in first.locator(".readout").inner_text()
+        assert "µm" in first.locator(".scalebar").inner_text()
+        p.keyboard.press("0")
+        title = p.locator("#title").inner_text()
+        p.keyboard.press("n")
+        p.wait_for_timeout(1500)
+        assert p.locator("#title").inner_text() != title
+        p.keyboard.press("s")
+        p.wait_for_selector(".pane[data-side='1'][data-heat=ready]")
+        p.wait_for_timeout(500)
+        assert p.locator("#run1").is_visible()
+        p.keyboard.press("/")
+        p.keyboard.type("nasty")
+        assert p.locator("#slides li").count() == 1
+        p.screenshot(path=str(tmp_path / "viewer.png"))
+        assert p.faults == []
+
+
+def test_hovering_a_tile_tells_its_score(port: int, gallery: Gallery) -> None:
+    with page() as p:
+        p.goto(f"http://127.0.0.1:{port}/")
+        p.wait_for_selector(".pane[data-side='0'][data-heat=ready]")
+        p.keyboard.press("x")
+        p.wait_for_timeout(1200)
+        box = p.locator("#osd0").bounding_box()
+        p.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)  # the view is centred on it
+        text = p.locator(".pane[data-side='0'] .readout").inner_text()
+        assert text.startswith(f"tile {scored.HOT} at")
+        assert "attention: 0.9" in text
+        assert "probability tumour: 0.858" in text  # 1 / (1 + exp(-2 x 0.9))
+        p.mouse.move(box["x"] + 3, box["y"] + 3)
+        assert p.faults == []
