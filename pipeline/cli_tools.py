@@ -113,3 +113,16 @@ def view(
     finally:
         server.server_close()
     return 0
+
+
+@app.command(rich_help_panel="Start here")
+def demo(
+    folder: Annotated[Path, typer.Option("--to", help="folder for the demo's slides and outputs")] = Path("demo"),
+    config: ConfigFiles = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+    workers: Workers = None,
+) -> int:
+    """Paint a synthetic cohort and run the whole main job on it: no network, no GPU, no weights; minutes."""
+    from pipeline.demo_run import run
+
+    return run(folder, set_, config, workers)

@@ -28,7 +28,7 @@ DOWNSAMPLES = (1, 4, 16)
 JPEG_QUALITY = 72
 NO_TISSUE, NO_MPP, TRUNCATED = "no_tissue.svs", "no_mpp.svs", "truncated.svs"
 LABELS = ("benign", "tumour")
-TUMOUR_UM2 = (1.4e6, 3.2e5, 7.5e4, 5.0e5, 1.1e6, 1.6e5)  # large to a few tiles only (a 128 µm tile is 1.6e4)
+TUMOUR_UM2 = (2.4e6, 4.5e5, 7.5e4, 9.0e5, 1.6e6, 2.5e5)  # large to a few tiles only (a 128 µm tile is 1.6e4)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Truth:
     slide_mpp: float
 
 
-def plan_cohort(seed: int = 7, n: int = 24, small: bool = False) -> list[DemoSlide]:
+def plan_cohort(seed: int = 7, n: int = 32, small: bool = False) -> list[DemoSlide]:
     """The labelled slides in order of their names, then the three broken ones.
 
     `n` is rounded up to even. `small`: slides of 1.5 mm for tests instead of 3 to 5 mm.
@@ -103,7 +103,7 @@ def plan_cohort(seed: int = 7, n: int = 24, small: bool = False) -> list[DemoSli
     return slides
 
 
-def make_cohort(folder: Path, seed: int = 7, n: int = 24, small: bool = False, workers: int = 0) -> Path:
+def make_cohort(folder: Path, seed: int = 7, n: int = 32, small: bool = False, workers: int = 0) -> Path:
     """Write the cohort into `folder`: slides/, truth/ and labels.csv, whose path is returned.
 
     A slide that is already there is kept (it was renamed into place complete), so an interrupted run goes on.

@@ -67,7 +67,7 @@ def _show_metrics(work: store.Work, folder: Path) -> None:
     rows: list[tuple[str, list[str]]] = []
     for model in MODELS:
         metrics = json.loads((work.run(model) / "metrics.json").read_text())
-        rows.append((model, [_interval(metrics["test"][k]) for k in ("auc", "balanced_accuracy", "f1")]))
+        rows.append((model, [_interval(metrics["pooled"][k]) for k in ("auc", "balanced_accuracy", "f1")]))
     for name in ("AUC", "balanced accuracy", "F1", "AUC of tile scores against the planted tumour"):
         table.add_column(name, justify="right")
     for model, cells in rows:
@@ -87,7 +87,7 @@ def instance_auc(work: store.Work, run: str, folder: Path) -> float:
     for slide, scores in tile_scores(work, run).items():
         attrs = store.read_attrs(work.tile_store(slide))
         coords = store.read_array(work.tile_store(slide), "coords")
-        planted = demo.tumour_fraction(demo.read_truth(folder, slide), coords, attrs["tile_l0"]) >= 0.5
+        planted = demo.tumour_fraction(demo.load_truth(folder, slide), coords, attrs["tile_l0"][0]) >= 0.5
         if planted.any() and not planted.all():
             aucs.append(roc_auc_score(planted, scores))
     return float(np.mean(aucs)) if aucs else float("nan")
