@@ -36,6 +36,8 @@ Workers = Annotated[int | None, typer.Option(help="parallel processes (default: 
 BackendName = Annotated[str | None, typer.Option("--backend", help="local, slurm or dask")]
 Scheduler = Annotated[str | None, typer.Option(help="tcp://host:port of a running Dask cluster, for --backend dask")]
 Shard = Annotated[str | None, typer.Option(help="only every n-th item, as i/n with i from 1: share work by hand")]
+Items = Annotated[Path | None, typer.Option(help="file with item keys, one a line: only these; --shard shares them")]
+Wait = Annotated[bool | None, typer.Option("--wait", help="with --backend slurm: follow the jobs until they end")]
 Replace = Annotated[bool, typer.Option("--replace", help="make outputs of other parameters anew instead of refusing")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be done to each item, and why; change nothing")]
 Slides = Annotated[Path, typer.Argument(help="folder with slides (searched recursively), one slide, or a manifest CSV")]
@@ -60,6 +62,7 @@ def session(
     replace: bool = False,
     dry_run: bool = False,
     shard: str | None = None,
+    only: Path | None = None,
     **flags: Any,
 ) -> Session:
     """The verbs' common ground. `flags` are settings with `__` for the dot; None means not given."""
@@ -74,7 +77,7 @@ def session(
         if not (i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
             raise ConfigError(f"--shard {shard!r}: write i/n with 1 <= i <= n, for example 3/20")
         pair = (int(i), int(n))
-    return Session(Work(work), resolved, replace, dry_run, pair)
+    return Session(Work(work), resolved, replace, dry_run, pair, only)
 
 
 def mpps(text: str | None) -> list[float] | None:
@@ -111,6 +114,8 @@ def tile(
     backend: BackendName = None,
     scheduler: Scheduler = None,
     shard: Shard = None,
+    items: Items = None,
+    wait: Wait = None,
     replace: Replace = False,
     dry_run: DryRun = False,
 ) -> int:
@@ -118,11 +123,11 @@ def tile(
     from pipeline import verbs
 
     s = session(
-        work, config, set_, replace=replace, dry_run=dry_run, shard=shard,
+        work, config, set_, replace=replace, dry_run=dry_run, shard=shard, only=items,
         tile__mpp=mpps(mpp), tile__tile_px=tile_px, tile__segmenter=segmenter, tile__min_tissue=min_tissue,
         tile__overlap_um=overlap_um, tile__max_pen=max_pen, tile__max_blur=max_blur, tile__save_tiles=save_tiles,
         tile__mpp_of_slides=mpp_of_slides, tile__assume_mpp_from_power=assume_mpp_from_power,
-        cluster__workers=workers, cluster__backend=backend,
+        cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
         cluster__backend_params__scheduler=scheduler,
     )  # fmt: skip
     return verbs.tile(s, slides)
@@ -146,6 +151,8 @@ def extract(
     backend: BackendName = None,
     scheduler: Scheduler = None,
     shard: Shard = None,
+    items: Items = None,
+    wait: Wait = None,
     replace: Replace = False,
     dry_run: DryRun = False,
 ) -> int:
@@ -153,11 +160,11 @@ def extract(
     from pipeline import verbs
 
     s = session(
-        work, config, set_, replace=replace, dry_run=dry_run, shard=shard,
+        work, config, set_, replace=replace, dry_run=dry_run, shard=shard, only=items,
         extract__encoder=encoder, extract__weights=weights, extract__gpu=gpu, extract__offline=offline,
         extract__gpus=[int(g) for g in gpus.split(",")] if gpus else None,
         extract__allow_mismatch=allow_mismatch, extract__batch=batch,
-        cluster__workers=workers, cluster__backend=backend,
+        cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
         cluster__backend_params__scheduler=scheduler,
     )  # fmt: skip
     return verbs.extract(s)
@@ -180,6 +187,8 @@ def train(
     backend: BackendName = None,
     scheduler: Scheduler = None,
     shard: Shard = None,
+    items: Items = None,
+    wait: Wait = None,
     replace: Replace = False,
     dry_run: DryRun = False,
 ) -> int:
@@ -187,9 +196,9 @@ def train(
     from pipeline import verbs
 
     s = session(
-        work, config, set_, replace=replace, dry_run=dry_run, shard=shard,
+        work, config, set_, replace=replace, dry_run=dry_run, shard=shard, only=items,
         train__model=model, extract__encoder=encoder, train__folds=folds, train__epochs=epochs, train__seeds=seeds,
-        train__gpu=gpu, cluster__workers=workers, cluster__backend=backend,
+        train__gpu=gpu, cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
         cluster__backend_params__scheduler=scheduler,
     )  # fmt: skip
     return verbs.train(s, labels, name)
@@ -219,6 +228,8 @@ def score(
     backend: BackendName = None,
     scheduler: Scheduler = None,
     shard: Shard = None,
+    items: Items = None,
+    wait: Wait = None,
     replace: Replace = False,
     dry_run: DryRun = False,
 ) -> int:
@@ -226,8 +237,9 @@ def score(
     from pipeline import verbs
 
     s = session(
-        work, config, set_, replace=replace, dry_run=dry_run, shard=shard,
-        train__gpu=gpu, cluster__workers=workers, cluster__backend=backend, score__heatmaps=heatmaps, score__tiff=tiff,
+        work, config, set_, replace=replace, dry_run=dry_run, shard=shard, only=items,
+        train__gpu=gpu, cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
+        score__heatmaps=heatmaps, score__tiff=tiff,
         score__geojson=geojson, score__top_tiles=top_tiles,
     )  # fmt: skip
     return verbs.score(s, name, features, slides, labels)
@@ -251,6 +263,7 @@ def run(
     workers: Workers = None,
     backend: BackendName = None,
     scheduler: Scheduler = None,
+    wait: Wait = None,
     replace: Replace = False,
 ) -> int:
     """All four verbs in order: slides in, scored models out."""
@@ -260,7 +273,7 @@ def run(
         work, config, set_, replace=replace,
         tile__mpp=mpps(mpp), tile__tile_px=tile_px, tile__mpp_of_slides=mpp_of_slides, extract__encoder=encoder,
         extract__weights=weights, extract__gpu=gpu, train__gpu=gpu, train__model=model,
-        cluster__workers=workers, cluster__backend=backend,
+        cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
         cluster__backend_params__scheduler=scheduler,
     )  # fmt: skip
     return verbs.run_all(s, slides, labels, name)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from configs import lookup
 from configs.schema import Config
 from pipeline import cohort, console, runner, store
 from pipeline import stage as stages_core
+from pipeline.backends import slurm
 from pipeline.cohort import CohortError
 from pipeline.runlog import RunLog, label
 from pipeline.stage import Item, Outcome, Plan, Stage
@@ -27,21 +29,39 @@ class Session:
     replace: bool = False
     dry_run: bool = False
     shard: tuple[int, int] | None = None
+    only: Path | None = None
 
     def share(self, items: list[Item]) -> list[Item]:
-        """The items of this shard: every n-th, so that neighbouring (similarly large) slides spread over the shards."""
-        if self.shard is None:
-            return items
-        i, n = self.shard
-        return items[i - 1 :: n]
+        """The items of this shard: every n-th, so that neighbouring (similarly large) slides spread over the shards.
+
+        Where `only` names a list of keys, the shard is a share of that list, whatever else is there by now."""
+        i, n = self.shard or (1, 1)
+        if self.only is None:
+            return items[i - 1 :: n]
+        try:
+            wanted = set(self.only.read_text().splitlines()[i - 1 :: n])
+        except OSError as error:
+            raise CohortError(f"--items {self.only} cannot be read: {error.strerror}") from error
+        return [item for item in items if item.key in wanted]
+
+    @property
+    def submits(self) -> bool:
+        """Whether the back end hands the commands to a scheduler instead of making the items itself."""
+        return hasattr(lookup.find("pipeline.backends", self.config.cluster.backend), "submit")
 
 
-def run_stage(session: Session, stage: Stage) -> int:
-    """Run one stage through the configured back end and tell how it went."""
+def run_stage(session: Session, stage: Stage, args: list[str] | None = None) -> int:
+    """Run one stage through the configured back end and tell how it went; or submit its verb, called with `args`."""
     cluster = session.config.cluster
     module = lookup.find("pipeline.backends", cluster.backend)
     if session.dry_run:
         return show_plan(session, stage)
+    if session.submits:
+        keys = to_do(session, stage)
+        if not keys:
+            console.err.print(f"[bold]{stage.name}[/]: nothing to do")
+            return 0
+        return submit(session, [slurm.Step(stage.name, args or [], len(keys), keys)])
 
     def backend(stage: Stage, items: list[Item], replace: bool, remake: bool) -> Iterator[Outcome]:
         outcomes: Iterator[Outcome] = module.run(stage, items, replace, remake, cluster)
@@ -74,6 +94,25 @@ def run_stage(session: Session, stage: Stage) -> int:
     return report.exit_code
 
 
+def to_do(session: Session, stage: Stage) -> list[str]:
+    """Keys of the items that are not done. Raises Refused before anything is submitted."""
+    todo = stages_core.plan(stage, session.share(stage.items()))
+    if todo.differ and not session.replace:
+        raise stages_core.Refused(stages_core.refusal(stage, todo.differ))
+    return [item.key for item in (*todo.todo, *(item for item, _ in todo.differ), *todo.remake)]
+
+
+def submit(session: Session, steps: list[slurm.Step]) -> int:
+    """Hand `steps` to the scheduler, print the job numbers, and follow them if asked to."""
+    params = lookup.params(slurm, session.config.cluster.backend_params)
+    folder, arrays = slurm.submit(session.work, session.config, steps, session.replace)
+    for array in arrays:
+        tasks = f"{array.tasks} task{'s' * (array.tasks != 1)}, {array.items} item{'s' * (array.items != 1)}"
+        console.out.print(f"{array.verb}: job {array.job} ({tasks})")
+    console.out.print(f"scripts, settings and logs: {folder}; look with `pipeline status --work {session.work.root}`")
+    return slurm.follow(session.work, folder, params.poll_s, console.err.print) if params.wait else 0
+
+
 def show_plan(session: Session, stage: Stage) -> int:
     """What a run would do, item by item, with the reason. Changes nothing."""
     plan = stages_core.plan(stage, session.share(stage.items()))
@@ -99,7 +138,7 @@ def tile(session: Session, source: Path) -> int:
         console.err.print(f"not slides, left alone: {len(listing.others)} files ({console.escape(names)})")
     if not session.dry_run:
         cohort.remember(session.work, listing.slides)
-    return run_stage(session, Tile(session.work, session.config, listing.slides))
+    return run_stage(session, Tile(session.work, session.config, listing.slides), [str(source.resolve())])
 
 
 def extract(session: Session) -> int:
@@ -124,8 +163,33 @@ def run_all(session: Session, source: Path, labels: Path | None, name: str | Non
     """The four verbs in order. Failed items do not stop the next verb; the worst exit code is returned."""
     if labels is not None:
         cohort.read_rows(labels)  # a wrong label file is told before hours of tiling
+    if session.submits:
+        return submit_all(session, source, labels, name)
     codes = [tile(session, source), extract(session), train(session, labels, name), score(session, name)]
     return max(codes)
+
+
+def submit_all(session: Session, source: Path, labels: Path | None, name: str | None) -> int:
+    """The four verbs as jobs, each after the one before. What can be wrong now is told now."""
+    from pipeline.stages import Tile
+
+    config = session.config
+    listing = cohort.list_slides(source, plain_images=config.tile.mpp_of_slides is not None)
+    cohort.remember(session.work, listing.slides)
+    found = cohort.find_labels(labels, session.work).resolve()
+    cohort.read_rows(found)
+    keys = to_do(session, Tile(session.work, config, listing.slides))
+    slides = [s.id for s in cohort.read_cohort(session.work)]
+    cells = math.prod(len(values) for values in config.train.grid.values())
+    trainings = cells * config.train.folds * config.train.repeats * config.train.seeds
+    called = ["--name", name or config.train.model.rsplit(".", 1)[-1]]
+    steps = [slurm.Step("tile", [str(source.resolve())], len(keys), keys)] if keys else []
+    steps += [
+        slurm.Step("extract", [], len(slides), slides),
+        slurm.Step("train", ["--labels", str(found), *called], trainings),
+        slurm.Step("score", called, 1),
+    ]
+    return submit(session, steps)
 
 
 def train(session: Session, labels: Path | None, name: str | None) -> int:
@@ -138,16 +202,18 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
     if labels is None:  # bags from a table bring their labels along; those of digits are made here
         own = session.work.features(config.extract.encoder) / "labels.csv"
         labels = bag_table.ensure_digits(session.work, config.extract.encoder) or (own if own.is_file() else None)
-    rows = cohort.read_rows(cohort.find_labels(labels, session.work))
+    found = cohort.find_labels(labels, session.work)
+    rows = cohort.read_rows(found)
     data = cases.labelled(rows, session.work.features(config.extract.encoder), config.train)
     for note in (*data.notes, *cases.duplicates(data, session.work)):
         console.err.print(console.escape(note))
     if config.train.protocol == "paper":
         console.err.print("[yellow]protocol paper[/]: the epoch is chosen on the test fold; the numbers are optimistic")
-    training.device(config.train.gpu)  # told before any work
+    if not session.submits:
+        training.device(config.train.gpu)  # told before any work; on a cluster only the nodes can tell
     stage = Train(session.work, config, run, data, cases.make_folds(data, config.train))
-    code = run_stage(session, stage)
-    if not session.dry_run:
+    code = run_stage(session, stage, ["--labels", str(found.resolve()), "--name", run])
+    if not (session.dry_run or session.submits):
         runs.show_folds(stage.root, console.out)
     return code
 
@@ -161,6 +227,12 @@ def score(
     from pipeline import external, runs, scoring
 
     run = runs.find(session.work, name, session.config.train.model)
+    if session.submits and not session.dry_run:
+        given = [("--features", features), ("--labels", labels)]
+        args = [str(slides.resolve())] if slides else []
+        args += ["--name", str(run.resolve())]
+        args += [part for flag, path in given if path for part in (flag, str(path.resolve()))]
+        return submit(session, [slurm.Step("score", args, 1)])
     codes = []
     if slides is not None:
         session, features, called, code = external.prepare(session, run, slides)

@@ -1,0 +1,327 @@
+"""Verbs as SLURM arrays: freezes settings and items in `work/jobs/<id>/`, writes readable job scripts, submits them.
+
+In: the verbs to submit in order. Out: job numbers, at once; the work is done by the same command line on the nodes, one
+share of the items per task, which anybody can run again by hand. Nothing about a job decides what is finished: outputs
+do, so a job that is killed, requeued or submitted twice costs time and no result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from configs import load, lookup
+from configs.schema import ClusterConfig, Config, Settings
+from pipeline import store
+from pipeline.stage import Stopped
+
+
+class Resources(Settings):
+    """What one task asks for."""
+
+    partition: str = Field("", description="partition; empty: the cluster's default")
+    account: str = Field("", description="account to charge")
+    qos: str = Field("", description="quality of service")
+    time: str = Field("", description="walltime as SLURM writes it (4:00:00); empty: the partition's")
+    memory: str = Field("", description="memory of a task (16G); empty: the partition's")
+    cpus: int = Field(4, ge=1, description="cores of a task, and its parallel processes")
+    gpus: int = Field(0, ge=0, description="GPUs of a task")
+    constraint: str = Field("", description="node features (--constraint)")
+    tasks: int = Field(100, ge=1, description="most tasks of the array")
+    items_per_task: int = Field(1, ge=1, description="fewest items worth a task")
+    at_once: int = Field(0, ge=0, description="most tasks that run at the same time; 0 leaves it to SLURM")
+    extra: tuple[str, ...] = Field((), description="further sbatch options, one each: --exclude=node7")
+
+
+class Params(Resources):
+    """What `cluster.backend_params` may hold. tile, extract, train, score: other resources of that verb."""
+
+    tile: dict[str, Any] = Field({}, description="resources that differ for tile")
+    extract: dict[str, Any] = Field({}, description="resources that differ for extract: {partition: gpu, gpus: 1}")
+    train: dict[str, Any] = Field({}, description="resources that differ for train")
+    score: dict[str, Any] = Field({}, description="resources that differ for score")
+    modules: tuple[str, ...] = Field((), description="environment modules to load")
+    setup: tuple[str, ...] = Field((), description="shell lines before the command, such as activating an environment")
+    container: str = Field("", description="Apptainer image that holds the program; empty: this installation")
+    bind: tuple[str, ...] = Field((), description="further folders the container needs (path or path:inside)")
+    warn_s: int = Field(120, ge=10, description="so long before the walltime a task stops, gives back and requeues, s")
+    requeues: int = Field(20, ge=0, description="how often a task goes on after walltime or preemption")
+    restarts: int = Field(2, ge=0, description="how often a task is started again after its process was killed")
+    wait: bool = Field(False, description="follow the jobs until they end")
+    poll_s: float = Field(10.0, gt=0, description="how often --wait looks, s")
+
+    def of(self, verb: str) -> Resources:
+        """The resources of one verb. Raises LookupFailed when one of its own is unknown."""
+        common = {name: getattr(self, name) for name in Resources.model_fields}
+        try:
+            return Resources(**{**common, **getattr(self, verb)})
+        except ValidationError as error:
+            known = ", ".join(Resources.model_fields)
+            raise lookup.LookupFailed(f"slurm, {verb}: {lookup.explain(error)}; it takes: {known}") from error
+
+
+@dataclass(frozen=True)
+class Step:
+    """One verb to submit. args: its own arguments. items: keys to make, or None for whatever is there by then.
+    most: the number of items, as far as it can be known now."""
+
+    verb: str
+    args: list[str]
+    most: int
+    items: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """One array as `job.json` remembers it."""
+
+    verb: str
+    job: str
+    tasks: int
+    items: int
+    script: str
+
+
+def submit(work: store.Work, config: Config, steps: list[Step], replace: bool = False) -> tuple[Path, list[Submitted]]:
+    """Submit `steps`, each after the one before. Returns the job folder and the arrays.
+
+    Raises Stopped (SLURM is absent or refuses) or LookupFailed (an unknown setting)."""
+    params: Params = lookup.params(sys.modules[__name__], config.cluster.backend_params)
+    resources = {step.verb: params.of(step.verb) for step in steps}
+    if shutil.which("sbatch") is None:
+        raise Stopped("there is no `sbatch` on this machine; submit from a login node, or leave out --backend slurm")
+    folder = work.root.resolve() / "jobs" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:4]}"
+    (folder / "logs").mkdir(parents=True)
+    made: list[Submitted] = []
+    for step in steps:
+        of = resources[step.verb]
+        tasks = max(1, min(of.tasks, -(-step.most // of.items_per_task)))
+        # the tasks run on one machine each: every core one process
+        cluster = ClusterConfig(workers=of.cpus, lease_s=config.cluster.lease_s)
+        settings = folder / f"{step.verb}.yaml"
+        store.write_atomic(settings, load.template(config.model_copy(update={"cluster": cluster})))
+        if step.items is not None:
+            store.write_atomic(folder / f"{step.verb}.items", "".join(f"{key}\n" for key in step.items))
+        script = folder / f"{step.verb}.sh"
+        store.write_atomic(script, job_script(step, folder, work.root.resolve(), params, of, tasks, replace))
+        script.chmod(0o755)
+        after = [f"--dependency=afterany:{made[-1].job}"] if made else []
+        job = _said(["sbatch", "--parsable", *after, str(script)]).split(";")[0].strip()
+        made.append(Submitted(step.verb, job, tasks, step.most, str(script)))
+        card = {"submitted": time.time(), "command": sys.argv, "arrays": [asdict(m) for m in made]}
+        store.write_atomic(folder / "job.json", json.dumps(card, indent=2) + "\n")
+    return folder, made
+
+
+def job_script(
+    step: Step, folder: Path, work: Path, params: Params, of: Resources, tasks: int, replace: bool = False
+) -> str:
+    """The text of one verb's job script."""
+    asked = {
+        "job-name": f"{step.verb}-{work.name}",
+        "array": f"1-{tasks}" + (f"%{of.at_once}" if of.at_once else ""),
+        "output": f"{folder}/logs/{step.verb}-%a.log",
+        "open-mode": "append",
+        "signal": f"B:USR1@{params.warn_s}",
+        "partition": of.partition,
+        "account": of.account,
+        "qos": of.qos,
+        "time": of.time,
+        "mem": of.memory,
+        "nodes": "1",
+        "ntasks": "1",
+        "cpus-per-task": str(of.cpus),
+        "gres": f"gpu:{of.gpus}" if of.gpus else "",
+        "constraint": of.constraint,
+    }
+    options = [f"#SBATCH --{name}={value}" for name, value in asked.items() if value]
+    options += ["#SBATCH --requeue", *(f"#SBATCH {option}" for option in of.extra)]
+    given = ["--work", str(work), "--config", str(folder / f"{step.verb}.yaml")]
+    given += ["--items", str(folder / f"{step.verb}.items")] if step.items is not None else []
+    given += ["--replace"] if replace else []
+    command = f"{_program(params, of, work, step)} {shlex.join([step.verb, *step.args, *given])}"
+    before = [f"module load {shlex.join(params.modules)}"] if params.modules else []
+    share = f'--shard "${{SLURM_ARRAY_TASK_ID:-1}}/{tasks}"'
+    return f"""#!/bin/bash
+{chr(10).join(options)}
+
+# One share of `{step.verb}` per task. What is finished is skipped, so any task may be run again, also by hand:
+#   SLURM_ARRAY_TASK_ID=1 bash {shlex.quote(str(folder / f"{step.verb}.sh"))}
+
+cd {shlex.quote(os.getcwd())} || exit 2
+{chr(10).join([*before, *params.setup])}
+folder={shlex.quote(str(folder))}
+task="{step.verb} ${{SLURM_ARRAY_TASK_ID:-1}}"
+tries=${{SLURM_RESTART_COUNT:-0}}
+export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"  # one process per core already
+
+note() {{ echo "$task $tries $1 $(hostname) $(date -u +%Y-%m-%dT%H:%M:%SZ)" >>"$folder/ends"; }}
+
+if [ -e "$folder/refused" ]; then
+  echo "a step before was refused; see its logs"
+  note 3
+  exit 3
+fi
+
+# walltime, preemption: the command gives back what is under way, keeps what is whole, and ends with 143
+asked=
+trap 'asked=1; kill -TERM "$child" 2>/dev/null' USR1 TERM
+{command} {share} &
+child=$!
+wait "$child"
+code=$?
+while kill -0 "$child" 2>/dev/null; do  # a trap ends `wait` before the command has ended
+  wait "$child"
+  code=$?
+done
+
+again() {{
+  [ -n "${{SLURM_JOB_ID:-}}" ] && [ "$tries" -lt "$1" ] && note "requeued:$code" && scontrol requeue "$SLURM_JOB_ID"
+}}
+if [ -n "$asked" ] && [ "$code" -gt 128 ]; then
+  again {params.requeues} && exit 0
+elif [ "$code" -gt 128 ]; then
+  again {params.restarts} && exit 0  # its process was killed from outside: out of memory, or by hand
+elif [ "$code" -ge 2 ]; then
+  touch "$folder/refused"  # the next steps must not go on with outputs of other settings
+fi
+note "$code"
+exit "$code"
+"""
+
+
+def _program(params: Params, of: Resources, work: Path, step: Step) -> str:
+    if not params.container:
+        return f"{shlex.quote(sys.executable)} -m pipeline.cli"
+    paths = [a for a in step.args if a.startswith("/")]
+    parts = ["apptainer", "exec", *(["--nv"] if of.gpus else [])]
+    for bind in dict.fromkeys([str(work), os.getcwd(), *paths, *params.bind]):
+        parts += ["--bind", bind]
+    return shlex.join([*parts, params.container, "pipeline"])
+
+
+def _said(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Stopped(f"{command[0]} does not answer: {error}") from error
+    if done.returncode != 0:
+        raise Stopped(f"{command[0]} refuses: {' '.join(done.stderr.split())}")
+    return done.stdout
+
+
+# ---------------------------------------------------------------------------------------------- looking
+
+
+@dataclass
+class ArrayState:
+    """What the tasks of one array are doing. ended: task -> exit code, as its script noted it."""
+
+    array: Submitted
+    folder: Path
+    running: dict[int, str]  # task -> node
+    waiting: dict[int, str]  # task -> SLURM's reason
+    ended: dict[int, int]
+    requeued: int
+
+    @property
+    def lost(self) -> list[int]:
+        """Tasks that SLURM does not know any more and that never said how they ended: cancelled, or a dead node."""
+        known = self.running.keys() | self.waiting.keys() | self.ended.keys()
+        return [t for t in range(1, self.array.tasks + 1) if t not in known]
+
+    @property
+    def over(self) -> bool:
+        return not self.running and not self.waiting
+
+    def line(self) -> str:
+        """One line for a person."""
+        nodes = ", ".join(sorted(set(self.running.values())))
+        reasons = ", ".join(sorted(set(self.waiting.values()) - {"None"}))
+        bad = sum(code != 0 for code in self.ended.values())
+        parts = [f"{len(self.running)} running" + (f" on {nodes}" if nodes else "")]
+        parts += [f"{len(self.waiting)} waiting" + (f" ({reasons})" if reasons else "")]
+        parts += [f"{len(self.ended)} ended" + (f", {bad} of them not well" if bad else "")]
+        parts += [f"{len(self.lost)} lost (cancelled, or their node died)"] if self.lost else []
+        parts += [f"requeued {self.requeued} times"] if self.requeued else []
+        return f"job {self.array.job} {self.array.verb}: {'; '.join(parts)}"
+
+
+def jobs(work: store.Work, folder: Path | None = None) -> list[ArrayState]:
+    """The state of every array submitted from this work folder (or of one job folder), oldest first."""
+    folders = [folder] if folder else sorted(p.parent for p in (work.root / "jobs").glob("*/job.json"))
+    arrays: list[ArrayState] = []
+    for at in folders:
+        card = json.loads((at / "job.json").read_text())
+        ends = _ends(at)
+        for raw in card["arrays"]:
+            array = Submitted(**raw)
+            mine = ends.get(array.verb, [])
+            ended = {task: int(code) for task, code in mine if not code.startswith("requeued")}
+            arrays.append(ArrayState(array, at, {}, {}, ended, sum(code.startswith("requeued") for _, code in mine)))
+    if not arrays or shutil.which("squeue") is None:
+        return arrays
+    by_job = {a.array.job: a for a in arrays}
+    for line in _said(["squeue", "-h", "-r", "-o", "%F|%K|%T|%N|%r", "--me"]).splitlines():
+        job, task, state, node, reason = line.split("|", 4)
+        if job in by_job and task.isdigit():
+            array_state = by_job[job]
+            array_state.ended.pop(int(task), None)  # it was started again
+            if state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED"):
+                array_state.waiting[int(task)] = reason
+            else:
+                array_state.running[int(task)] = node
+    return arrays
+
+
+def _ends(folder: Path) -> dict[str, list[tuple[int, str]]]:
+    """Per verb, (task, code) as the scripts noted them, in order; a torn line is ignored."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    try:
+        lines = (folder / "ends").read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return found
+    for line in lines:
+        words = line.split()
+        if len(words) == 6 and words[1].isdigit() and (words[3].isdigit() or words[3].startswith("requeued:")):
+            found.setdefault(words[0], []).append((int(words[1]), words[3]))
+    return found
+
+
+def follow(work: store.Work, folder: Path, poll_s: float, say: Any) -> int:
+    """Tell how the jobs of `folder` go on until all are over. 0: every task ended well; 1: not; 3: refused."""
+    last: list[str] = []
+    misses = 0
+    while True:
+        try:
+            states = jobs(work, folder)
+            misses = 0
+        except Stopped:
+            misses += 1  # a busy controller may not answer for minutes; the jobs do not mind
+            if misses > 30:
+                raise
+            time.sleep(poll_s)
+            continue
+        lines = [state.line() for state in states]
+        for line in lines:
+            if line not in last:
+                say(line)
+        last = lines
+        if all(state.over for state in states):
+            break
+        time.sleep(poll_s)
+    if (folder / "refused").exists():
+        return 3
+    return 0 if all(not s.lost and not any(s.ended.values()) for s in states) else 1
