@@ -129,10 +129,10 @@ def time_auc(time: np.ndarray, event: np.ndarray, risk: np.ndarray, at: float) -
 
 
 def survival(time: np.ndarray, event: np.ndarray, risk: np.ndarray, horizons: Sequence[float] = ()) -> Metrics:
-    """C-index, and the time-dependent AUC at each horizon (in the labels' time unit)."""
+    """C-index, and the time-dependent AUC at each horizon (in the labels' time unit), named time_auc_1, 2 ..."""
     found = {"c_index": c_index(time, event, risk)}
-    for at in horizons:
-        found[f"auc_at_{at:g}"] = time_auc(time, event, risk, at)
+    for k, at in enumerate(horizons, start=1):
+        found[f"time_auc_{k}"] = time_auc(time, event, risk, at)
     return found
 
 

@@ -70,7 +70,7 @@ class Task:
     def bins(self, time: Tensor) -> Tensor:
         """int64 (B,) time bin of each time (nll)."""
         edges = torch.tensor(self.edges, dtype=torch.float64, device=time.device)
-        return torch.bucketize(time.double(), edges, right=True)
+        return torch.bucketize(time.double().contiguous(), edges, right=True)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean loss over the batch, a scalar. logits: (B, n_out); target: as `target` gives it."""

@@ -78,7 +78,6 @@ def answers(logits: np.ndarray, task: Task, card: dict[str, Any], config: ScoreC
 def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: ScoreConfig) -> dict[str, Any]:
     """The content of `metrics.json`."""
     cards = [_card(f) for f in folders]
-    survival_from = [c for c in cards if task.survival]
     per_fold = []
     for card in cards:
         own = [r for r in rows if (r["repeat"], r["fold"], r["seed"]) == (*_place(card), card["seed"])]
@@ -87,7 +86,8 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
                          "patients": len(own), "epoch": card["epoch"], "cell": card["cell"],
                          **({"fallback": card["fallback"]} if "fallback" in card else {}), "metrics": values})
     pooled = ensemble(rows)
-    horizons = sorted(set.intersection(*[set(_horizons(c)) for c in survival_from])) if survival_from else []
+    # each fold has its own horizons, from its training part; the pooled patients are looked at in their mean
+    horizons = np.mean([_horizons(c) for c in cards], axis=0).tolist() if task.survival else []
 
     def of_rows(drawn: np.ndarray) -> metrics.Metrics:
         return measure([pooled[i] for i in drawn], task, horizons, None)
@@ -253,7 +253,7 @@ def _threshold(card: dict[str, Any], config: ScoreConfig) -> float | None:
 
 
 def _horizons(card: dict[str, Any]) -> list[float]:
-    return [float(k.removeprefix("auc_at_")) for k in card["test"] if k.startswith("auc_at_")]
+    return list(card.get("horizons", []))
 
 
 def _warnings(cards: Sequence[dict[str, Any]], task: Task) -> list[str]:

@@ -125,7 +125,7 @@ def train_fold(job: Job, dataset: Dataset, teacher: bundle.Bundle | None, out: P
         "versions": bundle.versions(), "epoch": state["best"]["epoch"] + 1, "epochs": state["epoch"] + 1,
         "validation": _finite(_metrics_of([r for r in rows if r["side"] == "val"], task, train)),
         "test": _finite(_metrics_of([r for r in rows if r["side"] == "test"], task, train)),
-        **operating_points(rows, task),
+        **operating_points(rows, task), **({"horizons": horizons(train)} if task.survival else {}),
     }
     bundle.write(out, card, weights, scale)
     (out / PREDICTIONS).write_text(table(rows))
@@ -162,6 +162,12 @@ def build_model(config: TrainConfig, in_dim: int, task: Task, seed: int, teacher
         if teacher is not None:
             model.start_from(teacher.weights)
     return model
+
+
+def horizons(train: Sequence[Patient]) -> list[float]:
+    """Times at which the time-dependent AUC is taken: quartiles of the training part's event times."""
+    events = [p.target[0] for p in train if isinstance(p.target, tuple) and p.target[1]]
+    return [float(v) for v in np.quantile(events, [0.25, 0.5, 0.75])]
 
 
 def operating_points(rows: Sequence[dict[str, Any]], task: Task) -> dict[str, Any]:
@@ -253,15 +259,13 @@ def _predicted(model: Any, side: str, of: Sequence[Case], task: Task, scale: Any
 
 
 def _metrics_of(rows: Sequence[dict[str, Any]], task: Task, train: Sequence[Patient]) -> dict[str, float]:
-    """Metrics of some predictions; the horizons of survival are quartiles of the training part's event times."""
+    """Metrics of some predictions, at the horizons of the training part."""
     if not rows:
         return {}
     logits = torch.from_numpy(logits_of(rows))
     if task.survival:
         target = targets_of(rows)
-        events = [p.target[0] for p in train if isinstance(p.target, tuple) and p.target[1]]
-        horizons = [round(float(v), 6) for v in np.quantile(events, [0.25, 0.5, 0.75])]
-        return metrics.survival(target[:, 0], target[:, 1], task.risk(logits).numpy(), horizons)
+        return metrics.survival(target[:, 0], target[:, 1], task.risk(logits).numpy(), horizons(train))
     return metrics.classification(targets_of(rows), task.probabilities(logits).numpy())
 
 

@@ -96,7 +96,8 @@ def test_a_run_holds_what_the_readme_says(work: store.Work) -> None:
     names = set(tree(run))
     for fold in ("fold_0", "fold_1"):
         for part in (fold, f"teacher/{fold}"):
-            assert {f"{part}/{n}" for n in ("model.safetensors", "model.json", "predictions.csv", "history.csv")} <= names
+            files = ("model.safetensors", "model.json", "predictions.csv", "history.csv")
+            assert {f"{part}/{n}" for n in files} <= names
     assert {"config.yaml", "splits.csv", "predictions.csv", "metrics.json"} <= names
     assert found["patients"] == 12
     assert found["unit"] == "patient"
@@ -105,12 +106,12 @@ def test_a_run_holds_what_the_readme_says(work: store.Work) -> None:
     hashes = {line.split(",")[-1] for line in (run / "splits.csv").read_text().splitlines()[1:]}
     assert hashes == {found["split_hash"]}
     for slide in (r.slide for r in rows):
-        path = run / "scores" / f"{slide}.zarr"
-        assert len(store.read_array(path, "attention")) == len(store.read_array(work.feature_store("texture", slide), "coords"))
+        attention = store.read_array(run / "scores" / f"{slide}.zarr", "attention")
+        assert len(attention) == len(store.read_array(work.feature_store("texture", slide), "coords"))
     text = "".join(b.decode(errors="ignore") for n, b in tree(run).items() if n.endswith((".json", ".csv", ".yaml")))
     assert str(work.root) not in text  # no path of this machine in a result
     header = (run / "predictions.csv").read_text().splitlines()[0]
-    assert header == "slide,patient,repeat,fold,seed,label,p_no,p_yes"
+    assert header.startswith("slide,patient,repeat,fold,seed,label,p_no,p_yes")
 
 
 def test_every_patient_is_tested_once_by_a_model_that_never_saw_it(work: store.Work) -> None:
@@ -133,7 +134,8 @@ def test_the_teacher_is_taken_from_a_plain_run_and_the_other_way_round(
     monkeypatch.setattr(training, "train_fold", lambda job, *a: calls.append(job.config.model) or whole(job, *a))
     report = trained(work, rows, settings(**mhim()), "mhim")
     assert calls == ["mhim", "mhim"]
-    assert [o.notes for o in report.outcomes if o.key == "teacher/fold_0"] == [("taken from runs/plain/fold_0, the same training",)]
+    (note,) = next(o.notes for o in report.outcomes if o.key == "teacher/fold_0")
+    assert note == "taken from runs/plain/fold_0, the same training"
     for fold in ("fold_0", "fold_1"):
         one, two = work.run("plain") / fold, work.run("mhim") / "teacher" / fold
         assert tree(one) == tree(two)
@@ -194,8 +196,8 @@ def test_a_grid_is_chosen_on_validation_fold_by_fold(work: store.Work) -> None:
     for fold in (0, 1):
         mean = {}
         for cell in cells:
-            cards = [json.loads((p / "model.json").read_text()) for p in (work.run("run") / "grid" / cell).glob(f"fold_{fold}*")]
-            mean[cell] = np.mean([c["validation"]["auc"] for c in cards])
+            folders = (work.run("run") / "grid" / cell).glob(f"fold_{fold}*")
+            mean[cell] = np.mean([bundle.read(p).card["validation"]["auc"] for p in folders])
         chosen = {f["cell"].removeprefix("grid/") for f in found["per_fold"] if f["fold"] == fold}
         assert len(chosen) == 1
         assert mean[chosen.pop()] == max(mean.values())
@@ -208,7 +210,7 @@ def test_mhim_cells_share_one_teacher_per_fold(work: store.Work) -> None:
     jobs = grid.jobs(config, folds)
     assert len(jobs) == 8
     assert len({(j.teacher.cell, j.teacher.name) for j in jobs if j.teacher}) == 2
-    with pytest.raises(grid.ConfigError, match="mask_ratio_h=0.01"):
+    with pytest.raises(grid.ConfigError, match=r"mask_ratio_h=0\.01"):
         grid.parse(["mask_ratio_h"])
     assert grid.parse(["merge_k=1,5", "merge=mean,mca"]) == {"merge_k": (1, 5), "merge": ("mean", "mca")}
 
@@ -216,8 +218,9 @@ def test_mhim_cells_share_one_teacher_per_fold(work: store.Work) -> None:
 @pytest.mark.parametrize("loss", ["nll", "cox"])
 def test_survival_runs_with_several_slides_per_patient(work: store.Work, loss: str) -> None:
     rng = np.random.default_rng(1)
-    patients = {r.patient: (float(rng.exponential(9)) + 0.1, int(rng.random() < 0.7)) for r in make_features(work, 24, 2)}
-    rows = [replace(r, label=None, time=patients[r.patient][0], event=patients[r.patient][1]) for r in make_rows(24, 2)]
+    made = make_features(work, 24, 2)
+    patients = {r.patient: (float(rng.exponential(9)) + 0.1, int(rng.random() < 0.7)) for r in made}
+    rows = [replace(r, label=None, time=patients[r.patient][0], event=patients[r.patient][1]) for r in made]
     config = settings(task="auto", survival_loss=loss, survival_bins=3)
     assert not trained(work, rows, config).failures
     found = scored(work, config)
@@ -225,17 +228,11 @@ def test_survival_runs_with_several_slides_per_patient(work: store.Work, loss: s
     assert 0 <= found["test"]["c_index"]["value"] <= 1
     assert "log_rank_p" in found
     card = json.loads((work.run("run") / "fold_0" / "model.json").read_text())
-    assert sum(k.startswith("auc_at_") for k in card["test"]) == 3
+    assert sum(k.startswith("time_auc_") for k in card["test"]) == 3
     if loss == "nll":
         # edges come from the training part alone
         events = [t for p, (t, e) in patients.items() if e and p in side_of(work, "fold_0", "train")]
         np.testing.assert_allclose(card["task"]["edges"], np.quantile(events, [1 / 3, 2 / 3]))
-
-
-def make_rows(patients: int, slides_each: int) -> Any:
-    from pipeline.cohort import Row
-
-    return [Row(0, f"s{i:02d}_{j}.svs", f"p{i:02d}") for i in range(patients) for j in range(slides_each)]
 
 
 def side_of(work: store.Work, fold: str, side: str) -> set[str]:
@@ -251,8 +248,8 @@ def test_the_paper_protocol_selects_on_test_and_says_so(work: store.Work) -> Non
     assert any("optimistic" in w for w in found["warnings"])
     card = json.loads((work.run("run") / "fold_0" / "model.json").read_text())
     assert card["split"]["val"] == 0
-    best = max(float(line.split(",")[-1]) for line in (work.run("run") / "fold_0" / "history.csv").read_text().splitlines()[1:])
-    assert card["test"]["auc"] == pytest.approx(best)
+    history = (work.run("run") / "fold_0" / "history.csv").read_text().splitlines()[1:]
+    assert card["test"]["auc"] == pytest.approx(max(float(line.split(",")[-1]) for line in history))
 
 
 def test_new_slides_are_scored_without_labels_and_strangers_refused(work: store.Work, tmp_path: Path) -> None:
