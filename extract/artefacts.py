@@ -44,8 +44,8 @@ def pen(od: list[np.ndarray], mpp: float) -> np.ndarray:
         return np.zeros(r.shape, bool)
     # Over tissue the ink is mixed: stain adds more to green than to red. Such px belong to a stroke if they touch it.
     mixed = ((cv2.subtract(r, _times(g, 0.9)) > 15) & (r > 50)).astype(np.uint8)
-    mixed = cv2.morphologyEx(mixed, cv2.MORPH_OPEN, _disk(20 / mpp)) | core
-    _, labels = cv2.connectedComponents(mixed, connectivity=8)
+    whole = cv2.max(cv2.morphologyEx(mixed, cv2.MORPH_OPEN, _disk(20 / mpp)), core)
+    _, labels = cv2.connectedComponents(np.asarray(whole, np.uint8), connectivity=8)
     stroke = np.isin(labels, np.unique(labels[core > 0]))
     pale = cv2.subtract(r, _times(g, 1.15)) > 3
     reach = cv2.dilate(stroke.astype(np.uint8), _disk(60 / mpp)) > 0  # a stroke's edge is no wider

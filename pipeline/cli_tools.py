@@ -21,6 +21,19 @@ def status(work: WorkDir = Path("work")) -> int:
 
 
 @app.command(rich_help_panel="Look")
+def qupath(
+    work: WorkDir = Path("work"),
+    out: Annotated[Path | None, typer.Option(help="folder of the files [default: <work>/qupath]")] = None,
+    tiles: Annotated[bool, typer.Option("--tiles/--no-tiles", help="with the tiles and their measurements")] = True,
+) -> int:
+    """Export tissue and tiles as GeoJSON for QuPath; edited, it comes back through the manifest's column `regions`."""
+    from pipeline import store
+    from pipeline.qupath import export
+
+    return export(store.Work(work), out, tiles)
+
+
+@app.command(rich_help_panel="Look")
 def check(
     slides: Slides,
     labels: Annotated[Path | None, typer.Option(help="CSV whose rows are to be matched with the slides")] = None,
@@ -126,3 +139,36 @@ def demo(
     from pipeline.demo_run import run
 
     return run(folder, set_, config, workers)
+
+
+@app.command(rich_help_panel="Look")
+def report(
+    work: WorkDir = Path("work"),
+    name: Annotated[str | None, typer.Option("--name", help="run, by name or folder [default: the only one]")] = None,
+) -> int:
+    """One self-contained HTML file of a scored run: cohort, exclusions, results, mistakes, settings."""
+    from pipeline.report import write
+    from pipeline.runs import find
+    from pipeline.store import Work
+
+    folder = Work(work)
+    print(write(folder, find(folder, name, "mhim")))
+    return 0
+
+
+@app.command(rich_help_panel="Look")
+def compare(
+    one: Annotated[str, typer.Argument(help="a scored run, by name or folder")],
+    two: Annotated[str, typer.Argument(help="another one, on the same splits")],
+    work: WorkDir = Path("work"),
+    config: ConfigFiles = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+) -> int:
+    """Say whether run TWO is better or worse than run ONE, or no different: paired bootstrap over the same patients."""
+    from configs import load
+    from pipeline import compare, console, runs, store
+
+    settings = load.resolve(config, set_)
+    folders = [runs.find(store.Work(work), name, settings.train.model) for name in (one, two)]
+    compare.tell(folders[0], folders[1], settings.score, console.out)
+    return 0

@@ -1,0 +1,45 @@
+"""`pipeline qupath`: the tissue and tiles of a work folder as GeoJSON that QuPath opens, one file per slide.
+
+In: a work folder with tiles. Out: `qupath/<slide id>.geojson`. Edited there and exported again, a file comes back by
+the manifest's column `regions`. Knows layouts and names only; shapes are made by extract.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import console, store
+from pipeline.cohort import CohortError, read_cohort
+
+
+def export(work: store.Work, out: Path | None, tiles: bool = True) -> int:
+    """Write every tiled slide's file; 1 if a slide of the cohort has no tiles yet. Raises CohortError."""
+    from extract.regions import dumps, tile_features, tissue_features
+    from extract.tiling import ARTEFACTS, unpack_mask
+
+    folder = out or work.root / "qupath"
+    written, missing = 0, []
+    for slide in read_cohort(work):
+        path = work.tile_store(slide.id)
+        if store.stored(path) is None:
+            missing.append(slide.id)
+            continue
+        attrs = store.read_attrs(path)
+        bounds = tuple(attrs["bounds_l0"])
+        per_px = tuple(m / s for m, s in zip(attrs["mask_mpp"], attrs["slide_mpp"], strict=True))
+        mask = unpack_mask(store.read_array(path, "mask"), attrs["mask_px"][0])
+        features = tissue_features(mask, bounds, per_px)
+        if tiles:
+            numbers = {n: np.asarray(store.read_array(path, n)) for n in ("tissue", *ARTEFACTS)}
+            coords = np.asarray(store.read_array(path, "coords"))
+            features += tile_features(coords, tuple(attrs["tile_l0"]), numbers, bounds[:2])
+        store.write_atomic(folder / f"{slide.id}.geojson", dumps(features))
+        written += 1
+    if not written:
+        raise CohortError(f"no slide in {work.root} has tiles; run `pipeline tile` first")
+    console.out.print(f"{written} files in {folder}: drag one onto its slide in QuPath", markup=False)
+    if missing:
+        console.out.print(f"not tiled, hence left out: {', '.join(missing)}", markup=False)
+    return 1 if missing else 0
