@@ -340,7 +340,10 @@ def _explain(error: Exception) -> int:
     return 1
 
 
-from pipeline import cli_tools  # noqa: E402, F401  registers the other commands on `app`
+from pipeline import cli_tools, cli_upkeep  # noqa: E402, F401  register the other commands on `app`
 
 if __name__ == "__main__":
-    main()
+    # run by `python -m`, this file exists twice; the other commands are registered on the imported one
+    from pipeline.cli import main as imported
+
+    imported()

@@ -2,7 +2,8 @@
 
 In: a stage, its settings and the outcomes as they come. Out: two files per command that had something to do; one file
 has one writer, so that many tasks of a cluster never mix their lines. Times, hosts and versions live here and never in
-an output. Knows nothing of slides or models; nothing but the reasons of failures is ever read back.
+an output. Knows nothing of slides or models; only the reasons of failures, and the commands to try them again, are
+ever read back.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from pipeline.stage import Outcome, Plan, Report, Stage, State
 # named by the summary; read from the installed packages' metadata, which imports none of them
 PACKAGES = ("mhim-pipeline", "numpy", "torch", "timm", "openslide-python", "zarr", "scikit-image", "scikit-learn")
 
+MIRROR = "PIPELINE_LOG_JSON"  # set by `pipeline --log-json`, so that jobs and workers inherit it
+
 
 def label(stage: Stage) -> str:
     """A stage's name in logs and in `pipeline status`: `tile`, `extract texture`, `train mhim` ..."""
@@ -37,14 +40,14 @@ def label(stage: Stage) -> str:
 class RunLog:
     """The log of one stage in one command. Use as a context manager; hand `planned` and `watch` to `stage.run`.
 
-    mirror: also print every event as a JSON line to standard error (`--log-json`). A log that cannot be written (full
-    disk) never stops the work: `broken` says why, and the summary is left out.
+    mirror: also print every event as a JSON line to standard error (`--log-json`); None asks the environment. A log
+    that cannot be written (full disk) never stops the work: `broken` says why, and the summary is left out.
     """
 
-    def __init__(self, runs: Path, verb: str, config: Config | None = None, mirror: bool = False) -> None:
+    def __init__(self, runs: Path, verb: str, config: Config | None = None, mirror: bool | None = None) -> None:
         self.runs = runs
         self.verb = verb
-        self.mirror = mirror
+        self.mirror = MIRROR in os.environ if mirror is None else mirror
         self.broken = ""
         self.started = time.time()
         self.id = f"{_utc(self.started):%Y%m%dT%H%M%S}-{verb.replace(' ', '-')}-{uuid.uuid4().hex[:6]}"
@@ -56,6 +59,7 @@ class RunLog:
             "host": platform.node(),
             "pid": os.getpid(),
             "command": sys.argv,
+            "folder": os.getcwd(),
             "settings": store.fingerprint(config.model_dump(mode="json")) if config else "",
         }
         slurm = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
@@ -181,25 +185,37 @@ def events(path: Path) -> Iterator[dict[str, Any]]:
 
 def last_outcomes(runs: Path) -> dict[tuple[str, str], Outcome]:
     """The newest logged outcome of each (stage label, key), over all logs in `runs`."""
-    newest: dict[tuple[str, str], tuple[str, Outcome]] = {}
+    return {
+        at: Outcome(
+            event["key"],
+            State(event["state"]),
+            event.get("seconds", 0.0),
+            event.get("message", ""),
+            tuple(event.get("notes", ())),
+            event.get("numbers", {}),
+            event.get("trace", ""),
+        )
+        for at, (event, _) in _newest(runs).items()
+    }
+
+
+def last_failures(runs: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """For each (stage label, key) whose newest outcome is a failure: the start event of the log that tells of it."""
+    failed = {at: path for at, (event, path) in _newest(runs).items() if event["state"] == State.FAILED}
+    starts = {path: next(events(path)) for path in set(failed.values())}
+    return {at: starts[path] for at, path in failed.items()}
+
+
+def _newest(runs: Path) -> dict[tuple[str, str], tuple[dict[str, Any], Path]]:
+    newest: dict[tuple[str, str], tuple[dict[str, Any], Path]] = {}
     for path in sorted(runs.glob("*.jsonl")) if runs.is_dir() else []:
         for event in events(path):
             if event.get("event") != "item":
                 continue
             at = (event["stage"], event["key"])
-            if at in newest and newest[at][0] > event["t"]:
-                continue
-            outcome = Outcome(
-                event["key"],
-                State(event["state"]),
-                event.get("seconds", 0.0),
-                event.get("message", ""),
-                tuple(event.get("notes", ())),
-                event.get("numbers", {}),
-                event.get("trace", ""),
-            )
-            newest[at] = (event["t"], outcome)
-    return {at: outcome for at, (_, outcome) in newest.items()}
+            if at not in newest or newest[at][0]["t"] <= event["t"]:
+                newest[at] = (event, path)
+    return newest
 
 
 def _utc(seconds: float) -> datetime:

@@ -66,7 +66,7 @@ def run(stage: Stage, items: list[Item], replace: bool, remake: bool, cluster: C
         return client.submit(_make, shared, item, run_id, key=key, priority=-n, retries=params.retries, resources=needs)
 
     first = [f for f in (submit() for _ in range(min(most, len(items)))) if f is not None]
-    done = as_completed(first)
+    done = as_completed(first, loop=client.loop)
     try:
         for future in done:
             yield _outcome(future, of.pop(future.key))
@@ -141,16 +141,19 @@ def _client(params: Params, workers: int) -> Any:
             "machine), or leave --scheduler away to have one started here"
         ) from error
     _clients[name] = client
-    atexit.register(_close, client)
     console.err.print(f"dask: {client.scheduler_info(n_workers=0)['address']}, dashboard {client.dashboard_link}")
     return client
 
 
-def _close(client: Any) -> None:
-    cluster = client.cluster
-    client.close(timeout=5)
-    if cluster is not None:
-        cluster.close(timeout=10)
+@atexit.register
+def close() -> None:
+    """Leave every cluster, and end those started here."""
+    while _clients:
+        client = _clients.popitem()[1]
+        cluster = client.cluster
+        client.close(timeout=5)
+        if cluster is not None:
+            cluster.close(timeout=10)
 
 
 # ---------------------------------------------------------------------------------------------- on a worker
@@ -242,4 +245,5 @@ def _end(run_id: str) -> None:
     with _runs_lock:
         children = _runs.pop(run_id, None)
     if children is not None:
-        children.end()
+        # waiting for processes must not hold up the worker's event loop, in which this runs
+        threading.Thread(target=children.end, daemon=True).start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
 import random
 import signal
@@ -27,15 +29,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Toy(Stage):
-    """Items that write their key many times. doomed: kill their process the first `deaths` times. hog: seconds in
-    which an item holds Python's lock."""
+    """Items that write their key many times. doomed: kill their process the first `deaths` times. hog_s: how long
+    an item holds Python's lock."""
 
     root: Path
     n: int = 8
     sleep_s: float = 0.0
     doomed: tuple[str, ...] = ()
     deaths: int = 1
-    hog: int = 0
+    hog_s: int = 0
     name: str = "toy"
     heavy: bool = False
 
@@ -52,8 +54,8 @@ class Toy(Stage):
             if len(list(marks.glob(f"{item.key}-*"))) < self.deaths:
                 (marks / f"{item.key}-{os.getpid()}").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-        if self.hog:
-            pow(7, 10**self.hog)  # one long step that never lets another thread run
+        if self.hog_s:
+            ctypes.PyDLL(None).sleep(self.hog_s)  # no other thread of this process runs meanwhile
         time.sleep(self.sleep_s)
         out.mkdir()
         (out / "data").write_text(item.key * 1000)
@@ -85,7 +87,12 @@ class Cluster:
 
 
 def serve(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "50"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "50",
+        "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10s",
+    }
     with open(folder / "log", "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "distributed.cli.dask_" + command[0], *command[1:]],
@@ -96,16 +103,19 @@ def serve(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("dask")
-    # without dashboards: a port less, and the tests do not look at it
-    scheduler = serve(["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", "s.json"], folder)
-    worker = ["worker", "--scheduler-file", str(folder / "s.json"), "--nthreads", "1", "--no-dashboard", "--memory-limit", "0"]
+    # without dashboards: the tests do not look at them
+    known = ["--no-dashboard", "--scheduler-file", str(folder / "s.json")]
+    scheduler = serve(["scheduler", "--host", "127.0.0.1", "--port", "0", *known], folder)
+    worker = ["worker", "--nthreads", "1", "--memory-limit", "0", *known]
     deadline = time.monotonic() + 60
     while not (folder / "s.json").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     workers = [serve([*worker, *extra], folder) for extra in ([], ["--resources", "GPU=1"])]
-    import json
-
-    yield Cluster(json.loads((folder / "s.json").read_text())["address"], workers)
+    cluster = Cluster(json.loads((folder / "s.json").read_text())["address"], workers)
+    while len(worker_processes(cluster)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    yield cluster
+    backend.close()
     for process in [*workers, scheduler]:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -167,6 +177,14 @@ def test_an_item_that_always_kills_its_process_is_one_failure(cluster: Cluster, 
     assert len(list((tmp_path / "marks").iterdir())) == 2
 
 
+def test_work_that_holds_pythons_lock_does_not_make_a_worker_look_dead(cluster: Cluster, tmp_path: Path) -> None:
+    before = worker_processes(cluster)
+    stage = Toy(tmp_path / "out", n=2, hog_s=22)  # a worker that is silent for 10 s counts as dead here
+    report = run(stage, backend, backend="dask", backend_params=cluster.params(retries=0))
+    assert report.exit_code == 0, report
+    assert worker_processes(cluster) == before
+
+
 def test_resources_choose_the_worker(cluster: Cluster, tmp_path: Path) -> None:
     stage = Toy(tmp_path / "out", n=3, name="gpu_stage")
     params = cluster.params(resources={"gpu_stage": {"GPU": 1}})
@@ -187,8 +205,23 @@ def test_no_cluster_is_one_clear_reason(tmp_path: Path) -> None:
     assert report.exit_code == 1
 
 
+@pytest.mark.timeout(600)
+def test_verbs_give_the_bytes_of_a_local_run(cluster: Cluster, demo_cohort: Path, tmp_path: Path) -> None:
+    from pipeline.cli import _main
+
+    for name, where in (("here", ["--workers", "2"]), ("dask", ["--backend", "dask", "--scheduler", cluster.address])):
+        work = ["--work", str(tmp_path / name)]
+        assert _main(["tile", str(demo_cohort / "slides"), *work, *where]) == 1  # the broken slides
+        assert _main(["extract", *work, *where]) == 0
+        for log in (tmp_path / name / "runs").iterdir():
+            log.unlink()
+    here = tree(tmp_path / "here")
+    assert any(name.startswith("features/") for name in here)
+    assert tree(tmp_path / "dask") == here
+
+
 def test_a_cluster_of_its_own_runs_heavy_items_one_by_one(tmp_path: Path) -> None:
-    stage = Toy(tmp_path / "out", n=3, heavy=True, hog=6)
+    stage = Toy(tmp_path / "out", n=3, heavy=True)
     report = run(stage, backend, backend="dask", workers=2, backend_params={"dashboard": "127.0.0.1:0"})
     assert report.exit_code == 0, report
     assert report.count(State.DONE) == 3

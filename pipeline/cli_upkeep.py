@@ -1,0 +1,83 @@
+"""The commands that look after a work folder: trying failures again, packing stores; and the options of all commands.
+Same rules as `cli.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli import DryRun, WorkDir, app
+
+
+@app.callback()
+def common(
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="events as JSON lines on standard error instead of progress bars")
+    ] = False,
+) -> None:
+    if log_json:
+        from pipeline import console
+        from pipeline.runlog import MIRROR
+
+        os.environ[MIRROR] = "1"
+        console.err.quiet = True
+
+
+@app.command(rich_help_panel="Look after")
+def retry(
+    work: WorkDir = Path("work"),
+    failed: Annotated[bool, typer.Option("--failed", help="only the items that failed")] = False,
+    dry_run: DryRun = False,
+) -> int:
+    """Give the commands whose items failed again, on the same back end, for those items only."""
+    import subprocess
+    import sys
+
+    from configs.load import ConfigError
+    from pipeline.retry import commands
+    from pipeline.store import Work
+
+    if not failed:
+        raise ConfigError("say --failed: to make what is missing, too, give the verb's command again")
+    again = commands(Work(work))
+    codes = [0]
+    for command in again:
+        print(f"{len(command.keys)} failed: pipeline {' '.join(command.args)}", file=sys.stderr)
+        if not dry_run:
+            line = [sys.executable, "-m", "pipeline.cli", *command.args]
+            codes.append(subprocess.run(line, cwd=command.folder, check=False).returncode)
+    if not again:
+        print("nothing failed", file=sys.stderr)
+    return max(codes)
+
+
+@app.command(rich_help_panel="Look after")
+def pack(work: WorkDir = Path("work")) -> int:
+    """Turn each finished tile and feature store into one read-only file; every command reads either form."""
+    from pipeline.pack import pack as do
+    from pipeline.store import Work
+
+    return _tell("packed", do(Work(work)))
+
+
+@app.command(rich_help_panel="Look after")
+def unpack(work: WorkDir = Path("work")) -> int:
+    """Turn packed stores back into folders."""
+    from pipeline.pack import unpack as do
+    from pipeline.store import Work
+
+    return _tell("unpacked", do(Work(work)))
+
+
+def _tell(what: str, result: object) -> int:
+    from pipeline.pack import Packed
+
+    assert isinstance(result, Packed)
+    print(f"{what} {result.stores} stores: {result.files_before} files became {result.files_after}")
+    if result.busy:
+        print(f"{result.busy} are being made at this moment and were left; give the command again")
+    return 1 if result.busy else 0

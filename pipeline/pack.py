@@ -1,0 +1,154 @@
+"""Finished stores as one read-only file each, and back: for cohorts whose file count hurts.
+
+In: a work folder. Out: `<store>.zip` beside where the folder was, stored without compression, so that any Zarr reader
+opens it; every reader here takes either form. The zip gets its name before the folder goes, and the folder before the
+zip goes: killed at any moment, the store is there and the same command goes on. Knows layouts through `store` only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import store
+from pipeline.claims import Claims
+
+_BLOCK = 2**20
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date a zip can hold: equal stores give equal files
+
+
+@dataclass
+class Packed:
+    """What a command did: stores it changed, those that somebody is making anew, and the files there were and are."""
+
+    stores: int = 0
+    busy: int = 0
+    files_before: int = 0
+    files_after: int = 0
+
+
+def pack(work: store.Work) -> Packed:
+    """Turn every finished tile and feature store into one file. Raises OSError when the disk is full or read-only."""
+    result = Packed()
+    for root in _roots(work):
+        with Claims(root / ".claims", 300.0) as claims:
+            for folder in list(_stores(root)):
+                if claims.take(_key(root, folder)) is not None:
+                    result.busy += 1
+                    continue
+                try:
+                    files = _pack_one(root, folder)
+                finally:
+                    claims.release(_key(root, folder))
+                result.stores += 1
+                result.files_before += files
+                result.files_after += 1
+            claims.sweep()
+        _tidy(root)
+    return result
+
+
+def unpack(work: store.Work) -> Packed:
+    """Turn every packed store back into a folder."""
+    result = Packed()
+    for root in _roots(work):
+        with Claims(root / ".claims", 300.0) as claims:
+            for packed in list(_zips(root)):
+                folder = packed.with_name(packed.name.removesuffix(".zip"))
+                if claims.take(_key(root, folder)) is not None:
+                    result.busy += 1
+                    continue
+                try:
+                    files = _unpack_one(root, packed, folder)
+                finally:
+                    claims.release(_key(root, folder))
+                result.stores += 1
+                result.files_before += 1
+                result.files_after += files
+            claims.sweep()
+        _tidy(root)
+    return result
+
+
+def _pack_one(root: Path, folder: Path) -> int:
+    """Pack one store; returns how many files it was."""
+    members = sorted(p for p in folder.rglob("*") if p.is_file())
+    packed = folder.with_name(folder.name + ".zip")
+    with store.aside(packed) as tmp:
+        with zipfile.ZipFile(tmp, "w", zipfile.ZIP_STORED) as z:
+            for member in members:
+                info = zipfile.ZipInfo(member.relative_to(folder).as_posix(), _EPOCH)
+                info.external_attr = 0o444 << 16
+                with open(member, "rb") as source, z.open(info, "w", force_zip64=True) as target:
+                    shutil.copyfileobj(source, target, _BLOCK)
+        with zipfile.ZipFile(tmp) as z:
+            bad = z.testzip()
+            if bad is not None or len(z.namelist()) != len(members):
+                raise store.StoreError(f"{packed} came out damaged at {bad}; {folder} is kept. Is the disk sound?")
+        tmp.chmod(0o444)
+    _remove(root, folder)
+    return len(members)
+
+
+def _unpack_one(root: Path, packed: Path, folder: Path) -> int:
+    """Unpack one store; returns how many files it is. A folder of that name is newer and stays."""
+    private = root / ".tmp" / f"{store.owner()}-{uuid.uuid4().hex[:8]}"
+    try:
+        with zipfile.ZipFile(packed) as z:
+            names = z.namelist()
+            if not folder.exists():
+                z.extractall(private / "out")  # checks each member's sum; never writes outside its target
+                store.commit(private / "out", folder)
+    except zipfile.BadZipFile as error:
+        raise store.StoreError(f"{packed} is damaged ({error}); delete it and make it again") from error
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+    packed.unlink()
+    return len(names)
+
+
+def _remove(root: Path, folder: Path) -> None:
+    """Remove a folder, renaming it first: half of it never has the final name, and a dead command's rest is swept."""
+    private = root / ".tmp" / f"{store.owner()}-{uuid.uuid4().hex[:8]}"
+    private.mkdir(parents=True)
+    os.rename(folder, private / "out")
+    shutil.rmtree(private)
+
+
+def _roots(work: store.Work) -> Iterator[Path]:
+    features = work.root / "features"
+    for root in (work.tiles, *(sorted(features.iterdir()) if features.is_dir() else ())):
+        if root.is_dir():
+            yield root
+
+
+def _stores(root: Path) -> Iterator[Path]:
+    """Finished stores that are folders, sorted; never looks into a store or a private folder."""
+    for here, names, _ in os.walk(root):
+        found = sorted(n for n in names if n.endswith(".zarr"))
+        names[:] = sorted(n for n in names if not n.endswith(".zarr") and not n.startswith("."))
+        yield from (Path(here, n) for n in found)
+
+
+def _zips(root: Path) -> Iterator[Path]:
+    for here, names, files in os.walk(root):
+        names[:] = sorted(n for n in names if not n.endswith(".zarr") and not n.startswith("."))
+        yield from (Path(here, n) for n in sorted(files) if n.endswith(".zarr.zip"))
+
+
+def _key(root: Path, folder: Path) -> str:
+    """The item's key of a store: the slide id."""
+    return folder.relative_to(root).as_posix().removesuffix(".zarr")
+
+
+def _tidy(root: Path) -> None:
+    for name in (".tmp", ".claims"):
+        try:
+            (root / name).rmdir()
+        except OSError:
+            continue  # absent, or others are at work
