@@ -106,6 +106,30 @@ def import_(
     return 0
 
 
+@app.command("import-model", rich_help_panel="Bring in")
+def import_model(
+    files: Annotated[list[Path], typer.Argument(help="checkpoints of the MHIM-MIL authors' program, one per fold")],
+    encoder: Annotated[str, typer.Option(help="encoder of the features they were trained on")],
+    mpp: Annotated[float, typer.Option(help="µm per tile pixel they were trained at")],
+    classes: Annotated[str, typer.Option(help="class names in the order of the outputs: normal,tumour")] = "",
+    edges: Annotated[str, typer.Option(help="survival: inner edges of the time bins: 12.5,24,40")] = "",
+    tile_px: Annotated[int | None, typer.Option(help="tile edge, pixels, if it is to be checked too")] = None,
+    activation: Annotated[str, typer.Option(help="after the embedding: gelu (published settings) or relu")] = "gelu",
+    name: Annotated[str, typer.Option(help="name of the run")] = "imported",
+    work: WorkDir = Path("work"),
+) -> int:
+    """Take trained weights of the authors' program: afterwards `pipeline score --name NAME` scores new slides."""
+    from pipeline import store
+    from pipeline.import_model import import_models
+
+    features = {"encoder": encoder, "mpp": mpp} | ({} if tile_px is None else {"tile_px": tile_px})
+    names, cuts = ([x.strip() for x in text.split(",") if x.strip()] for text in (classes, edges))
+    for line in import_models(files, store.Work(work).run(name), names, [float(x) for x in cuts], features, activation):
+        print(line)
+    print(f"imported; now: pipeline score NEW_SLIDES --work {work} --name {name}")
+    return 0
+
+
 @app.command(rich_help_panel="Look")
 def view(
     work: Annotated[Path, typer.Argument(help="work folder")] = Path("work"),
