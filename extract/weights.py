@@ -99,6 +99,7 @@ def download(encoder: str, hub_id: str, hub_files: tuple[str, ...] = HUB_FILES, 
         from huggingface_hub import hf_hub_download
     except ImportError as error:
         raise WeightsError("fetching weights needs the package huggingface_hub: pip install huggingface_hub") from error
+    _reach_hub(encoder)
     reasons = []
     for name in hub_files:
         try:
@@ -114,6 +115,41 @@ def download(encoder: str, hub_id: str, hub_files: tuple[str, ...] = HUB_FILES, 
         "If the model is gated, ask for access on its page and run `hf auth login`; without a network, fetch elsewhere "
         f"(`pipeline weights fetch {encoder} --to DIR`) and pass --weights DIR"
     )
+
+
+def _reach_hub(encoder: str) -> None:
+    """Raise WeightsError at once where there is no network: the hub's client would retry for a minute."""
+    import socket
+    from urllib.parse import urlsplit
+
+    if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return  # the proxy resolves names
+    hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    host, port = hub.hostname or "huggingface.co", hub.port or (80 if hub.scheme == "http" else 443)
+    try:
+        socket.create_connection((host, port), timeout=10).close()
+    except OSError as error:
+        raise WeightsError(
+            f"no weights of {encoder!r} on this machine, and {host} cannot be reached ({error}): run `pipeline weights "
+            f"fetch {encoder} --to DIR` on a machine with a network, copy DIR here and pass --weights DIR"
+        ) from error
+
+
+def snapshot(encoder: str, hub_id: str, to: Path) -> Path:
+    """Fetch a whole model folder (weights, configuration, the authors' code) into `to`/<name>. Raises WeightsError."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise WeightsError("fetching weights needs the package huggingface_hub: pip install huggingface_hub") from error
+    folder = to / file_name(encoder)
+    _reach_hub(encoder)
+    try:
+        snapshot_download(
+            hub_id, local_dir=folder, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.py", "*.txt"]
+        )
+    except Exception as error:  # as in `download`
+        raise WeightsError(f"cannot fetch {hub_id} ({type(error).__name__}: {error}); is the model gated?") from error
+    return folder
 
 
 def _copy(got: Path, to: Path, encoder: str, hub_id: str, name: str) -> Path:

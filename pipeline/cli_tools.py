@@ -13,11 +13,14 @@ from pipeline.cli import ConfigFiles, Mpp, MppOfSlides, Sets, Slides, WorkDir, W
 
 
 @app.command(rich_help_panel="Look")
-def status(work: WorkDir = Path("work")) -> int:
+def status(
+    work: WorkDir = Path("work"),
+    watch: Annotated[bool, typer.Option("--watch", help="show it again every 2 s until Ctrl-C")] = False,
+) -> int:
     """What is done, empty, failed, running or missing, per stage, and the reason of each failure."""
-    from pipeline.status import show
+    from pipeline import status
 
-    return show(work)
+    return status.watch(work) if watch else status.show(work)
 
 
 @app.command(rich_help_panel="Look")
@@ -124,7 +127,7 @@ def import_model(
 
     features = {"encoder": encoder, "mpp": mpp} | ({} if tile_px is None else {"tile_px": tile_px})
     names, cuts = ([x.strip() for x in text.split(",") if x.strip()] for text in (classes, edges))
-    for line in import_models(files, store.Work(work).run(name), names, [float(x) for x in cuts], features, activation):
+    for line in import_models(files, store.Work(work).run(name), names, cuts, features, activation):
         print(line)
     print(f"imported; now: pipeline score NEW_SLIDES --work {work} --name {name}")
     return 0

@@ -74,7 +74,11 @@ def to_timm(state: dict[str, torch.Tensor], model: nn.Module, name: str) -> dict
     if any(".attention.attention.query." in k for k in state):
         return _from_transformers(state)
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    converted: dict[str, torch.Tensor] = convert(state, model) if convert else state
+    converted: dict[str, torch.Tensor] = convert(state, model) if convert else dict(state)
+    # timm resamples another grid in silence: right for DINOv2 (trained at 518 px, run at 224), else a wrong file
+    for key in () if name.startswith("dinov2-") else ("pos_embed", "patch_embed.proj.weight"):
+        if key in state and key in converted and state[key].numel() != converted[key].numel():
+            converted[key] = state[key]
     return converted
 
 

@@ -72,7 +72,8 @@ def test_dct_is_close_and_area_is_exact(svs: Path) -> None:
     dct, reader = read(job, reduction="dct")
     assert isinstance(reader, DirectReader)
     assert reader.halvings == 0  # level 1 has the wished mpp: nothing to halve
-    job = SlideJob(write_svs(svs.with_name("one.svs"), tissue_rgb(), downsamples=(1,)), job.coords_l0, 128, 1.0, (0.5, 0.5))
+    one = write_svs(svs.with_name("one.svs"), tissue_rgb(), downsamples=(1,))
+    job = SlideJob(one, job.coords_l0, 128, 1.0, (0.5, 0.5))
     theirs = read(job, "openslide")[0].astype(int)
     dct, reader = read(job, reduction="dct")
     assert isinstance(reader, DirectReader)
