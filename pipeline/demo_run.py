@@ -87,7 +87,7 @@ def instance_auc(work: store.Work, run: str, folder: Path) -> float:
     for slide, scores in tile_scores(work, run).items():
         attrs = store.read_attrs(work.tile_store(slide))
         coords = store.read_array(work.tile_store(slide), "coords")
-        planted = demo.tumour_fraction(demo.load_truth(folder, slide), coords, attrs["tile_l0"][0]) >= 0.5
+        planted = demo.tumour_fraction(demo.read_truth(folder, slide), coords, attrs["tile_l0"][0]) >= 0.5
         if planted.any() and not planted.all():
             aucs.append(roc_auc_score(planted, scores))
     return float(np.mean(aucs)) if aucs else float("nan")
