@@ -65,7 +65,7 @@ class Tile(Stage):
         if tiled.overlay is not None:
             store.write_atomic(self.work.overlay(slide.id), _jpeg(tiled.overlay), out.parent)
         self._write(out, tiled.arrays, tiled.attrs)
-        return Made(tiled.empty, tiled.notes, {"tiles": len(tiled.arrays["coords"])})
+        return Made(tiled.empty, (tiled.reads, *tiled.notes), {"tiles": len(tiled.arrays["coords"])})
 
     def remake(self, item: Item, old: Path, out: Path) -> Made:
         from extract.tiling import refilter
