@@ -7,6 +7,8 @@ run logs (which only give the reasons of failures). Changes nothing.
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 from rich.table import Table
 
 from pipeline import cohort, console, runlog, store
+from pipeline.backends import slurm
 from pipeline.claims import running_keys
 from pipeline.stage import State
 
@@ -83,10 +86,16 @@ def _run(folder: Path, failed: dict[tuple[str, str], str]) -> StageStatus:
 
 
 def files(root: Path) -> Iterator[int]:
-    """Size of every file below `root`."""
-    for path in root.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            yield path.stat().st_size
+    """Size of every file below `root`; folders that vanish meanwhile are left out."""
+    try:
+        with os.scandir(root) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from files(Path(entry.path))
+                elif entry.is_file(follow_symlinks=False):
+                    yield entry.stat().st_size
+    except FileNotFoundError:
+        return
 
 
 def show(root: Path) -> int:
@@ -108,6 +117,27 @@ def show(root: Path) -> int:
         if stage.keys["missing"]:
             names = ", ".join(stage.keys["missing"][:5])
             console.out.print(f"{stage.name}: {len(stage.keys['missing'])} missing ({console.escape(names)} ...)")
+    for job in slurm.jobs(work):
+        if not job.over or job.lost or any(job.ended.values()):
+            console.out.print(console.escape(job.line()))
     sizes = list(files(root))
     console.out.print(f"{len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB")
     return 1 if any(stage.keys["failed"] for stage in stages) else 0
+
+
+def watch(root: Path, every_s: float = 2.0) -> int:
+    """Show the state again and again, until interrupted: in place on a terminal, elsewhere whenever it changed."""
+    last = ""
+    try:
+        while True:
+            with console.out.capture() as captured:
+                code = show(root)
+            text = captured.get()
+            if text != last:
+                if console.out.is_terminal:
+                    console.out.clear()
+                console.out.out(text, end="", highlight=False)
+                last = text
+            time.sleep(every_s)
+    except KeyboardInterrupt:
+        return code

@@ -1,0 +1,246 @@
+"""The SLURM back end: its scripts, and whole jobs on a real SLURM, hit in every way that machines hit them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from configs.lookup import LookupFailed
+from configs.schema import ClusterConfig, Config
+from pipeline.backends import slurm
+from pipeline.backends.slurm import Params, Step
+from pipeline.stage import Stopped
+from pipeline.store import Work
+from tests.pipeline.slurm_cluster import Cluster, Unavailable
+
+ROOT = Path(__file__).resolve().parents[2]
+SLOW = ["--segmenter", "tests.pipeline.slow_tissue", "--set", "tile.fallback_segmenter=''"]
+QUICK = ["--set", "train.epochs=2", "--set", "train.folds=2", "--set", "train.seed=3", "--set", "score.heatmaps=none"]
+
+
+# ------------------------------------------------------------------------------------------------ scripts
+
+
+def script(tmp_path: Path, **params: object) -> str:
+    p = Params(**params)  # type: ignore[arg-type]
+    step = Step("extract", ["--offline"], 7, ["a b.svs", "c.svs"])
+    return slurm.job_script(step, tmp_path / "jobs", tmp_path, p, p.of("extract"), 7)
+
+
+def test_a_script_asks_for_what_is_configured(tmp_path: Path) -> None:
+    text = script(
+        tmp_path, partition="long", account="path", time="4:00:00", memory="16G", cpus=8, modules=("cuda/12",),
+        at_once=3, extra=("--exclude=n7",), extract={"partition": "gpu", "gpus": 1},
+    )  # fmt: skip
+    for line in (
+        "partition=gpu", "account=path", "time=4:00:00", "mem=16G", "cpus-per-task=8", "gres=gpu:1", "array=1-7%3",
+        "exclude=n7", "signal=B:USR1@120", "requeue",
+    ):  # fmt: skip
+        assert f"#SBATCH --{line}\n" in text
+    assert "module load cuda/12\n" in text
+    assert "qos" not in text
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+
+
+def test_a_container_gets_the_folders_it_needs(tmp_path: Path) -> None:
+    p = Params(container="/images/mhim.sif", gpus=1, bind=("/scratch",))
+    text = slurm.job_script(Step("tile", ["/data/slides"], 1), tmp_path, tmp_path, p, p.of("tile"), 1)
+    assert "apptainer exec --nv" in text
+    for folder in (tmp_path, "/data/slides", "/scratch"):
+        assert f"--bind {folder}" in text
+    assert "/images/mhim.sif pipeline tile /data/slides" in text
+
+
+def test_unknown_resources_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(LookupFailed, match=r"slurm, extract: gpu: unknown key; it takes: .*gpus"):
+        Params(extract={"gpu": 1}).of("extract")
+    config = Config(cluster=ClusterConfig(backend="slurm", backend_params={"partitoin": "x"}))
+    with pytest.raises(LookupFailed, match="partitoin"):
+        slurm.submit(Work(tmp_path), config, [Step("tile", [], 1)])
+
+
+def test_no_slurm_here_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Stopped, match="no `sbatch`"):
+        slurm.submit(Work(tmp_path), Config(), [Step("tile", [], 1)])
+    assert not (tmp_path / "jobs").exists()
+
+
+def test_a_refused_step_stops_the_steps_after_it(demo_cohort: Path, tmp_path: Path) -> None:
+    """By hand, without SLURM: the script of a wrong command leaves a mark that the next script obeys."""
+    folder = tmp_path / "jobs" / "x"
+    folder.mkdir(parents=True)
+    (folder / "tile.yaml").write_text("tile: {}\n")
+    p = Params(cpus=1)
+    for verb, args in (("tile", [str(demo_cohort / "nowhere")]), ("extract", [])):
+        text = slurm.job_script(Step(verb, args, 1), folder, tmp_path, p, p.of(verb), 1)
+        (folder / f"{verb}.sh").write_text(text)
+    codes = [
+        subprocess.run(["bash", str(folder / f"{v}.sh")], cwd=ROOT, check=False).returncode for v in ("tile", "extract")
+    ]
+    assert codes == [2, 3]
+    assert slurm._ends(folder) == {"tile": [(1, "2")], "extract": [(1, "3")]}
+
+
+def test_torn_notes_are_ignored(tmp_path: Path) -> None:
+    (tmp_path / "ends").write_text("tile 1 0 requeued:143 n1 2026\ntile 1 1 0 n1 2026\nnonsense\ntile 2 0")
+    assert slurm._ends(tmp_path) == {"tile": [(1, "requeued:143"), (1, "0")]}
+
+
+# ------------------------------------------------------------------------------------------------ a real SLURM
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    running = Cluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        env = running.__enter__()
+    except Unavailable as reason:
+        pytest.skip(f"no real SLURM here: {reason}")
+    try:
+        yield env
+    finally:
+        running.__exit__()
+
+
+@pytest.fixture(scope="module")
+def slow(demo_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The slow segmenter's tiles, made locally and undisturbed."""
+    work = tmp_path_factory.mktemp("slow")
+    pipeline("tile", demo_cohort / "slides", *SLOW, "--work", work, "--workers", 2, code=1)
+    return tree(work)
+
+
+def pipeline(*args: object, env: dict[str, str] | None = None, code: int | None = 0) -> str:
+    """The command line in a process of its own, as on a login node."""
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, args)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
+    assert code is None or done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def said(env: dict[str, str], *command: str) -> str:
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never came to that"
+        time.sleep(0.05)
+
+
+def over(env: dict[str, str]) -> bool:
+    return not said(env, "squeue", "-h").strip()
+
+
+def tree(work: Path) -> dict[str, bytes]:
+    """Every result: all but the logs and jobs that tell how it came about. Private files count as results here."""
+    return {
+        name: p.read_bytes()
+        for p in sorted(work.rglob("*"))
+        if p.is_file()
+        and not (name := p.relative_to(work).as_posix()).startswith("jobs/")
+        and not (p.parent.name == "runs" and p.suffix in (".jsonl", ".md"))
+    }
+
+
+def params(**values: object) -> list[str]:
+    both = {"cpus": 1, "poll_s": 0.5, "memory": "200M", **values}
+    return [part for k, v in both.items() for part in ("--set", f"cluster.backend_params.{k}={json.dumps(v)}")]
+
+
+def submit(env: dict[str, str], cohort: Path, work: Path, slow_s: float, **values: object) -> tuple[str, Path]:
+    """The slow tiling as an array. Returns the job's number and folder."""
+    text = pipeline("tile", cohort / "slides", *SLOW, "--work", work, "--backend", "slurm", *params(**values),
+                    env={**env, "SLOW_S": str(slow_s)})  # fmt: skip
+    number = re.search(r"tile: job (\d+)", text)
+    assert number, text
+    return number[1], max((work / "jobs").iterdir())
+
+
+def stores(work: Path) -> list[Path]:
+    return list(work.glob("tiles/*.zarr"))
+
+
+@pytest.mark.timeout(300)
+def test_the_four_verbs_as_jobs_end_in_the_bytes_of_a_local_run(
+    cluster: dict[str, str], demo_cohort: Path, tmp_path: Path
+) -> None:
+    work, local = tmp_path / "jobs", tmp_path / "local"
+    pipeline("run", demo_cohort / "slides", "--labels", demo_cohort / "labels.csv", "--model", "abmil", *QUICK,
+             "--work", local, "--workers", 1, code=1)  # fmt: skip
+    text = pipeline("run", demo_cohort / "slides", "--labels", demo_cohort / "labels.csv", "--model", "abmil", *QUICK,
+                    "--work", work, "--backend", "slurm", "--wait", *params(tasks=2), env=cluster, code=1)  # fmt: skip
+    assert tree(work) == tree(local)
+    jobs = re.findall(r"^(\w+): job \d+ \((\d) task", text, re.M)
+    assert jobs == [("tile", "2"), ("extract", "2"), ("train", "2"), ("score", "1")]
+    folder = next((work / "jobs").iterdir())
+    order = [line.split()[0] for line in (folder / "ends").read_text().splitlines()]
+    assert order == sorted(order, key=["tile", "extract", "train", "score"].index), "each step waits for the one before"
+    tile = ["tile", demo_cohort / "slides", "--work", work, "--backend", "slurm"]
+    assert "nothing to do" in pipeline(*tile, "--shard", "2/4", env=cluster)
+    refused = pipeline(*tile, "--tile-px", 128, env=cluster, code=3)
+    assert "tile.tile_px: 256 there, 128 now" in refused
+    assert len(list((work / "jobs").iterdir())) == 1, "neither submitted anything"
+
+
+def test_scancel_in_the_middle_and_the_same_command_again(
+    cluster: dict[str, str], demo_cohort: Path, slow: dict[str, bytes], tmp_path: Path
+) -> None:
+    job, _ = submit(cluster, demo_cohort, tmp_path, 0.5, tasks=2)
+    assert "job" in pipeline("status", "--work", tmp_path, env=cluster, code=None)
+    wait_for(lambda: stores(tmp_path))
+    said(cluster, "scancel", job)
+    wait_for(lambda: over(cluster))
+    made = len(stores(tmp_path))
+    assert made < 9, "the cancellation came too late to test anything"
+    assert "lost (cancelled" in pipeline("status", "--work", tmp_path, env=cluster, code=None)
+    submit(cluster, demo_cohort, tmp_path, 0, tasks=2)
+    wait_for(lambda: over(cluster))
+    assert tree(tmp_path) == slow
+
+
+def test_a_killed_task_and_a_requeued_task_go_on(
+    cluster: dict[str, str], demo_cohort: Path, slow: dict[str, bytes], tmp_path: Path
+) -> None:
+    job, folder = submit(cluster, demo_cohort, tmp_path, 0.7, tasks=2)
+
+    def owners() -> set[int]:
+        found = set()
+        for claim in tmp_path.glob("tiles/.claims/*.json"):
+            text = claim.read_text() if claim.exists() else ""
+            found |= {json.loads(text)["pid"]} if text else set()
+        return found
+
+    wait_for(lambda: len(owners()) == 2 and stores(tmp_path))
+    of = {int(Path(f"/proc/{pid}/cmdline").read_text().split("\0--shard\0")[1][0]): pid for pid in owners()}
+    said(cluster, "scontrol", "requeue", f"{job}_2")
+    os.kill(of[1], signal.SIGKILL)
+    wait_for(lambda: over(cluster))
+    assert (1, "requeued:137") in slurm._ends(folder)["tile"]
+    assert sorted(t for t, code in slurm._ends(folder)["tile"] if code in "01") == [1, 2]
+    assert tree(tmp_path) == slow
+
+
+@pytest.mark.timeout(300)
+def test_walltime_gives_back_what_is_under_way_and_goes_on(
+    cluster: dict[str, str], demo_cohort: Path, slow: dict[str, bytes], tmp_path: Path
+) -> None:
+    # SLURM's shortest walltime is a minute; warned 52 s before, a task has a few seconds for slides of two each
+    _, folder = submit(cluster, demo_cohort, tmp_path, 2.0, tasks=1, time="00:01:00", warn_s=52)
+    wait_for(lambda: over(cluster), 200)
+    codes = [code for _, code in slurm._ends(folder)["tile"]]
+    assert codes[0] == "requeued:143"
+    assert codes[-1] == "1", "the broken slides"
+    assert "requeued" in pipeline("status", "--work", tmp_path, env=cluster, code=None)
+    assert tree(tmp_path) == slow
