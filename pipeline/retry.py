@@ -49,6 +49,7 @@ def commands(work: store.Work) -> list[Again]:
 def _plain(work: store.Work, start: dict[str, Any]) -> tuple[list[str], str]:
     """The command line of a log and its folder, without what chose a share of the items; a task's as a submission."""
     args = _without(start["command"][1:], "--items", "--shard")
+    args = args[1:] if args[:1] == ["--log-json"] else args
     job = start.get("SLURM_ARRAY_JOB_ID")
     if job is None:
         return args, start.get("folder", ".")

@@ -1,0 +1,188 @@
+"""Packing and unpacking stores, trying failures again, logs as JSON, and the state as it changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import pack, runlog, store
+from pipeline.claims import Claims
+from pipeline.stage import Outcome, State
+
+Cli = Callable[..., tuple[int, str]]
+
+
+def stocked(root: Path, n: int = 3) -> store.Work:
+    """A work folder with `n` tile and feature stores, one of them in a folder of its own."""
+    work = store.Work(root)
+    for i in range(n):
+        slide = f"site/{i}.svs" if i == 0 else f"{i}.svs"
+        for path in (work.tile_store(slide), work.feature_store("texture", slide)):
+            writer = store.StoreWriter(path, {"fingerprint": f"{i:016x}"})
+            writer.write("coords", np.arange(20 * (i + 1), dtype=np.int32).reshape(-1, 2), chunk_rows=4)
+            writer.write("features", np.full((5, 3), i, np.float16))
+    return work
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_packed_stores_read_the_same_and_come_back_byte_equal(cli: Cli, tmp_path: Path) -> None:
+    work = stocked(tmp_path / "w")
+    before = tree(work.root)
+    path = work.tile_store("site/0.svs")
+    attrs, coords = store.read_attrs(path), store.read_array(path, "coords").copy()
+    code, text = cli("pack", "--work", work.root)
+    assert code == 0
+    assert f"{len(before)} files became 6" in text
+    slides = ("site/0.svs", "1.svs", "2.svs")
+    assert tree(work.root).keys() == {f"{f}/{s}.zarr.zip" for f in ("tiles", "features/texture") for s in slides}
+    assert store.read_attrs(path) == attrs
+    assert np.array_equal(store.read_array(path, "coords"), coords)
+    assert store.array_names(path) == ["coords", "features"]
+    assert not os.stat(f"{path}.zip").st_mode & 0o222
+    code, text = cli("unpack", "--work", work.root)
+    assert code == 0
+    assert tree(work.root) == before
+
+
+def test_packing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    one, two = stocked(tmp_path / "one"), stocked(tmp_path / "two")
+    assert pack.pack(one).stores == 6
+    assert pack.pack(one).stores == 0
+    for path in two.root.rglob("*"):
+        os.utime(path, (1, 1))
+    pack.pack(two)
+    assert tree(one.root) == tree(two.root)
+
+
+def test_a_store_that_is_being_made_is_left(cli: Cli, tmp_path: Path) -> None:
+    work = stocked(tmp_path / "w")
+    with Claims(work.tiles / ".claims", 60) as claims:
+        assert claims.take("1.svs") is None
+        code, text = cli("pack", "--work", work.root)
+        assert code == 1
+        assert "1 are being made" in text
+        assert work.tile_store("1.svs").is_dir()
+    assert cli("pack", "--work", work.root)[0] == 0
+    assert not work.tile_store("1.svs").is_dir()
+
+
+def test_pack_that_was_killed_between_its_two_renames_goes_on(tmp_path: Path) -> None:
+    work = stocked(tmp_path / "w", n=1)
+    before = tree(work.root)
+    path = work.tile_store("site/0.svs")
+    shutil.copytree(path, tmp_path / "kept")
+    pack.pack(work)
+    shutil.copytree(tmp_path / "kept", path)  # the zip has its name, the folder still is there
+    assert pack.pack(work).stores == 1
+    assert not path.exists()
+    shutil.copytree(tmp_path / "kept", path)
+    pack.unpack(work)
+    assert tree(work.root) == before
+
+
+def test_a_damaged_pack_is_named(tmp_path: Path) -> None:
+    work = stocked(tmp_path / "w", n=1)
+    pack.pack(work)
+    packed = Path(f"{work.tile_store('site/0.svs')}.zip")
+    packed.chmod(0o644)
+    packed.write_bytes(packed.read_bytes()[:200])
+    with pytest.raises(store.StoreError, match=r"0\.svs\.zarr\.zip is damaged"):
+        pack.unpack(work)
+    assert packed.exists()
+
+
+def call(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.cli", *(str(a) for a in args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=200)
+
+
+def test_retry_makes_only_what_failed(demo_cohort: Path, tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    good = sorted((demo_cohort / "slides").glob("case_*.svs"))[:2]
+    shutil.copy(good[0], slides / "good.svs")
+    (slides / "bad.svs").write_text("not a slide")
+    tiled = call("--log-json", "tile", "slides", "--work", "w", "--workers", "1", cwd=tmp_path)
+    assert tiled.returncode == 1, tiled.stderr
+    events = [json.loads(line) for line in tiled.stderr.splitlines() if line.startswith("{")]
+    assert {e["key"]: e["state"] for e in events if e["event"] == "item"} == {"bad.svs": "failed", "good.svs": "done"}
+    assert [e["event"] for e in events][::len(events) - 1] == ["start", "end"]
+
+    store.remove_store(store.Work(tmp_path / "w").tile_store("good.svs"))  # missing now, and not failed
+    shutil.copy(good[1], slides / "bad.svs")
+    shown = call("retry", "--failed", "--work", tmp_path / "w", "--dry-run")
+    assert shown.returncode == 0
+    assert "1 failed: pipeline tile slides --work w --workers 1 --items" in shown.stderr
+    again = call("retry", "--failed", "--work", tmp_path / "w")
+    assert again.returncode == 0, again.stderr
+    assert [p.name for p in (tmp_path / "w" / "tiles").iterdir()] == ["bad.svs.zarr"]
+    assert "nothing failed" in call("retry", "--failed", "--work", tmp_path / "w").stderr
+
+
+def test_a_task_of_a_batch_job_is_submitted_again(tmp_path: Path) -> None:
+    from pipeline.retry import commands
+
+    work = store.Work(tmp_path)
+    job = work.root / "jobs" / "one"
+    task = ["tile", "/data/slides", "--work", "/w", "--config", str(job / "tile.yaml"), "--shard", "2/9"]
+    start = {"event": "start", "folder": "/w", "SLURM_ARRAY_JOB_ID": "17"}
+    start["command"] = ["cli.py", *task, "--items", "x.items", "--backend", "local"]  # type: ignore[assignment]
+    failed = {"event": "item", "stage": "tile", "key": "a.svs", "state": "failed", "t": "2026"}
+    store.write_atomic(work.runs / "a.jsonl", json.dumps(start) + "\n" + json.dumps(failed) + "\n")
+    sets = ["--set", "cluster.lease_s=60", "--set", "tile.mpp=1"]
+    submitted = ["cli.py", "run", "slides", "-c", "configs/slurm.yaml", *sets]
+    card = {"command": submitted, "arrays": [{"verb": "tile", "job": "17"}]}
+    store.write_atomic(job / "job.json", json.dumps(card))
+    (again,) = commands(work)
+    assert again.args[:-1] == [
+        "tile", "/data/slides", "--work", "/w", "--config", "configs/slurm.yaml", "--config", str(job / "tile.yaml"),
+        "--set", "cluster.lease_s=60", "--backend", "slurm", "--items",
+    ]  # fmt: skip
+    assert Path(again.args[-1]).read_text() == "a.svs\n"
+
+
+def test_the_newest_outcome_counts_and_torn_lines_do_not(tmp_path: Path) -> None:
+    def log(name: str, t: str, state: str) -> None:
+        start = json.dumps({"event": "start", "t": t, "command": ["pipeline", name]})
+        line = json.dumps({"event": "item", "t": t, "stage": "tile", "key": "a", "state": state})
+        (tmp_path / f"{name}.jsonl").write_text(f'{start}\n{line}\n{{"event": "item", "t": "9999", "sta')
+
+    log("2", "2026-01-02", "failed")
+    log("1", "2026-01-01", "done")
+    assert runlog.last_outcomes(tmp_path) == {("tile", "a"): Outcome("a", State.FAILED)}
+    assert runlog.last_failures(tmp_path)["tile", "a"]["command"] == ["pipeline", "2"]
+    log("3", "2026-01-03", "done")
+    assert runlog.last_failures(tmp_path) == {}
+
+
+def test_watched_status_shows_what_changes(tmp_path: Path) -> None:
+    work = stocked(tmp_path / "w", n=2)
+    work.cohort.write_text("slide,path,mpp\n1.svs,/a/1.svs,0.5\n7.svs,/a/7.svs,0.5\n")
+    command = [sys.executable, "-u", "-m", "pipeline.cli", "status", "--watch", "--work", str(work.root)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    text = ""
+    while "MiB" not in text:
+        text = process.stdout.readline()
+    work.tile_store("1.svs").rename(work.tile_store("7.svs"))
+    store.StoreWriter(work.tile_store("1.svs"), {})
+    text = ""
+    while "MiB" not in text:
+        text += process.stdout.readline()
+    assert "tile" in text
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
