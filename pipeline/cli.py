@@ -92,6 +92,21 @@ def mpps(text: str | None) -> list[float] | None:
         raise ConfigError(f"--mpp {text!r}: write numbers, for example 0.5 or 0.5,1,2") from None
 
 
+def grid_of(texts: list[str]) -> dict[str, Any] | None:
+    """`mask_ratio_h=0.01,0.03` texts (several may stand in one, apart by blanks) as the setting train.grid."""
+    import yaml
+
+    from configs.load import ConfigError
+
+    grid: dict[str, Any] = {}
+    for text in " ".join(texts).split():
+        key, _, values = text.partition("=")
+        if not values:
+            raise ConfigError(f"--grid {text!r}: write setting=value,value, for example mask_ratio_h=0.01,0.03,0.05")
+        grid[key] = [yaml.safe_load(v) for v in values.split(",")]
+    return grid or None
+
+
 @app.command(rich_help_panel="Verbs")
 def tile(
     slides: Slides,
@@ -180,6 +195,10 @@ def train(
     folds: Annotated[int | None, typer.Option(help="cross-validation folds [default: 5]")] = None,
     epochs: Annotated[int | None, typer.Option(help="most epochs [default: 50]")] = None,
     seeds: Annotated[int | None, typer.Option(help="trainings per fold [default: 1]")] = None,
+    grid: Annotated[
+        list[str], typer.Option(help="setting=value,value to try, chosen on validation; repeatable")
+    ] = [],  # noqa: B006
+    protocol: Annotated[str | None, typer.Option(help="honest, or paper: selects on the test fold")] = None,
     gpu: Gpu = None,
     config: ConfigFiles = [],  # noqa: B006
     set_: Sets = [],  # noqa: B006
@@ -198,7 +217,7 @@ def train(
     s = session(
         work, config, set_, replace=replace, dry_run=dry_run, shard=shard, only=items,
         train__model=model, extract__encoder=encoder, train__folds=folds, train__epochs=epochs, train__seeds=seeds,
-        train__gpu=gpu, cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
+        train__grid=grid_of(grid), train__protocol=protocol, train__gpu=gpu, cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
         cluster__backend_params__scheduler=scheduler,
     )  # fmt: skip
     return verbs.train(s, labels, name)

@@ -158,6 +158,7 @@ def view(
 @app.command(rich_help_panel="Start here")
 def demo(
     folder: Annotated[Path, typer.Option("--to", help="folder for the demo's slides and outputs")] = Path("demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="a dozen small slides: only shows that everything runs")] = False,
     config: ConfigFiles = [],  # noqa: B006
     set_: Sets = [],  # noqa: B006
     workers: Workers = None,
@@ -165,7 +166,7 @@ def demo(
     """Paint a synthetic cohort and run the whole main job on it: no network, no GPU, no weights; minutes."""
     from pipeline.demo_run import run
 
-    return run(folder, set_, config, workers)
+    return run(folder, quick, set_, config, workers)
 
 
 @app.command(rich_help_panel="Look")

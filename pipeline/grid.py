@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from configs.load import ConfigError
 from configs.schema import Config, TrainConfig, fingerprint_fields
 from mil import splits
 from mil.splits import Fold
@@ -90,13 +89,3 @@ def choose(cards: Mapping[str, Sequence[Mapping[str, Any]]], headline: str) -> d
     # the first cell wins a tie, so the order of the grid is an order of preference
     return {fold: max(options, key=lambda o: o[0])[1] for fold, options in sorted(found.items())}
 
-
-def parse(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-    """`mask_ratio_h=0.01,0.03` texts of the command line as a grid. Raises ConfigError."""
-    grid: dict[str, tuple[Any, ...]] = {}
-    for text in texts:
-        key, sign, values = text.partition("=")
-        if not sign or not values:
-            raise ConfigError(f"--grid {text!r}: write setting=value,value, for example mask_ratio_h=0.01,0.03,0.05")
-        grid[key.strip()] = tuple(yaml.safe_load(v) for v in values.split(","))
-    return grid

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from configs.load import ConfigError
 from configs.schema import Config
 from mil import train as loop
 from mil.splits import SplitError
-from pipeline import bundle, cases, grid, runner, runs, scoring, stage, store, training
+from pipeline import bundle, cases, compare, grid, runner, runs, scoring, stage, store, training
+from pipeline.cli import grid_of
 from pipeline.cohort import CohortError
 from pipeline.stages import Train
 from tests.pipeline.bags import WIDTH, make_features, tree
@@ -210,9 +212,9 @@ def test_mhim_cells_share_one_teacher_per_fold(work: store.Work) -> None:
     jobs = grid.jobs(config, folds)
     assert len(jobs) == 8
     assert len({(j.teacher.cell, j.teacher.name) for j in jobs if j.teacher}) == 2
-    with pytest.raises(grid.ConfigError, match=r"mask_ratio_h=0\.01"):
-        grid.parse(["mask_ratio_h"])
-    assert grid.parse(["merge_k=1,5", "merge=mean,mca"]) == {"merge_k": (1, 5), "merge": ("mean", "mca")}
+    with pytest.raises(ConfigError, match=r"mask_ratio_h=0\.01"):
+        grid_of(["mask_ratio_h"])
+    assert grid_of(["merge_k=1,5 merge=mean,mca", "lr=0.1"]) == {"merge_k": [1, 5], "merge": ["mean", "mca"], "lr": [0.1]}
 
 
 @pytest.mark.parametrize("loss", ["nll", "cox"])
@@ -350,3 +352,25 @@ def test_slides_of_a_patient_do_not_touch(work: store.Work) -> None:
         rest = coords[below + n :]
         assert k == len(sizes) - 1 or rest[:, 1].min() >= part[:, 1].max() + 2 * tile
         below += n
+
+
+def test_runs_on_the_same_splits_are_compared_and_others_refused(work: store.Work) -> None:
+    rows = make_features(work, 20)
+    configs = {"weak": settings(lr=1e-9), "strong": settings(lr=0.03, epochs=20), "other": settings(seed=5)}
+    for name, config in configs.items():
+        trained(work, rows, config, name)
+        if name != "other":
+            scored(work, config, name)
+    score = settings().score.model_copy(update={"bootstrap": 200})
+    found = compare.compare(work.run("weak"), work.run("strong"), score)
+    turned = compare.compare(work.run("strong"), work.run("weak"), score)
+    assert found["auc"]["difference"].value == pytest.approx(-turned["auc"]["difference"].value)
+    assert found["auc"]["verdict"] == "better"
+    assert turned["auc"]["verdict"] == "worse"
+    same = compare.compare(work.run("weak"), work.run("weak"), score)
+    assert same["auc"]["verdict"] == "no difference"
+    with pytest.raises(store.StoreError, match="not scored"):
+        compare.compare(work.run("weak"), work.run("other"), score)
+    scored(work, settings(seed=5), "other")
+    with pytest.raises(store.StoreError, match="only runs on the same splits"):
+        compare.compare(work.run("weak"), work.run("other"), score)
