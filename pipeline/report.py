@@ -123,7 +123,7 @@ def _patients(rows: Sequence[Row], found: dict[str, Any]) -> str:
     body = []
     for r in rows:
         wrong = bool(classes) and _decision(r, classes) != r["label"]
-        cells = [f"<td>{_e(r['patient'])}</td>", f"<td>{_e(r['slide'])}</td>", f'<td class="n">{_e(str(r["fold"]))}</td>']
+        cells = [f"<td>{_e(r[k])}</td>" for k in ("patient", "slide")] + [f'<td class="n">{_e(r["fold"])}</td>']
         if classes:
             mark = ' class="wrong"' if wrong else ""
             cells += [f"<td>{_e(r['label'])}</td>", f"<td{mark}>{_e(_decision(r, classes))}</td>"]

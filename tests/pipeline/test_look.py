@@ -1,0 +1,234 @@
+"""From a trained run to what people look at: pictures in place, new slides in one go, a report that opens anywhere."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+from extract.slide import open_slide
+from mil.heatmap import palette
+from pipeline import explain, store
+from pipeline.cli import _main
+from tests.pipeline.browser import page
+
+SETTINGS = ["--set", "train.folds=2", "--set", "train.val_fraction=0.4", "--set", "train.epochs=3", "--set",
+            "train.lr=0.001", "--set", "score.bootstrap=50", "--workers", "1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, demo_cohort: Path) -> Path:
+    """Work folder with the scored run abmil and all its pictures."""
+    work = tmp_path_factory.mktemp("look") / "work"
+    shared = ["--work", str(work)]
+    _main(["tile", str(demo_cohort / "slides"), *shared, "--workers", "1"])
+    assert _main(["extract", *shared, "--workers", "1"]) == 0
+    labels = ["--labels", str(demo_cohort / "labels.csv")]
+    assert _main(["train", *shared, *labels, "--model", "abmil", *SETTINGS]) == 0
+    pictures = ["--heatmaps", "all", "--tiff", "--geojson", "--top-tiles", "3"]
+    assert _main(["score", *shared, "--name", "abmil", *pictures, *SETTINGS]) == 0
+    return work
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def test_every_scored_slide_has_every_picture(trained: Path) -> None:
+    run = trained / "runs" / "abmil"
+    scored = [s for r in read(run / "predictions.csv") for s in r["slide"].split(";")]
+    assert len(scored) == 8
+    for slide in scored:
+        names = {p.name for p in (run / "heatmaps" / slide).iterdir()}
+        assert names == {"attention.png", "probability_tumour.png", "contribution_tumour.png", "heatmap.tif",
+                         "tiles.geojson", "tiles.jpg", "manifest.json"}
+
+
+def test_drawing_again_with_other_settings_needs_no_permission(trained: Path) -> None:
+    run = trained / "runs" / "abmil" / "heatmaps"
+    slide = sorted(p.name for p in run.iterdir() if p.suffix == ".svs")[0]
+    before = (run / slide / "attention.png").read_bytes()
+    again = ["score", "--work", str(trained), "--name", "abmil", *SETTINGS]
+    every = ["--heatmaps", "all", "--tiff", "--geojson", "--top-tiles", "3"]
+    assert _main([*again, *every, "--set", "score.heatmap_scale=raw"]) == 0
+    assert (run / slide / "attention.png").read_bytes() != before
+    assert _main([*again, *every]) == 0
+    assert (run / slide / "attention.png").read_bytes() == before  # and the same settings give the same bytes
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.5])
+def test_the_hottest_tile_is_hot_in_picture_tiff_and_geojson(trained: Path, demo_cohort: Path, mpp: float) -> None:
+    work = store.Work(trained)
+    run = work.run("abmil")
+    slides = [p.name for p in sorted((run / "heatmaps").iterdir()) if p.suffix == ".svs"]
+    slide = next(s for s in slides if store.read_attrs(work.tile_store(s))["slide_mpp"][0] == mpp)
+    scores = run / "scores" / f"{slide}.zarr"
+    attention, coords = (np.asarray(store.read_array(scores, k)) for k in ("attention", "coords"))
+    tile_l0 = store.read_attrs(work.tile_store(slide))["tile_l0"][0]
+    hot = int(np.argmax(attention))
+    centre = coords[hot] + tile_l0 / 2
+    with tifffile.TiffFile(run / "heatmaps" / slide / "heatmap.tif") as tif:
+        page0 = tif.pages[0]
+        assert page0.is_tiled
+        image = page0.asarray()
+        x_resolution = page0.tags["XResolution"].value
+        per_cm = x_resolution[0] / x_resolution[1]
+    um = 1e4 / per_cm  # of a pixel of the TIFF
+    x, y = (centre * mpp / um).astype(int)
+    assert image[y, x].tolist() == palette()[255].tolist()
+    with open_slide(demo_cohort / "slides" / slide) as opened:
+        assert image.shape[1] * um == pytest.approx(opened.size_l0[0] * mpp, abs=um)
+        rgb, frame = explain.low_resolution(opened)
+    drawn = cv2.imread(str(run / "heatmaps" / slide / "attention.png"))[..., ::-1].astype(int)
+    px, py = (centre / np.array(frame.px_l0)).astype(int)
+    expected = (rgb[py, px].astype(int) + palette()[255]) / 2
+    assert np.abs(drawn[py, px] - expected).max() <= 2
+    features = json.loads((run / "heatmaps" / slide / "tiles.geojson").read_text())["features"]
+    assert len(features) == len(coords)
+    ring = np.array(features[hot]["geometry"]["coordinates"][0])
+    assert ring.min(0).tolist() == coords[hot].tolist()
+    assert (ring.max(0) - ring.min(0)).tolist() == [tile_l0, tile_l0]
+    told = features[hot]["properties"]["measurements"]
+    assert told["attention"] == pytest.approx(float(attention[hot]))
+    assert told["attention percentile"] == 100
+
+
+def test_a_model_without_class_evidence_still_has_its_attention() -> None:
+    task = {"kind": "classification", "classes": ["a", "b"]}
+    found = explain.layers({"attention": np.ones(3)}, task, "all")
+    assert [x.name for x in found] == ["attention"]
+
+
+def test_layers_of_more_than_two_classes_are_one_per_class() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"attention": rng.random(5), "evidence": rng.normal(size=(5, 3))}
+    found = {x.name: x for x in explain.layers(arrays, {"kind": "classification", "classes": ["a", "b", "c"]}, "all")}
+    assert set(found) == {"attention", *(f"{k}_{c}" for k in ("probability", "contribution") for c in "abc")}
+    np.testing.assert_allclose(sum(found[f"probability_{c}"].scores for c in "abc"), 1)
+    np.testing.assert_allclose(sum(found[f"contribution_{c}"].scores for c in "abc"), 0, atol=1e-12)
+    assert found["contribution_a"].signed
+
+
+def test_a_new_slide_is_scored_in_one_go(
+    trained: Path, demo_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same slide under another name gets the probability that the mean of the folds gives it."""
+    known = read(trained / "runs" / "abmil" / "predictions.csv")[0]["slide"].split(";")[0]
+    new = tmp_path / "of_tomorrow.svs"
+    shutil.copy(demo_cohort / "slides" / known, new)
+    assert _main(["score", str(new), "--work", str(trained), "--model", "abmil", *SETTINGS]) == 0
+    out = trained / "runs" / "abmil" / "new" / "of_tomorrow"
+    (row,) = read(out / "predictions.csv")
+    assert row["slide"] == "of_tomorrow.svs"
+    assert 0 <= float(row["p_tumour"]) <= 1
+    assert float(row["p_tumour"]) + float(row["p_benign"]) == pytest.approx(1)
+    assert row["decision"] in ("benign", "tumour")
+    assert float(row["spread"]) >= 0
+    assert (out / "heatmaps" / "of_tomorrow.svs" / "attention.png").exists()
+    assert "of_tomorrow.svs" in capsys.readouterr().out
+    assert not (trained / "tiles" / "of_tomorrow.svs.zarr").exists()  # the cohort stays as it was
+
+
+def test_another_cohort_with_labels_is_compared(
+    trained: Path, demo_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    rows = [r for r in read(demo_cohort / "labels.csv") if r["slide"].startswith("case")][:4]
+    for row in rows:
+        shutil.copy(demo_cohort / "slides" / row["slide"], other / row["slide"])
+    labels = tmp_path / "labels.csv"
+    labels.write_text("slide,patient,label\n" + "".join(f"{r['slide']},{r['patient']},{r['label']}\n" for r in rows))
+    code = _main(["score", str(other), "--work", str(trained), "--model", "abmil", "--labels", str(labels), *SETTINGS])
+    assert code == 0
+    found = json.loads((trained / "runs" / "abmil" / "new" / "other" / "metrics.json").read_text())
+    assert found["slides"] == 4
+    assert found["patients"] == len({r["patient"] for r in rows})
+    assert found["internal"]["accuracy"]["value"] is not None
+    assert found["external"]["accuracy"]["value"] is not None
+    assert "external" in capsys.readouterr().out
+
+
+def test_predictions_carry_frozen_decisions_and_the_metrics_their_counts(trained: Path) -> None:
+    run = trained / "runs" / "abmil"
+    for row in read(run / "predictions.csv"):
+        card = json.loads((run / f"fold_{row['fold']}" / "model.json").read_text())
+        assert float(row["threshold"]) == card["threshold"]
+        assert row["decision"] == ("tumour" if float(row["p_tumour"]) >= card["threshold"] else "benign")
+    found = json.loads((run / "metrics.json").read_text())
+    assert found["decisions"]["patients"] == found["patients"]
+    assert set(found["reliability"]) == {"before", "after"}
+
+
+class Addresses(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action")]
+
+
+def test_the_report_is_one_file_with_everything(trained: Path, tmp_path: Path) -> None:
+    assert _main(["report", "--work", str(trained), "--name", "abmil"]) == 0
+    run = trained / "runs" / "abmil"
+    text = (run / "report.html").read_text()
+    assert len(text) < 10 * 2**20
+    links = Addresses()
+    links.feed(text)
+    assert links.found
+    assert all(a.startswith("data:") for a in links.found)  # nothing from anywhere else
+    for words in ("no_mpp.svs", "truncated", "no tissue", "config.yaml", "pipeline train", "Splits"):
+        assert words in text
+    for name in ("roc", "pr", "confusion", "reliability", "loss", "validation"):
+        assert (run / "report" / f"{name}.svg").exists()
+        assert (run / "report" / f"{name}.png").exists()
+    order = re.findall(r"<b>(case_\d+\.svs)</b>", text)
+    assert len(order) == 8
+    missing = {s: 1 - float(r[f"p_{r['label']}"]) for r in read(run / "predictions.csv") for s in r["slide"].split(";")}
+    assert [missing[s] for s in order] == sorted((missing[s] for s in order), reverse=True)
+
+
+def test_the_report_works_in_a_browser_from_the_disk(trained: Path) -> None:
+    _main(["report", "--work", str(trained), "--name", "abmil"])
+    with page() as p:
+        p.goto((trained / "runs" / "abmil" / "report.html").resolve().as_uri())
+        rows = p.locator("table.sortable tbody tr")
+        n = rows.count()
+        p.locator("table.sortable th button").nth(0).click()
+        patients = [rows.nth(i).locator("td").nth(0).inner_text() for i in range(n)]
+        assert patients == sorted(patients)
+        p.locator("input[type=search]").fill(patients[-1])
+        assert 1 <= p.locator("table.sortable tbody tr:visible").count() < n
+        assert p.evaluate("Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)")
+        assert p.faults == []
+
+
+def test_a_run_that_is_not_scored_is_told(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (trained / "runs" / "bare").mkdir(exist_ok=True)
+    assert _main(["report", "--work", str(trained), "--name", "bare"]) == 2
+    assert "pipeline score --name bare" in capsys.readouterr().err
+    (trained / "runs" / "bare").rmdir()
+
+
+def test_names_are_escaped_in_the_report(trained: Path) -> None:
+    run = trained / "runs" / "abmil"
+    copy = trained / "runs" / "evil"
+    shutil.copytree(run, copy)
+    text = (copy / "predictions.csv").read_text()
+    patient = read(copy / "predictions.csv")[0]["patient"]
+    (copy / "predictions.csv").write_text(text.replace(f",{patient},", ",<script>alert(1)</script>,"))
+    assert _main(["report", "--work", str(trained), "--name", "evil"]) == 0
+    written = (copy / "report.html").read_text()
+    assert "<script>alert" not in written
+    assert "&lt;script&gt;alert(1)" in written
+    shutil.rmtree(copy)
