@@ -77,6 +77,12 @@ _UNUSED = {
     "dsmil": {"merge.global_q", "predictor.weight", "predictor.bias"},
 }
 
+_MARKS: dict[Student, str] = {  # a name that only this student has
+    "abmil": "online_encoder.attention.attention.0.weight",
+    "transmil": "online_encoder.cls_token",
+    "dsmil": "online_encoder.i_classifier.0.weight",
+}
+
 
 class NotReference(ValueError):
     """The weights are not those of the named student; the message lists every name and shape that does not fit."""
@@ -84,6 +90,7 @@ class NotReference(ValueError):
 
 def settings(state: Mapping[str, Tensor], student: Student, activation: str = "gelu") -> tuple[str, dict[str, Any]]:
     """Model name and `model_params` with which `load_reference` builds: what a bundle's card has to say."""
+    state = _plain(state)
     width = len(_known(state, "feature.0.weight"))
     own: dict[str, Any] = {"width": width, "activation": activation}
     if student == "abmil":
@@ -98,6 +105,26 @@ def settings(state: Mapping[str, Tensor], student: Student, activation: str = "g
     return "mhim", {**PUBLISHED, "student": student, "student_params": own, "merge_k": k}
 
 
+def student_of(state: Mapping[str, Tensor]) -> Student:
+    """Which student the names belong to. Raises NotReference."""
+    for student, name in _MARKS.items():
+        if name in _plain(state):
+            return student
+    some = ", ".join(list(state)[:3])
+    raise NotReference(f"no student of the MHIM-MIL program has these weights (they begin with {some})")
+
+
+def features(state: Mapping[str, Tensor]) -> int:
+    """Width of the features that these weights take. Raises NotReference."""
+    return _known(_plain(state), "feature.0.weight").shape[1]
+
+
+def outputs(state: Mapping[str, Tensor], student: Student) -> int:
+    """Number of logits that these weights give. Raises NotReference."""
+    name = "online_encoder.i_classifier.0.weight" if student == "dsmil" else "predictor.weight"
+    return len(_known(_plain(state), name))
+
+
 def load_reference(
     state_dict: Mapping[str, Tensor], student: Student, n_classes: int, in_dim: int, activation: str = "gelu",
 ) -> MIL:
@@ -108,8 +135,7 @@ def load_reference(
     """
     if student not in _NAMES:
         raise NotReference(f"unknown student {student!r}; there is: {', '.join(_NAMES)}")
-    state = {k.removeprefix("module."): v for k, v in state_dict.items()}
-    state = {k: v for k, v in state.items() if k not in _UNUSED[student]}
+    state = {k: v for k, v in _plain(state_dict).items() if k not in _UNUSED[student]}
     name, params = settings(state, student, activation)
     module = lookup.find("mil.models", name)
     model: MIL = module.build(in_dim, n_classes, lookup.params(module, params))
@@ -131,6 +157,11 @@ def load_reference(
     model.to(state["feature.0.weight"].dtype)
     model.load_state_dict({k: v for k, v in filled.items() if v is not None})
     return model.eval()
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefix that training on several GPUs leaves."""
+    return {k.removeprefix("module."): v for k, v in state.items()}
 
 
 def _known(state: Mapping[str, Tensor], name: str) -> Tensor:

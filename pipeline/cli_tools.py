@@ -97,15 +97,43 @@ def fetch(
 
 @app.command("import", rich_help_panel="Bring in")
 def import_(
-    source: Annotated[Path, typer.Argument(help="CSV of bags: label, bag, features (or named columns)")],
+    source: Annotated[
+        Path, typer.Argument(help="folder of CLAM, TRIDENT, STAMP, AtlasPatch, .pt or .npy files; or a CSV of bags")
+    ],
     work: WorkDir = Path("work"),
     encoder: Annotated[str, typer.Option(help="name under which the features are kept")] = "imported",
+    slide_mpp: Annotated[
+        float | None, typer.Option(help="µm per level-0 px of the slides, for files whose coordinates are in µm (STAMP)")
+    ] = None,
+    inner: Annotated[str | None, typer.Option(help="which encoder of files that hold several (AtlasPatch)")] = None,
 ) -> int:
-    """Take bags from a table: afterwards `pipeline train --encoder NAME` trains on them."""
+    """Take features of other programs, or bags from a table: `pipeline train --encoder NAME` then trains on them."""
     from pipeline import bag_table, store
+
+    if source.suffix.lower() != ".csv":
+        from pipeline import bridges
+
+        slides = bridges.import_folder(source, store.Work(work), encoder, lambda slide: slide_mpp, inner)
+        print(f"imported {len(slides)} slides; now: pipeline train --work {work} --encoder {encoder} --labels LABELS.csv")
+        return 0
 
     labels = bag_table.import_bags(source, store.Work(work), encoder)
     print(f"imported; now: pipeline train --work {work} --encoder {encoder} --labels {labels}")
+    return 0
+
+
+@app.command(rich_help_panel="Bring in")
+def export(
+    out: Annotated[Path, typer.Argument(help="folder to write to")],
+    work: WorkDir = Path("work"),
+    encoder: Annotated[str, typer.Option(help="whose features")] = "texture",
+    layout: Annotated[str, typer.Option("--format", help="clam or trident")] = "clam",
+) -> int:
+    """Write features in the layout of another program."""
+    from pipeline import bridges, store
+
+    slides = list(bridges.export(store.Work(work).features(encoder), out, layout))
+    print(f"{len(slides)} slides written to {out}")
     return 0
 
 

@@ -1,0 +1,125 @@
+"""Weights in the authors' naming become a run that scores; what does not fit is refused by file and name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mil.models import Instances
+from mil.reference import load_reference
+from pipeline import bundle, store
+from pipeline.import_model import ImportRefused, import_models, weights_of
+
+Cli = Callable[..., tuple[int, str]]
+DIM, WIDTH = 6, 16
+
+
+def weights(n_out: int = 2, seed: int = 0, recycle: bool = True) -> dict[str, torch.Tensor]:
+    shapes = {
+        "feature.0.weight": (WIDTH, DIM), "feature.0.bias": (WIDTH,), "predictor.weight": (n_out, WIDTH),
+        "predictor.bias": (n_out,), "online_encoder.attention.attention.0.weight": (8, WIDTH),
+        "online_encoder.attention.attention.2.weight": (1, 8),
+    }
+    if recycle:
+        shapes |= {
+            "merge.global_q_mm": (1, 3, WIDTH), "merge.global_q": (1, 3, WIDTH), "merge.norm.weight": (WIDTH,),
+            "merge.norm.bias": (WIDTH,), "merge.attn.to_q.weight": (512, WIDTH),
+            "merge.attn.to_kv.weight": (1024, WIDTH), "merge.attn.to_out.0.weight": (WIDTH, 512),
+            "merge.attn.to_out.0.bias": (WIDTH,),
+        }
+    g = torch.Generator().manual_seed(seed)
+    return {k: 0.3 * torch.randn(s, generator=g) for k, s in shapes.items()}
+
+
+def saved(path: Path, state: object) -> Path:
+    torch.save(state, path)
+    return path
+
+
+def table(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    rows = [f"{i % 2},bag{i}," + ",".join(f"{v:.4f}" for v in rng.normal(size=DIM)) for i in range(6) for _ in range(5)]
+    path = folder / "bags.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def test_two_folds_score_new_bags(cli: Cli, tmp_path: Path) -> None:
+    """Table and weights in, predictions out: their mean is what the weights say, computed by hand."""
+    work = tmp_path / "work"
+    files = [saved(tmp_path / "a.pt", weights(seed=1)), saved(tmp_path / "b.pth", {"model": weights(seed=2)})]
+    assert cli("import", table(tmp_path), "--work", work, "--encoder", "mine")[0] == 0
+    code, text = cli("import-model", *files, "--encoder", "mine", "--mpp", 0, "--classes", "no, yes", "--work", work)
+    assert code == 0, text
+    assert "a.pt: mhim with student abmil" in text
+    code, text = cli("score", "--name", "imported", "--features", work / "features" / "mine", "--work", work)
+    assert code == 0, text
+    found = store.read_array(work / "runs" / "imported" / "new" / "mine" / "scores" / "bag3.zarr", "logits")
+    x = torch.tensor(store.read_array(work / "features" / "mine" / "bag3.zarr", "features"), dtype=torch.float32)
+    for row, file in zip(found, files, strict=True):
+        model = load_reference(weights_of(file), "abmil", 2, DIM)
+        with torch.no_grad():
+            np.testing.assert_allclose(row, model.encode(Instances(model.embed(x))).logits.numpy(), rtol=1e-5)
+
+
+def test_the_bundle_says_where_it_comes_from(tmp_path: Path) -> None:
+    file = saved(tmp_path / "w.pt", weights(4, recycle=False))
+    told = import_models([file], tmp_path / "run", (), ("12", "24", "40"), {"encoder": "uni", "mpp": 0.5}, "relu")
+    assert told == ["w.pt: abmil"]
+    found = bundle.read(tmp_path / "run" / "fold_0")
+    assert found.task.kind == "nll"
+    assert found.card["model_params"]["activation"] == "relu"
+    assert found.card["imported"] == {"file": "w.pt", "sha256": store.sha256(file)}
+    assert found.model().training is False
+    with pytest.raises(bundle.BundleError, match="encoder: trained on 'uni', given 'other'"):
+        found.check({"encoder": "other", "mpp": 0.5, "dim": DIM})
+    assert "path" not in json.dumps(found.card)
+
+
+@pytest.mark.parametrize(
+    ("state", "classes", "edges", "message"),
+    [
+        (weights(), ("a", "b", "c"), (), "answers with 2 numbers, but 3 classes are given"),
+        (weights(), (), (), "give --classes"),
+        (weights(), ("a", "b"), ("1",), "give --classes"),
+        (weights(4), (), ("3", "2", "9"), "every edge must be larger"),
+        (weights(4), (), ("3", "x", "9"), "--edges: could not convert"),
+        ({"layer.weight": torch.zeros(3)}, ("a", "b"), (), "no student of the MHIM-MIL program"),
+        ({**weights(), "extra": torch.zeros(3)}, ("a", "b"), (), "unexpected extra"),
+        ({k: v for k, v in weights().items() if "norm" not in k}, ("a", "b"), (), r"missing merge\.norm\.weight"),
+        ([1, 2], ("a", "b"), (), "holds no weights by name"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_leaves_nothing(
+    tmp_path: Path, state: object, classes: tuple[str, ...], edges: tuple[str, ...], message: str
+) -> None:
+    file = saved(tmp_path / "w.pt", state)
+    with pytest.raises(ImportRefused, match=message):
+        import_models([file], tmp_path / "runs" / "r", classes, edges, {"encoder": "uni", "mpp": 0.5})
+    assert not any(p for p in tmp_path.rglob("*") if p.is_file() and p != file)
+
+
+def test_files_that_are_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(ImportRefused, match=r"text\.pt cannot be read as plain weights"):
+        weights_of(tmp_path / "text.pt")
+    with pytest.raises(ImportRefused, match="does not exist"):
+        weights_of(tmp_path / "none.pt")
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(ImportRefused, match="cannot be read as plain weights"):
+        weights_of(tmp_path / "text.safetensors")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "object.pt")
+    with pytest.raises(ImportRefused, match="cannot be read as plain weights"):
+        weights_of(tmp_path / "object.pt")
+
+
+def test_an_existing_run_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    file = saved(tmp_path / "w.pt", weights())
+    with pytest.raises(ImportRefused, match="import under another --name"):
+        import_models([file], tmp_path / "run", ("a", "b"), (), {"encoder": "uni", "mpp": 0.5})
