@@ -1,0 +1,298 @@
+"""Features of other programs in, and ours out: CLAM, TRIDENT, STAMP and AtlasPatch files, plain .pt and .npy folders.
+
+In: a folder (or file) of one of these layouts. Out: stores that `train` takes at once, one per file, with where they
+came from; or, the other way, files of CLAM's or TRIDENT's layout. Coordinates become level-0 px. What a file does not
+say stays unknown (mpp 0, no tile size): a nominal magnification is no mpp and is never turned into one.
+
+Layouts, told apart by what is in a file, not by its name:
+
+- CLAM h5: `features` (N, D), `coords` (N, 2) level-0 px. CLAM pt: a tensor (N, D), no coordinates.
+- TRIDENT h5: the same arrays; `coords` has attributes patch_size, patch_size_level0, target_magnification ...
+- STAMP h5: `feats` (N, D), `coords` (N, 2) in µm; attributes unit, tile_size_um (or tile_size), tile_size_px.
+- AtlasPatch h5: group `features` with one array per encoder, `coords` (N, 2 or more) level-0 px, x and y first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import store
+from pipeline.cohort import CohortError
+
+SUFFIXES = (".h5", ".hdf5", ".pt", ".npy")
+FORMATS = ("clam", "trident")
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """One file as read: features (N, D), coords level-0 px int32 (N, 2) or None. mpp 0: unknown. tile_l0: level-0 px."""
+
+    layout: str
+    features: np.ndarray
+    coords: np.ndarray | None
+    mpp: float = 0.0
+    tile_px: int | None = None
+    tile_l0: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+# --------------------------------------------------------------------------------------------- in
+
+
+def import_folder(
+    source: Path,
+    work: store.Work,
+    encoder: str,
+    slide_mpp: Callable[[str], float | None] | None = None,
+    inner: str | None = None,
+) -> list[str]:
+    """Write each file under `source` as features of `encoder`; returns the slide ids. Same files again change nothing.
+
+    slide_mpp: µm per level-0 px of a slide id where it is known (STAMP's coordinates in µm need it). inner: which
+    encoder of AtlasPatch files. Raises CohortError naming the file.
+    """
+    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
+    files = _without_twins(files)
+    if not files:
+        raise CohortError(f"{source}: no {', '.join(SUFFIXES)} file in it")
+    seen: dict[str, Path] = {}
+    width: tuple[int, Path] | None = None
+    for file in files:
+        slide = file.stem
+        if slide in seen:
+            raise CohortError(f"{file} and {seen[slide]} are both named {slide}: import one folder at a time")
+        seen[slide] = file
+        found = read(file, slide_mpp(slide) if slide_mpp else None, inner)
+        width = width or (found.features.shape[1], file)
+        if found.features.shape[1] != width[0]:
+            raise CohortError(
+                f"{file} has {found.features.shape[1]} numbers per tile, {width[1]} has {width[0]}: two encoders?"
+            )
+        _write(found, file, work, encoder, slide)
+    return list(seen)
+
+
+def _without_twins(files: list[Path]) -> list[Path]:
+    """CLAM writes each slide twice, h5 and pt: the pt, which lacks coordinates, is left out then."""
+    with_coords = {p.stem for p in files if p.suffix.lower() in (".h5", ".hdf5")}
+    return [p for p in files if p.suffix.lower() != ".pt" or p.stem not in with_coords]
+
+
+def read(file: Path, slide_mpp: float | None = None, inner: str | None = None) -> Foreign:
+    """One file of any known layout. Raises CohortError."""
+    kind = file.suffix.lower()
+    if kind == ".npy":
+        try:
+            return Foreign("npy", _matrix(np.load(file, allow_pickle=False), file), None)
+        except ValueError as error:
+            raise CohortError(f"{file}: not a plain array ({error})") from error
+    if kind == ".pt":
+        return _read_pt(file)
+    h5py = _h5py()
+    try:
+        with h5py.File(file, "r") as h5:
+            return _read_h5(h5, file, slide_mpp, inner)
+    except OSError as error:
+        raise CohortError(f"{file}: cannot be read as HDF5 ({error}); copy it again from its source") from error
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise CohortError('HDF5 files need the package h5py: pip install "mhim-pipeline[h5]"') from error
+    return h5py
+
+
+def _read_pt(file: Path) -> Foreign:
+    import pickle
+
+    import torch
+
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CohortError(f"{file}: not a plain tensor file, refused or damaged ({first})") from error
+    coords = None
+    if isinstance(content, dict):
+        names = {"features": ("features", "feats", "embeddings"), "coords": ("coords", "coordinates")}
+        picked = {k: next((content[n] for n in options if n in content), None) for k, options in names.items()}
+        content, coords = picked["features"], picked["coords"]
+    if not isinstance(content, torch.Tensor):
+        raise CohortError(f"{file}: holds {type(content).__name__}, not a tensor (tiles, width)")
+    xy = None if coords is None else _corners(np.asarray(coords), len(content), file)
+    return Foreign("pt", _matrix(content.detach().float().numpy(), file), xy)
+
+
+def _read_h5(h5: Any, file: Path, slide_mpp: float | None, inner: str | None) -> Foreign:
+    import h5py
+
+    if "feats" in h5:
+        return _read_stamp(h5, file, slide_mpp)
+    if "features" not in h5:
+        raise CohortError(
+            f"{file}: has {', '.join(h5) or 'nothing'}; features (CLAM, TRIDENT, AtlasPatch) or feats (STAMP) expected"
+        )
+    attrs = {**_plain(h5.attrs)}
+    if "coords" in h5:
+        attrs |= _plain(h5["coords"].attrs)
+    layout = "trident" if "patch_size_level0" in attrs or "target_magnification" in attrs else "clam"
+    array = h5["features"]
+    if isinstance(array, h5py.Group):
+        layout = "atlaspatch"
+        names = sorted(array)
+        name = inner or (names[0] if len(names) == 1 else None)
+        if name not in names:
+            raise CohortError(f"{file}: holds features of {', '.join(names)}; say which with --inner NAME")
+        attrs["inner"] = name
+        array = array[name]
+    features = _matrix(array[...], file)
+    coords = _corners(h5["coords"][...], len(features), file) if "coords" in h5 else None
+    level0 = attrs.get("patch_size_level0")
+    size = attrs.get("patch_size") or attrs.get("target_patch_size")
+    return Foreign(layout, features, coords, 0.0, int(size) if size else None, float(level0) if level0 else None, attrs)
+
+
+def _read_stamp(h5: Any, file: Path, slide_mpp: float | None) -> Foreign:
+    attrs = _plain(h5.attrs)
+    features = _matrix(h5["feats"][...], file)
+    um, px = attrs.get("tile_size_um") or attrs.get("tile_size"), attrs.get("tile_size_px")
+    tile_mpp = float(um) / float(px) if um and px else 0.0
+    coords, tile_l0 = None, None
+    if "coords" in h5:
+        if attrs.get("unit", "um") not in ("um", "µm"):
+            raise CohortError(f"{file}: its coordinates are in {attrs['unit']!r}; only µm are known")
+        scale = slide_mpp or tile_mpp
+        if not scale:
+            raise CohortError(
+                f"{file}: its coordinates are in µm, and nothing tells the µm per px of the slide: pass --slide-mpp"
+            )
+        coords = _corners(np.asarray(h5["coords"][...], np.float64) / scale, len(features), file)
+        tile_l0 = float(um) / scale if um else None
+        if slide_mpp is None:
+            attrs["coords_frame"] = f"px of {tile_mpp:g} µm: the slide's own µm per px is unknown"
+    return Foreign("stamp", features, coords, tile_mpp, int(px) if px else None, tile_l0, attrs)
+
+
+def _plain(attrs: Any) -> dict[str, Any]:
+    """HDF5 attributes as plain JSON values; what is none is kept as text."""
+    out: dict[str, Any] = {}
+    for key, value in attrs.items():
+        value = value.decode() if isinstance(value, bytes) else value.tolist() if hasattr(value, "tolist") else value
+        out[str(key)] = value if isinstance(value, (str, int, float, bool, list)) or value is None else str(value)
+    return out
+
+
+def _matrix(array: np.ndarray, file: Path) -> np.ndarray:
+    """(N, D) in float16 or float32; a leading axis of one is dropped. Raises CohortError for NaN and other shapes."""
+    array = array[0] if array.ndim == 3 and len(array) == 1 else array
+    if array.ndim != 2 or not array.shape[1] or not np.issubdtype(array.dtype, np.floating):
+        raise CohortError(f"{file}: features are {array.dtype} of shape {array.shape}, not numbers (tiles, width)")
+    if not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        raise CohortError(f"{file}: NaN or Inf in the features of tile {row}")
+    return np.ascontiguousarray(array, np.float16 if array.dtype == np.float16 else np.float32)
+
+
+def _corners(coords: np.ndarray, n: int, file: Path) -> np.ndarray:
+    if coords.ndim != 2 or coords.shape[1] < 2 or len(coords) != n:
+        raise CohortError(f"{file}: {n} tiles, but coordinates of shape {coords.shape}")
+    return np.ascontiguousarray(np.rint(coords[:, :2]), np.int32)
+
+
+def _write(found: Foreign, file: Path, work: store.Work, encoder: str, slide: str) -> None:
+    """Commit one store; one that is there with the same content is left, with another content refused."""
+    n, width = found.features.shape
+    coords = found.coords
+    if coords is None:  # a column of tiles one px apart: `coords_frame` says that it means nothing
+        coords = np.stack([np.zeros(n, np.int32), np.arange(n, dtype=np.int32)], axis=1)
+    digest = hashlib.sha256(found.features.tobytes() + coords.tobytes()).hexdigest()
+    final = work.feature_store(encoder, slide)
+    if store.stored(final) is not None:
+        if store.read_attrs(final).get("fingerprint") != digest[:16]:
+            raise CohortError(f"{final} holds other features already; import under another --encoder or --work")
+        return
+    tile_l0 = found.tile_l0 or found.tile_px or 1.0
+    attrs: dict[str, Any] = {
+        "encoder": encoder, "weights_id": "imported", "dim": width, "mpp": found.mpp, "tile_l0": [tile_l0, tile_l0],
+        "fingerprint": digest[:16],
+        "imported": {"layout": found.layout, "file": file.name, "sha256": store.sha256(file), **found.facts},
+    }  # fmt: skip
+    if found.tile_px is not None:
+        attrs["tile_px"] = found.tile_px
+    if found.coords is None:
+        attrs["coords_frame"] = "none: the file has no coordinates"
+    out = work.features(encoder) / f".tmp-{store.owner()}"
+    store.remove_store(out)
+    writer = store.StoreWriter(out, attrs)
+    writer.write("features", found.features)
+    writer.write("coords", coords)
+    store.commit(out, final)
+
+
+# --------------------------------------------------------------------------------------------- out
+
+
+def export(features: Path, out: Path, layout: str) -> Iterator[str]:
+    """Write every store under `features` to `out` in CLAM's or TRIDENT's layout; yields the slide ids.
+
+    CLAM: h5_files/<id>.h5 and pt_files/<id>.pt. TRIDENT: <id>.h5 with the attributes of its coordinates. Files that
+    are there already are replaced, each by a rename.
+    """
+    if layout not in FORMATS:
+        raise CohortError(f"--format {layout}: there is {', '.join(FORMATS)}")
+    h5py = _h5py()
+    stores = sorted(
+        p for p in features.rglob("*.zarr") if not any(part.startswith(".") for part in p.relative_to(features).parts)
+    )
+    if not stores:
+        raise CohortError(f"no features in {features}")
+    for path in stores:
+        attrs = store.read_attrs(path)
+        if attrs.get("empty"):
+            continue
+        slide = path.relative_to(features).as_posix().removesuffix(".zarr")
+        data, coords = store.read_array(path, "features"), store.read_array(path, "coords")
+        target = out / "h5_files" / f"{slide}.h5" if layout == "clam" else out / f"{slide}.h5"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with store.aside(target) as tmp, h5py.File(tmp, "w", track_order=True) as h5:
+            h5.create_dataset("features", data=data)
+            placed = h5.create_dataset("coords", data=coords)
+            if layout == "trident":
+                h5["features"].attrs["encoder"] = str(attrs.get("encoder", ""))
+                for key, value in _trident(attrs, slide).items():
+                    placed.attrs[key] = value
+        if layout == "clam":
+            _export_pt(data, out / "pt_files" / f"{slide}.pt")
+        yield slide
+
+
+def _trident(attrs: dict[str, Any], slide: str) -> dict[str, Any]:
+    """Attributes of TRIDENT's coordinates, as far as they are known; magnification as 10 µm/px over mpp, exactly."""
+    tile_l0 = attrs.get("tile_l0")
+    level0 = tile_l0[0] if isinstance(tile_l0, list) else tile_l0
+    said: dict[str, Any] = {"name": Path(slide).stem, "patch_size": attrs.get("tile_px"), "overlap": 0}
+    said["patch_size_level0"] = None if level0 is None else round(float(level0))
+    if attrs.get("mpp"):
+        said["target_magnification"] = 10 / float(attrs["mpp"])
+    slide_mpp = attrs.get("slide_mpp")
+    if slide_mpp:
+        said["level0_magnification"] = 10 / float(slide_mpp[0] if isinstance(slide_mpp, list) else slide_mpp)
+    if attrs.get("size_l0"):
+        said["level0_width"], said["level0_height"] = (int(v) for v in attrs["size_l0"])
+    return {k: v for k, v in said.items() if v is not None}
+
+
+def _export_pt(data: np.ndarray, target: Path) -> None:
+    import torch
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with store.aside(target) as tmp, open(tmp, "wb") as file:  # torch refuses names that begin with a dot
+        torch.save(torch.from_numpy(np.array(data)), file)

@@ -1,0 +1,194 @@
+"""Figures of extraction, each with its ratio to a baseline measured in the same run. Run it alone on a quiet machine:
+
+    python tests/benchmarks/extract.py [SLIDE.svs] [--tiles 512] [--encoders resnet50 vit_small_patch16_224] [--gpu]
+
+Reading (one thread, CPU time): the direct reader against OpenSlide and against bare JPEG decoding, at the file's own
+mpp and at a 2x reduction. Whole: `Extractor` against the bare model on tiles in memory and against reading alone.
+Bags: 12,000 x 1024 read from a store against .npy, .pt and HDF5. Without a slide a synthetic one is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from configs.schema import ExtractConfig
+from extract import SlideJob
+from extract.features import Extractor
+from extract.readers import open_reader
+
+
+def best(work: Callable[[], object], repeats: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Shortest of several runs, s."""
+    times = []
+    for _ in range(repeats):
+        began = clock()
+        work()
+        times.append(clock() - began)
+    return min(times)
+
+
+def make_slide(path: Path) -> Path:
+    """A tiled JPEG slide of smooth noise in tissue colours, 8192 px wide."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from tests.extract.slides import tissue_rgb, write_svs
+
+    return write_svs(path, tissue_rgb(8192, 8192), downsamples=(1, 4))
+
+
+def tissue_corners(path: Path, step: int, most: int) -> np.ndarray:
+    """Corners of file-aligned tiles whose middle is not white."""
+    import openslide
+
+    with openslide.OpenSlide(str(path)) as slide:
+        w, h = slide.dimensions
+        thumb = np.asarray(slide.get_thumbnail((w // 64, h // 64)))
+    scale = w / thumb.shape[1]
+    grid = [(x, y) for y in range(0, h - step, step) for x in range(0, w - step, step)]
+    dark = [(x, y) for x, y in grid if thumb[int((y + step / 2) / scale), int((x + step / 2) / scale)].mean() < 215]
+    start = max(0, (len(dark) - most) // 2)
+    return np.array(dark[start : start + most], np.int32)
+
+
+def reading(path: Path, tiles: int) -> None:
+    print("\nreading 256 px tiles, one thread, tiles/s of CPU time")
+    import cv2
+
+    cv2.setNumThreads(1)
+    for title, step, slide_mpp in (("own mpp", 256, 0.5), ("2x reduction", 512, 0.25)):
+        corners = tissue_corners(path, step, tiles // (step // 256))
+        job = SlideJob(path, corners, 256, 0.5, (slide_mpp, slide_mpp))
+        out = np.ones((64, 256, 256, 3), np.uint8)
+        rates = {}
+        for name, reader, reduction in (
+            ("openslide", "openslide", "area"),
+            ("direct", "auto", "area"),
+            ("direct, dct", "auto", "dct"),
+        ):
+            if step == 256 and reduction == "dct":
+                continue
+            opened = open_reader(job, ExtractConfig(reader=reader, reduction=reduction))  # type: ignore[arg-type]
+
+            def all_tiles(opened: object = opened, job: SlideJob = job) -> None:
+                for first in range(0, len(job.coords_l0), 64):
+                    part = job.coords_l0[first : first + 64]
+                    opened.fill(part, out[: len(part)])  # type: ignore[attr-defined]
+
+            rates[name] = len(corners) / best(all_tiles, clock=time.process_time)
+            if reader == "auto" and opened.kind != "direct":
+                print(f"  not direct: {opened.note}")
+            elif name == "direct":
+                bare = decode_only(opened, corners, step)
+                rates["bare decoding of the same file tiles"] = len(corners) / bare
+            opened.close()
+        for name, rate in rates.items():
+            print(f"  {title:13} {name:38} {rate:8.0f}   {rate / rates['openslide']:5.2f} x OpenSlide")
+        if "bare decoding of the same file tiles" in rates:
+            print(
+                f"  {title:13} direct / bare decoding {rates['direct'] / rates['bare decoding of the same file tiles']:.2f}"
+            )
+
+
+def decode_only(reader: object, corners: np.ndarray, step: int) -> float:
+    """CPU seconds of decoding, bytes already in memory, the file tiles under the corners."""
+    plane = reader.plane  # type: ignore[attr-defined]
+    tw, th = plane.tile
+    wanted = sorted(
+        {
+            (y + dy) // th * plane.columns + (x + dx) // tw
+            for x, y in corners.tolist()
+            for dx in range(0, step, tw)
+            for dy in range(0, step, th)
+        }
+    )
+    data = [reader._read(plane, i) for i in wanted]  # type: ignore[attr-defined]
+    return best(lambda: [plane.decode(d, 0, None) for d in data], clock=time.process_time)
+
+
+def whole(path: Path, name: str, tiles: int, gpu: bool) -> None:
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "w.safetensors"
+        torch.manual_seed(0)
+        save_file(timm.create_model(name).state_dict(), weights)
+        config = ExtractConfig(encoder=f"timm:{name}", weights=str(weights), offline=True, gpu=gpu)
+        extractor = Extractor(config)
+        job = SlideJob(path, tissue_corners(path, 256, tiles), 256, 0.5, (0.5, 0.5))
+        n = len(job.coords_l0)
+        reader = open_reader(job, config)
+        held = np.empty((n, 256, 256, 3), np.uint8)
+        read_s = best(lambda: reader.fill(job.coords_l0, held), 1) / extractor._threads
+        reader.close()
+        extractor.encoder.encode(held[:16])
+        bare_s = best(lambda: [extractor.encoder.encode(held[i : i + 64]) for i in range(0, n, 64)], 2)
+        whole_s = best(lambda: list(extractor.encode(job)), 2)
+        extractor.close()
+    slower = max(read_s, bare_s)
+    print(
+        f"\n{name} on the {'GPU' if gpu else 'CPU'}, {n} tiles: bare model {n / bare_s:.1f}/s, reading alone {n / read_s:.0f}/s, "
+        f"whole {n / whole_s:.1f}/s = {whole_s / slower:.3f} x the slower of the two alone; {extractor.stats}"
+    )
+
+
+def bags() -> None:
+    import torch
+
+    from pipeline import store
+
+    x = np.random.default_rng(0).standard_normal((12_000, 1024)).astype(np.float16)
+    print("\nreading a bag of 12,000 x 1024 float16, page cache warm, ms (and every byte touched)")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.save(folder / "x.npy", x)
+        torch.save(torch.from_numpy(x), folder / "x.pt")
+        store.StoreWriter(folder / "x.zarr", {}).write("features", x)
+        ways: dict[str, Callable[[], np.ndarray]] = {
+            ".npy": lambda: np.load(folder / "x.npy"),
+            "store": lambda: store.read_array(folder / "x.zarr", "features"),
+            ".pt": lambda: torch.load(folder / "x.pt", weights_only=True).numpy(),
+        }
+        try:
+            import h5py
+        except ImportError:
+            print("  (no h5py here: HDF5 left out)")
+        else:
+            with h5py.File(folder / "x.h5", "w") as h5:
+                h5["features"] = x
+                h5.create_dataset("by_row", data=x, chunks=(1, 1024))
+            ways["HDF5 contiguous"] = lambda: h5py.File(folder / "x.h5")["features"][...]
+            ways["HDF5, one row per chunk"] = lambda: h5py.File(folder / "x.h5")["by_row"][...]
+        base = 0.0
+        for title, way in ways.items():
+            seconds = best(lambda way=way: np.asarray(way()).view(np.uint16).sum(dtype=np.uint64), 7)  # type: ignore[misc]
+            base = base or seconds
+            print(f"  {title:24} {seconds * 1000:7.1f}   {seconds / base:5.2f} x .npy")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("slide", type=Path, nargs="?")
+    parser.add_argument("--tiles", type=int, default=512)
+    parser.add_argument("--encoders", nargs="*", default=["resnet50", "vit_small_patch16_224"])
+    parser.add_argument("--gpu", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = args.slide or make_slide(Path(folder) / "bench.svs")
+        reading(path, args.tiles)
+        bags()
+        for name in args.encoders:
+            whole(path, name, args.tiles, args.gpu)
+    print(f"\nlargest memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
