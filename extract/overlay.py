@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-MAX_SIDE_PX = 2000
+MAX_SIDE_PX = 1600
 _OUTLINE = (0, 160, 0)
 _TILE = (30, 60, 200)
 

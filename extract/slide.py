@@ -125,11 +125,12 @@ class Slide:
         """uint8 (h, w, 3): `w` x `h` pixels of a level, as they are, whose corner is at level-0 (x_l0, y_l0)."""
         return self._source.read(x_l0, y_l0, level, w, h)
 
-    def image_at(self, mpp: float) -> tuple[np.ndarray, tuple[float, float]]:
+    def image_at(self, mpp: float, max_px: int = 1 << 40) -> tuple[np.ndarray, tuple[float, float]]:
         """The bounds as one low-resolution image, uint8 (h, w, 3), with its true µm per px (x, y).
 
         The image is an integer reduction of one level, the one nearest to `mpp`, by area average: pixel (0, 0) starts
         at the bounds' corner and no pixel mixes uneven shares. Read in blocks of 16 MiB, whatever the slide's size.
+        Coarser than asked for where it would have more than `max_px` pixels.
         """
         mx, my = self.slide_mpp
         x0, y0, w_l0, h_l0 = self.bounds_l0
@@ -137,6 +138,8 @@ class Slide:
         scale = self.level_downsamples[level]
         kx, ky = max(1, round(mpp / (mx * scale))), max(1, round(mpp / (my * scale)))
         w, h = max(1, int(w_l0 / scale)), max(1, int(h_l0 / scale))  # of the level
+        while -(-w // kx) * -(-h // ky) > max_px:
+            kx, ky = kx + 1, ky + max(1, round(ky / kx))
         out = np.empty((-(-h // ky), -(-w // kx), 3), np.uint8)
         for x, y, bw, bh in _blocks(w, h, kx, ky):
             rgb = self._source.read(x0 + round(x * scale), y0 + round(y * scale), level, bw, bh)

@@ -25,8 +25,9 @@ from extract.slide import ReadPlan, Slide, open_slide
 from extract.tiles import Grid, box_means
 from extract.tissue._clean import clean
 
-# The tissue image is held to so many px (a few bytes each while segmenting): a slide of any size stays under 200 MB.
-MAX_IMAGE_PX = 12_000_000
+# The tissue image is held to so many px, which bounds the memory of a slide of any size: 123 MB at 1.6 million px, 188
+# at 2.8. 5 million are 20 x 16 mm at 8 µm/px; what is larger is segmented coarser, and says so.
+MAX_IMAGE_PX = 5_000_000
 ARTEFACTS = ("pen", "fold", "haze", "blur")
 _WARN_DROPPED = 0.5
 _PROBE_PX, _PROBE_MPP = 128, 1.0
@@ -151,14 +152,11 @@ def unpack_mask(packed: np.ndarray, width: int) -> np.ndarray:
 
 def find_tissue(slide: Slide, config: TileConfig, regions_file: Path | None = None) -> _Seen:
     """Segment at `segment_mpp`, trying the second segmenter where the first finds nothing; artefacts; drawn regions."""
-    mx, my = slide.slide_mpp
-    _, _, w, h = slide.bounds_l0
-    seen_mpp = max(config.segment_mpp, math.sqrt(w * mx * h * my / MAX_IMAGE_PX))
-    rgb, image_mpp = slide.image_at(seen_mpp)
+    rgb, image_mpp = slide.image_at(config.segment_mpp, MAX_IMAGE_PX)
     notes = []
-    if seen_mpp > config.segment_mpp:
-        notes.append(f"a very large slide: tissue is found at {seen_mpp:.3g}, not at {config.segment_mpp:g} µm/px")
     scale = math.sqrt(image_mpp[0] * image_mpp[1])
+    if scale > 1.5 * config.segment_mpp and scale > 1.5 * max(slide.slide_mpp):
+        notes.append(f"a very large slide: tissue is found at {scale:.3g}, not at {config.segment_mpp:g} µm/px")
     sigma = config.smooth_um / scale
     smooth = cv2.GaussianBlur(rgb, (0, 0), sigma) if sigma > 0.3 else rgb
     od = artefacts.densities(rgb)
@@ -169,10 +167,12 @@ def find_tissue(slide: Slide, config: TileConfig, regions_file: Path | None = No
     for name in _segmenters(config):
         module = lookup.find("extract.tissue", name)
         raw = config.segmenter_params if name == config.segmenter else {}
-        mask = module.segment(smooth, scale, lookup.params(module, raw)) & ~bare_ink
+        mask = module.segment(smooth, scale, lookup.params(module, raw))
+        mask &= ~bare_ink
         mask = clean(mask, scale, config.close_um, config.min_piece_um2, config.min_hole_um2)
         if mask.any():
             break
+    del smooth  # 3 bytes a px that the artefacts need more
     if name != config.segmenter:
         found = "found some" if mask.any() else "found none either"
         notes.append(f"segmenter {config.segmenter} found no tissue; {name} {found}")

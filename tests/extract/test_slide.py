@@ -133,3 +133,11 @@ def test_resizing_is_by_area_also_for_odd_factors(tmp_path: Path) -> None:
         got = slide.read_region(10, 20, 256, 0.5)
         expected = cv2.resize(rgb[20 : 20 + 483, 10 : 10 + 483], (256, 256), interpolation=cv2.INTER_AREA)
         assert np.array_equal(got, expected)
+
+
+def test_an_image_is_held_to_so_many_px(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", tissue_rgb(600, 800), photometric="rgb")
+    with open_slide(path, 0.5) as slide:
+        image, mpp = slide.image_at(1.0, max_px=20_000)
+        assert image.shape[0] * image.shape[1] <= 20_000
+        assert mpp == (2.5, 2.5)
