@@ -18,11 +18,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 DIM, WIDTH = 1024, 512
 STUDENTS = ("abmil", "dsmil", "transmil")
@@ -116,11 +116,15 @@ def cell(student: str, n: int, threads: int, device: str, repeats: int) -> dict[
 
         return step
 
-    def memory() -> float:
-        """Most megabytes so far."""
+    def memory(which: str) -> float:
+        """Megabytes held now ("VmRSS"), or at most since (Linux: since the last call; "VmHWM")."""
         if cuda:
-            return torch.cuda.max_memory_allocated() / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            held = torch.cuda.memory_allocated() if which == "VmRSS" else torch.cuda.max_memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            return held / 2**20
+        status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+        return int(status[which].split()[0]) / 1024
 
     found = {}
     shapes = product_shapes(student, n)
@@ -130,10 +134,10 @@ def cell(student: str, n: int, threads: int, device: str, repeats: int) -> dict[
     few = slice(0, 64)
     small = Bag(bag.features[:, few], bag.mask[:, few], bag.coords[:, few], bag.tile_l0, 0.5, (64,))
     stepper(module.build(DIM, 2, lookup.params(module, PUBLISHED | {"student": student})).to(device), small)()
-    before = memory()
+    before = memory("VmRSS")
     step = stepper(published)
     step()
-    found["step_mb"] = memory() - before
+    found["step_mb"] = memory("VmHWM") - before
     found["step"] = best(step)
     default = module.build(DIM, 2, lookup.params(module, {"student": student})).to(device)
     found["default"] = best(stepper(default), repeats + 1)
