@@ -124,7 +124,7 @@ def training(histories: dict[str, list[Row]], column: str) -> Callable[[Any], No
                     axes.plot(epochs, [float(r[key]) for r in rows], color=colour, linestyle=line, linewidth=1.2,
                               label=name if line == "-" or column not in rows[0] else None)
         axes.set(xlabel="epoch", ylabel=f"{column} (dashed: validation)")
-        if len(histories) <= 8:
+        if 0 < len(histories) <= 8:
             axes.legend()
 
     return draw
