@@ -19,7 +19,7 @@ import numpy as np
 from configs.schema import TrainConfig
 from mil import splits
 from mil.splits import Fold, SplitError
-from pipeline import store
+from pipeline import published, store
 from pipeline.cohort import CohortError, Row, match
 
 # Facts of the features that a model is bound to: scoring refuses others.
@@ -111,7 +111,7 @@ def feature_stores(root: Path) -> dict[str, Path]:
 def labelled(rows: Sequence[Row], features: Path, config: TrainConfig) -> Dataset:
     """The patients of `rows` that have a label and features. Raises CohortError when nothing can be trained on."""
     stores = _usable(features)
-    matched = match(rows, stores)
+    matched = match(published.of_patients(rows, stores), stores)
     notes = _left_out(matched.without_row, "slides have features but no row in the labels")
     notes += _left_out([r.slide for r in matched.without_slide], "rows of the labels have no features")
     survival = config.task == "survival" or (config.task == "auto" and any(r.time is not None for r, _ in matched.rows))

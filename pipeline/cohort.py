@@ -155,7 +155,9 @@ def read_rows(path: Path) -> list[Row]:
         raise CohortError(f"no such file: {path}") from error
     except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
         raise CohortError(f"{path} cannot be read as a UTF-8 CSV: {error}") from error
-    reader = csv.DictReader(io.StringIO(text))
+    from pipeline import published
+
+    reader = csv.DictReader(io.StringIO(published.translate(text)))
     header = [h.strip() for h in reader.fieldnames or []]
     reader.fieldnames = header
     unknown = [h for h in header if h not in COLUMNS]
