@@ -37,7 +37,7 @@ def heatmaps() -> None:
     layer = heatmap.draw(scores, coords, 512, frame)
     seconds, cpu = time.perf_counter() - began, time.process_time() - worked
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"heatmap of {n} tiles on 6400 x 4000 px: {seconds:.2f} s (CPU {cpu:.2f} s), peak memory of the process {memory:.0f} MB")
+    print(f"heatmap of {n} tiles on 6400 x 4000 px: {seconds:.2f} s (CPU {cpu:.2f} s), peak memory {memory:.0f} MB")
     began = time.perf_counter()
     total, count = np.zeros((4000, 6400)), np.zeros((4000, 6400))
     for (x, y), v in zip((coords // 32).tolist(), heatmap.scaled(scores, "percentile").values, strict=True):
