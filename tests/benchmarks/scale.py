@@ -63,8 +63,8 @@ def timed_plan(folder: Path, n: int) -> dict[str, float]:
     base = peak_mb()
     start, cpu = time.perf_counter(), time.process_time()
     todo = plan(stage, stage.items())
-    return {"s": time.perf_counter() - start, "s of the processor": time.process_time() - cpu, "MB": peak_mb() - base, "done": len(todo.done),
-            "to do": len(todo.todo)}  # fmt: skip
+    took = {"s": time.perf_counter() - start, "s of the processor": time.process_time() - cpu}
+    return {**took, "MB": peak_mb() - base, "done": len(todo.done), "to do": len(todo.todo)}
 
 
 def timed_status(folder: Path, n: int) -> dict[str, float]:
@@ -76,7 +76,8 @@ def timed_status(folder: Path, n: int) -> dict[str, float]:
     read = time.perf_counter() - start
     files = sum(1 for _ in status.files(folder))
     took = time.perf_counter() - start
-    return {"s": took, "s of the processor": time.process_time() - cpu, "s of it counting files": took - read, "MB": peak_mb() - base,
+    times = {"s": took, "s of the processor": time.process_time() - cpu, "s of it counting files": took - read}
+    return {**times, "MB": peak_mb() - base,
             "done": len(stages[0].keys["done"]), "failed": len(stages[0].keys["failed"]), "files": files}  # fmt: skip
 
 
