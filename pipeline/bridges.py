@@ -31,7 +31,7 @@ FORMATS = ("clam", "trident")
 
 @dataclass(frozen=True)
 class Foreign:
-    """One file as read: features (N, D), coords level-0 px int32 (N, 2) or None. mpp 0: unknown. tile_l0: level-0 px."""
+    """One file as read: features (N, D), coords int32 (N, 2) or None; coords, tile_l0 in level-0 px. mpp 0: unknown."""
 
     layout: str
     features: np.ndarray

@@ -103,7 +103,7 @@ def import_(
     work: WorkDir = Path("work"),
     encoder: Annotated[str, typer.Option(help="name under which the features are kept")] = "imported",
     slide_mpp: Annotated[
-        float | None, typer.Option(help="µm per level-0 px of the slides, for files whose coordinates are in µm (STAMP)")
+        float | None, typer.Option(help="µm per level-0 px of the slides, where coordinates are in µm (STAMP)")
     ] = None,
     inner: Annotated[str | None, typer.Option(help="which encoder of files that hold several (AtlasPatch)")] = None,
 ) -> int:
@@ -114,7 +114,7 @@ def import_(
         from pipeline import bridges
 
         slides = bridges.import_folder(source, store.Work(work), encoder, lambda slide: slide_mpp, inner)
-        print(f"imported {len(slides)} slides; now: pipeline train --work {work} --encoder {encoder} --labels LABELS.csv")
+        print(f"imported {len(slides)} slides; now: pipeline train --work {work} --encoder {encoder} --labels CSV")
         return 0
 
     labels = bag_table.import_bags(source, store.Work(work), encoder)

@@ -109,6 +109,10 @@ class Stage(ABC):
     def prefetch(self, item: Item) -> None:
         """A hint that `item` will be made next; starting to read it is allowed. Does nothing by default."""
 
+    def parts(self) -> list[Stage]:
+        """Copies of this stage for devices that may work side by side, each in a process of its own; usually none."""
+        return []
+
     def remake_fields(self) -> frozenset[str]:
         """Settings whose change can be applied to an existing output by `remake`, without its inputs."""
         return frozenset()

@@ -48,13 +48,14 @@ class Child:
         """Whether there is a process: not before the first item, and not after it died over one."""
         return self._process is not None
 
-    def make(self, item: Item) -> Outcome:
-        """Have `item` made. A process that dies over it costs this item only. Raises Stopped."""
+    def make(self, item: Item, ahead: Item | None = None) -> Outcome:
+        """Have `item` made, and `ahead`, which comes next, prefetched. A process that dies costs this item only.
+        Raises Stopped."""
         for _ in range(2):
             process = self._process or self._start()
             assert process.stdin is not None
             try:
-                _send(process.stdin, item)
+                _send(process.stdin, (item, ahead))
                 break
             except (BrokenPipeError, OSError):
                 self._end()  # it died while idle: not this item's fault
@@ -143,7 +144,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's; it ends us by SIGTERM
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
-    inbox: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[tuple[Item, Item | None] | None] = queue.SimpleQueue()
     source = sys.stdin.buffer
     with leaving():
         order: Order = pickle.load(source)
@@ -155,7 +156,7 @@ def main() -> None:
             sys.exit(143)  # the owner is gone
 
 
-def _listen(source: BinaryIO, inbox: queue.SimpleQueue[Item | None]) -> None:
+def _listen(source: BinaryIO, inbox: queue.SimpleQueue[tuple[Item, Item | None] | None]) -> None:
     while True:
         try:
             inbox.put(pickle.load(source))
@@ -169,13 +170,16 @@ def _listen(source: BinaryIO, inbox: queue.SimpleQueue[Item | None]) -> None:
 _busy = threading.Event()
 
 
-def _serve(order: Order, inbox: queue.SimpleQueue[Item | None], answers: BinaryIO) -> None:
+def _serve(order: Order, inbox: queue.SimpleQueue[tuple[Item, Item | None] | None], answers: BinaryIO) -> None:
     stage = order.stage
     try:
         with open_claims(stage, order.lease_s) as claims:
             try:
-                while (item := inbox.get()) is not None:
+                while (work := inbox.get()) is not None:
                     _busy.set()
+                    item, ahead = work
+                    if ahead is not None:
+                        stage.prefetch(ahead)
                     outcome = make_one(stage, item, claims, order.replace, order.remake)
                     _busy.clear()
                     _send(answers, outcome)

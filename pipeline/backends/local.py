@@ -19,15 +19,21 @@ class Params(Settings):
 
 def run(stage: Stage, items: list[Item], replace: bool, remake: bool, cluster: ClusterConfig) -> Iterator[Outcome]:
     """One process, or `cluster.workers` of them (0: one per core) for stages whose items use one core each."""
+    parts = stage.parts()
+    if parts:
+        yield from _pool([Order(part, replace, remake, cluster.lease_s) for part in parts], items, ahead=True)
+        return
     workers = min(cluster.workers or os.cpu_count() or 1, len(items))
     if workers <= 1 or stage.heavy:
         yield from run_items(stage, items, cluster.lease_s, replace, remake)
     else:
-        yield from _pool(Order(stage, replace, remake, cluster.lease_s), items, workers)
+        yield from _pool([Order(stage, replace, remake, cluster.lease_s)] * workers, items)
 
 
-def _pool(order: Order, items: list[Item], workers: int) -> Iterator[Outcome]:
-    """One thread per child feeds it from one list and puts its outcomes, or what stops the stage, into one queue."""
+def _pool(orders: list[Order], items: list[Item], ahead: bool = False) -> Iterator[Outcome]:
+    """One thread per child feeds it from one list and puts its outcomes, or what stops the stage, into one queue.
+
+    ahead: each child is told its next item while it makes one, to prefetch it."""
     todo: queue.SimpleQueue[Item] = queue.SimpleQueue()
     for item in items:
         todo.put(item)
@@ -36,14 +42,17 @@ def _pool(order: Order, items: list[Item], workers: int) -> Iterator[Outcome]:
 
     def feed(child: Child) -> None:
         try:
+            item = todo.get_nowait()
             while not stop.is_set():
-                results.put(child.make(todo.get_nowait()))
+                following = _next(todo) if ahead else None
+                results.put(child.make(item, following))
+                item = following or todo.get_nowait()
         except queue.Empty:
             child.close()
         except Exception as error:  # raised again in the caller's thread
             results.put(error)
 
-    team = [Child(order) for _ in range(workers)]
+    team = [Child(order) for order in orders]
     threads = [threading.Thread(target=feed, args=(child,), daemon=True) for child in team]
     for thread in threads:
         thread.start()
@@ -61,3 +70,10 @@ def _pool(order: Order, items: list[Item], workers: int) -> Iterator[Outcome]:
             thread.join(10)
         for child in team:
             child.close()
+
+
+def _next(todo: queue.SimpleQueue[Item]) -> Item | None:
+    try:
+        return todo.get_nowait()
+    except queue.Empty:
+        return None
