@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,8 +137,17 @@ class Extract(Stage):
     def settings(self) -> dict[str, Any]:
         return flat("extract", fingerprint_fields(self.config.extract)) | flat("encoder", self.identity)
 
+    def parts(self) -> list[Stage]:
+        """One per GPU of `extract.gpus`: they share the list of slides."""
+        gpus = self.config.extract.gpus
+        if len(gpus) < 2:
+            return []
+        one = [self.config.extract.model_copy(update={"gpus": (gpu,)}) for gpu in gpus]
+        return [replace(self, config=self.config.model_copy(update={"extract": e})) for e in one]
+
     def prefetch(self, item: Item) -> None:
-        self.extractor.prefetch(self._job(item))
+        with suppress(store.StoreError, OSError):  # `make` meets the same and tells it as that slide's
+            self.extractor.prefetch(self._job(item))
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
         from extract.encoders import check_tiles
@@ -165,7 +175,9 @@ class Extract(Stage):
                 with store.aside(partial / f"{first:012d}.npy") as tmp, open(tmp, "wb") as f:
                     np.save(f, chunk, allow_pickle=False)
         writer.write("coords", job.coords_l0, config.chunk_rows)
-        return Made(numbers={"tiles": len(job.coords_l0), **self.extractor.stats.numbers()})
+        stats = self.extractor.stats
+        notes = (f"read through OpenSlide: {stats.note}",) if stats.note and config.reader == "auto" else ()
+        return Made(notes=notes, numbers={"tiles": len(job.coords_l0), **stats.numbers()})
 
     def close(self) -> None:
         if self._extractor is not None:
