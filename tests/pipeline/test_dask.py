@@ -198,6 +198,32 @@ def test_a_stage_can_be_repeated_and_skips(cluster: Cluster, tmp_path: Path) -> 
         assert report.count(state) == 3
 
 
+def test_a_command_that_is_stopped_or_killed_gives_its_items_back(cluster: Cluster, tmp_path: Path) -> None:
+    stage = Toy(tmp_path / "dask" / "out", n=12, sleep_s=0.5)
+    code = (
+        "from pathlib import PosixPath; from tests.pipeline.test_dask import Toy, backend, run, runner\n"
+        f"with runner.leaving(): run({stage!r}, backend, backend='dask', backend_params={cluster.params()!r})"
+    )
+    for number, expected in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        before = len(list(stage.root.glob("item_*")))
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while len(list(stage.root.glob("item_*"))) < before + 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.wait(60) == expected
+        if number == signal.SIGTERM:
+            while list(stage.root.glob(".claims/*.json")) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert not list(stage.root.glob(".claims/*.json")), "items under way are given back at once"
+            assert len(list(stage.root.glob("item_*"))) < stage.n, "the signal came too late to test anything"
+    report = run(stage, backend, backend="dask", backend_params=cluster.params())
+    assert report.exit_code == 0, report
+    calm = Toy(tmp_path / "local" / "out", n=12)
+    run(calm, local, workers=1)
+    assert tree(stage.root) == tree(calm.root)
+
+
 def test_no_cluster_is_one_clear_reason(tmp_path: Path) -> None:
     params = {"scheduler": "tcp://127.0.0.1:9", "timeout_s": 1.0}
     report = run(Toy(tmp_path / "out"), backend, backend="dask", backend_params=params)
