@@ -52,9 +52,12 @@ def layers(arrays: dict[str, np.ndarray], task: dict[str, Any], which: str) -> l
     arrays: attention (n,) and, if the model has it, evidence (n, C), as the store of scores holds them.
     attention: the tile's share in the answer. probability: of a class, were the tile a slide of its own.
     contribution: attention x class evidence, the evidence relative to the mean of the classes, because adding the same
-    to all logits changes no probability. Of two classes the second is drawn: the first is its mirror image.
+    to all logits changes no probability. hardness, masked: what MHIM's teacher finds hard, and the share of its
+    training in which the mask hides the tile. Of two classes the second is drawn: the first is its mirror image.
     """
     made = [Layer("attention", arrays["attention"])] if which in ("attention", "all") else []
+    if which == "all":
+        made += [Layer(name, arrays[name]) for name in ("hardness", "masked") if name in arrays]
     evidence = arrays.get("evidence")
     if evidence is None or which in ("none", "attention"):
         return made

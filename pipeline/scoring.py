@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from configs.schema import ScoreConfig
-from mil import metrics, tasks
+from mil import metrics, mining, tasks
 from mil import train as loop
+from mil.feed import Feed
 from mil.tasks import Task
 from pipeline import bundle, decide, grid, training
 from pipeline.cases import Patient, StoredBag
@@ -152,20 +153,26 @@ def slide_scores(
     """Slide id -> per-tile scores, averaged over `models` (for a run: those that have not trained on the patient).
 
     attention: float32 (n,), sums to one over the patient's slides. evidence: float32 (n, n_out), where the model has
-    it. coords: int32 (n, 2), level-0 px. logits: float32 (models, n_out), of the patient's whole bag.
+    it. hardness, masked: float32 (n,), of MHIM, see `mil.mining`. coords: int32 (n, 2), level-0 px.
+    logits: float32 (models, n_out), of the patient's whole bag.
     """
     logits, attention, evidence = [], [], []
+    hidden: dict[str, list[np.ndarray]] = {}
     case = training.cases([patient], float(models[0].card["features"].get("mpp") or 0.0))
     for one in models:
         model = one.model().to(training.device(gpu))
         with loop.isolated(None, training.device(gpu), one.card["train"]["threads"]):
             (found,) = loop.predict(model, case, one.task, one.scale)
+            feed = Feed(case, one.task, training.device(gpu), scale=one.scale)
+            for name, values in mining.of(model, feed.batch([0]).bag).items():
+                hidden.setdefault(name, []).append(values)
         logits.append(found.logits)
         attention.append(found.scores)
         evidence += [found.evidence] if found.evidence is not None else []
     arrays = {"attention": np.stack(attention).mean(axis=0)}
     if evidence:
         arrays["evidence"] = np.stack(evidence).mean(axis=0)
+    arrays |= {name: np.stack(values).mean(axis=0) for name, values in hidden.items()}
     made, first = {}, 0
     for slide, path in zip(patient.slides, patient.stores, strict=True):
         coords = StoredBag((path,))()[1]
