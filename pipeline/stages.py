@@ -263,7 +263,7 @@ class Train(Stage):
             return Made(notes=(f"taken from {twin.relative_to(self.work.root)}, the same training",))
         job: Job = item.data
         teacher = bundle.read(self._made(self.item(job.teacher))) if job.teacher else None
-        return Made(notes=training.train_fold(job, self.data, teacher, out, partial))
+        return Made(notes=training.train_fold(job, self.data, teacher, out, partial, self.root))
 
     def _twin(self, item: Item) -> Path | None:
         mark = f'"fingerprint": "{store.fingerprint(self.fields(item))}"'.encode()

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from mil import train as loop
 from mil.feed import Case, Feed
 from mil.splits import Fold
 from mil.tasks import Task
-from pipeline import bundle, store
+from pipeline import bundle, explog, store
 from pipeline.cases import Dataset, Patient, StoredBag
 
 PREDICTIONS, HISTORY, CHECKPOINT = "predictions.csv", "history.csv", "state.pt"
@@ -97,8 +97,12 @@ def device(gpu: bool) -> torch.device:
     return torch.device("cuda")
 
 
-def train_fold(job: Job, dataset: Dataset, teacher: bundle.Bundle | None, out: Path, partial: Path) -> tuple[str, ...]:
-    """Train, going on from `partial` if an earlier run left a checkpoint there, and fill `out`. Returns notes."""
+def train_fold(
+    job: Job, dataset: Dataset, teacher: bundle.Bundle | None, out: Path, partial: Path, run: Path
+) -> tuple[str, ...]:
+    """Train, going on from `partial` if an earlier run left a checkpoint there, and fill `out`. Returns notes.
+
+    run: the run's folder, after which an experiment log is named."""
     config, fold, known = job.config, job.fold, dataset.by_id()
     train, val, test = ([known[p] for p in side] for side in (fold.train, fold.val, fold.test))
     mpp = float(dataset.facts.get("mpp") or 0.0)
@@ -107,7 +111,8 @@ def train_fold(job: Job, dataset: Dataset, teacher: bundle.Bundle | None, out: P
     task = make_task(dataset, config, [*train, *test] if paper else train)
     train_cases, val_cases = cases(train, mpp), cases(test if paper else val, mpp)
     model = build_model(config, int(dataset.facts["dim"]), task, job.seed, teacher).to(device(config.gpu))
-    state = _fit(model, train_cases, val_cases, task, config, job.seed, partial)
+    with explog.opened(config.log, run, f"{job.cell}/{job.name}".strip("/")) as log:
+        state = _fit(model, train_cases, val_cases, task, config, job.seed, partial, log)
     scale, weights = loop.scale_of(state), state["best"]["weights"]
     model.load_state_dict(weights)
     named: dict[str, Any] = {"model": config.model, "model_params": config.model_params}
@@ -217,7 +222,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _fit(
     model: Any, train_cases: list[Case], val_cases: list[Case], task: Task, config: TrainConfig, seed: int,
-    partial: Path,
+    partial: Path, log: Callable[[dict[str, Any]], None],
 ) -> loop.State:
     """The last state of the training, which goes on from the checkpoint in `partial`, if there is one."""
     file = partial / CHECKPOINT
@@ -227,6 +232,7 @@ def _fit(
     try:
         for reached in loop.fit(model, train_cases, val_cases, task, config, seed, saved):
             state = reached
+            log(state["history"][-1])
             began = time.monotonic()
             if began - last >= cost / CHECKPOINT_SHARE:
                 _save(state, file)

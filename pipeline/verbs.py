@@ -194,7 +194,7 @@ def submit_all(session: Session, source: Path, labels: Path | None, name: str | 
 
 def train(session: Session, labels: Path | None, name: str | None) -> int:
     """Features to models: one training per grid cell, seed and fold."""
-    from pipeline import bag_table, cases, runs, training
+    from pipeline import bag_table, cases, explog, runs, training
     from pipeline.stages import Train
 
     config = session.config
@@ -211,6 +211,7 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
         console.err.print("[yellow]protocol paper[/]: the epoch is chosen on the test fold; the numbers are optimistic")
     if not session.submits:
         training.device(config.train.gpu)  # told before any work; on a cluster only the nodes can tell
+        explog.check(config.train.log)
     stage = Train(session.work, config, run, data, cases.make_folds(data, config.train))
     code = run_stage(session, stage, ["--labels", str(found.resolve()), "--name", run])
     if not (session.dry_run or session.submits):
