@@ -6,12 +6,13 @@ encoders.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from configs.schema import ExtractConfig
-from extract import SlideJob, memory
+from extract import SlideJob, cache, memory
 from extract.slide import Slide, open_slide
 
 
@@ -54,6 +55,42 @@ def open_job(job: SlideJob) -> Slide:
 def open_reader(job: SlideJob, config: ExtractConfig) -> TileReader:
     """The reader of `job` that the settings ask for, OpenSlide where a direct one is impossible. Raises SlideError."""
     memory.keep_freed()
+    staged = cache.stage(job.path, config)
+    try:
+        reader = _open(replace(job, path=staged.path), config)
+    except BaseException:
+        staged.release()
+        raise
+    if staged.note:
+        reader.note = "; ".join(n for n in (reader.note, staged.note) if n)
+    return reader if staged.path == job.path else _Cached(reader, staged)
+
+
+class _Cached:
+    """A reader of a staged copy, which gives the copy free when it closes."""
+
+    def __init__(self, reader: TileReader, staged: cache.Staged) -> None:
+        self.reader = reader
+        self.staged = staged
+        self.kind = reader.kind
+
+    @property
+    def note(self) -> str:
+        return self.reader.note
+
+    @note.setter
+    def note(self, value: str) -> None:
+        self.reader.note = value
+
+    def fill(self, coords_l0: np.ndarray, out: np.ndarray) -> None:
+        self.reader.fill(coords_l0, out)
+
+    def close(self) -> None:
+        self.reader.close()
+        self.staged.release()
+
+
+def _open(job: SlideJob, config: ExtractConfig) -> TileReader:
     slide = open_job(job)
     try:
         if config.reader == "openslide":

@@ -160,6 +160,7 @@ def extract(
         bool | None, typer.Option("--allow-mismatch", help="use tiles of another mpp or size than the encoder's")
     ] = None,
     batch: Annotated[int | None, typer.Option(help="tiles per forward pass on a GPU")] = None,
+    cache: Annotated[str | None, typer.Option(help="local folder where slides are staged ahead of use")] = None,
     config: ConfigFiles = [],  # noqa: B006
     set_: Sets = [],  # noqa: B006
     workers: Workers = None,
@@ -178,7 +179,7 @@ def extract(
         work, config, set_, replace=replace, dry_run=dry_run, shard=shard, only=items,
         extract__encoder=encoder, extract__weights=weights, extract__gpu=gpu, extract__offline=offline,
         extract__gpus=[int(g) for g in gpus.split(",")] if gpus else None,
-        extract__allow_mismatch=allow_mismatch, extract__batch=batch,
+        extract__allow_mismatch=allow_mismatch, extract__batch=batch, extract__cache_dir=cache,
         cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
         cluster__backend_params__scheduler=scheduler,
     )  # fmt: skip
