@@ -1,7 +1,7 @@
 """Does masking ever hurt? Plain student, published MHIM and this program's default, side by side on the same folds.
 
-    python tests/benchmarks/masking.py run RESULTS.jsonl [--sets musk1,digits-1] [--students abmil] [--variants ...]
-    python tests/benchmarks/masking.py table RESULTS.jsonl
+    python -m tests.benchmarks.masking run RESULTS.jsonl [--sets musk1,digits-1] [--students abmil] [--variants ...]
+    python -m tests.benchmarks.masking table RESULTS.jsonl
 
 Sets: digits-K, bags of hand-written digits whose positives hold K nines among 50 to 120 images (made on the spot,
 train and test images disjoint), and, with --mil FOLDER, musk1 and protein with their given folds. Per set: 5 folds x
