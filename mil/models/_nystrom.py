@@ -26,7 +26,7 @@ CHUNK = 2048  # keys per block when the attention itself is asked for: 8 heads x
 class _Schulz(torch.autograd.Function):
     """p(X_5) ... p(X_0) r, or in the other order, for symmetric x = X_0 (H, m, m) and r (H, m, w).
 
-    The published iteration z <- z (13 - A z (15 - A z (7 - A z))) / 4 keeps X = A z a polynomial of A A^T, so symmetric,
+    The published iteration z <- z (13 - A z (15 - A z (7 - A z))) / 4 makes X = A z a polynomial of A A^T: symmetric,
     and X <- X p(X) with p(X) = (13 - 15 X + 7 X^2 - X^3) / 4 needs no z: 2 products a step instead of 4, and 3 instead
     of 8 backward, since only the symmetric part of a gradient to a symmetric matrix counts.
     """
@@ -63,15 +63,17 @@ class _Schulz(torch.autograd.Function):
             down, u1, u2 = _polynomial(x, h)
             left = torch.cat([h, u1, u2], dim=2)
             right = torch.cat([-15.0 * r + 7.0 * t1 - t2, 7.0 * r - t1, -r], dim=2)
-            direct[order[j]] = 0.25 * (left @ right.transpose(1, 2))
+            direct[order[j]] = (left @ right.mT).mul_(0.125)  # half of the quarter: see S below
             h = down
-        g = _symmetric(direct[-1])
+        # X' = (13 X + Y W) / 4 with Y = X^2, W = 7 X - Y - 15. With S(.) the symmetric part and G of X' symmetric,
+        # dY = S(7 G X - 2 G Y) / 4 - 15 G / 4,  dX = 13 G / 4 + S(7 G Y / 4 + 2 dY X); S's halves are in the factors.
+        g = direct[-1] + direct[-1].mT
         for k in range(steps - 2, -1, -1):
-            gx, gy = g @ xs[k], g @ ys[k]
-            dw = 0.25 * gy.transpose(1, 2)
-            dy = _symmetric(0.25 * (7.0 * gx - gy - 15.0 * g) - dw)
-            m = dy @ xs[k]
-            g = 3.25 * g + _symmetric(7.0 * dw + 2.0 * m + direct[k])
+            x, y = xs[k], ys[k]
+            part = g @ torch.sub(0.875 * x, y, alpha=0.25)
+            dy = (part + part.mT).sub_(g, alpha=3.75)
+            part = torch.baddbmm(direct[k], g, y, alpha=0.875).baddbmm_(dy, x)
+            g = (part + part.mT).add_(g, alpha=3.25)
         return g, h, None, None
 
 
@@ -80,10 +82,6 @@ def _polynomial(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     t1 = x @ r
     t2 = x @ t1
     return torch.baddbmm(13.0 * r - 15.0 * t1 + 7.0 * t2, x, t2, beta=0.25, alpha=-0.25), t1, t2
-
-
-def _symmetric(x: Tensor) -> Tensor:
-    return 0.5 * (x + x.transpose(1, 2))
 
 
 def apply_pinv(a: Tensor, r: Tensor, steps: int = 6, left: bool = False) -> Tensor:
