@@ -127,12 +127,18 @@ def digits(witnesses: int, bags: int = 100, folds: int = 5, seed: int = 0, low: 
     for bag in range(bags):
         fold, positive = bag % folds, (bag // folds) % 2
         nines, others = (np.flatnonzero((home == fold) & ((digit == 9) == nine)) for nine in (True, False))
-        size = int(rng.integers(low, high + 1))
-        chosen = rng.choice(others, size - positive * witnesses, replace=False)
-        if positive:
-            chosen = rng.permutation(np.concatenate([chosen, rng.choice(nines, witnesses, replace=False)]))
+        chosen = draw_bag(rng, nines if positive else nines[:0], others, witnesses, low, high)
         lines += [f"{positive},bag{bag:03d},{fold}," + ",".join(f"{v:g}" for v in images[i]) for i in chosen]
     return "\n".join(lines) + "\n"
+
+
+def draw_bag(
+    rng: np.random.Generator, nines: np.ndarray, others: np.ndarray, witnesses: int, low: int = 50, high: int = 120
+) -> np.ndarray:
+    """Indices of the images of one bag: `low` to `high` of them, `witnesses` of which are `nines` unless there are none."""
+    size = int(rng.integers(low, high + 1))
+    held = rng.choice(nines, witnesses, replace=False) if len(nines) else nines
+    return rng.permutation(np.concatenate([rng.choice(others, size - len(held), replace=False), held]))
 
 
 def _number(text: str) -> bool:

@@ -1,11 +1,11 @@
 """Does masking ever hurt? Plain student, published MHIM and this program's default, side by side on the same folds.
 
-    python -m tests.benchmarks.masking run RESULTS.jsonl [--sets musk1,digits-1] [--students abmil] [--variants ...]
+    python -m tests.benchmarks.masking run RESULTS.jsonl [--sets digits-3-40] [--students abmil] [--variants ...]
     python -m tests.benchmarks.masking table RESULTS.jsonl
 
-Sets: digits-K, bags of hand-written digits whose positives hold K nines among 50 to 120 images (made on the spot,
-train and test images disjoint), and, with --mil FOLDER, musk1 and protein with their given folds. Per set: 5 folds x
-3 seeds. Nothing is selected on a test fold: fixed epochs, last epoch, one set of hyper-parameters for all. Plain,
+Sets: digits-K-n[-noise]: n training bags of hand-written digits, positives hold K nines among 50 to 120 images, with
+normal noise of that share of the grey scale; 100 test bags of images that no training bag holds. And, with --mil
+FOLDER, musk1 and protein with their given folds. Per set: 5 folds x 3 seeds. Nothing is selected on a test fold: fixed epochs, last epoch, one set of hyper-parameters for all. Plain,
 teacher and student of a fold share the seed, so every difference is paired. `run` goes on where it stopped.
 
 Two more columns say what the fallback does: where the alarm (the student's training loss in inference mode, compared
@@ -15,8 +15,6 @@ with the plain model's) rings, the plain model's result is taken, as `pipeline t
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import time
 from collections.abc import Iterator
@@ -31,7 +29,7 @@ from configs import lookup
 from configs.schema import TrainConfig
 from mil import metrics, tasks, train
 from mil.feed import Case
-from pipeline.bag_table import digits
+from pipeline.bag_table import draw_bag
 
 WIDTH = 128
 # Adam's rate of the published settings, 2e-4 at width 512, carried over to this width.
@@ -67,19 +65,37 @@ Bags = dict[str, tuple[int, np.ndarray]]
 def read_set(name: str, mil: Path | None) -> tuple[Bags, list[tuple[list[str], list[str]]]]:
     """bag -> (label, features), and (train, test) bags of each fold."""
     if name.startswith("digits-"):
-        rows = list(csv.reader(io.StringIO(digits(int(name.removeprefix("digits-"))))))[1:]
-        fold_of = {r[1]: int(r[2]) for r in rows}
-        found: dict[str, tuple[int, list[list[float]]]] = {}
-        for r in rows:
-            found.setdefault(r[1], (int(r[0]), []))[1].append([float(v) for v in r[3:]])
-        bags = {k: (y, np.array(x, np.float32)) for k, (y, x) in found.items()}
-        return bags, [([b for b in bags if fold_of[b] != f], [b for b in bags if fold_of[b] == f]) for f in range(5)]
+        witnesses, n, *noise = name.removeprefix("digits-").split("-")
+        return digit_bags(int(witnesses), int(n), float(noise[0]) if noise else 0.0)
     assert mil is not None, f"{name} needs --mil FOLDER"
     table = np.loadtxt(mil / f"{name}.csv", delimiter=",")
     given = {str(int(b)): (int(table[table[:, 1] == b][0, 0]), table[table[:, 1] == b][:, 2:].astype(np.float32))
              for b in np.unique(table[:, 1])}
     folds = [f for f in json.loads((mil / f"{name}_folds.json").read_text())["folds"] if f["rep"] == 0]
     return given, [([str(b) for b in f["train_bag_ids"]], [str(b) for b in f["test_bag_ids"]]) for f in folds]
+
+
+def digit_bags(witnesses: int, n: int, noise: float) -> tuple[Bags, list[tuple[list[str], list[str]]]]:
+    """Five folds of images; per fold n training bags of the other folds' images and 100 test bags of its own."""
+    from sklearn.datasets import load_digits
+
+    images, digit = load_digits(return_X_y=True)
+    rng = np.random.default_rng([witnesses, n])
+    images = images + 16.0 * noise * rng.normal(size=images.shape)
+    home = rng.permutation(len(images)) % 5
+    bags: Bags = {}
+    folds = []
+    for fold in range(5):
+        sides: list[list[str]] = []
+        for side, mine, count in (("train", home != fold, n), ("test", home == fold, 100)):
+            nines, others = np.flatnonzero(mine & (digit == 9)), np.flatnonzero(mine & (digit != 9))
+            names = [f"{side}{fold}-{i}" for i in range(count)]
+            for i, bag in enumerate(names):
+                chosen = draw_bag(rng, nines if i % 2 else nines[:0], others, witnesses)
+                bags[bag] = (i % 2, images[chosen].astype(np.float32))
+            sides.append(names)
+        folds.append((sides[0], sides[1]))
+    return bags, folds
 
 
 def cases(bags: Bags, ids: list[str]) -> list[Case]:
@@ -177,7 +193,7 @@ def main() -> None:
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("results")
     parser.add_argument("--mil", type=Path, help="folder with musk1.csv, musk1_folds.json, protein.csv ...")
-    parser.add_argument("--sets", type=lambda v: v.split(","), default=["digits-1", "digits-3", "digits-20"])
+    parser.add_argument("--sets", type=lambda v: v.split(","), default=["digits-1-120", "digits-3-40", "digits-20-20-0.3"])
     parser.add_argument("--students", type=lambda v: v.split(","), default=["abmil", "dsmil", "transmil"])
     parser.add_argument("--variants", type=lambda v: v.split(","), default=["plain", "paper", "default"])
     parser.add_argument("--seeds", type=int, default=3)
