@@ -128,14 +128,14 @@ def digits(witnesses: int, bags: int = 100, folds: int = 5, seed: int = 0, low: 
         fold, positive = bag % folds, (bag // folds) % 2
         nines, others = (np.flatnonzero((home == fold) & ((digit == 9) == nine)) for nine in (True, False))
         chosen = draw_bag(rng, nines if positive else nines[:0], others, witnesses, low, high)
-        lines += [f"{positive},bag{bag:03d},{fold}," + ",".join(f"{v:g}" for v in images[i]) for i in chosen]
+        lines += [f"{positive},bag{bag:03d},{fold}," + ",".join(f"{v / 16:g}" for v in images[i]) for i in chosen]
     return "\n".join(lines) + "\n"
 
 
 def draw_bag(
     rng: np.random.Generator, nines: np.ndarray, others: np.ndarray, witnesses: int, low: int = 50, high: int = 120
 ) -> np.ndarray:
-    """Indices of the images of one bag: `low` to `high` of them, `witnesses` of which are `nines` unless there are none."""
+    """Indices of the images of one bag: `low` to `high` of them, `witnesses` of which are `nines` if any are given."""
     size = int(rng.integers(low, high + 1))
     held = rng.choice(nines, witnesses, replace=False) if len(nines) else nines
     return rng.permutation(np.concatenate([rng.choice(others, size - len(held), replace=False), held]))
