@@ -59,6 +59,8 @@ def make_server(gallery: Gallery, host: str = "127.0.0.1", port: int = 0, token:
             f"--host {host} can be reached from other machines: give --token with 16 or more characters that they must "
             "know (or stay on 127.0.0.1 and tunnel: ssh -L 8765:127.0.0.1:8765 this-machine)"
         )
+    if token and not re.fullmatch(r"[A-Za-z0-9_-]+", token):
+        raise ViewerError("--token: use letters, digits, - and _ only; it travels in an address")
     handler = type("Handler", (_Handler,), {"gallery": gallery, "token": token, "local": loopback(host)})
     try:
         server = ThreadingHTTPServer((host, port), handler)

@@ -129,6 +129,8 @@ def test_beyond_loopback_a_token_is_demanded(gallery: Gallery) -> None:
         make_server(gallery, "0.0.0.0")
     with pytest.raises(ViewerError, match="--token"):
         make_server(gallery, "0.0.0.0", token="short")
+    with pytest.raises(ViewerError, match="letters, digits"):
+        make_server(gallery, token="a-token; with=surprises")
     assert loopback("127.0.0.1")
     assert loopback("::1")
     assert not loopback("192.168.0.7")
