@@ -188,7 +188,13 @@ while kill -0 "$child" 2>/dev/null; do  # a trap ends `wait` before the command 
 done
 
 again() {{
-  [ -n "${{SLURM_JOB_ID:-}}" ] && [ "$tries" -lt "$1" ] && note "requeued:$code" && scontrol requeue "$SLURM_JOB_ID"
+  [ -n "${{SLURM_JOB_ID:-}}" ] && [ "$tries" -lt "$1" ] || return 1
+  case "$(scontrol show job -o "$SLURM_JOB_ID" 2>/dev/null)" in
+    *JobState=RUNNING*) ;;
+    *) return 1 ;;  # cancelled, so somebody wants it gone; or preempted or past its walltime, which SLURM sees to
+  esac
+  note "requeued:$code"
+  scontrol requeue "$SLURM_JOB_ID"
 }}
 if [ -n "$asked" ] && [ "$code" -gt 128 ]; then
   again {params.requeues} && exit 0

@@ -82,6 +82,8 @@ class Cluster:
 
     def _slurm(self) -> None:
         folder, host = self.folder, socket.gethostname().split(".")[0]
+        # a requeued job waits until its old credential has expired (120 s by default): cred_expire makes that short;
+        # config_overrides lets a small machine offer more cores than it has
         cores = len(os.sched_getaffinity(0))
         (folder / "slurm.conf").write_text(
             f"""ClusterName=test
@@ -90,7 +92,8 @@ SlurmctldPort={free_port()}
 SlurmdPort={free_port()}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder / "munge" / "socket"}
+AuthInfo=socket={folder / "munge" / "socket"},cred_expire=5
+SlurmdParameters=config_overrides
 CredType=cred/munge
 StateSaveLocation={folder / "state"}
 SlurmdSpoolDir={folder / "spool"}
@@ -110,7 +113,7 @@ KillWait=2
 MinJobAge=3600
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
 JobAcctGatherType=jobacct_gather/none
-NodeName={host} NodeAddr=127.0.0.1 CPUs={max(2, cores)} RealMemory=2000 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs={max(4, cores)} RealMemory=2000 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
         )

@@ -139,8 +139,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
-def over(env: dict[str, str]) -> bool:
-    return not said(env, "squeue", "-h").strip()
+def over(env: dict[str, str], job: str) -> bool:
+    return not said(env, "squeue", "-h", "-j", job).strip()
 
 
 def tree(work: Path) -> dict[str, bytes]:
@@ -166,6 +166,15 @@ def submit(env: dict[str, str], cohort: Path, work: Path, slow_s: float, **value
     number = re.search(r"tile: job (\d+)", text)
     assert number, text
     return number[1], max((work / "jobs").iterdir())
+
+
+@pytest.fixture(scope="module")
+def timed(
+    cluster: dict[str, str], demo_cohort: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, Path]:
+    """A job that will hit its walltime, started early: SLURM's shortest is a minute, and it looks every 30 s."""
+    work = tmp_path_factory.mktemp("timed")
+    return (*submit(cluster, demo_cohort, work, 6.0, tasks=1, time="00:01:00", warn_s=50), work)
 
 
 def stores(work: Path) -> list[Path]:
@@ -195,18 +204,18 @@ def test_the_four_verbs_as_jobs_end_in_the_bytes_of_a_local_run(
 
 
 def test_scancel_in_the_middle_and_the_same_command_again(
-    cluster: dict[str, str], demo_cohort: Path, slow: dict[str, bytes], tmp_path: Path
+    cluster: dict[str, str], timed: object, demo_cohort: Path, slow: dict[str, bytes], tmp_path: Path
 ) -> None:
-    job, _ = submit(cluster, demo_cohort, tmp_path, 0.5, tasks=2)
-    assert "job" in pipeline("status", "--work", tmp_path, env=cluster, code=None)
+    job, folder = submit(cluster, demo_cohort, tmp_path, 2.0, tasks=2)
     wait_for(lambda: stores(tmp_path))
     said(cluster, "scancel", job)
-    wait_for(lambda: over(cluster))
+    wait_for(lambda: over(cluster, job))
     made = len(stores(tmp_path))
     assert made < 9, "the cancellation came too late to test anything"
-    assert "lost (cancelled" in pipeline("status", "--work", tmp_path, env=cluster, code=None)
-    submit(cluster, demo_cohort, tmp_path, 0, tasks=2)
-    wait_for(lambda: over(cluster))
+    assert not any(code.startswith("requeued") for _, code in slurm._ends(folder).get("tile", [])), "it wants to go"
+    assert re.search(r"lost \(cancelled|not well", pipeline("status", "--work", tmp_path, env=cluster, code=None))
+    job, _ = submit(cluster, demo_cohort, tmp_path, 0, tasks=2)
+    wait_for(lambda: over(cluster, job))
     assert tree(tmp_path) == slow
 
 
@@ -226,7 +235,7 @@ def test_a_killed_task_and_a_requeued_task_go_on(
     of = {int(Path(f"/proc/{pid}/cmdline").read_text().split("\0--shard\0")[1][0]): pid for pid in owners()}
     said(cluster, "scontrol", "requeue", f"{job}_2")
     os.kill(of[1], signal.SIGKILL)
-    wait_for(lambda: over(cluster))
+    wait_for(lambda: over(cluster, job))
     assert (1, "requeued:137") in slurm._ends(folder)["tile"]
     assert sorted(t for t, code in slurm._ends(folder)["tile"] if code in "01") == [1, 2]
     assert tree(tmp_path) == slow
@@ -234,13 +243,13 @@ def test_a_killed_task_and_a_requeued_task_go_on(
 
 @pytest.mark.timeout(300)
 def test_walltime_gives_back_what_is_under_way_and_goes_on(
-    cluster: dict[str, str], demo_cohort: Path, slow: dict[str, bytes], tmp_path: Path
+    cluster: dict[str, str], timed: tuple[str, Path, Path], slow: dict[str, bytes]
 ) -> None:
-    # SLURM's shortest walltime is a minute; warned 52 s before, a task has a few seconds for slides of two each
-    _, folder = submit(cluster, demo_cohort, tmp_path, 2.0, tasks=1, time="00:01:00", warn_s=52)
-    wait_for(lambda: over(cluster), 200)
+    job, folder, work = timed
+    assert f"job {job} tile: " in pipeline("status", "--work", work, env=cluster, code=None)
+    wait_for(lambda: over(cluster, job), 200)
     codes = [code for _, code in slurm._ends(folder)["tile"]]
     assert codes[0] == "requeued:143"
     assert codes[-1] == "1", "the broken slides"
-    assert "requeued" in pipeline("status", "--work", tmp_path, env=cluster, code=None)
-    assert tree(tmp_path) == slow
+    assert "requeued" in pipeline("status", "--work", work, env=cluster, code=None)
+    assert tree(work) == slow
