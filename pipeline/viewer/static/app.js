@@ -4,7 +4,7 @@
   const $ = (id) => document.getElementById(id);
   const panes = [...document.querySelectorAll(".pane")].map((element, side) => ({
     side, element, canvas: element.querySelector("canvas"), bar: element.querySelector(".scalebar"),
-    readout: element.querySelector(".readout"), viewer: null, heat: null, tissue: null, hover: -1,
+    readout: element.querySelector(".readout"), viewer: null, heat: null, tissue: null, hover: -1, asked: 0,
   }));
   let index = null, slide = null, number = -1, shown = [], lookup = new Map(), asked = 0, wanted = -1, following = false;
 
@@ -134,6 +134,7 @@
   }
 
   function start(pane) {
+    pane.asked++;
     pane.heat = pane.tissue = null;
     pane.hover = -1;
     if (!pane.viewer) {
@@ -171,12 +172,12 @@
   }
 
   function addLayers(pane) {
-    const mine = number, viewer = pane.viewer;
+    const mine = ++pane.asked, viewer = pane.viewer;  // an answer to an older question must not win
     for (const kind of ["heat", "tissue"]) if (pane[kind]) { viewer.world.removeItem(pane[kind]); pane[kind] = null; }
     const put = (kind, url, x, width, opacity) => viewer.addSimpleImage({
       url, x: x / slide.width, y: kind === "tissue" ? slide.bounds[1] / slide.width : 0, width: width / slide.width, opacity,
       success: (event) => {
-        if (mine !== number || pane[kind]) viewer.world.removeItem(event.item);
+        if (mine !== pane.asked || pane[kind]) viewer.world.removeItem(event.item);
         else { pane[kind] = event.item; pane.element.dataset[kind] = "ready"; apply(); }
       },
     });
