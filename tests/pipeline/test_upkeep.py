@@ -186,3 +186,45 @@ def test_watched_status_shows_what_changes(tmp_path: Path) -> None:
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 0
+
+
+def test_a_log_and_its_summary_tell_what_ran_and_what_failed(tmp_path: Path) -> None:
+    from configs.schema import Config
+    from pipeline.stage import Item, Plan, Report
+
+    outcomes = [
+        Outcome("a.svs", State.DONE, 2.0, numbers={"tiles": 10}),
+        Outcome("b.svs", State.DONE, 4.0, numbers={"tiles": 5}),
+        Outcome("c|d.svs", State.FAILED, 1.0, "cannot be\nread", trace="Traceback ..."),
+    ]
+    with runlog.RunLog(tmp_path, "tile", Config()) as log:
+        log.planned(Plan(todo=[Item(o.key, tmp_path / o.key) for o in outcomes]))
+        for outcome in outcomes:
+            log.watch(outcome)
+        log.finished(Report("tile", [*outcomes, Outcome("e.svs", State.SKIPPED)]))
+    (path,) = tmp_path.glob("*.jsonl")
+    start, planned, *items, end = runlog.events(path)
+    assert (start["event"], planned["todo"], len(items), end["event"]) == ("start", 3, 3, "end")
+    assert start["settings"] == store.fingerprint(Config().model_dump(mode="json"))
+    assert start["versions"]["numpy"] == np.__version__
+    summary = path.with_suffix(".summary.md").read_text()
+    assert "2 done, 1 failed; 1 done before" in summary
+    assert "| sum of tiles | 15 |" in summary
+    assert "| c\\|d.svs | cannot be read |" in summary
+    found = runlog.last_outcomes(tmp_path)
+    assert found["tile", "c|d.svs"] == outcomes[2]
+
+
+def test_a_command_with_nothing_to_do_leaves_no_log(tmp_path: Path) -> None:
+    from pipeline.stage import Plan
+
+    with runlog.RunLog(tmp_path / "runs", "tile") as log:
+        log.planned(Plan())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_log_that_cannot_be_written_says_so_and_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    with runlog.RunLog(tmp_path / "runs", "tile") as log:
+        log.watch(Outcome("a", State.DONE))
+    assert "runs" in log.broken
