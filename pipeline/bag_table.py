@@ -128,7 +128,7 @@ def digits(witnesses: int, bags: int = 100, folds: int = 5, seed: int = 0, low: 
         fold, positive = bag % folds, (bag // folds) % 2
         nines, others = (np.flatnonzero((home == fold) & ((digit == 9) == nine)) for nine in (True, False))
         chosen = draw_bag(rng, nines if positive else nines[:0], others, witnesses, low, high)
-        lines += [f"{positive},bag{bag:03d},{fold}," + ",".join(f"{v / 16:g}" for v in images[i]) for i in chosen]
+        lines += [f"{positive},bag{bag:03d},{fold}," + ",".join(f"{v / 4:g}" for v in images[i]) for i in chosen]
     return "\n".join(lines) + "\n"
 
 
