@@ -10,10 +10,8 @@ C, attention across regions: per region k representatives, combined from its tok
 self-attention among the k-th representatives of all regions; handed back to the tokens with the softmax over
 representatives of phi^T t, each weighted by that logit scaled to 0..1 within its region. phi: h x k.
 
-In small bags a region holds 4 x 4 tokens at least, where the published 8 x 8 would leave each token alone. In large
-ones it holds at most `region_most`: the number of regions grows beyond 8 x 8 only above 8 x 8 x `region_most`
-instances, because attention inside a region costs its square (published, 200,000 instances: 20 GB of logits).
-Instance n adds a_n W t_n to the logits, exactly, where t_n already saw its surroundings.
+In small bags a region holds 4 x 4 tokens at least, where the published 8 x 8 would leave each token alone. Instance n
+adds a_n W t_n to the logits, exactly, where t_n already saw its surroundings.
 """
 
 from __future__ import annotations
@@ -24,13 +22,11 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mil.models import MIL, Encoded, Instances
 from mil.models._layers import ACTIVATIONS, Activation, Embedding, EmbeddingParams, initialise, weighted_softmax
 
 USES_POSITION = True
-CHUNK = 2**25  # most attention logits held at once, 128 MiB in float32
 
 
 class Params(EmbeddingParams):
@@ -38,7 +34,6 @@ class Params(EmbeddingParams):
 
     activation: Activation = Field("relu", description="activation of the instance embedding")
     regions: int = Field(8, ge=1, description="regions along each side of the square")
-    region_most: int = Field(1024, ge=16, description="most tokens per region; larger bags get more regions")
     heads: int = Field(8, ge=1, description="attention heads")
     kernel: int = Field(15, ge=1, description="kernel of the positional code, odd")
     representatives: int = Field(3, ge=1, description="representatives per region (k of the paper)")
@@ -56,35 +51,32 @@ class Params(EmbeddingParams):
 
 
 class Attention(nn.Module):
-    """Self-attention inside each of R groups of P tokens, (R, P, h) -> (R, P, h). kernel: of the EPEG code, or 0."""
+    """Self-attention inside each of R groups of P tokens, (R, P, h) -> (R, P, h). kernel: of the EPEG code, or 0.
+
+    The code's convolution runs over the queries of L = q k^T / sqrt(d), so it is the same as one over q:
+    L + conv(L) = (q + conv(q)) k^T / sqrt(d). No matrix of logits is formed; its bias would cancel in the softmax.
+    """
 
     def __init__(self, width: int, heads: int, kernel: int) -> None:
         super().__init__()
         self.heads = heads
         self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width)
-        self.code = nn.Conv2d(heads, heads, (kernel, 1), padding=(kernel // 2, 0), groups=heads) if kernel else None
+        self.code = nn.Parameter(torch.empty(heads, kernel).uniform_(-1, 1) / kernel**0.5) if kernel else None
 
     def forward(self, t: Tensor, real: Tensor) -> Tensor:
         """real: bool (R, P), the tokens that may be seen."""
-        each = max(1, CHUNK // (self.heads * t.shape[1] ** 2))
-        if each >= len(t):
-            return self._attend(t, real)
-        parts = zip(t.split(each), real.split(each), strict=True)
-        if not torch.is_grad_enabled():
-            return torch.cat([self._attend(x, r) for x, r in parts])
-        # Keeping every region's logits for the backward pass would cost several times the bag: compute them again.
-        return torch.cat([checkpoint(self._attend, x, r, use_reentrant=False) for x, r in parts])
-
-    def _attend(self, t: Tensor, real: Tensor) -> Tensor:
-        r, p, h = t.shape
-        q, k, v = self.qkv(t).view(r, p, 3, self.heads, h // self.heads).permute(2, 0, 3, 1, 4)  # (R, H, P, d) each
-        hidden = ~real[:, None, None, :]
-        logits = (q @ k.mT) / math.sqrt(q.shape[-1])  # (R, H, P, P)
+        q, k, v = self.qkv(t).chunk(3, dim=2)  # (R, P, h) each
         if self.code is not None:
-            logits = logits + self.code(logits)
+            taps = self.code.to(q.dtype).repeat_interleave(q.shape[2] // self.heads, dim=0)[:, None]  # (h, 1, kernel)
+            q = q + F.conv1d(q.mT, taps, padding=taps.shape[2] // 2, groups=q.shape[2]).mT
         # A finite value: a region of filling alone must not become NaN.
-        a = torch.softmax(logits.masked_fill(hidden, torch.finfo(logits.dtype).min), dim=-1).to(v.dtype)
-        return self.out((a @ v).transpose(1, 2).reshape(r, p, h))
+        mask = torch.where(real, 0.0, -1e4).to(q.dtype)[:, None, None]
+        found = F.scaled_dot_product_attention(self._split(q), self._split(k), self._split(v), mask)
+        return self.out(found.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(R, P, h) -> (R, H, P, d)."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class Rrt(MIL):
@@ -125,7 +117,7 @@ class Rrt(MIL):
         """(N, h) -> (N, h), each token having seen its region and the representatives of all regions."""
         z = instances.z
         n = len(z)
-        regions, side = layout(n, self.params.regions, self.params.region_most)
+        regions, side = layout(n, self.params.regions)
         alive = z.new_ones(n, dtype=torch.bool) if instances.log_count is None else ~instances.log_count.isneginf()
         real = cut(alive[:, None], regions, side)[..., 0]  # (R, P)
         t = z + self.drop(whole(self.inside(cut(self.norm1(z), regions, side), real), regions, side, n))
@@ -148,12 +140,11 @@ class Rrt(MIL):
         return torch.einsum("rpk,krh->rph", back, answered)
 
 
-def layout(n: int, regions: int, most: int) -> tuple[int, int]:
+def layout(n: int, regions: int) -> tuple[int, int]:
     """Regions per side, and tokens per side of a region, for n tokens in a square."""
     edge = math.isqrt(n - 1) + 1
     per_side = max(1, min(regions, edge // 4))
-    side, widest = -(-edge // per_side), math.isqrt(most)
-    return (per_side, side) if side <= widest else (-(-edge // widest), widest)
+    return per_side, -(-edge // per_side)
 
 
 def cut(t: Tensor, regions: int, side: int) -> Tensor:
