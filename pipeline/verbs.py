@@ -209,7 +209,7 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
         console.err.print(console.escape(note))
     if config.train.protocol == "paper":
         console.err.print("[yellow]protocol paper[/]: the epoch is chosen on the test fold; the numbers are optimistic")
-    if not session.submits:
+    if config.cluster.backend == "local":
         training.device(config.train.gpu)  # told before any work; on a cluster only the nodes can tell
         explog.check(config.train.log)
     stage = Train(session.work, config, run, data, cases.make_folds(data, config.train))
