@@ -211,6 +211,7 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
         console.err.print("[yellow]protocol paper[/]: the epoch is chosen on the test fold; the numbers are optimistic")
     if config.cluster.backend == "local":
         training.device(config.train.gpu)  # told before any work; on a cluster only the nodes can tell
+    if not session.submits:
         explog.check(config.train.log)
     stage = Train(session.work, config, run, data, cases.make_folds(data, config.train))
     code = run_stage(session, stage, ["--labels", str(found.resolve()), "--name", run])
