@@ -118,7 +118,13 @@ def submit(work: store.Work, config: Config, steps: list[Step], replace: bool = 
         store.write_atomic(script, job_script(step, folder, work.root.resolve(), params, of, tasks, replace))
         script.chmod(0o755)
         after = [f"--dependency=afterany:{made[-1].job}"] if made else []
-        job = _said(["sbatch", "--parsable", *after, str(script)]).split(";")[0].strip()
+        try:
+            job = _said(["sbatch", "--parsable", *after, str(script)]).split(";")[0].strip()
+        except Stopped as error:
+            if made:
+                _said(["scancel", *(m.job for m in made)])
+            shutil.rmtree(folder)
+            raise Stopped(f"{step.verb}: {error}; nothing was submitted") from error
         made.append(Submitted(step.verb, job, tasks, step.most, str(script)))
         card = {"submitted": time.time(), "command": sys.argv, "arrays": [asdict(m) for m in made]}
         store.write_atomic(folder / "job.json", json.dumps(card, indent=2) + "\n")

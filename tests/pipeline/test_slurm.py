@@ -183,7 +183,7 @@ def stores(work: Path) -> list[Path]:
 
 @pytest.mark.timeout(300)
 def test_the_four_verbs_as_jobs_end_in_the_bytes_of_a_local_run(
-    cluster: dict[str, str], demo_cohort: Path, tmp_path: Path
+    cluster: dict[str, str], timed: object, demo_cohort: Path, tmp_path: Path
 ) -> None:
     work, local = tmp_path / "jobs", tmp_path / "local"
     pipeline("run", demo_cohort / "slides", "--labels", demo_cohort / "labels.csv", "--model", "abmil", *QUICK,
@@ -200,7 +200,20 @@ def test_the_four_verbs_as_jobs_end_in_the_bytes_of_a_local_run(
     assert "nothing to do" in pipeline(*tile, "--shard", "2/4", env=cluster)
     refused = pipeline(*tile, "--tile-px", 128, env=cluster, code=3)
     assert "tile.tile_px: 256 there, 128 now" in refused
-    assert len(list((work / "jobs").iterdir())) == 1, "neither submitted anything"
+    chain = [
+        "run",
+        demo_cohort / "slides",
+        "--labels",
+        demo_cohort / "labels.csv",
+        "--work",
+        work,
+        "--backend",
+        "slurm",
+    ]
+    wrong = pipeline(*chain, *params(train={"memory": "9000G"}), env=cluster, code=1)
+    assert re.search("train: sbatch refuses: .*nothing was submitted", wrong, re.S)
+    wait_for(lambda: "extract" not in said(cluster, "squeue", "-h", "-o", "%j"))
+    assert len(list((work / "jobs").iterdir())) == 1, "none of these submitted anything"
 
 
 def test_scancel_in_the_middle_and_the_same_command_again(
