@@ -212,7 +212,6 @@ def main() -> None:
             stock(here / str(n), n)
             say(f"plan {n:,} items made before (resume)", alone("plan", here / str(n), n))
             say(f"status of {n:,} slides", alone("status", here / str(n), n))
-            shutil.rmtree(here / str(n))
         bare = alone("bare", here / "bare", args.items)
         say("one item, bare files", bare)
         for label, backend, workers in (
