@@ -122,6 +122,22 @@ class TrainConfig(Settings):
     cache_gb: float = speed(8.0, "most memory for bags kept in RAM, GiB", ge=0)
     log: Literal["csv", "tensorboard", "wandb", "mlflow"] = speed("csv", "experiment log besides the CSV")
 
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> TrainConfig:
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be less than epochs ({self.epochs})")
+        if self.task == "survival" and self.balance == "weights":
+            raise ValueError("balance=weights is of classes; for survival use balance=sampling (seen events and censored) or none")
+        if self.split_by == "csv" and self.repeats > 1:
+            raise ValueError("split_by=csv gives one split, so repeats must be 1 (use seeds for more trainings)")
+        plan = sorted({"grid", "seeds", "seed", "folds", "repeats", "split_by", "protocol"} & self.grid.keys())
+        if plan:
+            raise ValueError(f"grid: {plan[0]} decides which trainings there are and cannot be a value to try")
+        empty = sorted(k for k, values in self.grid.items() if not values)
+        if empty:
+            raise ValueError(f"grid: {empty[0]} has no value to try")
+        return self
+
 
 class ScoreConfig(Settings):
     """Scoring (`pipeline score`)."""

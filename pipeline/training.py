@@ -76,6 +76,8 @@ def whole_params(config: TrainConfig) -> TrainConfig:
 def make_task(dataset: Dataset, config: TrainConfig, patients: Sequence[Patient]) -> Task:
     """The task, with everything that is learnt from labels learnt from `patients` (the training part)."""
     targets = [p.target for p in patients if p.target is not None]
+    if dataset.survival and config.balance == "weights":
+        raise tasks.TaskError("train.balance=weights is of classes; for survival use sampling or none")
     if not dataset.survival:
         return tasks.classification(dataset.classes, targets, config.balance == "weights")
     if config.survival_loss == "cox":

@@ -214,7 +214,8 @@ def test_mhim_cells_share_one_teacher_per_fold(work: store.Work) -> None:
     assert len({(j.teacher.cell, j.teacher.name) for j in jobs if j.teacher}) == 2
     with pytest.raises(ConfigError, match=r"mask_ratio_h=0\.01"):
         grid_of(["mask_ratio_h"])
-    assert grid_of(["merge_k=1,5 merge=mean,mca", "lr=0.1"]) == {"merge_k": [1, 5], "merge": ["mean", "mca"], "lr": [0.1]}
+    found = grid_of(["merge_k=1,5 merge=mean,mca", "lr=0.1"])
+    assert found == {"merge_k": [1, 5], "merge": ["mean", "mca"], "lr": [0.1]}
 
 
 @pytest.mark.parametrize("loss", ["nll", "cox"])
@@ -374,3 +375,26 @@ def test_runs_on_the_same_splits_are_compared_and_others_refused(work: store.Wor
     scored(work, settings(seed=5), "other")
     with pytest.raises(store.StoreError, match="only runs on the same splits"):
         compare.compare(work.run("weak"), work.run("other"), score)
+
+
+@pytest.mark.parametrize(("train", "says"), [
+    ({"warmup_epochs": 4, "epochs": 4}, "warmup_epochs"),
+    ({"task": "survival", "balance": "weights"}, "balance=weights is of classes"),
+    ({"split_by": "csv", "repeats": 2}, "repeats must be 1"),
+    ({"grid": {"folds": (2, 3)}}, "grid: folds"),
+    ({"grid": {"lr": ()}}, "lr has no value"),
+])
+def test_contradictory_settings_are_refused(train: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        settings(**train)
+
+
+def test_no_event_in_the_training_part_fails_that_fold_and_says_why(work: store.Work) -> None:
+    made = make_features(work, 12)
+    seen = {"p00", "p01", "p02", "p03"}
+    rows = [replace(r, label=None, time=float(i + 1), event=int(r.patient in seen), fold=int(r.patient in seen))
+            for i, r in enumerate(made)]
+    report = trained(work, rows, settings(survival_loss="cox", val_fraction=0.3))
+    (failed,) = report.failures
+    assert failed.key == "fold_1"
+    assert "no event" in failed.message
