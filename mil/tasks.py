@@ -90,14 +90,14 @@ class Task:
             return torch.softmax(logits, dim=1)
         if self.kind == "nll":
             hazard = torch.sigmoid(logits)
-            survival = torch.cumprod(1.0 - hazard, dim=1)
+            survival = _running_product(1.0 - hazard)
             before = torch.cat([torch.ones_like(survival[:, :1]), survival[:, :-1]], dim=1)
             return torch.cat([before * hazard, survival[:, -1:]], dim=1)
         raise TaskError("a Cox model has a relative risk and no probabilities; train with survival_loss=nll for them")
 
     def survival_curve(self, logits: Tensor) -> Tensor:
         """(B, bins) probability of being event-free at the end of each bin (nll)."""
-        return torch.cumprod(1.0 - torch.sigmoid(logits), dim=1)
+        return _running_product(1.0 - torch.sigmoid(logits))
 
     def risk(self, logits: Tensor) -> Tensor:
         """(B,) risk, larger is worse: minus the sum of the survival curve (nll) or the log risk (cox)."""
@@ -208,7 +208,7 @@ def nll_each(logits: Tensor, bins: Tensor, censored: Tensor, alpha: float = 0.0)
     (1 - alpha) times that plus alpha times the uncensored term. logits: (B, bins); bins: int64 (B,).
     """
     hazard = torch.sigmoid(logits)
-    survival = torch.cumprod(1.0 - hazard, dim=1)
+    survival = _running_product(1.0 - hazard)
     before = torch.cat([torch.ones_like(survival[:, :1]), survival[:, :-1]], dim=1)
     y = bins[:, None]
     c = censored.to(logits.dtype)
@@ -216,3 +216,12 @@ def nll_each(logits: Tensor, bins: Tensor, censored: Tensor, alpha: float = 0.0)
     gone = survival.gather(1, y)[:, 0].clamp_min(EPS).log()
     uncensored = -(1.0 - c) * seen
     return (1.0 - alpha) * (uncensored - c * gone) + alpha * uncensored
+
+
+def _running_product(x: Tensor) -> Tensor:
+    """Product of the columns so far, (B, K). As a loop, because the gradient of torch.cumprod has no deterministic
+    form on a GPU; K is a handful of time bins."""
+    columns = [x[:, 0]]
+    for k in range(1, x.shape[1]):
+        columns.append(columns[-1] * x[:, k])
+    return torch.stack(columns, dim=1)

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ def device(gpu: bool) -> torch.device:
     """The GPU if asked for, else the CPU. Raises DeviceError instead of falling back in silence."""
     if not gpu:
         return torch.device("cpu")
+    # without it cuBLAS picks its work space by what else runs, and with it the order of sums
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if not torch.cuda.is_available():
         raise DeviceError("train.gpu is set, but torch finds no GPU on this machine; leave --gpu away to use the CPU")
     return torch.device("cuda")
