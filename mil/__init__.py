@@ -1,1 +1,1 @@
-"""features -> bags -> model -> scores: everything that touches bags of instances. Knows configs; never extract or pipeline."""
+"""features -> bags -> model -> scores: all that touches bags of instances. Knows configs; never extract or pipeline."""

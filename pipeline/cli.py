@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="pipeline",
     help="Whole-slide images in; trained, scored and explained MHIM-MIL models out. Start with `pipeline demo`. "
-    "The verbs chain: tile -> extract -> train -> score. Killed at any moment, the same command goes on where it stopped.",
+    "The verbs chain: tile -> extract -> train -> score. Killed at any moment, the same command goes on from there.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,15 +39,15 @@ Shard = Annotated[str | None, typer.Option(help="only every n-th item, as i/n wi
 Items = Annotated[Path | None, typer.Option(help="file with item keys, one a line: only these; --shard shares them")]
 Wait = Annotated[bool | None, typer.Option("--wait", help="with --backend slurm: follow the jobs until they end")]
 Replace = Annotated[bool, typer.Option("--replace", help="make outputs of other parameters anew instead of refusing")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be done to each item, and why; change nothing")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be done to each item, and why; do nothing")]
 Slides = Annotated[Path, typer.Argument(help="folder with slides (searched recursively), one slide, or a manifest CSV")]
 Labels = Annotated[
-    Path | None, typer.Option(help="CSV: slide, patient, label or time+event [default: labels.csv beside the slides or in --work]")
+    Path | None, typer.Option(help="CSV: slide, patient, label or time+event [default: labels.csv beside the slides]")
 ]
 Mpp = Annotated[str | None, typer.Option(help="µm per tile px; several as 0.5,1,2 [default: 0.5]")]
 TilePx = Annotated[int | None, typer.Option(help="tile edge in px at --mpp [default: 256]")]
 MppOfSlides = Annotated[float | None, typer.Option(help="µm per px of level 0, for slides whose files do not tell")]
-Encoder = Annotated[str | None, typer.Option(help="encoder name, timm:<model>, or your module.function [default: texture]")]
+Encoder = Annotated[str | None, typer.Option(help="a listed name, timm:<model>, or your module.function [default: texture]")]
 Weights = Annotated[str | None, typer.Option(help="file or folder with the encoder's weights")]
 Gpu = Annotated[bool | None, typer.Option("--gpu", help="use the GPU; stops if there is none")]
 Model = Annotated[str | None, typer.Option(help="MIL model [default: mhim]")]
@@ -218,7 +218,8 @@ def train(
     s = session(
         work, config, set_, replace=replace, dry_run=dry_run, shard=shard, only=items,
         train__model=model, extract__encoder=encoder, train__folds=folds, train__epochs=epochs, train__seeds=seeds,
-        train__grid=grid_of(grid), train__protocol=protocol, train__gpu=gpu, cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
+        train__grid=grid_of(grid), train__protocol=protocol, train__gpu=gpu,
+        cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
         cluster__backend_params__scheduler=scheduler,
     )  # fmt: skip
     return verbs.train(s, labels, name)
@@ -253,7 +254,7 @@ def score(
     replace: Replace = False,
     dry_run: DryRun = False,
 ) -> int:
-    """Held-out predictions, metrics with intervals, tile scores and heatmaps of a run; or predictions for new slides."""
+    """Held-out predictions, metrics with intervals and heatmaps of a run; or predictions for new slides."""
     from pipeline import verbs
 
     s = session(
@@ -348,15 +349,15 @@ def _explain(error: Exception) -> int:
         return 2 if known and not isinstance(error, Stopped) else 1
     if isinstance(error, OSError):
         print(
-            f"error: {error.strerror or error}: {error.filename or ''}; what was finished is kept. Make room or choose a "
-            "folder you may write to with --work, then run the same command again",
+            f"error: {error.strerror or error}: {error.filename or ''}; what was finished is kept. Make room or choose "
+            "a folder you may write to with --work, then run the same command again",
             file=sys.stderr,
         )
         return 1
     import traceback
 
     traceback.print_exc()
-    print("error: this is a fault of the program, not of your input; please report it with the lines above", file=sys.stderr)
+    print("error: a fault of the program, not of your input; please report it with the lines above", file=sys.stderr)
     return 1
 
 

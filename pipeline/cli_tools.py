@@ -186,7 +186,7 @@ def view(
 @app.command(rich_help_panel="Start here")
 def demo(
     folder: Annotated[Path, typer.Option("--to", help="folder for the demo's slides and outputs")] = Path("demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="a dozen small slides: only shows that everything runs")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="a dozen small slides: shows that everything runs")] = False,
     config: ConfigFiles = [],  # noqa: B006
     set_: Sets = [],  # noqa: B006
     workers: Workers = None,

@@ -247,7 +247,8 @@ def _contradictions(rows: list[Row]) -> list[str]:
             a, b = getattr(patient, column), getattr(row, column)
             if a != b:
                 wrong.append(
-                    f"row {row.number}, column {column}: patient {row.patient!r} has {b!r} here and {a!r} in row {patient.number}"
+                    f"row {row.number}, column {column}: patient {row.patient!r} has {b!r} here "
+                    f"and {a!r} in row {patient.number}"
                 )
     return wrong
 
@@ -291,7 +292,8 @@ def match(rows: Iterable[Row], slide_ids: Iterable[str]) -> Matched:
             continue
         if hits[0] in taken:
             raise CohortError(
-                f"row {row.number}, column slide: {row.slide!r} is the slide of row {taken[hits[0]].number} already ({hits[0]})"
+                f"row {row.number}, column slide: {row.slide!r} is the slide of row {taken[hits[0]].number} "
+                f"already ({hits[0]})"
             )
         taken[hits[0]] = row
         matched.append((row, hits[0]))

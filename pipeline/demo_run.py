@@ -23,7 +23,9 @@ EXPECTED = {demo.NO_MPP: "failed", demo.TRUNCATED: "failed", demo.NO_TISSUE: "em
 
 
 def run(folder: Path, quick: bool, sets: list[str], config: list[str], workers: int | None) -> int:
-    """The whole demo; `quick`: on twelve small slides, too few to learn from. Returns 0 when everything that should work did, and only the three broken slides did not."""
+    """The whole demo; `quick`: on twelve small slides, too few to learn from.
+
+    Returns 0 when everything that should work did, and only the three broken slides did not."""
     began = time.monotonic()
     settings = resolve(["demo", *config], sets, {"cluster.workers": workers})
     work = store.Work(folder / "work")

@@ -104,7 +104,7 @@ def _jpeg(rgb: np.ndarray) -> bytes:
 
 @dataclass
 class Extract(Stage):
-    """Tiles to features: `features/<encoder>/<slide id>.zarr`. One process feeds the model; reading runs ahead in it."""
+    """Tiles to features: `features/<encoder>/<slide id>.zarr`. One process feeds the model; reading runs ahead."""
 
     work: store.Work
     config: Config
@@ -159,7 +159,8 @@ class Extract(Stage):
         rows = store.even_chunk(len(job.coords_l0), config.chunk_rows)
         writer = store.StoreWriter(out, self._attrs(tiles, mismatch))
         features = writer.create(
-            "features", (len(job.coords_l0), self.extractor.encoder.dim), config.dtype, config.chunk_rows, config.compress
+            "features", (len(job.coords_l0), self.extractor.encoder.dim), config.dtype,
+            config.chunk_rows, config.compress,
         )
         start = 0
         for file in sorted(partial.glob("*.npy")):  # whole chunks that an earlier run left when it was killed

@@ -171,10 +171,9 @@ def read_array(path: Path, name: str) -> np.ndarray:
 
     assert folder is not None
     if folder == path:
-        group = zarr.open_group(str(path), mode="r")
-        return np.asarray(group[name][...])
+        return np.asarray(zarr.open_array(str(path / name), mode="r")[...])
     with zarr.storage.ZipStore(str(folder), mode="r") as packed:
-        return np.asarray(zarr.open_group(packed, mode="r")[name][...])
+        return np.asarray(zarr.open_array(packed, path=name, mode="r")[...])
 
 
 def _read_plain(folder: Path, shape: tuple[int, ...], chunk: tuple[int, ...], dtype: np.dtype, fill: Any) -> np.ndarray:
@@ -315,7 +314,7 @@ def fsync(path: Path) -> None:
 
 
 def commit(out: Path, final: Path) -> bool:
-    """Give the private folder `out` its final name in one rename. False if another worker was first (`out` is dropped)."""
+    """Give the private folder `out` its final name in one rename. False if another was first (`out` is dropped)."""
     final.parent.mkdir(parents=True, exist_ok=True)
     fsync(out)
     try:

@@ -122,7 +122,8 @@ def show_plan(session: Session, stage: Stage) -> int:
         console.out.print(f"derive  {console.escape(item.key)}: only filter thresholds differ")
     for item, fields in plan.differ:
         why = "; ".join(f"{k}: {old!r} there, {new!r} now" for k, (old, new) in fields.items())
-        console.out.print(f"{'replace' if session.replace else 'refuse '} {console.escape(item.key)}: {console.escape(why)}")
+        what = "replace" if session.replace else "refuse "
+        console.out.print(f"{what} {console.escape(item.key)}: {console.escape(why)}")
     for outcome in plan.done:
         console.out.print(f"skip    {console.escape(outcome.key)}: {outcome.state.value}, same fingerprint")
     return 3 if plan.differ and not session.replace else 0
@@ -148,7 +149,7 @@ def extract(session: Session) -> int:
     slides = cohort.read_cohort(session.work)
     untiled = [s.id for s in slides if store.stored(session.work.tile_store(s.id)) is None]
     if len(untiled) == len(slides):
-        raise CohortError(f"none of the {len(slides)} slides in {session.work.root} is tiled; run `pipeline tile` first")
+        raise CohortError(f"none of the {len(slides)} slides in {session.work.root} is tiled; `pipeline tile` first")
     if untiled:
         console.err.print(f"without tiles, left out: {len(untiled)} slides ({console.escape(', '.join(untiled[:5]))})")
     config = session.config

@@ -18,7 +18,7 @@ def demo_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """Call the command line here: arguments in; exit code, and standard output and error together, out."""
     from pipeline.cli import _main

@@ -144,7 +144,8 @@ def test_a_full_disk_stops_with_one_message_and_keeps_what_is_done(demo_cohort: 
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk]).returncode:
         pytest.skip("mounting a small file system is not allowed here")
     try:
-        command = [sys.executable, "-m", "pipeline.cli", "tile", demo_cohort / "slides", "--work", disk / "w", "--workers", "1"]
+        args = ["tile", demo_cohort / "slides", "--work", disk / "w", "--workers", "1"]
+        command = [sys.executable, "-m", "pipeline.cli", *args]
         ran = subprocess.run([str(c) for c in command], capture_output=True, text=True)
         assert ran.returncode == 1
         assert "disk is full" in ran.stderr or "No space left" in ran.stderr

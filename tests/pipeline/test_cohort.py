@@ -20,7 +20,8 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_a_folder_is_searched_and_other_files_are_listed(tmp_path: Path) -> None:
-    for name in ("a.svs", "site1/a.svs", "site1/b.TIFF", "notes.txt", "c.mrxs", "c/Data0001.dat", "d/1.dcm", "d/2.dcm", "p.png"):
+    names = "a.svs site1/a.svs site1/b.TIFF notes.txt c.mrxs c/Data0001.dat d/1.dcm d/2.dcm p.png"
+    for name in names.split():
         write(tmp_path / name, "x")
     found = cohort.list_slides(tmp_path)
     assert [s.id for s in found.slides] == ["a.svs", "c.mrxs", "d", "site1/a.svs", "site1/b.TIFF"]
