@@ -222,7 +222,10 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
 
 
 def score(
-    session: Session, name: str | None, features: Path | None = None, slides: Path | None = None,
+    session: Session,
+    name: str | None,
+    features: Path | None = None,
+    slides: Path | None = None,
     labels: Path | None = None,
 ) -> int:
     """Models to held-out predictions, metrics, per-tile scores and pictures; or predictions by all folds for new
@@ -265,6 +268,8 @@ def draw(session: Session, scored: Stage) -> int:
         return 0
     stage, unknown = explain.drawing(session.work, session.config, scored)
     if unknown:
-        console.err.print(f"no pictures of {len(unknown)} slides: their files are not in {session.work.cohort} "
-                          f"({console.escape(', '.join(unknown[:5]))})")
+        console.err.print(
+            f"no pictures of {len(unknown)} slides: their files are not in {session.work.cohort} "
+            f"({console.escape(', '.join(unknown[:5]))})"
+        )
     return run_stage(session, stage)
