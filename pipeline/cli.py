@@ -47,7 +47,7 @@ Labels = Annotated[
 Mpp = Annotated[str | None, typer.Option(help="µm per tile px; several as 0.5,1,2 [default: 0.5]")]
 TilePx = Annotated[int | None, typer.Option(help="tile edge in px at --mpp [default: 256]")]
 MppOfSlides = Annotated[float | None, typer.Option(help="µm per px of level 0, for slides whose files do not tell")]
-Encoder = Annotated[str | None, typer.Option(help="a listed name, timm:<model>, or your module.function [default: texture]")]
+Encoder = Annotated[str | None, typer.Option(help="a listed name, timm:<model>, or module.function [default: texture]")]
 Weights = Annotated[str | None, typer.Option(help="file or folder with the encoder's weights")]
 Gpu = Annotated[bool | None, typer.Option("--gpu", help="use the GPU; stops if there is none")]
 Model = Annotated[str | None, typer.Option(help="MIL model [default: mhim]")]
