@@ -167,7 +167,10 @@ def find_tissue(slide: Slide, config: TileConfig, regions_file: Path | None = No
     for name in _segmenters(config):
         module = lookup.find("extract.tissue", name)
         raw = config.segmenter_params if name == config.segmenter else {}
-        mask = module.segment(smooth, scale, lookup.params(module, raw))
+        params = lookup.params(module, raw)
+        mask = module.segment(smooth, scale, params)
+        if hasattr(module, "notes"):
+            notes += module.notes(params, scale)
         mask &= ~bare_ink
         mask = clean(mask, scale, config.close_um, config.min_piece_um2, config.min_hole_um2)
         if mask.any():

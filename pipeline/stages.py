@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from configs import lookup
 from configs.schema import Config, TileConfig, fingerprint_fields, marked
 from mil.splits import Fold
 from pipeline import store
@@ -52,6 +53,10 @@ class Tile(Stage):
     def settings(self) -> dict[str, Any]:
         fields = fingerprint_fields(self.config.tile)
         fields.pop("overlay")  # a picture beside the output changes none of its bytes
+        if fields["segmenter_params"]:
+            module = lookup.find("extract.tissue", self.config.tile.segmenter)
+            if hasattr(module, "identity"):  # weights count by their hash, not by where they lie
+                fields["segmenter_params"] = module.identity(lookup.params(module, fields["segmenter_params"]))
         return flat("tile", fields)
 
     def remake_fields(self) -> frozenset[str]:

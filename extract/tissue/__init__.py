@@ -1,4 +1,8 @@
-"""Tissue segmenters, one file each: RGB at a known mpp in, a boolean mask out. Knows nothing of files or grids."""
+"""Tissue segmenters, one file each: RGB at a known mpp in, a boolean mask out. Knows nothing of files or grids.
+
+A file may also offer `identity(params)`, plain JSON that stands for its settings in the fingerprint (the hash of its
+weights rather than their path), and `notes(params, mpp)`, lines for the person such as a licence.
+"""
 
 from __future__ import annotations
 
