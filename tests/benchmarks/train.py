@@ -72,7 +72,7 @@ def cell(student: str, n: int, threads: int, device: str, repeats: int) -> dict[
 
     from configs import lookup
     from mil import tasks
-    from mil.models import Bag
+    from mil.models import MIL, Bag
 
     torch.set_num_threads(threads)
     cuda = device == "cuda"
@@ -100,17 +100,17 @@ def cell(student: str, n: int, threads: int, device: str, repeats: int) -> dict[
             found.append(clock() - began)
         return min(found)
 
-    def stepper(model: torch.nn.Module, bag: Bag = bag) -> Callable[[], None]:
+    def stepper(model: MIL, bag: Bag = bag) -> Callable[[], None]:
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=1e-5)
         model.train()
 
         def step() -> None:
             if cuda:
                 torch.cuda.set_sync_debug_mode("error")
-            sum(model.losses(bag, target, task).values()).backward()  # type: ignore[operator, union-attr]
+            torch.stack(list(model.losses(bag, target, task).values())).sum().backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            model.after_step()  # type: ignore[operator]
+            model.after_step()
             if cuda:
                 torch.cuda.set_sync_debug_mode("default")
 
