@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Bags of a few dozen instances gain nothing from threads, and two torch threads on busy cores wait for each other:
+# one of the tests that train took 62 s with two and 8 s with one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
