@@ -52,11 +52,12 @@ def segment(rgb: np.ndarray, mpp: float, params: Params) -> np.ndarray:
     if abs(scale - 1) > 0.1:
         size = (max(1, round(w * scale)), max(1, round(h * scale)))
         rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    out = np.zeros(rgb.shape[:2], np.uint8)
+    height, width = rgb.shape[:2]
+    out = np.zeros((height, width), np.uint8)
     mean, std = (torch.tensor(v)[:, None, None] * 255 for v in (_MEAN, _STD))
     core = params.window_px - 2 * _MARGIN_PX
-    for y in range(0, out.shape[0], core):
-        for x in range(0, out.shape[1], core):
+    for y in range(0, height, core):
+        for x in range(0, width, core):
             window = _window(rgb, x - _MARGIN_PX, y - _MARGIN_PX, params.window_px)
             batch = ((torch.from_numpy(window).permute(2, 0, 1).float() - mean) / std)[None].to(params.device)
             with torch.inference_mode():
@@ -64,7 +65,7 @@ def segment(rgb: np.ndarray, mpp: float, params: Params) -> np.ndarray:
             tissue = np.isin(best[_MARGIN_PX:-_MARGIN_PX, _MARGIN_PX:-_MARGIN_PX], params.tissue_classes)
             part = out[y : y + core, x : x + core]
             part[:] = tissue[: part.shape[0], : part.shape[1]]
-    if out.shape != (h, w):
+    if (height, width) != (h, w):
         out = np.asarray(cv2.resize(out, (w, h), interpolation=cv2.INTER_NEAREST), np.uint8)
     return out > 0
 
