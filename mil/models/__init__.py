@@ -162,11 +162,12 @@ def collect(found: Sequence[Encoded], bag: Bag) -> Output:
     scores = logits.new_zeros(bag.mask.shape)
     evidence = None if found[0].evidence is None else logits.new_zeros(*bag.mask.shape, logits.shape[1])
     for b, (rows, e) in enumerate(zip(bag.rows(), found, strict=True)):
-        empty = rows.stop == 0 if isinstance(rows, slice) else len(rows) == 0
-        if empty:
+        n = rows.stop if isinstance(rows, slice) else len(rows)
+        if n == 0:
             continue
+        # behind the instances stand the tokens of a model that shows them at test: they have no place in the bag
         if e.share is not None:
-            scores[b, rows] = e.share.to(scores.dtype)
+            scores[b, rows] = e.share[:n].to(scores.dtype)
         if evidence is not None and e.evidence is not None:
-            evidence[b, rows] = e.evidence.to(evidence.dtype)
+            evidence[b, rows] = e.evidence[:n].to(evidence.dtype)
     return Output(logits, scores, torch.stack([e.embedding.flatten() for e in found]), evidence)

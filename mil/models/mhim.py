@@ -85,7 +85,7 @@ class Params(Settings):
         description="what the hard mask ranks by: logit margin, published class-aware score (v2), attention "
                     "(v1)",
     )
-    heads: Literal["mean", "vote"] = Field(
+    heads: Literal["mean", "vote", "max"] = Field(
         "mean",
         description="fusion of attention heads for score=attention",
     )

@@ -23,7 +23,11 @@ TWO = tasks.Task("classification", classes=("no", "yes"))
 CASES = [(n, {}) for n in NAMES] + [
     ("mhim", {"student": s, "merge": m, **more})
     for s in ("abmil", "dsmil", "transmil")
-    for m, more in (("mean", {}), ("mca", {"share_max": 1.0, "consistency": "embedding", "teacher": "ema"}))
+    for m, more in (
+        ("mean", {}),
+        ("mca", {"share_max": 1.0, "consistency": "embedding", "teacher": "ema"}),
+        ("mca", {"merge_at_test": True}),
+    )
     if s in NAMES
 ]
 IDS = ["-".join([n, *map(str, e.values())]) for n, e in CASES]
