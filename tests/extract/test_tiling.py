@@ -202,10 +202,12 @@ def test_mask_and_tiles_of_a_known_slide() -> None:
     config = TileConfig(overlay=False, blur_probe_um=0)
     tiled = tile_slide(SHARED / "A.svs", config)
     mask = unpack_mask(tiled.arrays["mask"], tiled.attrs["mask_px"][0])
-    cells = np.pad(mask, ((0, 2), (0, 2))).reshape(313, 4, 313, 4).mean((1, 3)) >= 0.5
-    assert (cells & truth).sum() / (cells | truth).sum() >= 0.97
+    # The truth has the value of one point, the upper left corner of its square: any mask, Otsu's as well, agrees
+    # best with it half a square further up and left. So both are compared in those points, squares lie around them.
+    points = mask[::4, ::4]
+    assert (points & truth).sum() / (points | truth).sum() >= 0.98
     x, y = Grid((0, 0, 20000, 20000), (0.5, 0.5), 256).axes(0.5)
-    row, col = np.nonzero(box_means(truth, x / 64, y / 64, (4.0, 4.0)) >= config.min_tissue)
+    row, col = np.nonzero(box_means(truth, x / 64 + 0.5, y / 64 + 0.5, (4.0, 4.0)) >= config.min_tissue)
     expected = set(zip(x[col].tolist(), y[row].tolist(), strict=True))
     got = set(map(tuple, tiled.arrays["coords"].tolist()))
-    assert len(got & expected) / len(got | expected) >= 0.96
+    assert len(got & expected) / len(got | expected) >= 0.98
