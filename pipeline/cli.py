@@ -309,8 +309,8 @@ def _main(argv: list[str] | None) -> int:
     import click
 
     try:
-        code = app(args=argv, standalone_mode=False)
-        return int(code or 0)
+        code = int(app(args=argv, standalone_mode=False) or 0)
+        return _interrupted() if code == 130 else code  # typer turns Ctrl-C into this code and says nothing
     except click.exceptions.Abort:
         return _interrupted()
     except KeyboardInterrupt:

@@ -203,6 +203,8 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
     if labels is None:  # bags from a table bring their labels along; those of digits are made here
         own = session.work.features(config.extract.encoder) / "labels.csv"
         labels = bag_table.ensure_digits(session.work, config.extract.encoder) or (own if own.is_file() else None)
+    if not (session.work.root / "features").is_dir():
+        raise CohortError(f"{session.work.root} holds no features; run `pipeline tile`, then `pipeline extract` first")
     found = cohort.find_labels(labels, session.work)
     rows = cohort.read_rows(found)
     data = cases.labelled(rows, session.work.features(config.extract.encoder), config.train)

@@ -145,7 +145,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
     inbox: queue.SimpleQueue[tuple[Item, Item | None] | None] = queue.SimpleQueue()
-    source = sys.stdin.buffer
+    # not sys.stdin: its lock, held by the listening thread, would abort the interpreter when it ends
+    source = os.fdopen(os.dup(0), "rb")
     with leaving():
         order: Order = pickle.load(source)
         _send(answers, _READY)

@@ -80,7 +80,7 @@ def test_the_broken_slides_are_broken_as_they_say(few: Path) -> None:
 def test_looks_are_the_same_for_both_labels() -> None:
     """Nothing but the tumour may tell the label: every look occurs as often with as without it."""
     labelled = [s for s in demo.plan_cohort() if s.name.startswith("case")]
-    assert len(labelled) == 24
+    assert len(labelled) >= 24
 
     def looks(label: int) -> Counter[tuple[object, ...]]:
         return Counter((s.plan.width_px, s.plan.height_px, s.plan.mpp, s.plan.pieces, s.look.site, s.pen)
