@@ -12,7 +12,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from extract.tissue.stain import background
+from extract.tissue.stain import absorbed, background
 
 _SCALE = 100.0  # OD 2.55 = 255: ink is darker than the stain's scale reaches
 
@@ -21,7 +21,7 @@ def densities(rgb: np.ndarray) -> list[np.ndarray]:
     """Optical density of R, G and B over the ground, times 100: three uint8 (H, W)."""
     ground = background(rgb)
     tables = [-np.log((np.arange(256) + 1.0) / (g + 1.0)) * _SCALE for g in ground]
-    return [cv2.LUT(rgb[..., c], np.clip(np.rint(tables[c]), 0, 255).astype(np.uint8)) for c in range(3)]
+    return absorbed(rgb, [np.clip(np.rint(t), 0, 255).astype(np.uint8) for t in tables])
 
 
 def pen(od: list[np.ndarray], mpp: float) -> np.ndarray:
@@ -83,7 +83,8 @@ def folds(od: list[np.ndarray], tissue: np.ndarray, mpp: float) -> np.ndarray:
         return np.zeros(tissue.shape, bool)
     dark = tissue.copy()
     for channel in od:
-        median = float(np.median(channel[tissue]))
+        counts = cv2.calcHist([channel], [0], tissue.view(np.uint8), [256], [0, 256]).ravel().cumsum(dtype=np.float64)
+        median = float(np.searchsorted(counts, counts[-1] / 2))  # by counting: sorting a million px takes longer
         dark &= channel > max(1.7 * median, median + 20)
     return np.asarray(cv2.morphologyEx(dark.astype(np.uint8), cv2.MORPH_OPEN, _disk(12 / mpp)) > 0)
 

@@ -25,8 +25,8 @@ from extract.slide import ReadPlan, Slide, open_slide
 from extract.tiles import Grid, box_means
 from extract.tissue._clean import clean
 
-# The tissue image is held to so many px, which bounds the memory of a slide of any size: 123 MB at 1.6 million px, 188
-# at 2.8. 5 million are 20 x 16 mm at 8 µm/px; what is larger is segmented coarser, and says so.
+# The tissue image is held to so many px, which bounds the memory of a slide of any size: 110 MB at 1.6 million px, 180
+# at 5 million. Those are 20 x 16 mm at 8 µm/px; what is larger is segmented coarser, and says so.
 MAX_IMAGE_PX = 5_000_000
 ARTEFACTS = ("pen", "fold", "haze", "blur")
 _WARN_DROPPED = 0.5
@@ -91,8 +91,13 @@ def tile_slide(
         seen = find_tissue(slide, config, regions)
         grid = Grid(slide.bounds_l0, slide.slide_mpp, config.tile_px, config.overlap_um)
         arrays: dict[str, np.ndarray] = {"mask": np.packbits(seen.mask, axis=1)}
+        probes: tuple[np.ndarray, np.ndarray] | None = None
         for m in config.mpp:
             tiles = _tiles(slide, seen, grid, m, config)
+            centres = tiles["coords"] + np.array(grid.tile_l0(m)) / 2
+            if probes is None and len(centres):  # of the main magnification, for all of them
+                probes = _probe(slide, centres, tiles["tissue"], config)
+            tiles["blur"] = _at_nearest(centres, *probes) if probes else np.zeros(len(centres), np.float32)
             arrays |= {name + _suffix(m, config.mpp): a for name, a in tiles.items()}
         plan = plans[config.mpp[0]]
         attrs = _attrs(slide, seen, grid, plan, config)
@@ -162,6 +167,7 @@ def find_tissue(slide: Slide, config: TileConfig, regions_file: Path | None = No
     od = artefacts.densities(rgb)
     ink = artefacts.pen(od, scale)
     bare_ink = artefacts.ink_on_glass(od, ink)
+    del od  # 3 bytes a px that the segmenter needs more; they are made again in a few ms
     mask = np.zeros(rgb.shape[:2], bool)
     name = config.segmenter
     for name in _segmenters(config):
@@ -179,6 +185,7 @@ def find_tissue(slide: Slide, config: TileConfig, regions_file: Path | None = No
     if name != config.segmenter:
         found = "found some" if mask.any() else "found none either"
         notes.append(f"segmenter {config.segmenter} found no tissue; {name} {found}")
+    od = artefacts.densities(rgb)
     spoiled = {"pen": ink, "fold": artefacts.folds(od, mask, scale), "haze": artefacts.haze(od, scale)}
     seen = _Seen(rgb, mask, image_mpp, name, spoiled, notes)
     if regions_file is None:
@@ -218,24 +225,21 @@ def _tiles(slide: Slide, seen: _Seen, grid: Grid, mpp: float, config: TileConfig
     out = {"coords": np.stack([x[col], y[row]], axis=1).astype(np.int32), "tissue": share[row, col]}
     for name, bad in seen.spoiled.items():
         out[name] = box_means(bad, *at)[row, col] if bad.any() else np.zeros(len(row), np.float32)
-    out["blur"] = _blur(slide, out["coords"], out["tissue"], (w, h), config)
     return out
 
 
-def _blur(
-    slide: Slide, coords_l0: np.ndarray, tissue: np.ndarray, tile_l0: tuple[float, float], config: TileConfig
-) -> np.ndarray:
-    """float32 (N,): 0 sharp .. 1 out of focus, as measured at the nearest of the probes.
+def _probe(
+    slide: Slide, centre: np.ndarray, tissue: np.ndarray, config: TileConfig
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Where focus was measured, float (P, 2) in level-0 px, and float32 (P,): 0 sharp .. 1 out of focus. None: nowhere.
 
     One probe per square of `blur_probe_um`: the middle of its tile with most tissue. Focus fails over millimetres, so
     reading one spot in 4 mm² finds what a low-resolution image cannot show, at a hundredth of the cost of all tiles.
     """
-    out = np.zeros(len(coords_l0), np.float32)
     coarsest = max(slide.slide_mpp)
-    if not len(coords_l0) or config.blur_probe_um == 0 or coarsest > _PROBE_MPP * 1.5:
-        return out  # beyond 1.5 µm/px focus cannot be told from the scanner's own softness
+    if config.blur_probe_um == 0 or coarsest > _PROBE_MPP * 1.5:
+        return None  # beyond 1.5 µm/px focus cannot be told from the scanner's own softness
     mpp = max(_PROBE_MPP, coarsest)
-    centre = coords_l0 + np.array(tile_l0) / 2  # (N, 2)
     square = np.floor(centre * np.array(slide.slide_mpp) / config.blur_probe_um).astype(np.int64)
     order = np.lexsort((-tissue, square[:, 0], square[:, 1]))
     first = np.ones(len(order), bool)
@@ -247,10 +251,15 @@ def _blur(
         corner = np.rint(centre[i] - half_l0).astype(int).tolist()
         rgb = slide.read_region(corner[0], corner[1], _PROBE_PX, mpp)
         values.append((_SHARP - artefacts.sharpness(rgb)) / (_SHARP - _BLURRED))
-    value = np.clip(np.array(values), 0.0, 1.0).astype(np.float32)
+    return centre[probes], np.clip(np.array(values), 0.0, 1.0).astype(np.float32)
+
+
+def _at_nearest(centre: np.ndarray, where: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """float32 (N,): for each of `centre` (N, 2) the `value` (P,) of the nearest of `where` (P, 2)."""
+    out = np.zeros(len(centre), np.float32)
     for start in range(0, len(centre), 4096):  # (4096, P) distances at a time
         some = centre[start : start + 4096]
-        distance = ((some[:, None, :] - centre[probes][None]) ** 2).sum(axis=2)
+        distance = ((some[:, None, :] - where[None]) ** 2).sum(axis=2)
         out[start : start + 4096] = value[distance.argmin(axis=1)]
     return out
 

@@ -211,3 +211,46 @@ def test_mask_and_tiles_of_a_known_slide() -> None:
     expected = set(zip(x[col].tolist(), y[row].tolist(), strict=True))
     got = set(map(tuple, tiled.arrays["coords"].tolist()))
     assert len(got & expected) / len(got | expected) >= 0.98
+
+
+def test_only_the_scanned_part_of_a_slide_is_tiled(svs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As MRXS has it: the scan lies somewhere in a larger plane, and the bounds say where."""
+    from extract import slide as slides
+
+    x, y, w, h = 300, 220, 1400, 1100
+    keys = {f"openslide.bounds-{k}": str(v) for k, v in (("x", x), ("y", y), ("width", w), ("height", h))}
+    opened = slides._open_source
+
+    def bounded(path: Path) -> slides._Source:
+        source = opened(path)
+        source.properties = {**source.properties, **keys}
+        return source
+
+    whole = tile_slide(svs, SMALL)
+    monkeypatch.setattr(slides, "_open_source", bounded)
+    part = tile_slide(svs, SMALL)
+    assert part.attrs["bounds_l0"] == [x, y, w, h]
+    assert part.attrs["size_l0"] == whole.attrs["size_l0"]
+    coords = part.arrays["coords"]
+    assert ((coords - (x, y)) % 64 == 0).all(), "anchored at the bounds' corner, in px of the whole plane"
+    assert coords.min(axis=0).tolist() >= [x, y]
+    assert (coords.max(axis=0) + 64 <= (x + w, y + h)).all()
+    inside = unpack_mask(whole.arrays["mask"], whole.attrs["mask_px"][0]).repeat(16, 0).repeat(16, 1)
+    for (tile_x, tile_y), share in zip(coords.tolist(), part.arrays["tissue"].tolist(), strict=True):
+        assert inside[tile_y : tile_y + 64, tile_x : tile_x + 64].mean() == pytest.approx(share, abs=0.35)
+    assert inside[y : y + h, x : x + w].mean() == pytest.approx(part.attrs["tissue_fraction"], abs=0.02)
+
+
+def test_blur_is_probed_once_a_slide_for_several_magnifications(svs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from extract import artefacts
+
+    calls: list[int] = []
+    measure = artefacts.sharpness
+    monkeypatch.setattr(artefacts, "sharpness", lambda rgb: calls.append(1) or measure(rgb))
+    alone = tile_slide(svs, SMALL)
+    once = len(calls)
+    calls.clear()
+    several = tile_slide(svs, SMALL.model_copy(update={"mpp": (0.5, 1.0, 2.0)}))
+    assert once > 5
+    assert len(calls) == once
+    assert np.array_equal(several.arrays["blur"], alone.arrays["blur"])
