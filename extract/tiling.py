@@ -271,6 +271,22 @@ def _picture(seen: _Seen, slide: Slide, grid: Grid, coords_l0: np.ndarray, confi
     return overlay.draw(seen.rgb, seen.mask, corners, (w, h))
 
 
+def saved_again(
+    path: Path, config: TileConfig, mpp: float | None, coords_l0: np.ndarray, folder: Path
+) -> None:
+    """Make the images in `folder` those of the tiles at `coords_l0`, after other thresholds: dropped ones are deleted,
+    and only where tiles came back is the slide opened. Raises SlideError."""
+    wanted = {f"{x}_{y}.{config.save_tiles}": (x, y) for x, y in coords_l0.tolist()}
+    there = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    missing = [xy for name, xy in wanted.items() if name not in there]
+    if missing:
+        with open_slide(path, mpp, config) as slide:
+            _save_tiles(slide, coords_l0, config, folder)
+        return
+    for name in there - set(wanted):
+        (folder / name).unlink()
+
+
 def _save_tiles(slide: Slide, coords_l0: np.ndarray, config: TileConfig, folder: Path) -> None:
     """The main magnification's tiles as `<x>_<y>.jpg|png` (level-0 px), written aside and renamed when complete."""
     aside = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")

@@ -66,21 +66,27 @@ class Tile(Stage):
         from extract.tiling import tile_slide
 
         slide: SlideEntry = item.data
-        tiles_out = self.work.root / "tile_images" / slide.id if self.config.tile.save_tiles != "none" else None
-        tiled = tile_slide(slide.path, self.config.tile, slide.mpp, slide.regions, tiles_out)
+        tiled = tile_slide(slide.path, self.config.tile, slide.mpp, slide.regions, self._images(slide))
         if tiled.overlay is not None:
             store.write_atomic(self.work.overlay(slide.id), _jpeg(tiled.overlay), out.parent)
         self._write(out, tiled.arrays, tiled.attrs)
         return Made(tiled.empty, (tiled.reads, *tiled.notes), {"tiles": len(tiled.arrays["coords"])})
 
     def remake(self, item: Item, old: Path, out: Path) -> Made:
-        from extract.tiling import refilter
+        from extract.tiling import refilter, saved_again
 
         arrays = {name: store.read_array(old, name) for name in store.array_names(old)}
         attrs = {k: v for k, v in store.read_attrs(old).items() if k not in ("fingerprint", "settings", "empty")}
         filtered = refilter(arrays, attrs, self.config.tile)
+        slide: SlideEntry = item.data
+        if (images := self._images(slide)) is not None:
+            saved_again(slide.path, self.config.tile, slide.mpp, filtered.arrays["coords"], images)
         self._write(out, filtered.arrays, filtered.attrs)
         return Made(filtered.empty, filtered.notes, {"tiles": len(filtered.arrays["coords"])})
+
+    def _images(self, slide: SlideEntry) -> Path | None:
+        """The folder of the tiles as image files, if they are wanted."""
+        return self.work.root / "tile_images" / slide.id if self.config.tile.save_tiles != "none" else None
 
     def _write(self, out: Path, arrays: dict[str, np.ndarray], attrs: dict[str, Any]) -> None:
         writer = store.StoreWriter(out, attrs)
