@@ -11,6 +11,7 @@ import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,11 +54,19 @@ class Tile(Stage):
     def settings(self) -> dict[str, Any]:
         fields = fingerprint_fields(self.config.tile)
         fields.pop("overlay")  # a picture beside the output changes none of its bytes
-        if fields["segmenter_params"]:
-            module = lookup.find("extract.tissue", self.config.tile.segmenter)
-            if hasattr(module, "identity"):  # weights count by their hash, not by where they lie
-                fields["segmenter_params"] = module.identity(lookup.params(module, fields["segmenter_params"]))
+        fields["segmenter_params"] = self._segmenter_params
         return flat("tile", fields)
+
+    @cached_property
+    def _segmenter_params(self) -> dict[str, Any]:
+        """Asked for by every slide, looked up once. Weights count by their hash, not by where they lie."""
+        params = self.config.tile.segmenter_params
+        if not params:
+            return {}
+        module = lookup.find("extract.tissue", self.config.tile.segmenter)
+        if not hasattr(module, "identity"):
+            return fingerprint_fields(self.config.tile)["segmenter_params"]
+        return dict(module.identity(lookup.params(module, params)))
 
     def remake_fields(self) -> frozenset[str]:
         return frozenset(f"tile.{name}" for name in marked(TileConfig, "later"))
