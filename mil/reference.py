@@ -22,7 +22,8 @@ Student = Literal["abmil", "transmil", "dsmil"]
 
 # How the published program trains; the rest of mhim's settings does not differ from it.
 PUBLISHED: dict[str, Any] = {
-    "mask_ratio_h": 0.03, "share_max": 1.0, "score": "probability", "merge": "mca", "keep_ratio": 0.8, "min_kept": 0,
+    "mask_ratio_h": 0.03, "share_max": 1.0, "score": "probability", "merge": "mca",
+    "merge_at_test": False, "keep_ratio": 0.8, "min_kept": 0,
     "order": "shuffled", "consistency": "embedding", "teacher": "ema", "teacher_mode": "train",
     "student_start": "fresh",
 }

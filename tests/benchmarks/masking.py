@@ -40,23 +40,31 @@ STUDENTS: dict[str, dict[str, Any]] = {
 }
 PAPER: dict[str, Any] = {
     "share_max": 1.0, "score": "probability", "order": "shuffled", "min_kept": 0, "merge": "mca",
-    "consistency": "embedding", "teacher": "ema", "teacher_mode": "train", "student_start": "fresh",
+    "merge_at_test": False, "consistency": "embedding", "teacher": "ema", "teacher_mode": "train", "student_start": "fresh",
 }
-OFF: dict[str, Any] = {"mask_ratio_h": 0.0, "keep_ratio": 1.0, "consistency": "none"}
+OFF: dict[str, Any] = {
+    "mask_ratio_h": 0.0, "keep_ratio": 1.0, "consistency": "none", "merge": "none", "merge_at_test": False}
+# tokens that are means of the merged instances, agreement in class probabilities, a frozen teacher
+MEANS: dict[str, Any] = {
+    "merge": "mean", "merge_at_test": False, "consistency": "probability", "teacher": "frozen", "teacher_mode": "eval"}
+START: dict[str, Any] = {"student_start": "teacher", "min_kept": 1}
+CAP: dict[str, Any] = {"share_max": 0.1}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "plain": None,
     "paper": PAPER,
     "default": {},
-    # one repair at a time on the published form
-    "paper+cap": PAPER | {"share_max": 0.1, "teacher": "frozen", "teacher_mode": "eval"},
-    "paper+mean tokens": PAPER | {"merge": "mean", "min_kept": 1},
-    "paper+probability": PAPER | {"consistency": "probability"},
-    "paper+start": PAPER | {"student_start": "teacher"},
-    # the default without one of its parts
-    "default-cap": {"share_max": 1.0},
-    "default-tokens": {"keep_ratio": 1.0},
-    "default-consistency": {"consistency": "none"},
-    "default-start": {"student_start": "fresh"},
+    # from the published form to the default, one part after the other
+    "paper+start": PAPER | START,
+    "paper+start+cap": PAPER | START | CAP,
+    "paper+start+test": PAPER | START | {"merge_at_test": True},
+    "paper+start+test+cap": PAPER | START | CAP | {"merge_at_test": True},
+    "paper+start+test+cap+frozen": PAPER | START | CAP | {
+        "merge_at_test": True, "teacher": "frozen", "teacher_mode": "eval"},
+    # the other repair that was tried, whole and in parts
+    "means": MEANS,
+    "means, fresh": MEANS | {"student_start": "fresh"},
+    "means+mca at test": MEANS | {"merge": "mca", "merge_at_test": True},
+    "means+mca at test, fresh": MEANS | {"merge": "mca", "merge_at_test": True, "student_start": "fresh"},
     # the same number of steps more, without any masking: what merely training on gives
     "trained on": OFF,
 }
@@ -202,7 +210,7 @@ def main() -> None:
     parser.add_argument("--students", type=lambda v: v.split(","), default=["abmil", "dsmil", "transmil"])
     parser.add_argument("--variants", type=lambda v: v.split(","), default=["plain", "paper", "default"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--alarm", type=float, default=0.3)
+    parser.add_argument("--alarm", type=float, default=0.1)
     args = parser.parse_args()
     if args.what == "run":
         run(args)
