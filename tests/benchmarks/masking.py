@@ -40,7 +40,8 @@ STUDENTS: dict[str, dict[str, Any]] = {
 }
 PAPER: dict[str, Any] = {
     "share_max": 1.0, "score": "probability", "order": "shuffled", "min_kept": 0, "merge": "mca",
-    "merge_at_test": False, "consistency": "embedding", "teacher": "ema", "teacher_mode": "train", "student_start": "fresh",
+    "merge_at_test": False, "consistency": "embedding", "teacher": "ema", "teacher_mode": "train",
+    "student_start": "fresh",
 }
 OFF: dict[str, Any] = {
     "mask_ratio_h": 0.0, "keep_ratio": 1.0, "consistency": "none", "merge": "none", "merge_at_test": False}
