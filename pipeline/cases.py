@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.schema import TrainConfig
+from configs.schema import TrainConfig, fingerprint_fields
 from mil import splits
 from mil.splits import Fold, SplitError
 from pipeline import published, store
@@ -91,6 +91,14 @@ class StoredBag:
     def _read(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
         tile_l0 = store.read_attrs(path).get("tile_l0") or 1.0
         return store.read_array(path, "features"), store.read_array(path, "coords"), float(np.mean(tile_l0))
+
+
+
+def own_settings(config: TrainConfig) -> dict[str, Any]:
+    """Settings of one training: without those that only say which trainings there are. A cell of a grid or a teacher
+    thus equals, byte by byte, the same training made alone."""
+    plan = {"grid", "seeds", "repeats", "seed"}
+    return {k: v for k, v in fingerprint_fields(config).items() if k not in plan}
 
 
 def feature_stores(root: Path) -> dict[str, Path]:

@@ -103,7 +103,7 @@ def _one(file: Path, out: Path, fold: int, task: tasks.Task, features: dict[str,
         "model": name, "model_params": params, "in_dim": in_dim, "task": task.to_json(),
         "features": {**features, "dim": in_dim},
         "split": {"hash": "imported", "repeat": 0, "fold": fold, "train": 0, "val": 0, "test": 0}, "seed": 0,
-        "cell": "", "protocol": "imported", "train": {"threads": 1}, "versions": bundle.versions(), "epoch": 0,
+        "protocol": "imported", "train": {"threads": 1}, "versions": bundle.versions(), "epoch": 0,
         "epochs": 0, "validation": {}, "test": {}, "imported": {"file": file.name, "sha256": digest},
     }
     bundle.write(out, card, model.float().state_dict(), None)

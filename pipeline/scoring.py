@@ -80,11 +80,12 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
     """The content of `metrics.json`."""
     cards = [_card(f) for f in folders]
     per_fold = []
-    for card in cards:
+    for folder, card in zip(folders, cards, strict=True):
         own = [r for r in rows if (r["repeat"], r["fold"], r["seed"]) == (*_place(card), card["seed"])]
         values = measure(own, task, _horizons(card), _threshold(card, config))
         per_fold.append({"repeat": card["split"]["repeat"], "fold": card["split"]["fold"], "seed": card["seed"],
-                         "patients": len(own), "epoch": card["epoch"], "cell": card["cell"],
+                         "patients": len(own), "epoch": card["epoch"],
+                         "cell": folder.parent.name if folder.parent.parent.name == "grid" else "",
                          **({"fallback": card["fallback"]} if "fallback" in card else {}), "metrics": values})
     pooled = ensemble(rows)
     # each fold has its own horizons, from its training part; the pooled patients are looked at in their mean

@@ -21,7 +21,7 @@ from configs import lookup
 from configs.schema import Config, TileConfig, fingerprint_fields, marked
 from mil.splits import Fold
 from pipeline import store
-from pipeline.cases import Dataset, digest_of
+from pipeline.cases import Dataset, digest_of, own_settings
 from pipeline.cohort import SlideEntry
 from pipeline.runner import make_one, open_claims
 from pipeline.stage import Item, Made, Stage, State
@@ -268,9 +268,7 @@ class Train(Stage):
 
     def fields(self, item: Item) -> dict[str, Any]:
         """Those of the item's own settings: a cell of a grid equals the same training made alone."""
-        settings = fingerprint_fields(item.data.config)
-        for plan in ("grid", "seeds", "repeats", "seed"):  # which trainings there are, not what one of them is
-            settings.pop(plan)
+        settings = own_settings(item.data.config)
         inputs = {f"input.{k}": v for k, v in item.inputs.items()}
         return {"stage": self.name, "format": store.FORMAT, **flat("train", settings), **inputs}
 

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 
 from configs import lookup
-from configs.schema import TrainConfig, fingerprint_fields
+from configs.schema import TrainConfig
 from mil import metrics, tasks
 from mil import train as loop
 from mil.feed import Case, Feed
 from mil.splits import Fold
 from mil.tasks import Task
 from pipeline import bundle, explog, store
-from pipeline.cases import Dataset, Patient, StoredBag
+from pipeline.cases import Dataset, Patient, StoredBag, own_settings
 
 PREDICTIONS, HISTORY, CHECKPOINT = "predictions.csv", "history.csv", "state.pt"
 # A checkpoint may cost this share of the time; with MHIM's transmil student one is 60 MB.
@@ -131,7 +131,7 @@ def train_fold(
     card = {
         **named, "in_dim": int(dataset.facts["dim"]), "task": task.to_json(), "features": dataset.facts,
         "split": {"hash": job.split_hash, "repeat": fold.repeat, "fold": fold.fold, **sizes},
-        "seed": job.seed, "cell": job.cell, "protocol": config.protocol, "train": fingerprint_fields(config),
+        "seed": job.seed, "protocol": config.protocol, "train": own_settings(config),
         "versions": bundle.versions(), "epoch": state["best"]["epoch"] + 1, "epochs": state["epoch"] + 1,
         "validation": _finite(_metrics_of([r for r in rows if r["side"] == "val"], task, train)),
         "test": _finite(_metrics_of([r for r in rows if r["side"] == "test"], task, train)),

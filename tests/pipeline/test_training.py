@@ -143,6 +143,14 @@ def test_the_teacher_is_taken_from_a_plain_run_and_the_other_way_round(
         assert tree(one) == tree(two)
 
 
+def test_a_teacher_equals_the_same_training_made_alone(work: store.Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = make_features(work)
+    monkeypatch.setattr(Train, "_twin", lambda self, item: None)
+    trained(work, rows, settings(), "plain")
+    trained(work, rows, settings(**mhim()), "mhim")
+    assert tree(work.run("plain") / "fold_0") == tree(work.run("mhim") / "teacher" / "fold_0")
+
+
 def test_the_student_starts_from_its_teacher(work: store.Work) -> None:
     rows = make_features(work)
     config = settings(**mhim(student_start="teacher"), lr=1e-12, weight_decay=0.0)  # a step that changes nothing
@@ -200,7 +208,7 @@ def test_a_grid_is_chosen_on_validation_fold_by_fold(work: store.Work) -> None:
         for cell in cells:
             folders = (work.run("run") / "grid" / cell).glob(f"fold_{fold}*")
             mean[cell] = np.mean([bundle.read(p).card["validation"]["auc"] for p in folders])
-        chosen = {f["cell"].removeprefix("grid/") for f in found["per_fold"] if f["fold"] == fold}
+        chosen = {f["cell"] for f in found["per_fold"] if f["fold"] == fold}
         assert len(chosen) == 1
         assert mean[chosen.pop()] == max(mean.values())
     assert len(scoring.cell_table(work.run("run"))) == 4
