@@ -62,7 +62,7 @@ def validate(raw: Mapping[str, Any]) -> Config:
 
 def _read(source: str) -> dict[str, Any]:
     path = Path(source)
-    if not path.suffix and not path.exists():
+    if not path.suffix and not path.is_file():  # a folder of that name, such as the demo's, is no settings file
         path = Path(__file__).parent / f"{source}.yaml"
         if not path.exists():
             raise ConfigError(

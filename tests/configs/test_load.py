@@ -44,6 +44,12 @@ def test_wrong_settings_are_named(sets: list[str], words: list[str]) -> None:
     assert all(word in str(caught.value) for word in words)
 
 
+def test_a_folder_does_not_hide_the_preset_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load.resolve(["demo"]).train.standardize
+
+
 def test_unknown_preset_lists_the_others() -> None:
     with pytest.raises(load.ConfigError, match="there is"):
         load.resolve(["nonesuch"])
