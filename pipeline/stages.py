@@ -7,6 +7,7 @@ slide -> tissue -> tiles -> features -> bags -> model -> scores
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from contextlib import suppress
@@ -286,9 +287,12 @@ class Train(Stage):
 
     def _twin(self, item: Item) -> Path | None:
         mark = f'"fingerprint": "{store.fingerprint(self.fields(item))}"'.encode()
-        for seal in sorted(self.work.runs.glob(f"*/**/{store.SEAL}")):
-            if seal.parent != item.output and mark in seal.read_bytes():
-                return seal.parent
+        # os.walk passes over what vanishes meanwhile; hidden folders hold what others are only just making
+        for place, folders, files in os.walk(self.work.runs):
+            folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in ("heatmaps", "scores"))
+            found = Path(place)
+            if store.SEAL in files and found != item.output and mark in (store.seal_bytes(found) or b""):
+                return found
         return None
 
     def _made(self, teacher: Item) -> Path:

@@ -143,6 +143,16 @@ def test_the_teacher_is_taken_from_a_plain_run_and_the_other_way_round(
         assert tree(one) == tree(two)
 
 
+def test_what_is_only_being_made_is_no_twin(work: store.Work) -> None:
+    rows = make_features(work)
+    trained(work, rows, settings(), "plain")
+    hidden = work.run("other") / ".tmp" / "host-1-abcdef" / "out"
+    hidden.parent.mkdir(parents=True)
+    (work.run("plain") / "fold_0").rename(hidden)
+    report = trained(work, rows, settings(), "plain")
+    assert not next(o.notes for o in report.outcomes if o.key == "fold_0")
+
+
 def test_a_teacher_equals_the_same_training_made_alone(work: store.Work, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = make_features(work)
     monkeypatch.setattr(Train, "_twin", lambda self, item: None)
