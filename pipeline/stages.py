@@ -367,6 +367,13 @@ class Score(Stage):
             writer.write(name, array)
         return Made(numbers={"tiles": len(arrays["attention"])})
 
+    def remake_fields(self) -> frozenset[str]:
+        """Newer folds of the same run, such as one that failed before: its results follow them without a refusal."""
+        return frozenset({"input.models"})
+
+    def remake(self, item: Item, old: Path, out: Path) -> Made:
+        return self.make(item, out, out)
+
     @staticmethod
     def _seals(folders: list[Path]) -> list[str]:
         return [str(store.read_attrs(f).get("fingerprint")) for f in folders]

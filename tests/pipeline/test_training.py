@@ -143,6 +143,17 @@ def test_the_teacher_is_taken_from_a_plain_run_and_the_other_way_round(
         assert tree(one) == tree(two)
 
 
+def test_results_follow_a_fold_that_comes_later(work: store.Work) -> None:
+    config = settings()
+    trained(work, make_features(work), config)
+    whole = scored(work, config)
+    (work.run("run") / "fold_1").rename(work.root / "aside")  # as if it had failed
+    part = scored(work, config)
+    assert len(part["per_fold"]) == len(whole["per_fold"]) - 1
+    (work.root / "aside").rename(work.run("run") / "fold_1")
+    assert scored(work, config) == whole
+
+
 def test_what_is_only_being_made_is_no_twin(work: store.Work) -> None:
     rows = make_features(work)
     trained(work, rows, settings(), "plain")
