@@ -221,7 +221,7 @@ def test_only_the_scanned_part_of_a_slide_is_tiled(svs: Path, monkeypatch: pytes
     keys = {f"openslide.bounds-{k}": str(v) for k, v in (("x", x), ("y", y), ("width", w), ("height", h))}
     opened = slides._open_source
 
-    def bounded(path: Path) -> slides._Source:
+    def bounded(path: Path) -> slides.Source:
         source = opened(path)
         source.properties = {**source.properties, **keys}
         return source
