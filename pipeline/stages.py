@@ -117,7 +117,7 @@ class Tile(Stage):
 def _jpeg(rgb: np.ndarray) -> bytes:
     import cv2
 
-    ok, data = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    ok, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
     if not ok:
         raise store.StoreError("the overlay could not be encoded as JPEG")
     return bytes(data)
