@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from configs.schema import Config
-from pipeline import store
+from pipeline import rates, store
 from pipeline.stage import Outcome, Plan, Report, Stage, State
 
 # named by the summary; read from the installed packages' metadata, which imports none of them
@@ -97,6 +97,8 @@ class RunLog:
         """Note one outcome."""
         self._outcomes.append(outcome)
         fields = {k: v for k, v in asdict(outcome).items() if v not in ("", (), {})}
+        if told := rates.told(outcome.numbers):
+            fields["rates"] = told
         self.event({"event": "item", "stage": self.verb, **fields, "seconds": round(outcome.seconds, 3)})
 
     def finished(self, report: Report) -> None:
@@ -145,6 +147,8 @@ class RunLog:
             for name, value in outcome.numbers.items():
                 totals[name] = totals.get(name, 0.0) + value
         rows += [(f"sum of {name}", f"{value:g}") for name, value in sorted(totals.items())]
+        if told := rates.told(totals):
+            rows.append(("rates", told))
         if stopped:
             rows.append(("stopped early", stopped))
         lines = [f"# {self.id}", "", "| | |", "|---|---|", *(f"| {k} | {_cell(v)} |" for k, v in rows), ""]
