@@ -152,7 +152,7 @@ class BenchmarkConfig(Settings):
     """Every model on one set, as one table (`pipeline benchmark`)."""
 
     models: dict[str, dict[str, Any]] = Field(default_factory=lambda: dict(BENCHMARK), description="rows of the table: name -> what differs from `train`, as settings of training or model; `model` where it is not the name, or `preset` whose model, model_params and fallback it takes")
-    params: dict[str, Any] = Field(default_factory=dict, description="settings for every model that has them, MHIM's students included, e.g. {width: 128}")
+    params: dict[str, Any] = Field(default_factory=dict, description="settings for every model that has them, of MHIM for its student, e.g. {width: 128}")
 
 
 class ScoreConfig(Settings):

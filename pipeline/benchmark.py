@@ -57,16 +57,16 @@ def _row(name: str, own: dict[str, Any], config: Config) -> tuple[TrainConfig, s
     params: dict[str, Any] = dict(preset.model_params) if preset else {}
     params |= config.train.model_params if model == config.train.model and not preset else {}
     params |= {k: v for k, v in own.items() if k not in settings}
-    params |= {k: v for k, v in config.benchmark.params.items() if k in has}
-    used = config.benchmark.params.keys() & has
-    if "student_params" in has:
+    if "student_params" in has:  # what is common to all is of the bag encoder, which here is the student
         student = lookup.find("mil.models", params.get("student", module.Params().student))
-        passed = {k: v for k, v in config.benchmark.params.items() if k in student.Params.model_fields}
-        params["student_params"] = dict(params.get("student_params", {})) | passed
-        used = used | passed.keys()
+        common = {k: v for k, v in config.benchmark.params.items() if k in student.Params.model_fields}
+        params["student_params"] = dict(params.get("student_params", {})) | common
+    else:
+        common = {k: v for k, v in config.benchmark.params.items() if k in has}
+        params |= common
     grid = {k: v for k, v in config.train.grid.items() if k in TrainConfig.model_fields or k in has}
     raw = config.train.model_dump() | settings | {"model": model, "model_params": params, "grid": grid}
-    return training.whole_params(TrainConfig.model_validate(raw)), set(used)
+    return training.whole_params(TrainConfig.model_validate(raw)), set(common)
 
 
 def run(session: Session, labels: Path | None, name: str | None, picked: Sequence[str]) -> int:

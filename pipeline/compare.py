@@ -24,7 +24,7 @@ from pipeline.store import StoreError
 def compare(one: Path, two: Path, config: ScoreConfig, only: str | None = None) -> dict[str, dict[str, Any]]:
     """Metric -> difference (two minus one) of the patients' mean predictions, interval, p value, verdict on `two`.
 
-    only: one metric instead of all. Raises StoreError when a run is not scored, or the splits, patients or truths differ.
+    only: one metric instead of all. Raises StoreError when a run is not scored, or splits, patients or truths differ.
     """
     found = [_scored(run) for run in (one, two)]
     (told_one, rows_one), (told_two, rows_two) = found
