@@ -131,22 +131,28 @@ def training(histories: dict[str, list[Row]], column: str) -> Callable[[Any], No
 
 
 def kaplan_meier(time: np.ndarray, event: np.ndarray, high: np.ndarray, p_value: float | None) -> Callable[[Any], None]:
-    """Survival of the patients above and below their fold's risk threshold, with the number at risk below."""
+    """Survival of the patients above and below their training's risk threshold, the number at risk below each tick.
+
+    time (n,), in the labels' unit. event (n,): 1 seen, 0 censored (a tick on the curve). high: bool (n,)."""
 
     def draw(axes: Any) -> None:
-        ticks = np.linspace(0, float(time.max()), 5)
-        lines = []
-        for colour, (name, own) in zip(COLOURS, (("low risk", ~high), ("high risk", high)), strict=False):
-            if not own.any():
-                continue
+        ticks = [float(t) for t in axes.xaxis.get_major_locator().tick_values(0, float(time.max()))]
+        ticks = [t for t in ticks if 0 <= t <= float(time.max())]
+        at_bottom = {"xycoords": axes.get_xaxis_transform(), "va": "top", "annotation_clip": False}
+        shown = [(name, own) for name, own in (("low risk", ~high), ("high risk", high)) if own.any()]
+        for row, (name, own) in enumerate(shown):
             at, alive = metrics.kaplan_meier(time[own], event[own])
-            axes.step(at, alive, where="post", color=colour, label=name)
-            censored = time[own & (event == 0)]
-            axes.plot(censored, np.interp(censored, at, alive), "|", color=colour)
-            lines.append(f"{name}: " + "   ".join(str(int((time[own] >= t).sum())) for t in ticks))
-        told = "" if p_value is None else f", log-rank p = {p_value:.3g}"
-        axes.set(xlabel=f"time{told}\nat risk at {', '.join(f'{t:.3g}' for t in ticks)}\n" + "\n".join(lines),
-                 ylabel="event-free", ylim=(0, 1.03))
-        axes.legend()
+            told = f"{name}: {int(own.sum())} patients, {int(event[own].sum())} events"
+            axes.step(at, alive, where="post", color=COLOURS[row], label=told)
+            censored = np.sort(time[own & (event == 0)])
+            axes.plot(censored, alive[np.searchsorted(at, censored, side="right") - 1], "|", color=COLOURS[row])
+            for k, t in enumerate(ticks):
+                number = str(int((time[own] >= t).sum()))
+                axes.annotate(number if k else f"{name}  {number}", (t, -0.27 - 0.07 * row), color=COLOURS[row],
+                              ha="center" if k else "right", fontsize=8, **at_bottom)
+        axes.annotate("at risk", (0, -0.20), ha="right", fontsize=8, **at_bottom)
+        known = p_value is not None and np.isfinite(p_value)
+        axes.set(xlabel="time", ylabel="event-free", ylim=(0, 1.03), xlim=(0, None), xticks=ticks)
+        axes.legend(title=f"log-rank p = {p_value:.2g}" if known else None, loc="best")
 
     return draw

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import bundle, figures, scoring, status, store
+from pipeline import bundle, figures, risk, scoring, status, store
 
 BUDGET = 9 * 2**20  # bytes of the HTML file
 PICTURE_PX = 360
@@ -73,13 +73,12 @@ def _figures(run: Path, found: dict[str, Any], rows: Sequence[Row]) -> dict[str,
         if "reliability" in found:
             made["reliability"] = figures.reliability(found["reliability"])
     else:
-        cuts = {}
-        for folder in scoring.folds_of(run):
-            card = json.loads((folder / bundle.CARD).read_text())
-            cuts[card["split"]["repeat"], card["split"]["fold"]] = card.get("risk_threshold", 0.0)
-        time, event, risk = (np.array([float(r[k]) for r in rows]) for k in ("time", "event", "risk"))
-        high = risk > np.array([cuts[int(r["repeat"]), int(r["fold"])] for r in rows])
-        made["kaplan_meier"] = figures.kaplan_meier(time, event, high, found.get("log_rank_p"))
+        with open(run / "predictions.csv", newline="") as f:
+            each = list(csv.DictReader(f))
+        cards = [json.loads((folder / bundle.CARD).read_text()) for folder in scoring.folds_of(run)]
+        grouped = risk.groups(each, cards)
+        if grouped is not None:
+            made[risk.NAME] = figures.kaplan_meier(*grouped, found.get("log_rank_p"))
     made["loss"] = figures.training(histories, "loss")
     made["validation"] = figures.training(histories, found["headline"])
     return made

@@ -22,7 +22,7 @@ from mil import metrics, mining, tasks
 from mil import train as loop
 from mil.feed import Feed
 from mil.tasks import Task
-from pipeline import bundle, decide, grid, training
+from pipeline import bundle, decide, grid, risk, training
 from pipeline.cases import Patient, StoredBag
 from pipeline.store import StoreError, read_array, stored
 
@@ -68,8 +68,7 @@ def answers(logits: np.ndarray, task: Task, card: dict[str, Any], config: ScoreC
             scaled = scaled / card.get("temperature", 1.0)
         p = task.probabilities(scaled).numpy()
         return [{f"p_{name}": float(v) for name, v in zip(task.classes, row, strict=True)} for row in p]
-    risk = task.risk(scaled).numpy()
-    rows: list[Row] = [{"risk": float(r)} for r in risk]
+    rows: list[Row] = [{"risk": float(r)} for r in task.risk(scaled).numpy()]
     if task.kind == "nll":
         for row, curve in zip(rows, task.survival_curve(scaled).numpy(), strict=True):
             row |= {f"free_after_bin_{k}": float(v) for k, v in enumerate(curve)}
@@ -108,7 +107,7 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
         "bootstrap": config.bootstrap, "per_fold": per_fold,
     }
     if task.survival:
-        found["log_rank_p"] = _log_rank(rows, cards)
+        found["log_rank_p"] = risk.log_rank(rows, cards)
     else:
         found["confusion"] = confusion(pooled, task)
         found["decisions"] = decide.counts(pooled, task.classes)
@@ -238,21 +237,11 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str, str]]:
 def measure(rows: Sequence[Row], task: Task, horizons: Sequence[float], threshold: float | None) -> metrics.Metrics:
     """All metrics of prediction rows that carry their truth; survival adds the AUC at each horizon."""
     if task.survival:
-        time, event, risk = (np.array([r[k] for r in rows], dtype=np.float64) for k in ("time", "event", "risk"))
-        return metrics.survival(time, event, risk, horizons)
+        time, event, told = (np.array([r[k] for r in rows], dtype=np.float64) for k in ("time", "event", "risk"))
+        return metrics.survival(time, event, told, horizons)
     labels = np.array([task.classes.index(r["label"]) for r in rows])
     p = np.array([[r[f"p_{c}"] for c in task.classes] for r in rows])
     return metrics.classification(labels, p, threshold)
-
-
-def _log_rank(rows: Sequence[Row], cards: Sequence[dict[str, Any]]) -> float:
-    """p value between patients above and below the risk threshold that their fold's validation part gave."""
-    cut = {(*_place(c), c["seed"]): c.get("risk_threshold", math.nan) for c in cards}
-    seed = min(c["seed"] for c in cards)
-    own = [r for r in rows if r["seed"] == seed and r["repeat"] == 0]
-    time, event = (np.array([r[k] for r in own], dtype=np.float64) for k in ("time", "event"))
-    high = np.array([r["risk"] > cut[(r["repeat"], r["fold"], r["seed"])] for r in own])
-    return metrics.log_rank(time, event, high)
 
 
 def _threshold(card: dict[str, Any], config: ScoreConfig) -> float | None:

@@ -339,7 +339,7 @@ class Score(Stage):
         return {"stage": self.name, "format": store.FORMAT, **settings, **inputs}
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
-        from pipeline import bundle, scoring, training
+        from pipeline import bundle, risk, scoring, training
 
         if item.seal:
             rows, task = scoring.predictions(self.folds, self.config.score)
@@ -347,6 +347,8 @@ class Score(Stage):
             (out / training.PREDICTIONS).write_text(training.table(rows))
             found = scoring.summary(self.folds, rows, task, self.config.score)
             (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+            if task.survival:
+                risk.draw(out, rows, [bundle.read(folder).card for folder in self.folds])
             return Made()
         patient = self.data.by_id()[item.data]
         if self._last[0] != patient.id:  # slides of one patient are one bag: scored once
