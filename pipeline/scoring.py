@@ -183,26 +183,38 @@ def slide_scores(
     return made
 
 
-def of_new_slides(stage: Any) -> list[Row]:
-    """One row per slide scored by all folds: the folds' probabilities (or risks), averaged."""
-    rows = []
-    for patient in stage.data.patients:
-        folders = stage.models[patient.id]
-        for slide in patient.slides:
-            path = stage.out / "scores" / f"{slide}.zarr"
-            if stored(path) is None:
-                continue  # failed, which the stage has told
-            logits = read_array(path, "logits").astype(np.float64)
-            each = []
-            for k, folder in enumerate(folders):
-                one = _card(folder)
-                task, config = tasks.from_json(one["task"]), stage.config.score
-                (answer,) = answers(logits[k : k + 1], task, one, config)
-                at = decide.point(folder, one, task, config)
-                verdict = decide.columns(at, _positive(answer, task), task.classes)
-                each.append({"slide": slide, "patient": patient.id, **answer, **verdict})
-            rows += ensemble(each)
-    return rows
+def of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str] | None = None) -> list[Row]:
+    """One row per patient scored by all folds: the folds' probabilities (or risks), averaged.
+
+    patients: slide -> patient, where each slide was scored alone (`score.several_slides`): a fold's answer for a
+    patient is then the mean over the slides, or that of the most positive one (of several classes: the surest one).
+    """
+    groups: dict[str, list[tuple[Patient, np.ndarray]]] = {}
+    for bag in stage.data.patients:
+        path = next((p for s in bag.slides if stored(p := stage.out / "scores" / f"{s}.zarr") is not None), None)
+        if path is not None:  # else it failed, which the stage has told
+            logits = read_array(path, "logits").astype(np.float64)  # (folds, n_out), the same in all slides of a bag
+            groups.setdefault((patients or {}).get(bag.id, bag.id), []).append((bag, logits))
+    each: dict[str, list[Row]] = {name: [] for name in groups}
+    for k, folder in enumerate(next(iter(stage.models.values()), [])):  # every fold scores every new patient
+        card = _card(folder)
+        task = tasks.from_json(card["task"])
+        at = decide.point(folder, card, task, config)
+        for name, bags in groups.items():
+            slides = ";".join(s for bag, _ in bags for s in bag.slides)
+            found = answers(np.stack([logits[k] for _, logits in bags]), task, card, config)
+            answer = _joined(found, task, config.several_slides)
+            verdict = decide.columns(at, _positive(answer, task), task.classes)
+            each[name].append({"slide": slides, "patient": name, **answer, **verdict})
+    return [row for members in each.values() for row in ensemble(members)]
+
+
+def _joined(found: Sequence[Row], task: Task, how: str) -> Row:
+    """One answer out of those of a patient's slides, each scored alone."""
+    if how == "mean" and len(found) > 1:
+        return {k: float(np.mean([row[k] for row in found])) for k in found[0]}
+    several = [f"p_{c}" for c in task.classes] if len(task.classes) > 2 else []
+    return max(found, key=lambda row: max(row[k] for k in several) if several else _positive(row, task))
 
 
 def cell_table(run: Path) -> list[str]:
@@ -245,6 +257,12 @@ def measure(rows: Sequence[Row], task: Task, horizons: Sequence[float], threshol
     return metrics.classification(labels, p, threshold)
 
 
+def calibration(rows: Sequence[Row], task: Task) -> dict[str, Any]:
+    """How far the probabilities of labelled rows can be believed."""
+    labels = np.array([task.classes.index(r["label"]) for r in rows])
+    return decide.reliability(labels, np.array([[r[f"p_{c}"] for c in task.classes] for r in rows]))
+
+
 def _log_rank(rows: Sequence[Row], cards: Sequence[dict[str, Any]]) -> float:
     """p value between patients above and below the risk threshold that their fold's validation part gave."""
     cut = {(*_place(c), c["seed"]): c.get("risk_threshold", math.nan) for c in cards}
@@ -285,8 +303,7 @@ def _positive(answer: Row, task: Task) -> float:
 def _reliability(folders: Sequence[Path], task: Task, config: ScoreConfig) -> dict[str, Any]:
     """Calibration of the held-out patients, before or after the temperature of their fold."""
     rows = ensemble(predictions(folders, config)[0])
-    labels = np.array([task.classes.index(r["label"]) for r in rows])
-    return decide.reliability(labels, np.array([[r[f"p_{c}"] for c in task.classes] for r in rows]))
+    return calibration(rows, task)
 
 
 def _truth(row: Row, task: Task) -> Row:

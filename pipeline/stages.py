@@ -368,8 +368,9 @@ class Score(Stage):
         return Made(numbers={"tiles": len(arrays["attention"])})
 
     def remake_fields(self) -> frozenset[str]:
-        """Newer folds of the same run, such as one that failed before: its results follow them without a refusal."""
-        return frozenset({"input.models"})
+        """Newer folds of the same run, such as one that failed before: its results follow them without a refusal. Those
+        of new slides also follow what becomes known of whose slides they are."""
+        return frozenset({"input.models"} | (set() if self.folds else {"input.features"}))
 
     def remake(self, item: Item, old: Path, out: Path) -> Made:
         return self.make(item, out, out)

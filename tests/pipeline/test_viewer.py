@@ -82,7 +82,9 @@ def test_tiles_are_the_slide_s_own_pixels(port: int, gallery: Gallery) -> None:
             assert status == 200
             part = picture(data)
             whole[y : y + part.shape[0], x : x + part.shape[1]] = part
-    with gallery._slide(number) as slide:
+    with gallery._slide(number) as pyramid:
+        assert not pyramid.note  # decoded directly
+        slide = pyramid.slide
         expected = slide.read_region(0, 0, (w, h), slide.slide_mpp[0] * down)[..., ::-1]
     assert np.abs(whole.astype(int) - expected).mean() < 4  # JPEG
 
