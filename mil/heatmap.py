@@ -39,22 +39,32 @@ class Scaled:
     high: str
 
 
-def scaled(scores: np.ndarray, how: Literal["percentile", "raw"], signed: bool = False) -> Scaled:
+How = Literal["percentile", "raw", "share"]
+
+
+def scaled(scores: np.ndarray, how: How, signed: bool = False) -> Scaled:
     """Scores (N,) as positions on the colour scale.
 
     percentile: rank of the tile in its slide, ties share their mean rank, so a slide's picture uses all colours and
-    says nothing of other slides. raw: linear from the smallest to the largest; signed: symmetric about 0, which is the
-    middle of the scale. Scores that are not numbers are refused with ValueError.
+    says nothing of other slides. raw: linear from the smallest to the largest. share: as they are, from 0 to 1.
+    signed: 0 is the middle of the scale; raw is symmetric about it, and percentile ranks what lies above among itself,
+    and so what lies below, so that no tile changes sides. Scores that are not numbers are refused with ValueError.
     """
     s = np.asarray(scores, dtype=np.float64)
     if not np.isfinite(s).all():
         raise ValueError(f"{int((~np.isfinite(s)).sum())} of {s.size} tile scores are not numbers")
     if s.size == 0:
         return Scaled(np.zeros(0, np.float32), "", "")
+    if how == "share":
+        return Scaled(np.clip(s, 0, 1).astype(np.float32), "0 %", "100 %")
+    if how == "percentile" and signed:
+        values = np.full(s.size, 0.5)
+        for side, sign in ((s > 0, 0.5), (s < 0, -0.5)):
+            ordered = np.sort(np.abs(s[side]))
+            values[side] += sign * _mean_rank(ordered, np.abs(s[side])) / max(len(ordered), 1)
+        return Scaled(values.astype(np.float32), "100 % against", "100 % for")
     if how == "percentile":
-        ordered = np.sort(s)
-        mean_rank = (np.searchsorted(ordered, s, "left") + np.searchsorted(ordered, s, "right") - 1) / 2
-        values = mean_rank / (s.size - 1) if s.size > 1 else np.full(1, 0.5)
+        values = (_mean_rank(np.sort(s), s) - 1) / (s.size - 1) if s.size > 1 else np.full(1, 0.5)
         return Scaled(values.astype(np.float32), "0 %", "100 %")
     low, high = float(s.min()), float(s.max())
     if signed:
@@ -62,6 +72,11 @@ def scaled(scores: np.ndarray, how: Literal["percentile", "raw"], signed: bool =
         low = -high
     values = (s - low) / (high - low) if high > low else np.full(s.size, 0.5)
     return Scaled(values.astype(np.float32), f"{low:.3g}", f"{high:.3g}")
+
+
+def _mean_rank(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Rank of each value among the ordered ones, from 1; ties share the mean of theirs."""
+    return np.asarray((np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right") + 1) / 2)
 
 
 def raster(
@@ -162,7 +177,7 @@ def draw(
     coords_l0: np.ndarray,
     tile_l0: float | Sequence[float],
     frame: Frame,
-    how: Literal["percentile", "raw"] = "percentile",
+    how: How = "percentile",
     signed: bool = False,
     opacity: float = 1.0,
 ) -> np.ndarray:
@@ -191,9 +206,10 @@ def legend(rgb: np.ndarray, mpp: float, title: str, low: str, high: str) -> np.n
 
     write(title, 10, h + 20)
     bar = np.repeat(palette()[None, ::2], 12, axis=0)  # 128 px wide
-    out[h + 30 : h + 42, 60:188] = bar
+    left = 18 + 7 * len(low)
+    out[h + 30 : h + 42, left : left + 128] = bar
     write(low, 10, h + 41, 0.4)
-    write(high, 196, h + 41, 0.4)
+    write(high, left + 136, h + 41, 0.4)
     um = nice_length_um(w * mpp)
     long_px = max(1, round(um / mpp))
     x0 = width - long_px - 14

@@ -164,6 +164,8 @@ def finish(stage: Any, known_as: Sequence[cohort.Row], labels: Path | None, run:
         console.out.print(console.escape(f"  {whose}: {values}{spread}{decided}"))
     if len(rows) > 20:
         console.out.print(f"  and {len(rows) - 20} more")
+    if (out / "cohort.csv").exists():
+        console.out.print(f"look at them: pipeline view {console.escape(str(out))}")
     if labels is not None:
         before = predict(stage, known_as, config.score.model_copy(update={"calibrate": False}))[0]
         found = compare(rows, before, known, run, config)

@@ -124,6 +124,7 @@ def training(histories: dict[str, list[Row]], column: str) -> Callable[[Any], No
                     axes.plot(epochs, [float(r[key]) for r in rows], color=colour, linestyle=line, linewidth=1.2,
                               label=name if line == "-" or column not in rows[0] else None)
         axes.set(xlabel="epoch", ylabel=f"{column} (dashed: validation)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if 0 < len(histories) <= 8:
             axes.legend()
 
@@ -131,22 +132,37 @@ def training(histories: dict[str, list[Row]], column: str) -> Callable[[Any], No
 
 
 def kaplan_meier(time: np.ndarray, event: np.ndarray, high: np.ndarray, p_value: float | None) -> Callable[[Any], None]:
-    """Survival of the patients above and below their fold's risk threshold, with the number at risk below."""
+    """Survival of the patients above and below their fold's risk threshold, and how many are at risk at each tick."""
 
     def draw(axes: Any) -> None:
-        ticks = np.linspace(0, float(time.max()), 5)
-        lines = []
-        for colour, (name, own) in zip(COLOURS, (("low risk", ~high), ("high risk", high)), strict=False):
+        ticks = nice_ticks(float(time.max()))
+        groups = [(c, n, own) for c, (n, own) in zip(COLOURS, (("low risk", ~high), ("high risk", high)), strict=False)]
+        for colour, name, own in groups:
             if not own.any():
                 continue
             at, alive = metrics.kaplan_meier(time[own], event[own])
-            axes.step(at, alive, where="post", color=colour, label=name)
-            censored = time[own & (event == 0)]
-            axes.plot(censored, np.interp(censored, at, alive), "|", color=colour)
-            lines.append(f"{name}: " + "   ".join(str(int((time[own] >= t).sum())) for t in ticks))
-        told = "" if p_value is None else f", log-rank p = {p_value:.3g}"
-        axes.set(xlabel=f"time{told}\nat risk at {', '.join(f'{t:.3g}' for t in ticks)}\n" + "\n".join(lines),
-                 ylabel="event-free", ylim=(0, 1.03))
-        axes.legend()
+            told = f"{name} ({int(own.sum())}, {int(event[own].sum())} events)"
+            axes.step(at, alive, where="post", color=colour, label=told)
+            censored = np.sort(time[own & (event == 0)])
+            axes.plot(censored, alive[np.searchsorted(at, censored, "right") - 1], "|", color=colour)
+        tested = "" if p_value is None else f"    (log-rank p = {p_value:.3g})"
+        axes.set(ylabel="event-free", ylim=(0, 1.03), xlim=(0, ticks[-1]), xticks=ticks,
+                 xlabel=f"time{tested}" + 4 * "\n")  # the empty lines keep room for the table
+        below = axes.get_xaxis_transform()  # x in time, y in parts of the axes
+        axes.text(0, -0.27, "at risk", transform=axes.transAxes, ha="left", va="center", fontsize=8)
+        for k, (colour, name, own) in enumerate(groups):
+            y = -0.34 - 0.07 * k
+            axes.text(-0.06, y, name, transform=axes.transAxes, ha="right", va="center", fontsize=8, color=colour)
+            for t in ticks:
+                n = str(int((time[own] >= t).sum()))
+                axes.text(t, y, n, transform=below, ha="center", va="center", fontsize=8, color=colour)
+        axes.legend(loc="lower left" if event.mean() < 0.5 else "upper right")
 
     return draw
+
+
+def nice_ticks(most: float) -> list[float]:
+    """0 and four to six round steps that reach beyond `most`."""
+    power = 10.0 ** np.floor(np.log10(max(most, 1e-9) / 4))
+    step = min(k * power for k in (1, 2, 2.5, 5, 10) if most / (k * power) <= 5)
+    return [float(step * i) for i in range(int(np.ceil(most / step)) + 1)]

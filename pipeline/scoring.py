@@ -7,6 +7,7 @@ of. Knows nothing of stages.
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from pipeline.cases import Patient, StoredBag
 from pipeline.store import StoreError, read_array, stored
 
 Row = dict[str, Any]
-AVERAGED = ("risk", "threshold", "undecided_from", "undecided_to")
+AVERAGED = ("risk", "risk_threshold", "threshold", "undecided_from", "undecided_to")
 
 
 def folds_of(run: Path) -> list[Path]:
@@ -53,7 +54,8 @@ def predictions(folders: Sequence[Path], config: ScoreConfig) -> tuple[list[Row]
         for row, answer in zip(test, answers(training.logits_of(test), task, card, config), strict=True):
             rows.append({"slide": ";".join(json.loads(row["slides"])), "patient": row["patient"],
                          "repeat": card["split"]["repeat"], "fold": card["split"]["fold"], "seed": card["seed"],
-                         **_truth(row, task), **answer, **decide.columns(at, _positive(answer, task), task.classes)})
+                         **_truth(row, task), **answer, **decide.columns(at, _positive(answer, task), task.classes),
+                         **_group(card, task)})
     if task is None:
         raise StoreError("no trained fold to score; run `pipeline train` first")
     return rows, task
@@ -102,13 +104,13 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
         "headline": task.headline, "split_hash": hashes[0] if len(hashes) == 1 else hashes,
         "folds": len({_place(c) for c in cards}), "seeds": len({c["seed"] for c in cards}),
         "protocol": cards[0]["protocol"], "features": cards[0]["features"],
-        "warnings": _warnings(cards, task),
+        "warnings": _missing(folders, cards) + _warnings(cards, task),
         "over_folds": {k: {"mean": m, "sd": sd, "n": n} for k, (m, sd, n) in over.items()},
         "test": {k: asdict(v) for k, v in interval.items()}, "confidence": config.confidence,
         "bootstrap": config.bootstrap, "per_fold": per_fold,
     }
     if task.survival:
-        found["log_rank_p"] = _log_rank(rows, cards)
+        found["log_rank_p"] = _log_rank(pooled)
     else:
         found["confusion"] = confusion(pooled, task)
         found["decisions"] = decide.counts(pooled, task.classes)
@@ -204,7 +206,7 @@ def of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str] | No
             slides = ";".join(s for bag, _ in bags for s in bag.slides)
             found = answers(np.stack([logits[k] for _, logits in bags]), task, card, config)
             answer = _joined(found, task, config.several_slides)
-            verdict = decide.columns(at, _positive(answer, task), task.classes)
+            verdict = decide.columns(at, _positive(answer, task), task.classes) | _group(card, task)
             each[name].append({"slide": slides, "patient": name, **answer, **verdict})
     return [row for members in each.values() for row in ensemble(members)]
 
@@ -263,14 +265,21 @@ def calibration(rows: Sequence[Row], task: Task) -> dict[str, Any]:
     return decide.reliability(labels, np.array([[r[f"p_{c}"] for c in task.classes] for r in rows]))
 
 
-def _log_rank(rows: Sequence[Row], cards: Sequence[dict[str, Any]]) -> float:
-    """p value between patients above and below the risk threshold that their fold's validation part gave."""
-    cut = {(*_place(c), c["seed"]): c.get("risk_threshold", math.nan) for c in cards}
-    seed = min(c["seed"] for c in cards)
-    own = [r for r in rows if r["seed"] == seed and r["repeat"] == 0]
-    time, event = (np.array([r[k] for r in own], dtype=np.float64) for k in ("time", "event"))
-    high = np.array([r["risk"] > cut[(r["repeat"], r["fold"], r["seed"])] for r in own])
-    return metrics.log_rank(time, event, high)
+def _log_rank(pooled: Sequence[Row]) -> float:
+    """p value between the patients above and below their trainings' risk threshold."""
+    time, event = (np.array([r[k] for r in pooled], dtype=np.float64) for k in ("time", "event"))
+    return metrics.log_rank(time, event, high_risk(pooled))
+
+
+def high_risk(pooled: Sequence[Row]) -> np.ndarray:
+    """bool (n,): whose risk lies above the threshold, the median of the validation part of the training that held the
+    patient out; of several trainings the mean of both."""
+    return np.array([float(r["risk"]) > float(r["risk_threshold"]) for r in pooled])
+
+
+def _group(card: dict[str, Any], task: Task) -> Row:
+    """What divides high from low risk; nothing where there are classes."""
+    return {"risk_threshold": float(card.get("risk_threshold", math.nan))} if task.survival else {}
 
 
 def _threshold(card: dict[str, Any], config: ScoreConfig) -> float | None:
@@ -282,13 +291,31 @@ def _horizons(card: dict[str, Any]) -> list[float]:
     return list(card.get("horizons", []))
 
 
+def _missing(folders: Sequence[Path], cards: Sequence[dict[str, Any]]) -> list[str]:
+    """Folds of the splits that have no model: their patients are in no number."""
+    file = next((p / "splits.csv" for p in folders[0].parents[:3] if (p / "splits.csv").exists()), None)
+    if file is None:
+        return []  # weights that were brought in
+    with open(file, newline="") as f:
+        wanted = {(int(r["repeat"]), int(r["fold"])) for r in csv.DictReader(f)}
+    seeds = {c["seed"] for c in cards}
+    lacking = sorted((*place, s) for place in wanted for s in seeds - {c["seed"] for c in cards if _place(c) == place})
+    if not lacking:
+        return []
+    told = ", ".join(f"fold {fold}" + (f" of repetition {repeat}" if repeat else "") + f" with seed {seed}"
+                     for repeat, fold, seed in lacking[:5]) + (" ..." if len(lacking) > 5 else "")
+    return [f"{len(lacking)} of {len(wanted) * len(seeds)} trainings are missing ({told}): they failed or were never "
+            "made, and the patients that only they held out are in no number here"]
+
+
 def _warnings(cards: Sequence[dict[str, Any]], task: Task) -> list[str]:
     """What a reader must know before believing the numbers."""
     said = []
     if cards[0]["protocol"] == "paper":
         said.append("optimistic: the epoch was chosen on the test fold (train.protocol=paper)")
     if len({c["seed"] for c in cards}) == 1:
-        said.append("one seed: differences of about one point of AUC between models mean nothing")
+        what = "C-index" if task.survival else "AUC"
+        said.append(f"one seed: differences of about one point of {what} between models mean nothing")
     fallen = [c for c in cards if "fallback" in c]
     if fallen:
         why = fallen[0]["fallback"]["why"]
