@@ -166,15 +166,17 @@ class ScoreConfig(Settings):
     top_tiles: int = Field(0, ge=0, description="contact sheet of so many highest and lowest tiles per slide; 0 is none")
     geojson: bool = Field(False, description="also write the tiles with their scores as QuPath GeoJSON")
     tiff: bool = Field(False, description="also write the heatmap as a pyramidal TIFF registered to the slide")
-    sensitivity: float | None = Field(None, gt=0, le=1, description="operating point by wished-for sensitivity instead of Youden's J")
+    sensitivity: float | None = Field(None, gt=0, le=1, description="operating point by wished-for sensitivity instead of Youden's J; with specificity: undecided between the two")
     specificity: float | None = Field(None, gt=0, le=1, description="operating point by wished-for specificity")
     abstain: float = Field(0.0, ge=0, lt=1, description="share of validation patients that may be left undecided around the threshold")
     calibrate: bool = Field(True, description="temperature scaling fitted on validation")
+    several_slides: Literal["bag", "mean", "max"] = Field("bag", description="a new patient's slides: one bag, as in training; or each alone, then their mean, or the most positive")
 
     @model_validator(mode="after")
-    def _one_operating_point(self) -> ScoreConfig:
-        if self.sensitivity is not None and self.specificity is not None:
-            raise ValueError("set score.sensitivity or score.specificity, not both")
+    def _one_band(self) -> ScoreConfig:
+        if self.sensitivity is not None and self.specificity is not None and self.abstain:
+            raise ValueError("score.sensitivity and score.specificity together leave undecided what lies between their "
+                             "thresholds; score.abstain is another way to say how much: set it to 0")
         return self
 
 

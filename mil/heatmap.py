@@ -39,22 +39,32 @@ class Scaled:
     high: str
 
 
-def scaled(scores: np.ndarray, how: Literal["percentile", "raw"], signed: bool = False) -> Scaled:
+How = Literal["percentile", "raw", "share"]
+
+
+def scaled(scores: np.ndarray, how: How, signed: bool = False) -> Scaled:
     """Scores (N,) as positions on the colour scale.
 
     percentile: rank of the tile in its slide, ties share their mean rank, so a slide's picture uses all colours and
-    says nothing of other slides. raw: linear from the smallest to the largest; signed: symmetric about 0, which is the
-    middle of the scale. Scores that are not numbers are refused with ValueError.
+    says nothing of other slides. raw: linear from the smallest to the largest. share: as they are, from 0 to 1.
+    signed: 0 is the middle of the scale; raw is symmetric about it, and percentile ranks what lies above among itself,
+    and so what lies below, so that no tile changes sides. Scores that are not numbers are refused with ValueError.
     """
     s = np.asarray(scores, dtype=np.float64)
     if not np.isfinite(s).all():
         raise ValueError(f"{int((~np.isfinite(s)).sum())} of {s.size} tile scores are not numbers")
     if s.size == 0:
         return Scaled(np.zeros(0, np.float32), "", "")
+    if how == "share":
+        return Scaled(np.clip(s, 0, 1).astype(np.float32), "0 %", "100 %")
+    if how == "percentile" and signed:
+        values = np.full(s.size, 0.5)
+        for side, sign in ((s > 0, 0.5), (s < 0, -0.5)):
+            ordered = np.sort(np.abs(s[side]))
+            values[side] += sign * _mean_rank(ordered, np.abs(s[side])) / max(len(ordered), 1)
+        return Scaled(values.astype(np.float32), "100 % against", "100 % for")
     if how == "percentile":
-        ordered = np.sort(s)
-        mean_rank = (np.searchsorted(ordered, s, "left") + np.searchsorted(ordered, s, "right") - 1) / 2
-        values = mean_rank / (s.size - 1) if s.size > 1 else np.full(1, 0.5)
+        values = (_mean_rank(np.sort(s), s) - 1) / (s.size - 1) if s.size > 1 else np.full(1, 0.5)
         return Scaled(values.astype(np.float32), "0 %", "100 %")
     low, high = float(s.min()), float(s.max())
     if signed:
@@ -64,15 +74,20 @@ def scaled(scores: np.ndarray, how: Literal["percentile", "raw"], signed: bool =
     return Scaled(values.astype(np.float32), f"{low:.3g}", f"{high:.3g}")
 
 
+def _mean_rank(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Rank of each value among the ordered ones, from 1; ties share the mean of theirs."""
+    return np.asarray((np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right") + 1) / 2)
+
+
 def raster(
     values: np.ndarray, coords_l0: np.ndarray, tile_l0: float | Sequence[float], frame: Frame
 ) -> np.ndarray:
     """Mean of the tiles over each image pixel: float32 (h, w), NaN where no tile lies.
 
     values: (N,). coords_l0: (N, 2) corners in level-0 px, x then y. tile_l0: tile edge in level-0 px, one or (x, y).
-    Pixels belong to the tile that covers their centre; a tile smaller than a pixel still colours one. Each tile adds
-    its value at its four corners of a table that is then summed up in both directions, so the cost is that of the
-    image, whatever the number or overlap of the tiles.
+    Pixels belong to the tile that covers their centre; a tile smaller than a pixel still colours one. Tiles of a grid
+    without overlap are looked up by row and column. Otherwise each tile adds its value at its four corners of a table
+    that is then summed up in both directions. Either way the cost is that of the image, whatever the number of tiles.
     """
     w, h = frame.size_px
     edge = np.broadcast_to(np.asarray(tile_l0, dtype=np.float64), (2,))
@@ -80,6 +95,9 @@ def raster(
     high = low + edge / frame.px_l0
     first = np.ceil(low - 0.5).astype(np.int64)
     last = np.maximum(np.ceil(high - 0.5).astype(np.int64), first + 1)
+    looked_up = _grid(np.asarray(values, np.float32), first, last, (h, w))
+    if looked_up is not None:
+        return looked_up
     x0, x1 = np.clip(first[:, 0], 0, w), np.clip(last[:, 0], 0, w)
     y0, y1 = np.clip(first[:, 1], 0, h), np.clip(last[:, 1], 0, h)
     v = np.asarray(values, dtype=np.float64)
@@ -94,6 +112,30 @@ def raster(
         count = np.rint(_summed(ys, ye, x0[here], x1[here], np.ones(len(ys)), (rows, w)))
         np.divide(total, count, out=out[top : top + rows], where=count > 0, casting="same_kind")
     return out
+
+
+def _grid(values: np.ndarray, first: np.ndarray, last: np.ndarray, shape: tuple[int, int]) -> np.ndarray | None:
+    """The raster of tiles [first, last), int64 (n, 2) px, that stand in rows and columns apart from each other: their
+    values in a table of rows and columns, which every pixel looks up. None if they do not stand so."""
+    if not len(values):
+        return np.full(shape, np.nan, np.float32)
+    cells, places = [], []
+    for axis, length in ((0, shape[1]), (1, shape[0])):
+        starts, at, cell = np.unique(first[:, axis], return_index=True, return_inverse=True)
+        ends = last[at, axis]
+        if (ends[cell] != last[:, axis]).any() or (ends[:-1] > starts[1:]).any():
+            return None
+        place = np.full(length, len(starts))  # px -> row or column of the table; the last one is empty
+        for k, (a, b) in enumerate(zip(starts.clip(0, length).tolist(), ends.clip(0, length).tolist(), strict=True)):
+            place[a:b] = k
+        cells.append(cell)
+        places.append(place)
+    (column, row), (x, y) = cells, places
+    table = np.full((int(row.max()) + 2, int(column.max()) + 2), np.nan, np.float32)
+    if len(np.unique(row * table.shape[1] + column)) < len(values):
+        return None  # the same place twice: to be averaged
+    table[row, column] = values
+    return table[:, x][y]
 
 
 def _summed(
@@ -123,9 +165,10 @@ def colour(values: np.ndarray, opacity: float = 1.0) -> np.ndarray:
     packed = table.view(np.uint32)[:, 0]
     rgba = np.empty((*values.shape, 4), np.uint8)
     for top in range(0, len(values), BAND_ROWS):
-        band = values[top : top + BAND_ROWS]
-        index = np.nan_to_num(np.clip(band, 0, 1) * 255, nan=256).astype(np.uint16)
-        rgba[top : top + BAND_ROWS] = packed[index].view(np.uint8).reshape(*band.shape, 4)
+        band = np.clip(values[top : top + BAND_ROWS], 0, 1)
+        np.multiply(band, 255, out=band)
+        np.copyto(band, 256, where=np.isnan(band))
+        np.take(packed, band.astype(np.intp), out=rgba[top : top + BAND_ROWS].view(np.uint32)[..., 0], mode="clip")
     return rgba
 
 
@@ -134,7 +177,7 @@ def draw(
     coords_l0: np.ndarray,
     tile_l0: float | Sequence[float],
     frame: Frame,
-    how: Literal["percentile", "raw"] = "percentile",
+    how: How = "percentile",
     signed: bool = False,
     opacity: float = 1.0,
 ) -> np.ndarray:
@@ -163,9 +206,10 @@ def legend(rgb: np.ndarray, mpp: float, title: str, low: str, high: str) -> np.n
 
     write(title, 10, h + 20)
     bar = np.repeat(palette()[None, ::2], 12, axis=0)  # 128 px wide
-    out[h + 30 : h + 42, 60:188] = bar
+    left = 18 + 7 * len(low)
+    out[h + 30 : h + 42, left : left + 128] = bar
     write(low, 10, h + 41, 0.4)
-    write(high, 196, h + 41, 0.4)
+    write(high, left + 136, h + 41, 0.4)
     um = nice_length_um(w * mpp)
     long_px = max(1, round(um / mpp))
     x0 = width - long_px - 14

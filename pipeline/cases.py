@@ -149,10 +149,25 @@ def labelled(rows: Sequence[Row], features: Path, config: TrainConfig) -> Datase
     return Dataset(tuple(patients), classes, facts, tuple(notes))
 
 
-def unlabelled(features: Path) -> Dataset:
-    """Every slide with features as a patient of its own, without target."""
+def unlabelled(features: Path, rows: Sequence[Row] = ()) -> Dataset:
+    """Patients without target: those whose slides `rows` name, and every other slide with features by itself.
+
+    Raises CohortError where a slide without row bears the name of a patient."""
     stores = _usable(features)
-    return Dataset(tuple(patient_of(i, [i], stores) for i in stores), (), _facts(stores))
+    matched = match(published.of_patients(rows, stores), stores)
+    groups: dict[str, list[str]] = {}
+    for row, slide in matched.rows:
+        groups.setdefault(row.patient, []).append(slide)
+    for slide in matched.without_row:
+        if slide in groups:
+            raise CohortError(f"slide {slide} has no row, but a patient of other slides is called so: add its row")
+        groups[slide] = [slide]
+    notes = _left_out([r.slide for r in matched.without_slide], "rows have no features")
+    if rows:
+        alone = matched.without_row
+        notes += [f"no row tells the patient of {len(alone)} slides: each is one by itself"] if alone else []
+    patients = tuple(patient_of(name, of, stores) for name, of in sorted(groups.items()))
+    return Dataset(patients, (), _facts(stores), tuple(notes))
 
 
 def make_folds(dataset: Dataset, config: TrainConfig) -> list[Fold]:

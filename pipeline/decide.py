@@ -35,7 +35,9 @@ def point(folder: Path, card: dict[str, Any], task: Task, config: ScoreConfig) -
     """The operating point of a fold, or None where there is none (survival, more than two classes, no validation).
 
     Youden's J, or the wished-for sensitivity or specificity, on the fold's validation patients with its own
-    temperature. The band holds the share `abstain` of them that lie nearest to the threshold.
+    temperature. The band holds the share `abstain` of them that lie nearest to the threshold; where both a sensitivity
+    and a specificity are wished for, it reaches from the threshold of the one to that of the other, so that who is
+    called negative keeps the sensitivity and who is called positive the specificity.
     """
     if task.survival or len(task.classes) != 2:
         return None
@@ -45,6 +47,8 @@ def point(folder: Path, card: dict[str, Any], task: Task, config: ScoreConfig) -
     logits = training.logits_of(rows) / (card.get("temperature", 1.0) if config.calibrate else 1.0)
     p = task.probabilities(torch.from_numpy(logits)).numpy()[:, 1]
     labels = training.targets_of(rows)
+    if config.sensitivity is not None and config.specificity is not None:
+        return _between(labels, p, config.sensitivity, config.specificity)
     if config.sensitivity is not None:
         cut = metrics.at_sensitivity(labels, p, config.sensitivity)
     elif config.specificity is not None:
@@ -57,6 +61,16 @@ def point(folder: Path, card: dict[str, Any], task: Task, config: ScoreConfig) -
     n = round(config.abstain * len(p))
     width = float(np.nextafter(near[n - 1], np.inf)) if n else 0.0
     return Point(cut, cut - width, cut + width)
+
+
+def _between(labels: np.ndarray, p: np.ndarray, sensitivity: float, specificity: float) -> Point:
+    """Undecided between the threshold that keeps the sensitivity and the higher one that keeps the specificity; nobody
+    is, where one threshold keeps both."""
+    low, high = metrics.at_sensitivity(labels, p, sensitivity), metrics.at_specificity(labels, p, specificity)
+    cut = float(np.clip(metrics.youden(labels, p), min(low, high), max(low, high)))
+    if low >= high:
+        return Point(cut, cut, cut)
+    return Point(cut, float(np.nextafter(low, -np.inf)), high)  # who lies on the lower one keeps the sensitivity too
 
 
 def columns(at: Point | None, positive: float, classes: Sequence[str]) -> dict[str, Any]:

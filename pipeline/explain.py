@@ -11,13 +11,13 @@ import json
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from configs.schema import Config, ScoreConfig
 from mil import heatmap
-from mil.heatmap import Frame
+from mil.heatmap import Frame, Scaled
 from pipeline import store
 from pipeline.cohort import SlideEntry, read_cohort
 from pipeline.stage import Item, Made, Stage
@@ -28,11 +28,16 @@ PICTURES = ("heatmaps", "heatmap_scale", "top_tiles", "geojson", "tiff")
 
 @dataclass(frozen=True)
 class Layer:
-    """One number per tile. signed: it has a meaningful zero."""
+    """One number per tile. signed: its zero divides for from against. share: it is one of a whole, and so drawn."""
 
     name: str
     scores: np.ndarray
     signed: bool = False
+    share: bool = False
+
+    def scaled(self, how: Literal["percentile", "raw"]) -> Scaled:
+        """Its scores as positions on the colour scale."""
+        return heatmap.scaled(self.scores, "share" if self.share else how, self.signed)
 
 
 def drawing(session_work: store.Work, config: Config, scored: Any) -> tuple[Draw, list[str]]:
@@ -57,7 +62,7 @@ def layers(arrays: dict[str, np.ndarray], task: dict[str, Any], which: str) -> l
     """
     made = [Layer("attention", arrays["attention"])] if which in ("attention", "all") else []
     if which == "all":
-        made += [Layer(name, arrays[name]) for name in ("hardness", "masked") if name in arrays]
+        made += [Layer(name, arrays[name], share=name == "masked") for name in ("hardness", "masked") if name in arrays]
     evidence = arrays.get("evidence")
     if evidence is None or which in ("none", "attention"):
         return made
@@ -159,10 +164,11 @@ def overlay(
     config: ScoreConfig, title: str,
 ) -> np.ndarray:
     """The layer on the picture with title, colour bar and scale bar: uint8 (h, w, 3)."""
-    scale = heatmap.scaled(layer.scores, config.heatmap_scale, layer.signed)
+    scale = layer.scaled(config.heatmap_scale)
     values = heatmap.raster(scale.values, arrays["coords"], tiles["tile_l0"], frame)
     laid = heatmap.laid_over(rgb, heatmap.colour(values, 0.5))
-    what = f"{title}: {layer.name.replace('_', ' ')} ({config.heatmap_scale})"
+    how = "of the training" if layer.share else config.heatmap_scale
+    what = f"{title}: {layer.name.replace('_', ' ')} ({how})"
     return heatmap.legend(laid, frame.mpp, what, scale.low, scale.high)
 
 
@@ -180,7 +186,7 @@ def write_tiff(
     w, h = (-(-s // down) for s in tiles["size_l0"])
     mx, my = tiles["slide_mpp"]
     frame = Frame((0, 0), (down, down), (w, h), mx * down)
-    scale = heatmap.scaled(layer.scores, config.heatmap_scale, layer.signed)
+    scale = layer.scaled(config.heatmap_scale)
     rgba = heatmap.colour(heatmap.raster(scale.values, arrays["coords"], tiles["tile_l0"], frame))
     rgb = np.where(rgba[..., 3:] > 0, rgba[..., :3], 255).astype(np.uint8)
     levels = [rgb]

@@ -1,7 +1,8 @@
 """A trained run on other slides: tile, extract and score them as the run's own were, and compare with its own numbers.
 
 In: a run, slides or features it has not seen, perhaps their labels. Out: predictions by all its folds, and with labels
-the same metrics as inside, side by side. Of a patient with several slides the slides' probabilities are averaged.
+the same metrics as inside, side by side. The slides of a patient, as a manifest or the labels name them, are one bag
+as in training, unless `score.several_slides` says otherwise; each slide keeps its own tile scores and pictures.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import numpy as np
 import yaml
 from rich.table import Table
 
-from configs.schema import Config
+from configs.schema import Config, ScoreConfig
 from mil import metrics, tasks
-from pipeline import bundle, cohort, console, scoring, store, training
+from pipeline import bundle, cohort, console, decide, published, scoring, store, training
 from pipeline.cohort import CohortError
 from pipeline.verbs import Session
 
@@ -50,39 +51,79 @@ def prepare(session: Session, run: Path, slides: Path) -> tuple[Session, Path, s
     return there, there.work.features(config.extract.encoder), name, max(codes)
 
 
-def compare(rows: Sequence[scoring.Row], labels: Path, run: Path, config: Config) -> dict[str, Any]:
-    """Metrics of new slides with known labels beside the run's own. Raises CohortError when none can be used."""
-    matched = cohort.match(cohort.read_rows(labels), [r["slide"] for r in rows])
-    by_slide = {r["slide"]: r for r in rows}
-    task = tasks.from_json(json.loads((scoring.folds_of(run)[0] / bundle.CARD).read_text())["task"])
+def known_rows(slides: Path | None, labels: Path | None) -> list[cohort.Row]:
+    """What is known of new slides: the rows of the labels, else those of the manifest. Tell whose the slides are."""
+    if labels is not None:
+        return cohort.read_rows(labels)
+    return cohort.read_rows(slides) if slides is not None and slides.suffix.lower() == ".csv" else []
+
+
+def predict(
+    stage: Any, rows: Sequence[cohort.Row], config: ScoreConfig
+) -> tuple[list[scoring.Row], dict[str, cohort.Row]]:
+    """Predictions, one row per patient, and what `rows` know of each slide that was scored."""
+    slides = [s for p in stage.data.patients for s in p.slides]
+    known = {slide: row for row, slide in cohort.match(published.of_patients(rows, slides), slides).rows}
+    alone = config.several_slides != "bag"
+    return scoring.of_new_slides(stage, config, {s: r.patient for s, r in known.items()} if alone else None), known
+
+
+def with_truth(
+    rows: Sequence[scoring.Row], known: dict[str, cohort.Row], task: tasks.Task
+) -> tuple[list[scoring.Row], int]:
+    """The predictions whose patient has a label (or time and event) that the model knows, with it; and how many have
+    one of another class."""
     told: list[scoring.Row] = []
-    unknown = 0
-    for row, slide in matched.rows:
-        target: dict[str, Any] | None = None
-        if task.survival and row.time is not None and row.event is not None:
-            target = {"time": row.time, "event": row.event}
-        elif not task.survival and row.label in task.classes:
-            target = {"label": row.label}
-        if target is None:
-            unknown += 1
+    other = 0
+    for row in rows:
+        one = next((known[s] for s in row["slide"].split(";") if s in known), None)
+        if one is None:
             continue
-        told.append({**by_slide[slide], "patient": row.patient, **target})
+        if task.survival and one.time is not None and one.event is not None:
+            told.append({**row, "time": one.time, "event": one.event})
+        elif not task.survival and one.label in task.classes:
+            told.append({**row, "label": one.label})
+        elif not task.survival and one.label is not None:
+            other += 1
+    return told, other
+
+
+def compare(
+    rows: Sequence[scoring.Row], before: Sequence[scoring.Row], known: dict[str, cohort.Row], run: Path, config: Config
+) -> dict[str, Any]:
+    """Metrics of new patients with known labels beside the run's own. Raises CohortError when none can be used.
+
+    before: the same predictions without temperature scaling."""
+    cards = _cards(run)
+    task = tasks.from_json(cards[0]["task"])
+    told, other = with_truth(rows, known, task)
     if not told:
         what = "time and event" if task.survival else f"a label of {', '.join(task.classes)}"
-        raise CohortError(f"no scored slide has {what} in {labels}: there is nothing to compare with")
-    pooled = scoring.ensemble(told)
+        raise CohortError(f"no scored slide has {what} in the labels: there is nothing to compare with")
+
+    # as for the run's own patients: in the mean of the folds' horizons
+    horizons = np.mean([c.get("horizons", []) for c in cards], axis=0).tolist() if task.survival else []
 
     def of(drawn: np.ndarray) -> metrics.Metrics:
-        return scoring.measure([pooled[i] for i in drawn], task, (), None)
+        return scoring.measure([told[i] for i in drawn], task, horizons, None)
 
-    found = metrics.bootstrap(of, len(pooled), config.score.bootstrap, config.score.confidence)
+    found = metrics.bootstrap(of, len(told), config.score.bootstrap, config.score.confidence)
     inside = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").exists() else {}
-    return {
-        "unit": "patient", "patients": len(pooled), "slides": len(told), "without_label": len(rows) - len(told),
-        "of_another_class": unknown, "confidence": config.score.confidence,
+    made: dict[str, Any] = {
+        "unit": "patient", "patients": len(told), "slides": sum(len(r["slide"].split(";")) for r in told),
+        "without_label": len(rows) - len(told) - other, "of_another_class": other, "task": task.to_json(),
+        "confidence": config.score.confidence, "several_slides": config.score.several_slides,
         "external": {k: _plain(asdict(v)) for k, v in found.items()}, "internal": inside.get("test", {}),
         "internal_patients": inside.get("patients"),
     }
+    if not task.survival:
+        made["confusion"] = scoring.confusion(told, task)
+        made["decisions"] = {"external": decide.counts(told, task.classes), "internal": inside.get("decisions", {})}
+        made["reliability"] = {
+            name: scoring.calibration(with_truth(some, known, task)[0], task)
+            for name, some in (("before", before), ("after", rows))
+        }
+    return made
 
 
 def show(found: dict[str, Any]) -> Table:
@@ -93,23 +134,47 @@ def show(found: dict[str, Any]) -> Table:
         table.add_column(column)
     for name, value in found["external"].items():
         table.add_row(name, _text(found["internal"].get(name)), _text(value))
+    decisions = found.get("decisions", {})
+    for name in ("sensitivity", "specificity", "undecided"):
+        if decisions.get("external"):
+            cells = (decisions[side].get(name) for side in ("internal", "external"))
+            table.add_row(f"{name}, frozen thresholds", *("undefined" if v is None else f"{v:.3f}" for v in cells))
     return table
 
 
-def finish(out: Path, rows: Sequence[scoring.Row], labels: Path | None, run: Path, config: Config) -> None:
+def finish(stage: Any, known_as: Sequence[cohort.Row], labels: Path | None, run: Path, config: Config) -> None:
     """Write the predictions of new slides, and with labels `metrics.json`, and tell both."""
-    store.write_atomic(out / training.PREDICTIONS, training.table(rows))
-    console.out.print(f"{len(rows)} slides scored: {console.escape(str(out / training.PREDICTIONS))}")
+    rows, known = predict(stage, known_as, config.score)
+    for note in stage.data.notes:
+        console.err.print(console.escape(note))
+    task = tasks.from_json(_cards(run)[0]["task"])
+    truth = {r["patient"]: r for r in with_truth(rows, known, task)[0]} if labels is not None else {}
+    columns = ("time", "event") if task.survival else ("label",)
+    out = stage.out
+    told = [{**r, **{c: truth.get(r["patient"], {}).get(c, "") for c in columns}} if truth else r for r in rows]
+    store.write_atomic(out / training.PREDICTIONS, training.table(told))
+    of = f"{sum(len(p.slides) for p in stage.data.patients)} slides of {len(rows)} patients"
+    console.out.print(f"{of} scored: {console.escape(str(out / training.PREDICTIONS))}")
     for row in rows[:20]:
-        told = {k.removeprefix("p_"): v for k, v in row.items() if k.startswith("p_") or k == "risk"}
-        values = ", ".join(f"{k} {v:.3f}" for k, v in told.items())
+        shown = [k for k in row if k.startswith("p_") or k == "risk"]
+        values = ", ".join(f"{k.removeprefix('p_')} {row[k]:.3f}" for k in shown)
         spread = f" (sd {row['spread']:.3f} over the folds)" if row.get("spread") is not None else ""
         decided = f" -> {row['decision']}" if "decision" in row else ""
-        console.out.print(console.escape(f"  {row['slide']}: {values}{spread}{decided}"))
+        whose = row["slide"] if row["patient"] == row["slide"] else f"{row['patient']} ({row['slide']})"
+        console.out.print(console.escape(f"  {whose}: {values}{spread}{decided}"))
+    if len(rows) > 20:
+        console.out.print(f"  and {len(rows) - 20} more")
+    if (out / "cohort.csv").exists():
+        console.out.print(f"look at them: pipeline view {console.escape(str(out))}")
     if labels is not None:
-        found = compare(rows, labels, run, config)
+        before = predict(stage, known_as, config.score.model_copy(update={"calibrate": False}))[0]
+        found = compare(rows, before, known, run, config)
         store.write_atomic(out / "metrics.json", json.dumps(found, indent=1) + "\n")
         console.out.print(show(found))
+
+
+def _cards(run: Path) -> list[dict[str, Any]]:
+    return [json.loads((folder / bundle.CARD).read_text()) for folder in scoring.folds_of(run)]
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -124,6 +124,7 @@ def training(histories: dict[str, list[Row]], column: str) -> Callable[[Any], No
                     axes.plot(epochs, [float(r[key]) for r in rows], color=colour, linestyle=line, linewidth=1.2,
                               label=name if line == "-" or column not in rows[0] else None)
         axes.set(xlabel="epoch", ylabel=f"{column} (dashed: validation)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if 0 < len(histories) <= 8:
             axes.legend()
 
@@ -131,28 +132,37 @@ def training(histories: dict[str, list[Row]], column: str) -> Callable[[Any], No
 
 
 def kaplan_meier(time: np.ndarray, event: np.ndarray, high: np.ndarray, p_value: float | None) -> Callable[[Any], None]:
-    """Survival of the patients above and below their training's risk threshold, the number at risk below each tick.
-
-    time (n,), in the labels' unit. event (n,): 1 seen, 0 censored (a tick on the curve). high: bool (n,)."""
+    """Survival of the patients above and below their fold's risk threshold, and how many are at risk at each tick."""
 
     def draw(axes: Any) -> None:
-        ticks = [float(t) for t in axes.xaxis.get_major_locator().tick_values(0, float(time.max()))]
-        ticks = [t for t in ticks if 0 <= t <= float(time.max())]
-        at_bottom = {"xycoords": axes.get_xaxis_transform(), "va": "top", "annotation_clip": False}
-        shown = [(name, own) for name, own in (("low risk", ~high), ("high risk", high)) if own.any()]
-        for row, (name, own) in enumerate(shown):
+        ticks = nice_ticks(float(time.max()))
+        groups = [(c, n, own) for c, (n, own) in zip(COLOURS, (("low risk", ~high), ("high risk", high)), strict=False)]
+        for colour, name, own in groups:
+            if not own.any():
+                continue
             at, alive = metrics.kaplan_meier(time[own], event[own])
-            told = f"{name}: {int(own.sum())} patients, {int(event[own].sum())} events"
-            axes.step(at, alive, where="post", color=COLOURS[row], label=told)
+            told = f"{name} ({int(own.sum())}, {int(event[own].sum())} events)"
+            axes.step(at, alive, where="post", color=colour, label=told)
             censored = np.sort(time[own & (event == 0)])
-            axes.plot(censored, alive[np.searchsorted(at, censored, side="right") - 1], "|", color=COLOURS[row])
-            for k, t in enumerate(ticks):
-                number = str(int((time[own] >= t).sum()))
-                axes.annotate(number if k else f"{name}  {number}", (t, -0.27 - 0.07 * row), color=COLOURS[row],
-                              ha="center" if k else "right", fontsize=8, **at_bottom)
-        axes.annotate("at risk", (0, -0.20), ha="right", fontsize=8, **at_bottom)
-        known = p_value is not None and np.isfinite(p_value)
-        axes.set(xlabel="time", ylabel="event-free", ylim=(0, 1.03), xlim=(0, None), xticks=ticks)
-        axes.legend(title=f"log-rank p = {p_value:.2g}" if known else None, loc="best")
+            axes.plot(censored, alive[np.searchsorted(at, censored, "right") - 1], "|", color=colour)
+        tested = "" if p_value is None else f"    (log-rank p = {p_value:.3g})"
+        axes.set(ylabel="event-free", ylim=(0, 1.03), xlim=(0, ticks[-1]), xticks=ticks,
+                 xlabel=f"time{tested}" + 4 * "\n")  # the empty lines keep room for the table
+        below = axes.get_xaxis_transform()  # x in time, y in parts of the axes
+        axes.text(0, -0.27, "at risk", transform=axes.transAxes, ha="left", va="center", fontsize=8)
+        for k, (colour, name, own) in enumerate(groups):
+            y = -0.34 - 0.07 * k
+            axes.text(-0.06, y, name, transform=axes.transAxes, ha="right", va="center", fontsize=8, color=colour)
+            for t in ticks:
+                n = str(int((time[own] >= t).sum()))
+                axes.text(t, y, n, transform=below, ha="center", va="center", fontsize=8, color=colour)
+        axes.legend(loc="lower left" if event.mean() < 0.5 else "upper right")
 
     return draw
+
+
+def nice_ticks(most: float) -> list[float]:
+    """0 and four to six round steps that reach beyond `most`."""
+    power = 10.0 ** np.floor(np.log10(max(most, 1e-9) / 4))
+    step = min(k * power for k in (1, 2, 2.5, 5, 10) if most / (k * power) <= 5)
+    return [float(step * i) for i in range(int(np.ceil(most / step)) + 1)]

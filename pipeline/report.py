@@ -12,6 +12,7 @@ import csv
 import hashlib
 import html
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import bundle, figures, risk, scoring, status, store
+from pipeline import bundle, decide, figures, risk, scoring, status, store
 
 BUDGET = 9 * 2**20  # bytes of the HTML file
 PICTURE_PX = 360
@@ -35,15 +36,18 @@ def write(work: store.Work, run: Path) -> Path:
     style, script = ((ASSETS / name).read_text() for name in ("report.css", "report.js"))
     with open(run / "predictions.csv", newline="") as f:
         rows = scoring.ensemble([_numbers(r) for r in csv.DictReader(f)])
-    rows.sort(key=_mistake, reverse=True)
+    rows = [row | {"mistake": wrong} for row, wrong in zip(rows, _mistakes(rows, found), strict=True)]
+    classes = found["task"]["classes"]
+    rows.sort(key=lambda row: (not _wrong(row, classes), -row["mistake"]))
     svg = figures.save_all(run / "report", _figures(run, found, rows))
     head = [f"<h1>{_e(run.name)}</h1>", _summary(found), *(f'<p class="note">{_e(w)}</p>' for w in found["warnings"])]
     parts = [
         *head, "<h2>Results</h2>", _metrics_table(found), _pictures(svg),
         "<h2>Patients</h2>", _patients(rows, found),
         "<h2>Cohort</h2>", _cohort(work, found), "<h2>Left out</h2>", _left_out(work), "<h2>Splits</h2>", _splits(run),
+        "<h2>Trainings</h2>", _trainings(found),
     ]
-    tail = ["<h2>Settings and versions</h2>", _settings(run, found), "<h2>Do it again</h2>", _again(run)]
+    tail = ["<h2>Settings and versions</h2>", _settings(run, found), "<h2>Do it again</h2>", _again(work, run)]
     room = BUDGET - sum(len(p.encode()) for p in (*parts, *tail, style, script)) - 4096
     parts += ["<h2>Slides, worst mistakes first</h2>", _gallery(run, rows, found, room), *tail]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -73,10 +77,7 @@ def _figures(run: Path, found: dict[str, Any], rows: Sequence[Row]) -> dict[str,
         if "reliability" in found:
             made["reliability"] = figures.reliability(found["reliability"])
     else:
-        with open(run / "predictions.csv", newline="") as f:
-            each = list(csv.DictReader(f))
-        cards = [json.loads((folder / bundle.CARD).read_text()) for folder in scoring.folds_of(run)]
-        grouped = risk.groups(each, cards)
+        grouped = risk.groups(rows)
         if grouped is not None:
             made[risk.NAME] = figures.kaplan_meier(*grouped, found.get("log_rank_p"))
     made["loss"] = figures.training(histories, "loss")
@@ -118,18 +119,19 @@ def _pictures(svg: dict[str, bytes]) -> str:
 def _patients(rows: Sequence[Row], found: dict[str, Any]) -> str:
     classes = found["task"]["classes"]
     columns = ["patient", "slides", "fold", *(("label", "decision") if classes else ("time", "event")),
-               *(f"p {c}" for c in classes), *([] if classes else ["risk"])]
+               *(f"p {c}" for c in classes), *([] if classes else ["risk", "group", "out of order"])]
     body = []
     for r in rows:
-        wrong = bool(classes) and _decision(r, classes) != r["label"]
         cells = [f"<td>{_e(r[k])}</td>" for k in ("patient", "slide")] + [f'<td class="n">{_e(r["fold"])}</td>']
         if classes:
-            mark = ' class="wrong"' if wrong else ""
+            mark = ' class="wrong"' if _wrong(r, classes) else ""
             cells += [f"<td>{_e(r['label'])}</td>", f"<td{mark}>{_e(_decision(r, classes))}</td>"]
             cells += [f'<td class="n">{r[f"p_{c}"]:.3f}</td>' for c in classes]
         else:
             cells += [f'<td class="n">{float(r["time"]):g}</td>', f"<td>{_e(str(r['event']))}</td>",
-                      f'<td class="n">{r["risk"]:.4f}</td>']
+                      f'<td class="n">{r["risk"]:.4f}</td>',
+                      f"<td>{'high' if r['risk'] > r['risk_threshold'] else 'low'} risk</td>",
+                      f'<td class="n{" wrong" * (r["mistake"] > 0.5)}">{100 * r["mistake"]:.0f} %</td>']
         body.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th><button>{_e(c)}</button></th>" for c in columns)
     return ('<div><input type="search" placeholder="filter" aria-label="filter patients"><select aria-label="which">'
@@ -176,6 +178,18 @@ def _splits(run: Path) -> str:
     return _table(("repeat", "fold", "train", "validation", "test"), rows)
 
 
+def _trainings(found: dict[str, Any]) -> str:
+    """One line per training, with the plain model that took over where masking hurt."""
+    headline = found["headline"]
+    rows = []
+    for one in found.get("per_fold", []):
+        value = one["metrics"].get(headline)
+        rows.append((one["repeat"], one["fold"], one["seed"], one["patients"], one["epoch"], one["cell"] or "",
+                     "undefined" if value is None else f"{value:.3f}", one.get("fallback", {}).get("why", "")))
+    measured = headline.replace("_", " ")
+    return _table(("repeat", "fold", "seed", "patients", "epoch", "cell of the grid", measured, "fell back"), rows)
+
+
 def _gallery(run: Path, rows: Sequence[Row], found: dict[str, Any], room: int) -> str:
     classes = found["task"]["classes"]
     made, left = [], 0
@@ -189,9 +203,10 @@ def _gallery(run: Path, rows: Sequence[Row], found: dict[str, Any], room: int) -
                 left += 1
                 continue
             data = _small_jpeg(pictures[0])
-            told = f"{r['label']}, called {_decision(r, classes)}, p {r[f'p_{classes[-1]}']:.3f}" if classes else (
+            of = classes[-1] if len(classes) == 2 else str(r.get("label"))
+            told = f"{r['label']}, called {_decision(r, classes)}, p {of} {r[f'p_{of}']:.3f}" if classes else (
                 f"time {float(r['time']):g}, event {r['event']}, risk {r['risk']:.3f}")
-            mark = ' class="wrong"' if classes and _decision(r, classes) != r["label"] else ""
+            mark = ' class="wrong"' if _wrong(r, classes) else ""
             layer = pictures[0].stem.replace("_", " ")
             figure = (f'<figure><img alt="{_e(slide)}" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
                       f"<figcaption><b>{_e(slide)}</b><br><span{mark}>{_e(told)}</span><br>{_e(layer)}</figcaption></figure>")
@@ -211,9 +226,13 @@ def _settings(run: Path, found: dict[str, Any]) -> str:
     return f"{versions}{facts}<details><summary>config.yaml</summary><pre>{_e(config)}</pre></details>"
 
 
-def _again(run: Path) -> str:
-    lines = [f"pipeline train --config {run.name}/config.yaml --name {run.name} --labels labels.csv",
-             f"pipeline score --name {run.name} --heatmaps all", f"pipeline report --name {run.name}"]
+def _again(work: store.Work, run: Path) -> str:
+    config, where, name = (shlex.quote(str(v)) for v in (run / "config.yaml", work.root, run.name))
+    lines = [f"pipeline tile SLIDES --work {where} --config {config}",
+             f"pipeline extract --work {where} --config {config}",
+             f"pipeline train --work {where} --config {config} --name {name} --labels LABELS.csv",
+             f"pipeline score --work {where} --name {name} --heatmaps all",
+             f"pipeline report --work {where} --name {name}"]
     return f"<pre>{_e(chr(10).join(lines))}</pre>"
 
 
@@ -234,9 +253,20 @@ def _numbers(row: dict[str, str]) -> Row:
     return {k: float(v) if (k in numeric or k.startswith(("p_", "free_after"))) and v else v for k, v in row.items()}
 
 
-def _mistake(row: Row) -> float:
-    """How wrong a prediction is: the probability that is missing for the true class, or the risk itself."""
-    return 1.0 - float(row[f"p_{row['label']}"]) if "label" in row else float(row["risk"])
+def _mistakes(rows: Sequence[Row], found: dict[str, Any]) -> list[float]:
+    """How wrong each prediction is: the probability that is missing for the true class; for survival the share of the
+    comparable patients with whom the risks stand in the wrong order."""
+    if found["task"]["classes"]:
+        return [1.0 - float(row[f"p_{row['label']}"]) for row in rows]
+    time, event, risk = (np.array([float(r[k]) for r in rows]) for k in ("time", "event", "risk"))
+    earlier = (time[:, None] < time[None, :]) & (event[:, None] > 0)  # [i, j]: i is known to have come before j
+    wrong = earlier * ((risk[:, None] < risk[None, :]) + 0.5 * (risk[:, None] == risk[None, :]))
+    pairs = earlier.sum(1) + earlier.sum(0)
+    return ((wrong.sum(1) + wrong.sum(0)) / np.maximum(pairs, 1)).tolist()
+
+
+def _wrong(row: Row, classes: Sequence[str]) -> bool:
+    return bool(classes) and _decision(row, classes) not in (row["label"], decide.UNDECIDED)
 
 
 def _decision(row: Row, classes: Sequence[str]) -> str:
@@ -250,7 +280,7 @@ def _interval(value: dict[str, Any]) -> str:
     return f"{value['value']:.3f}" + (f' <small>{low:.3f} to {value["high"]:.3f}</small>' if low is not None else "")
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     head = "".join(f"<th>{_e(c)}</th>" for c in columns)
     body = "".join(f"<tr>{''.join(f'<td>{_e(str(v))}</td>' for v in row)}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

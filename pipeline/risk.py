@@ -1,8 +1,8 @@
 """Risk groups of a survival run: held-out patients above and below the threshold that others gave, and their picture.
 
-In: prediction rows with their truth, and the cards of the trainings they come from. Out: the groups, their log-rank
-test, and `kaplan_meier.svg`, `.png` (curves with the number at risk below) and `.csv` beside the run. The threshold of
-a training is the median risk of its validation patients: no patient that is drawn had a part in it.
+In: one row per held-out patient with its truth, pooled over its trainings. Out: the groups, their log-rank test, and
+`kaplan_meier.svg`, `.png` (curves with the number at risk below) and `.csv` beside the run. The threshold of a training
+is the median risk of its validation patients: no patient that is drawn had a part in it.
 """
 
 from __future__ import annotations
@@ -21,35 +21,25 @@ Row = dict[str, Any]
 NAME = "kaplan_meier"
 
 
-def groups(rows: Sequence[Row], cards: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def groups(pooled: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """time (n,), event (n,) 0 or 1, high risk bool (n,), one per patient; None if a training has no threshold.
 
-    A patient with several trainings (seeds, repetitions) is of high risk if its risk lies above their thresholds on
-    average: risks of two trainings have no common scale, distances to the own threshold do.
+    pooled: one row per patient, risk and risk_threshold averaged over its trainings (seeds, repetitions).
     """
-    cut = {(c["split"]["repeat"], c["split"]["fold"], c["seed"]): c.get("risk_threshold", math.nan) for c in cards}
-    each: dict[str, list[float]] = {}
-    truth: dict[str, tuple[float, float]] = {}
-    for r in rows:
-        above = float(r["risk"]) - cut[int(r["repeat"]), int(r["fold"]), int(r["seed"])]
-        each.setdefault(r["patient"], []).append(above)
-        truth[r["patient"]] = (float(r["time"]), float(r["event"]))
-    above = np.array([np.mean(v) for v in each.values()])
-    if np.isnan(above).any():
-        return None
-    time, event = np.array([truth[p] for p in each]).T
-    return time, event, above > 0
+    risk, cut, time, event = (np.array([float(r[k] if r[k] not in (None, "") else "nan") for r in pooled])
+                              for k in ("risk", "risk_threshold", "time", "event"))
+    return None if np.isnan(cut).any() else (time, event, risk > cut)
 
 
-def log_rank(rows: Sequence[Row], cards: Sequence[dict[str, Any]]) -> float:
+def log_rank(pooled: Sequence[Row]) -> float:
     """p value of the log-rank test between the groups; NaN where there are none."""
-    found = groups(rows, cards)
+    found = groups(pooled)
     return math.nan if found is None else metrics.log_rank(*found)
 
 
-def draw(out: Path, rows: Sequence[Row], cards: Sequence[dict[str, Any]]) -> None:
+def draw(out: Path, pooled: Sequence[Row]) -> None:
     """Write the picture and its numbers into `out`; nothing where there are no groups."""
-    found = groups(rows, cards)
+    found = groups(pooled)
     if found is None:
         return
     figures.save_all(out, {NAME: figures.kaplan_meier(*found, metrics.log_rank(*found))})

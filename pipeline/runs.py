@@ -7,6 +7,7 @@ person reads afterwards. Knows layouts through `store` and `bundle` only.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.table import Table
 from configs.schema import Config
 from pipeline import bundle, cases, scoring, store, training
 from pipeline.cases import Dataset
+from pipeline.cohort import CohortError, Row
 from pipeline.stages import Score
 
 
@@ -65,10 +67,17 @@ def numbers(work: store.Work, config: Config, run: Path) -> Score:
     return Score(work, config, run, Dataset((), (), facts), {}, folders)
 
 
-def new_slides(work: store.Work, config: Config, run: Path, features: Path, name: str | None = None) -> Score:
-    """Every slide of a folder of features, scored by all folds of `run`. Refuses features of another encoder or mpp."""
+def new_slides(
+    work: store.Work, config: Config, run: Path, features: Path, name: str | None = None, rows: Sequence[Row] = ()
+) -> Score:
+    """Every slide of a folder of features, scored by all folds of `run`. Refuses features of another encoder or mpp.
+
+    rows: tell which slides are one patient's. They are one bag, as in training, unless `score.several_slides` says that
+    each is to be scored alone."""
     folders = scoring.folds_of(run)
-    data = cases.unlabelled(features)
+    data = cases.unlabelled(features, rows if config.score.several_slides == "bag" else ())
+    if not data.patients:
+        raise CohortError(f"no slide in {features} has tiles: nothing to score")
     bundle.read(folders[0]).check(data.facts)
     members = {p.id: folders for p in data.patients}
     return Score(work, config, run / "new" / (name or features.name), data, members, [])

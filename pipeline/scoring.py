@@ -7,6 +7,7 @@ of. Knows nothing of stages.
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from pipeline.cases import Patient, StoredBag
 from pipeline.store import StoreError, read_array, stored
 
 Row = dict[str, Any]
-AVERAGED = ("risk", "threshold", "undecided_from", "undecided_to")
+AVERAGED = ("risk", "risk_threshold", "threshold", "undecided_from", "undecided_to")
 
 
 def folds_of(run: Path) -> list[Path]:
@@ -53,7 +54,8 @@ def predictions(folders: Sequence[Path], config: ScoreConfig) -> tuple[list[Row]
         for row, answer in zip(test, answers(training.logits_of(test), task, card, config), strict=True):
             rows.append({"slide": ";".join(json.loads(row["slides"])), "patient": row["patient"],
                          "repeat": card["split"]["repeat"], "fold": card["split"]["fold"], "seed": card["seed"],
-                         **_truth(row, task), **answer, **decide.columns(at, _positive(answer, task), task.classes)})
+                         **_truth(row, task), **answer, **decide.columns(at, _positive(answer, task), task.classes),
+                         **_group(card, task)})
     if task is None:
         raise StoreError("no trained fold to score; run `pipeline train` first")
     return rows, task
@@ -101,13 +103,13 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
         "headline": task.headline, "split_hash": hashes[0] if len(hashes) == 1 else hashes,
         "folds": len({_place(c) for c in cards}), "seeds": len({c["seed"] for c in cards}),
         "protocol": cards[0]["protocol"], "features": cards[0]["features"],
-        "warnings": _warnings(cards, task),
+        "warnings": _missing(folders, cards) + _warnings(cards, task),
         "over_folds": {k: {"mean": m, "sd": sd, "n": n} for k, (m, sd, n) in over.items()},
         "test": {k: asdict(v) for k, v in interval.items()}, "confidence": config.confidence,
         "bootstrap": config.bootstrap, "per_fold": per_fold,
     }
     if task.survival:
-        found["log_rank_p"] = risk.log_rank(rows, cards)
+        found["log_rank_p"] = risk.log_rank(pooled)
     else:
         found["confusion"] = confusion(pooled, task)
         found["decisions"] = decide.counts(pooled, task.classes)
@@ -182,26 +184,38 @@ def slide_scores(
     return made
 
 
-def of_new_slides(stage: Any) -> list[Row]:
-    """One row per slide scored by all folds: the folds' probabilities (or risks), averaged."""
-    rows = []
-    for patient in stage.data.patients:
-        folders = stage.models[patient.id]
-        for slide in patient.slides:
-            path = stage.out / "scores" / f"{slide}.zarr"
-            if stored(path) is None:
-                continue  # failed, which the stage has told
-            logits = read_array(path, "logits").astype(np.float64)
-            each = []
-            for k, folder in enumerate(folders):
-                one = _card(folder)
-                task, config = tasks.from_json(one["task"]), stage.config.score
-                (answer,) = answers(logits[k : k + 1], task, one, config)
-                at = decide.point(folder, one, task, config)
-                verdict = decide.columns(at, _positive(answer, task), task.classes)
-                each.append({"slide": slide, "patient": patient.id, **answer, **verdict})
-            rows += ensemble(each)
-    return rows
+def of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str] | None = None) -> list[Row]:
+    """One row per patient scored by all folds: the folds' probabilities (or risks), averaged.
+
+    patients: slide -> patient, where each slide was scored alone (`score.several_slides`): a fold's answer for a
+    patient is then the mean over the slides, or that of the most positive one (of several classes: the surest one).
+    """
+    groups: dict[str, list[tuple[Patient, np.ndarray]]] = {}
+    for bag in stage.data.patients:
+        path = next((p for s in bag.slides if stored(p := stage.out / "scores" / f"{s}.zarr") is not None), None)
+        if path is not None:  # else it failed, which the stage has told
+            logits = read_array(path, "logits").astype(np.float64)  # (folds, n_out), the same in all slides of a bag
+            groups.setdefault((patients or {}).get(bag.id, bag.id), []).append((bag, logits))
+    each: dict[str, list[Row]] = {name: [] for name in groups}
+    for k, folder in enumerate(next(iter(stage.models.values()), [])):  # every fold scores every new patient
+        card = _card(folder)
+        task = tasks.from_json(card["task"])
+        at = decide.point(folder, card, task, config)
+        for name, bags in groups.items():
+            slides = ";".join(s for bag, _ in bags for s in bag.slides)
+            found = answers(np.stack([logits[k] for _, logits in bags]), task, card, config)
+            answer = _joined(found, task, config.several_slides)
+            verdict = decide.columns(at, _positive(answer, task), task.classes) | _group(card, task)
+            each[name].append({"slide": slides, "patient": name, **answer, **verdict})
+    return [row for members in each.values() for row in ensemble(members)]
+
+
+def _joined(found: Sequence[Row], task: Task, how: str) -> Row:
+    """One answer out of those of a patient's slides, each scored alone."""
+    if how == "mean" and len(found) > 1:
+        return {k: float(np.mean([row[k] for row in found])) for k in found[0]}
+    several = [f"p_{c}" for c in task.classes] if len(task.classes) > 2 else []
+    return max(found, key=lambda row: max(row[k] for k in several) if several else _positive(row, task))
 
 
 def cell_table(run: Path) -> list[str]:
@@ -244,6 +258,17 @@ def measure(rows: Sequence[Row], task: Task, horizons: Sequence[float], threshol
     return metrics.classification(labels, p, threshold)
 
 
+def calibration(rows: Sequence[Row], task: Task) -> dict[str, Any]:
+    """How far the probabilities of labelled rows can be believed."""
+    labels = np.array([task.classes.index(r["label"]) for r in rows])
+    return decide.reliability(labels, np.array([[r[f"p_{c}"] for c in task.classes] for r in rows]))
+
+
+def _group(card: dict[str, Any], task: Task) -> Row:
+    """What divides high from low risk; nothing where there are classes."""
+    return {"risk_threshold": float(card.get("risk_threshold", math.nan))} if task.survival else {}
+
+
 def _threshold(card: dict[str, Any], config: ScoreConfig) -> float | None:
     """The frozen operating point; it was found on calibrated probabilities."""
     return card.get("threshold") if config.calibrate else None
@@ -253,13 +278,31 @@ def _horizons(card: dict[str, Any]) -> list[float]:
     return list(card.get("horizons", []))
 
 
+def _missing(folders: Sequence[Path], cards: Sequence[dict[str, Any]]) -> list[str]:
+    """Folds of the splits that have no model: their patients are in no number."""
+    file = next((p / "splits.csv" for p in folders[0].parents[:3] if (p / "splits.csv").exists()), None)
+    if file is None:
+        return []  # weights that were brought in
+    with open(file, newline="") as f:
+        wanted = {(int(r["repeat"]), int(r["fold"])) for r in csv.DictReader(f)}
+    seeds = {c["seed"] for c in cards}
+    lacking = sorted((*place, s) for place in wanted for s in seeds - {c["seed"] for c in cards if _place(c) == place})
+    if not lacking:
+        return []
+    told = ", ".join(f"fold {fold}" + (f" of repetition {repeat}" if repeat else "") + f" with seed {seed}"
+                     for repeat, fold, seed in lacking[:5]) + (" ..." if len(lacking) > 5 else "")
+    return [f"{len(lacking)} of {len(wanted) * len(seeds)} trainings are missing ({told}): they failed or were never "
+            "made, and the patients that only they held out are in no number here"]
+
+
 def _warnings(cards: Sequence[dict[str, Any]], task: Task) -> list[str]:
     """What a reader must know before believing the numbers."""
     said = []
     if cards[0]["protocol"] == "paper":
         said.append("optimistic: the epoch was chosen on the test fold (train.protocol=paper)")
     if len({c["seed"] for c in cards}) == 1:
-        said.append("one seed: differences of about one point of AUC between models mean nothing")
+        what = "C-index" if task.survival else "AUC"
+        said.append(f"one seed: differences of about one point of {what} between models mean nothing")
     fallen = [c for c in cards if "fallback" in c]
     if fallen:
         why = fallen[0]["fallback"]["why"]
@@ -274,8 +317,7 @@ def _positive(answer: Row, task: Task) -> float:
 def _reliability(folders: Sequence[Path], task: Task, config: ScoreConfig) -> dict[str, Any]:
     """Calibration of the held-out patients, before or after the temperature of their fold."""
     rows = ensemble(predictions(folders, config)[0])
-    labels = np.array([task.classes.index(r["label"]) for r in rows])
-    return decide.reliability(labels, np.array([[r[f"p_{c}"] for c in task.classes] for r in rows]))
+    return calibration(rows, task)
 
 
 def _truth(row: Row, task: Task) -> Row:

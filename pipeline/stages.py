@@ -348,7 +348,7 @@ class Score(Stage):
             found = scoring.summary(self.folds, rows, task, self.config.score)
             (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
             if task.survival:
-                risk.draw(out, rows, [bundle.read(folder).card for folder in self.folds])
+                risk.draw(out, scoring.ensemble(rows))
             return Made()
         patient = self.data.by_id()[item.data]
         if self._last[0] != patient.id:  # slides of one patient are one bag: scored once
@@ -361,8 +361,9 @@ class Score(Stage):
         return Made(numbers={"tiles": len(arrays["attention"])})
 
     def remake_fields(self) -> frozenset[str]:
-        """Newer folds of the same run, such as one that failed before: its results follow them without a refusal."""
-        return frozenset({"input.models"})
+        """Newer folds of the same run, such as one that failed before: its results follow them without a refusal. Those
+        of new slides also follow what becomes known of whose slides they are."""
+        return frozenset({"input.models"} | (set() if self.folds else {"input.features"}))
 
     def remake(self, item: Item, old: Path, out: Path) -> Made:
         return self.make(item, out, out)

@@ -245,7 +245,7 @@ def score(
 ) -> int:
     """Models to held-out predictions, metrics, per-tile scores and pictures; or predictions by all folds for new
     `slides` or `features`, compared with `labels` where given."""
-    from pipeline import external, runs, scoring
+    from pipeline import external, runs
 
     run = runs.find(session.work, name, session.config.train.model)
     if session.submits and not session.dry_run:
@@ -255,21 +255,25 @@ def score(
         args += [part for flag, path in given if path for part in (flag, str(path.resolve()))]
         return submit(session, [slurm.Step("score", args, 1)])
     codes = []
+    if labels is not None and slides is None and features is None:
+        raise CohortError("--labels are those of new slides: name the slides, or their --features. The run's own "
+                          "patients keep the labels that they were trained with")
+    rows = external.known_rows(slides, labels)
     if slides is not None:
         session, features, called, code = external.prepare(session, run, slides)
         codes.append(code)
         if session.dry_run:
             return code
-        stage = runs.new_slides(session.work, session.config, run, features, called)
+        stage = runs.new_slides(session.work, session.config, run, features, called, rows)
     elif features is not None:
-        stage = runs.new_slides(session.work, session.config, run, features)
+        stage = runs.new_slides(session.work, session.config, run, features, rows=rows)
     else:
         stage = runs.held_out(session.work, session.config, run)
     code = run_stage(session, stage)
     if not session.dry_run:
         runs.tell(stage, console.out)
         if not stage.folds:
-            external.finish(stage.out, scoring.of_new_slides(stage), labels, run, session.config)
+            external.finish(stage, rows, labels, run, session.config)
         codes.append(draw(session, stage))
     return max(code, *codes) if codes else code
 

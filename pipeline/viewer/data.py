@@ -23,9 +23,9 @@ import numpy as np
 
 from mil import heatmap
 from mil.heatmap import Frame
-from pipeline import cohort, explain, store
+from pipeline import bundle, cohort, explain, store
+from pipeline.viewer.pyramid import TILE_PX, Pyramid, jpeg
 
-TILE_PX = 512
 OPEN_SLIDES = 8
 LAYER_PX = 2048  # long side of a layer's picture
 
@@ -62,7 +62,9 @@ class Gallery:
         self.slides = [Shown(s.id, s.path, _attrs(work.tile_store(s.id))) for s in cohort.read_cohort(work)]
         folders = sorted(p for p in work.runs.iterdir() if p.is_dir()) if work.runs.is_dir() else []
         self.runs = [r for r in map(_run, folders) if r is not None]
-        self._open: OrderedDict[int, Any] = OrderedDict()
+        new = _new_slides(work.root)
+        self.runs += [new] if new is not None else []
+        self._open: OrderedDict[int, Pyramid] = OrderedDict()
         self._lock = threading.Lock()
         self.layer_png = lru_cache(maxsize=64)(self._layer_png)
         self.thumbnail = lru_cache(maxsize=512)(self._thumbnail)
@@ -86,40 +88,36 @@ class Gallery:
         """Geometry of a slide, its tiles, and each run's layers with one value per tile."""
         shown = self._shown(number)
         assert shown.tiles is not None
-        with self._slide(number) as slide:
-            w, h = slide.size_l0
-            mpp = slide.slide_mpp[0]
+        with self._slide(number) as pyramid:
+            w, h = pyramid.size_l0
+            mpp = pyramid.slide.slide_mpp[0]
         coords = store.read_array(self.work.tile_store(shown.id), "coords")
+        place = self.layer_place(number)
         runs = []
         for k in range(len(self.runs)):
             found = self._layers(k, number)
             runs.append({"run": k, "layers": [{"name": x.name, "values": _rounded(x.scores)} for x in found]})
         return {"id": shown.id, "width": w, "height": h, "mpp": mpp, "tileSize": TILE_PX,
                 "tile_l0": shown.tiles["tile_l0"], "coords": np.asarray(coords).tolist(), "runs": runs,
-                "bounds": shown.tiles["bounds_l0"]}
+                "bounds": shown.tiles["bounds_l0"], "layer_l0": place.px_l0[0] * place.size_px[0]}
 
     def tile(self, number: int, level: int, column: int, row: int) -> bytes:
-        """One JPEG tile of the slide, read from the file: level n halves the resolution of level n + 1."""
-        with self._slide(number) as slide:
-            w, h = slide.size_l0
-            top = math.ceil(math.log2(max(w, h)))
-            if not 0 <= level <= top:
-                raise Unknown(f"no level {level}")
-            down = 2 ** (top - level)
-            level_w, level_h = math.ceil(w / down), math.ceil(h / down)
-            x, y = column * TILE_PX, row * TILE_PX
-            if not (0 <= x < level_w and 0 <= y < level_h):
-                raise Unknown(f"no tile {column}, {row}")
-            size = (min(TILE_PX, level_w - x), min(TILE_PX, level_h - y))
-            rgb = slide.read_region(x * down, y * down, size, slide.slide_mpp[0] * down)
-        return _jpeg(rgb)
+        """One JPEG tile of the slide: level n halves the resolution of level n + 1."""
+        with self._slide(number) as pyramid:
+            try:
+                return pyramid.tile(level, column, row)
+            except LookupError as error:
+                raise Unknown(str(error)) from error
 
     def layer_place(self, number: int) -> Frame:
-        """Where the pictures of a slide's layers lie: from the slide's corner, a whole number of level-0 px per px."""
+        """Where the pictures of a slide's layers lie: from the slide's corner, a whole number of level-0 px per px. It
+        divides the tile's edge where such a number is near: tiles are then coloured to their very edge."""
         shown = self._shown(number)
         assert shown.tiles is not None
         w, h = shown.tiles["size_l0"]
-        down = max(1, math.ceil(max(w, h) / LAYER_PX))
+        least = max(1, math.ceil(max(w, h) / LAYER_PX))
+        fitting = (d for d in range(least, 2 * least + 1) if all(edge % d == 0 for edge in shown.tiles["tile_l0"]))
+        down = next(fitting, least)
         return Frame((0, 0), (down, down), (-(-w // down), -(-h // down)), down * shown.tiles["slide_mpp"][0])
 
     def _layer_png(self, run: int, layer: int, number: int, how: str) -> bytes:
@@ -131,8 +129,7 @@ class Gallery:
         assert shown.tiles is not None
         coords = store.read_array(self.work.tile_store(shown.id), "coords")
         one = found[layer]
-        scale = "raw" if how == "raw" else "percentile"
-        values = heatmap.scaled(one.scores, scale, one.signed).values  # type: ignore[arg-type]
+        values = one.scaled("raw" if how == "raw" else "percentile").values
         rgba = heatmap.colour(heatmap.raster(values, coords, shown.tiles["tile_l0"], self.layer_place(number)))
         return _png(rgba)
 
@@ -154,11 +151,11 @@ class Gallery:
         """A small picture of the slide."""
         shown = self._shown(number)
         assert shown.tiles is not None
-        with self._slide(number) as slide:
-            w, h = slide.bounds_l0[2:]
-            rgb, _ = slide.image_at(max(w, h) * slide.slide_mpp[0] / 320)
+        with self._slide(number) as pyramid:
+            w, h = pyramid.slide.bounds_l0[2:]
+            rgb, _ = pyramid.slide.image_at(max(w, h) * pyramid.slide.slide_mpp[0] / 320)
         k = 240 / max(rgb.shape[:2])
-        return _jpeg(cv2.resize(rgb, None, fx=k, fy=k, interpolation=cv2.INTER_AREA))
+        return jpeg(np.asarray(cv2.resize(rgb, None, fx=k, fy=k, interpolation=cv2.INTER_AREA)))
 
     def _shown(self, number: int) -> Shown:
         if not 0 <= number < len(self.slides) or self.slides[number].tiles is None:
@@ -175,20 +172,20 @@ class Gallery:
         return explain.layers(arrays, self.runs[run].task, "all")
 
     @contextmanager
-    def _slide(self, number: int) -> Iterator[Any]:
+    def _slide(self, number: int) -> Iterator[Pyramid]:
         """The open slide; the least recently used of many is closed when nobody holds it any more."""
         from extract.slide import open_slide
 
         shown = self._shown(number)
         with self._lock:
-            slide = self._open.pop(number, None)
-            if slide is None:
+            opened = self._open.pop(number, None)
+            if opened is None:
                 assert shown.tiles is not None
-                slide = open_slide(shown.path, float(shown.tiles["slide_mpp"][0]))
-            self._open[number] = slide
+                opened = Pyramid(open_slide(shown.path, float(shown.tiles["slide_mpp"][0])))
+            self._open[number] = opened
             while len(self._open) > OPEN_SLIDES:
                 self._open.popitem(last=False)  # its handle closes with the last reader's reference
-        yield slide
+        yield opened
 
 
 def _attrs(path: Path) -> dict[str, Any] | None:
@@ -196,36 +193,48 @@ def _attrs(path: Path) -> dict[str, Any] | None:
 
 
 def _run(folder: Path) -> ShownRun | None:
-    file, metrics = folder / "predictions.csv", folder / "metrics.json"
-    if not file.exists() or not metrics.exists():
+    metrics = folder / "metrics.json"
+    if not (folder / "predictions.csv").exists() or not metrics.exists():
         return None
+    return _shown_run(folder.name, folder, json.loads(metrics.read_text())["task"])
+
+
+def _new_slides(folder: Path) -> ShownRun | None:
+    """New slides that `pipeline score` put into a work folder of their own, `<run>/new/<name>`: the run's scores."""
+    run = folder.resolve().parent.parent
+    if folder.resolve().parent.name != "new" or not (folder / "predictions.csv").exists():
+        return None
+    card = json.loads((bundle.find(run)[0] / bundle.CARD).read_text())
+    return _shown_run(run.name, folder, card["task"])
+
+
+def _shown_run(name: str, folder: Path, task: dict[str, Any]) -> ShownRun:
+    file = folder / "predictions.csv"
     rows: dict[str, dict[str, str]] = {}
     with open(file, newline="") as f:
         for row in csv.DictReader(f):
             for slide in row["slide"].split(";"):
                 rows.setdefault(slide, row)
-    return ShownRun(folder.name, folder, json.loads(metrics.read_text())["task"], rows, store.sha256(file))
+    return ShownRun(name, folder, task, rows, store.sha256(file))
 
 
 def _told(row: dict[str, str], task: dict[str, Any]) -> dict[str, Any]:
     """A line of predictions.csv as the list shows it."""
     classes = task["classes"]
     p = {c: float(row[f"p_{c}"]) for c in classes}
-    best = row.get("decision") or (max(p, key=lambda c: p[c]) if p else "")
-    value = p[classes[-1]] if classes else float(row["risk"])
+    most = max(p, key=lambda c: p[c]) if p else ""
+    best = row.get("decision") or most
+    of = classes[-1] if len(classes) == 2 else most  # whose probability is told
+    value = p[of] if classes else float(row["risk"])
     label = row.get("label", "")
     if "time" in row:
         label = f"{row['time']} {'event' if row['event'] == '1' else 'censored'}"
-    return {"patient": row["patient"], "label": label, "decision": best, "value": value,
+    return {"patient": row["patient"], "label": label, "decision": best, "value": value, "of": of,
             "wrong": best in classes and label in classes and best != label}
 
 
 def _rounded(values: np.ndarray) -> list[float]:
     return [float(f"{v:.4g}") for v in values.tolist()]
-
-
-def _jpeg(rgb: np.ndarray) -> bytes:
-    return _encoded(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
 
 
 def _png(rgba: np.ndarray) -> bytes:

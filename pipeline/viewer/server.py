@@ -75,6 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
     token: str
     local: bool
     protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 20  # head and body leave together: sent apart, the second waits for the first to be acknowledged
     server_version = "viewer"
     sys_version = ""
 
@@ -146,6 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header("Set-Cookie", f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/")
             self.end_headers()
             self.wfile.write(body)
+            self.wfile.flush()
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True  # the browser no longer wants it: it has moved on
 

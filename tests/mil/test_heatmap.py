@@ -104,6 +104,33 @@ def test_signed_scale_keeps_zero_in_the_middle():
     assert (v.low, v.high) == ("-4", "4")
 
 
+def test_signed_percentiles_never_change_sides():
+    v = heatmap.scaled(np.array([-3.0, -1.0, -2.0, 0.0, 1e-9, 5.0, 5.0]), "percentile", signed=True).values
+    np.testing.assert_allclose(v - 0.5, [-3 / 6, -1 / 6, -2 / 6, 0, 1 / 6, 2.5 / 6, 2.5 / 6], atol=1e-6)
+    against = heatmap.scaled(np.array([-1.0, -2.0]), "percentile", signed=True).values
+    assert (against < 0.5).all()  # nothing here speaks for the class, and no colour says so
+
+
+def test_a_share_is_drawn_as_it_is():
+    assert heatmap.scaled(np.array([0.0, 0.0, 0.25, 1.0]), "share").values.tolist() == [0, 0, 0.25, 1]
+
+
+@given(st.integers(1, 7), st.integers(1, 6), st.sampled_from([256.0, 256.513]), st.integers(0, 1000))
+def test_grids_are_looked_up_with_the_same_result(columns, rows, edge, seed):
+    rng = np.random.default_rng(seed)
+    at = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2)
+    at = at[rng.random(len(at)) < 0.8]
+    coords = np.rint(at * edge + rng.integers(0, 900, 2)).astype(np.int32)
+    values = rng.random(len(at)).astype(np.float32)
+    frame = Frame(tuple(rng.integers(0, 500, 2)), (31.7, 32.3), (61, 47), 8.0)
+    found = heatmap.raster(values, coords, edge, frame)
+    looked_up, heatmap._grid = heatmap._grid, lambda *_: None
+    try:
+        np.testing.assert_allclose(found, heatmap.raster(values, coords, edge, frame), rtol=1e-6)
+    finally:
+        heatmap._grid = looked_up
+
+
 def test_scores_that_are_no_numbers_are_refused():
     with pytest.raises(ValueError, match="1 of 2 tile scores"):
         heatmap.scaled(np.array([1.0, np.nan]), "raw")

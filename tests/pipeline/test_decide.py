@@ -53,6 +53,25 @@ def test_the_wished_for_specificity_is_kept_on_validation(validated: Validated, 
     assert (p[labels == 0] < at.threshold).mean() >= wish
 
 
+@pytest.mark.parametrize(("sensitivity", "specificity"), [(0.95, 0.95), (0.99, 0.9), (0.5, 0.5)])
+def test_between_a_sensitivity_and_a_specificity_nothing_is_called(
+    validated: Validated, sensitivity: float, specificity: float
+) -> None:
+    folder, p, labels = validated
+    at = decide.point(folder, {}, TWO, ScoreConfig(sensitivity=sensitivity, specificity=specificity))
+    assert at is not None
+    told = np.array([decide.columns(at, float(v), TWO.classes)["decision"] for v in p])
+    assert (told[labels == 1] != "benign").mean() >= sensitivity
+    assert (told[labels == 0] != "tumour").mean() >= specificity
+    undecided = (told == decide.UNDECIDED).any()
+    assert undecided == (sensitivity + specificity > 1.5)  # where one threshold keeps both, all are called
+
+
+def test_a_band_by_both_wishes_and_by_share_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"score\.abstain"):
+        ScoreConfig(sensitivity=0.9, specificity=0.9, abstain=0.1)
+
+
 def test_the_frozen_threshold_is_used_as_it_stands(validated: Validated) -> None:
     at = decide.point(validated[0], {"threshold": 0.123, "temperature": 1.0}, TWO, ScoreConfig())
     assert at == decide.Point(0.123, 0.123, 0.123)

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import tifffile
 
+from configs.schema import ScoreConfig
 from extract.slide import open_slide
 from mil.heatmap import palette
 from pipeline import explain, store
 from pipeline.cli import _main
+from tests.extract.slides import write_svs
 from tests.pipeline.browser import page
 
 SETTINGS = ["--set", "train.folds=2", "--set", "train.val_fraction=0.4", "--set", "train.epochs=3", "--set",
@@ -100,6 +102,43 @@ def test_the_hottest_tile_is_hot_in_picture_tiff_and_geojson(trained: Path, demo
     told = features[hot]["properties"]["measurements"]
     assert told["attention"] == pytest.approx(float(attention[hot]))
     assert told["attention percentile"] == 100
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.503])
+@pytest.mark.parametrize("bounds", [(0, 0, 1531, 1003), (301, 257, 1117, 611)], ids=["whole", "mrxs-like"])
+def test_golden_a_planted_tile_is_red_where_the_slide_is_black(
+    tmp_path: Path, mpp: float, bounds: tuple[int, int, int, int]
+) -> None:
+    """Odd sizes, bounds that do not begin at the corner, two mpp: the layer covers the tile's own pixels."""
+    x0, y0, tile = bounds[0] + 2 * 128, bounds[1] + 128, 128
+    rgb = np.full((1003, 1531, 3), 240, np.uint8)
+    rgb[y0 : y0 + tile, x0 : x0 + tile] = 0
+    path = write_svs(tmp_path / "s.svs", rgb, mpp, downsamples=(1, 4))
+    coords = np.array([[bounds[0] + 128 * i, bounds[1] + 128 * j] for j in range(4) for i in range(6)])
+    hot = coords.tolist().index([x0, y0])
+    arrays = {"attention": np.eye(len(coords))[hot], "coords": coords}
+    with open_slide(path) as slide:
+        slide.bounds_l0 = bounds
+        picture, frame = explain.low_resolution(slide)
+    assert frame.origin_l0 == bounds[:2]
+    tiles = {"tile_l0": [tile, tile], "size_l0": [1531, 1003], "slide_mpp": [mpp, mpp]}
+    config = ScoreConfig(heatmap_scale="raw")
+    layer = explain.Layer("attention", arrays["attention"])
+    drawn = explain.overlay(picture, frame, layer, arrays, tiles, config, "s")[: picture.shape[0], : picture.shape[1]]
+    black = picture.max(-1) < 100
+    high = (palette()[255] / 2).astype(int)  # half the colour on black
+    red = np.abs(drawn.astype(int) - high).max(-1) < 30
+    assert black.any()
+    assert (black & red).sum() / (black | red).sum() > 0.9  # a pixel's width at the edges may differ
+    explain.write_tiff(tmp_path / "h.tif", layer, arrays, tiles, config)
+    with tifffile.TiffFile(tmp_path / "h.tif") as tif:
+        image, down = tif.pages[0].asarray(), 16
+    ys, xs = np.nonzero((image == palette()[255]).all(-1))
+    near = down / 2 + 1e-9
+    assert abs(xs.min() * down - x0) <= near
+    assert abs((xs.max() + 1) * down - x0 - tile) <= near
+    assert abs(ys.min() * down - y0) <= near
+    assert abs((ys.max() + 1) * down - y0 - tile) <= near
 
 
 def test_a_model_without_class_evidence_still_has_its_attention() -> None:
@@ -194,8 +233,9 @@ def test_the_report_is_one_file_with_everything(trained: Path, tmp_path: Path) -
         assert (run / "report" / f"{name}.png").exists()
     order = re.findall(r"<b>(case_\d+\.svs)</b>", text)
     assert len(order) == 8
-    missing = {s: 1 - float(r[f"p_{r['label']}"]) for r in read(run / "predictions.csv") for s in r["slide"].split(";")}
-    assert [missing[s] for s in order] == sorted((missing[s] for s in order), reverse=True)
+    wrong = {s: (r["decision"] != r["label"], 1 - float(r[f"p_{r['label']}"]))
+             for r in read(run / "predictions.csv") for s in r["slide"].split(";")}
+    assert [wrong[s] for s in order] == sorted((wrong[s] for s in order), reverse=True)
 
 
 def test_the_report_works_in_a_browser_from_the_disk(trained: Path) -> None:

@@ -294,7 +294,7 @@ def groups_match_the_validation_medians(run: Path, found: dict[str, Any], truth:
 
 
 def test_survival_without_validation_has_no_groups(work: store.Work) -> None:
-    """The published protocol leaves no patients for a threshold: nothing is drawn rather than drawn on the test fold."""
+    """The published protocol leaves no patients for a threshold: nothing is drawn, rather than on the test fold."""
     made = make_features(work, 12)
     rows = [replace(r, label=None, time=float(i % 7 + 1), event=int(i % 3 > 0)) for i, r in enumerate(made)]
     config = settings(survival_loss="cox", protocol="paper")
@@ -327,7 +327,7 @@ def test_new_slides_are_scored_without_labels_and_strangers_refused(work: store.
     make_features(other, 3, seed=5)
     stage_ = runs.new_slides(work, config, work.run("run"), other.features("texture"))
     assert not runner.run(stage_, in_turn).failures
-    rows = scoring.of_new_slides(stage_)
+    rows = scoring.of_new_slides(stage_, config.score)
     assert [r["slide"] for r in rows] == ["s00_0.svs", "s01_0.svs", "s02_0.svs"]
     assert all(r["p_no"] + r["p_yes"] == pytest.approx(1) for r in rows)
     for key, value in (("encoder", "uni2"), ("mpp", 0.25), ("weights_id", "w2"), ("tile_px", 512)):

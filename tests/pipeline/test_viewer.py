@@ -82,7 +82,9 @@ def test_tiles_are_the_slide_s_own_pixels(port: int, gallery: Gallery) -> None:
             assert status == 200
             part = picture(data)
             whole[y : y + part.shape[0], x : x + part.shape[1]] = part
-    with gallery._slide(number) as slide:
+    with gallery._slide(number) as pyramid:
+        assert not pyramid.note  # decoded directly
+        slide = pyramid.slide
         expected = slide.read_region(0, 0, (w, h), slide.slide_mpp[0] * down)[..., ::-1]
     assert np.abs(whole.astype(int) - expected).mean() < 4  # JPEG
 
@@ -98,6 +100,27 @@ def test_the_hot_tile_is_the_hot_place_of_the_layer(port: int, gallery: Gallery)
 
         assert layer[int(y), int(x)].tolist() == [*heatmap.palette()[255][::-1].tolist(), 255]
         assert about["runs"][0]["layers"][0]["values"][scored.HOT] == 0.9
+
+
+def test_new_slides_are_shown_with_the_scores_of_their_run(tmp_path: Path, work: Path) -> None:
+    """`pipeline score --model RUN slides/` leaves a work folder of its own, without metrics if nothing is labelled."""
+    import shutil
+
+    run = tmp_path / "runs" / "old"
+    new = run / "new" / "slides"
+    shutil.copytree(work, new)
+    shutil.copytree(new / "runs" / "one" / "scores", new / "scores")
+    (new / "runs" / "one" / "predictions.csv").rename(new / "predictions.csv")
+    shutil.rmtree(new / "runs")
+    (run / "fold_0").mkdir()
+    (run / "fold_0" / "model.json").write_text(json.dumps({"task": {"kind": "classification",
+                                                                    "classes": ["benign", "tumour"]}}))
+    found = Gallery(store.Work(new))
+    assert [r.name for r in found.runs] == ["old"]
+    told = found.index()["slides"][numbers(found)["a.svs"]]["predictions"][0]
+    assert (told["of"], told["value"], told["decision"]) == ("tumour", 0.9, "tumour")
+    names = [x["name"] for x in found.about(numbers(found)["a.svs"])["runs"][0]["layers"]]
+    assert "contribution_tumour" in names
 
 
 @pytest.mark.parametrize(
@@ -155,7 +178,7 @@ def test_in_the_browser_with_the_keyboard_alone(port: int, gallery: Gallery, tmp
         p.wait_for_selector(".pane[data-side='0'][data-heat=ready][data-tissue=ready]")
         assert p.locator("#slides li").count() == 3
         assert scored.NASTY in p.locator("#slides").inner_text()  # escaped, not turned into markup
-        assert p.locator("#slides b").count() == 0
+        assert p.locator("#slides img[src=x]").count() == 0
         before = first.screenshot()
         p.keyboard.press("h")
         p.wait_for_timeout(600)
@@ -183,6 +206,27 @@ def test_in_the_browser_with_the_keyboard_alone(port: int, gallery: Gallery, tmp
         p.keyboard.type("nasty")
         assert p.locator("#slides li").count() == 1
         p.screenshot(path=str(tmp_path / "viewer.png"))
+        assert p.faults == []
+
+
+def test_two_runs_tell_the_same_tile_and_what_one_of_them_lacks(port: int, gallery: Gallery) -> None:
+    with page() as p:
+        p.goto(f"http://127.0.0.1:{port}/")
+        p.wait_for_selector(".pane[data-side='0'][data-heat=ready]")
+        p.keyboard.press("s")
+        p.wait_for_selector(".pane[data-side='1'][data-heat=ready]")
+        p.keyboard.press("x")
+        texts = [p.locator(f".pane[data-side='{k}'] .readout").inner_text() for k in (0, 1)]
+        assert all(t.startswith(f"tile {scored.HOT} at") for t in texts)
+        assert "attention: 0.9" in texts[0]
+        assert "attention: 0.9" not in texts[1]  # the other run's own number
+        p.select_option("#layer", label="probability tumour")
+        p.wait_for_selector(".pane[data-side='0'][data-heat=ready]")
+        assert p.locator(".pane[data-side='1'] .lack").inner_text() == "two has no probability tumour here"
+        assert p.locator(".pane[data-side='0'] .lack").inner_text() == ""
+        p.keyboard.press("Escape")
+        p.keyboard.press("n")  # what was told of the last slide must not stay
+        p.wait_for_selector(".pane[data-side='0'] .readout:empty", state="attached")
         assert p.faults == []
 
 

@@ -66,7 +66,8 @@
     if (told) {
       const verdict = document.createElement("div");
       verdict.className = told.wrong ? "sub wrong" : "sub";
-      verdict.textContent = `${told.decision || "risk"} (${told.value.toFixed(3)})${told.wrong ? " ✗" : ""}`;
+      const value = `${told.of || "risk"} ${told.value.toFixed(3)}`;
+      verdict.textContent = told.decision ? `${value} → ${told.decision}${told.wrong ? " ✗" : ""}` : value;
       text.append(name, sub, verdict);
     } else text.append(name, sub);
     button.append(picture, text);
@@ -137,6 +138,7 @@
     pane.asked++;
     pane.heat = pane.tissue = null;
     pane.hover = -1;
+    pane.readout.textContent = "";
     if (!pane.viewer) {
       pane.viewer = OpenSeadragon({
         element: $(`osd${pane.side}`), showNavigationControl: false, drawer: "canvas", animationTime: 0.4,
@@ -148,7 +150,7 @@
       pane.viewer.addHandler("open", () => addLayers(pane));
       for (const name of ["zoom", "pan"]) pane.viewer.addHandler(name, () => follow(pane));
       pane.element.addEventListener("mousemove", (event) => hover(pane, event));
-      pane.element.addEventListener("mouseleave", () => { pane.readout.textContent = ""; pane.hover = -1; decorate(pane); });
+      pane.element.addEventListener("mouseleave", () => tell(-1));
     }
     pane.viewer.open(source());
   }
@@ -184,10 +186,12 @@
     pane.element.dataset.heat = pane.element.dataset.tissue = "loading";
     const layer = layerOf(pane);
     if (layer) {
-      const down = Math.max(1, Math.ceil(Math.max(slide.width, slide.height) / 2048));
       put("heat", `/layer/${layer.run}/${layer.at}/${number}.png?scale=${$("scale").value}&v=${index.version}`,
-        0, Math.ceil(slide.width / down) * down, 0);
+        0, slide.layer_l0, 0);
     }
+    const run = index.runs[runOf(pane)];
+    pane.element.querySelector(".lack").textContent = run && $("layer").value && !layer ?
+      `${run.name} has no ${$("layer").value.replaceAll("_", " ")} here` : "";
     put("tissue", versioned(`/tissue/${number}.png`), slide.bounds[0], slide.bounds[2], 0);
     decorate(pane);
   }
@@ -254,11 +258,14 @@
     const box = pane.canvas.getBoundingClientRect();
     const at = pane.viewer.world.getItemAt(0).viewerElementToImageCoordinates(
       new OpenSeadragon.Point(event.clientX - box.left, event.clientY - box.top));
-    const k = tileAt(at.x, at.y);
-    tell(pane, k);
+    tell(tileAt(at.x, at.y));
   }
 
-  function tell(pane, k) {
+  function tell(k) {  // of both runs, where two are shown
+    for (const pane of sides()) if (pane.viewer) tellOn(pane, k);
+  }
+
+  function tellOn(pane, k) {
     if (k !== pane.hover) { pane.hover = k; decorate(pane); }
     if (k < 0) { pane.readout.textContent = ""; return; }
     const run = slide.runs.find((r) => r.run === runOf(pane));
@@ -268,12 +275,13 @@
   }
 
   function goToHighest() {
-    const layer = slide && layerOf(panes[0]);
+    const layer = slide && sides().map(layerOf).find(Boolean);
     if (!layer) return;
-    const k = layer.values.indexOf(Math.max(...layer.values)), [x, y] = slide.coords[k], [w, h] = slide.tile_l0;
+    const k = layer.values.reduce((best, value, i) => (value > layer.values[best] ? i : best), 0);
+    const [x, y] = slide.coords[k], [w, h] = slide.tile_l0;
     const box = panes[0].viewer.world.getItemAt(0).imageToViewportRectangle(x - w, y - h, 3 * w, 3 * h);
     panes[0].viewer.viewport.fitBounds(box);
-    tell(panes[0], k);
+    tell(k);
   }
 
   // ---------------------------------------------------------------- controls

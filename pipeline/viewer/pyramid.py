@@ -1,0 +1,175 @@
+"""One slide as a pyramid of square tiles, each level half as fine as the next: what a deep zoom asks for.
+
+In: an open slide. Out: JPEG tiles. Where the file's own tiles can be decoded directly that is done (a JPEG decoder
+halves by itself, so coarse levels cost little); everything else is read through OpenSlide. Safe to use from several
+threads. It knows no cohort and no HTTP.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from extract import direct
+from extract.slide import Slide
+
+TILE_PX = 512
+QUALITY = 82
+KEPT_BYTES = 32 << 20  # per slide and kind: tiles of the file that lie on several of ours, and tiles sent before
+READ_PX = 1 << 24  # pixels of the file that are put together at once; more are read in quarters
+TOLERANCE = 2e-3  # a level of 4.0003 counts as 4: one pixel in 500 is dropped or doubled at a tile's edge
+
+
+class Pyramid:
+    """Tiles of a slide, which it owns. size_l0: (w, h). top: the level of full resolution. note: why not direct."""
+
+    def __init__(self, slide: Slide) -> None:
+        self.slide = slide
+        self.size_l0 = slide.size_l0
+        self.top = math.ceil(math.log2(max(slide.size_l0)))
+        self.note = ""
+        self._fd = -1
+        self._decoded = _Kept(lambda pixels: int(pixels.nbytes))
+        self._sent = _Kept(len)
+        self._planes: dict[int, direct.Plane] = {}
+        try:
+            self._planes = self._readable()
+        except direct.NotDirect as reason:
+            self.note = str(reason)
+
+    def __del__(self) -> None:  # whoever reads a slide that was put away meanwhile still holds it
+        if getattr(self, "_fd", -1) >= 0:
+            os.close(self._fd)
+
+    def size_at(self, level: int) -> tuple[int, int]:
+        """(w, h) of a level."""
+        down = 2 ** (self.top - level)
+        return -(-self.size_l0[0] // down), -(-self.size_l0[1] // down)
+
+    def tile(self, level: int, column: int, row: int) -> bytes:
+        """The JPEG of one tile; those of the last column and row are smaller. LookupError where there is none."""
+        if not 0 <= level <= self.top:
+            raise LookupError(f"no level {level}")
+        w, h = self.size_at(level)
+        x, y = column * TILE_PX, row * TILE_PX
+        if not (0 <= x < w and 0 <= y < h):
+            raise LookupError(f"no tile {column}, {row}")
+        size = min(TILE_PX, w - x), min(TILE_PX, h - y)
+        down = 2 ** (self.top - level)
+        made: bytes = self._sent.get((level, column, row), lambda: jpeg(self._read(down, x, y, *size)))
+        return made
+
+    def _read(self, down: int, x: int, y: int, w: int, h: int) -> np.ndarray:
+        """uint8 (h, w, 3) from (x, y), all in px of a plane `down` times as coarse as level 0."""
+        level, halvings, scale = self._source(down)
+        if w * h * (down / scale) ** 2 > READ_PX and min(w, h) > 1:
+            out, left, top = np.empty((h, w, 3), np.uint8), w // 2, h // 2
+            for a, c, e, f in ((0, 0, left, top), (left, 0, w - left, top), (0, top, left, h - top),
+                               (left, top, w - left, h - top)):
+                out[c : c + f, a : a + e] = self._read(down, x + a, y + c, e, f)
+            return out
+        if level in self._planes:
+            try:
+                return self._direct(level, halvings, round(x * down / scale), round(y * down / scale), w, h)
+            except (ValueError, OSError) as error:  # an odd tile: OpenSlide has the last word
+                self.note = f"some tiles through OpenSlide: {error}"
+        return self.slide.read_region(x * down, y * down, (w, h), self.slide.slide_mpp[0] * down)
+
+    def _source(self, down: int) -> tuple[int, int, float]:
+        """The coarsest level of the file from which halving leads to `down` (-1: none), how often, its own scale."""
+        scales = self.slide.level_downsamples
+        for level in range(len(scales) - 1, -1, -1):
+            halvings = math.log2(down / scales[level])
+            if round(halvings) >= 0 and abs(halvings - round(halvings)) < TOLERANCE:
+                return level, round(halvings), scales[level]
+        return -1, 0, max(s for s in scales if s <= max(1.0, down))
+
+    def _direct(self, level: int, halvings: int, x: int, y: int, w: int, h: int) -> np.ndarray:
+        """`w` x `h` pixels, `halvings` times as coarse as the level, whose corner is (x, y) of the level."""
+        plane = self._planes[level]
+        k = 0  # halvings that the decoder does
+        while k < min(3, halvings) and plane.can_halve and all(t % (2 << k) == 0 for t in plane.tile):
+            k += 1
+        rest = 1 << (halvings - k)
+        tw, th = plane.tile[0] >> k, plane.tile[1] >> k
+        left, top = x >> k, y >> k
+        right = min(left + w * rest, -(-plane.size[0] // (1 << k)))
+        bottom = min(top + h * rest, -(-plane.size[1] // (1 << k)))
+        out = np.empty((bottom - top, right - left, 3), np.uint8)
+        for r in range(top // th, -(-bottom // th)):
+            for c in range(left // tw, -(-right // tw)):
+                x0, x1 = max(left, c * tw), min(right, (c + 1) * tw)
+                y0, y1 = max(top, r * th), min(bottom, (r + 1) * th)
+                shared = (x1 - x0, y1 - y0) != (tw, th)
+                pixels = self._file_tile(plane, level, r * plane.columns + c, k, shared)
+                part = pixels[y0 - r * th : y1 - r * th, x0 - c * tw : x1 - c * tw]
+                out[y0 - top : y1 - top, x0 - left : x1 - left] = part
+        return cv2.resize(out, (w, h), interpolation=cv2.INTER_AREA) if out.shape[:2] != (h, w) else out
+
+    def _file_tile(self, plane: direct.Plane, level: int, index: int, k: int, shared: bool) -> np.ndarray:
+        """One tile of the file, halved `k` times. Raises ValueError if it cannot be decoded."""
+
+        def decode() -> np.ndarray:
+            offset, count = int(plane.offsets[index]), int(plane.counts[index])
+            data = os.pread(self._fd, count, offset) if count else b""
+            if not data or len(data) < count:
+                raise ValueError("the file lacks tiles")
+            return plane.decode(data, k, None)
+
+        pixels: np.ndarray = self._decoded.get((level, index, k), decode) if shared else decode()
+        return pixels
+
+    def _readable(self) -> dict[int, direct.Plane]:
+        """The levels whose tiles are decoded here, once compared with OpenSlide's pixels. Raises NotDirect."""
+        slide = self.slide
+        if slide.vendor not in direct.VENDORS or not hasattr(os, "pread"):
+            raise direct.NotDirect(f"format {slide.vendor}")
+        planes = direct.read_planes(slide.path, slide.level_dimensions, set(range(len(slide.level_dimensions))))
+        self._fd = os.open(slide.path, os.O_RDONLY)
+        for level, plane in planes.items():
+            w, h = min(plane.size[0], plane.tile[0]), min(plane.size[1], plane.tile[1])
+            try:
+                ours = self._file_tile(plane, level, 0, 0, shared=False)[:h, :w]
+            except Exception as error:  # each decoder has its own exceptions
+                raise direct.NotDirect(f"its tiles cannot be decoded directly ({error})") from error
+            if not np.array_equal(ours, slide.read_level(0, 0, level, w, h)):
+                raise direct.NotDirect("directly decoded pixels differ from OpenSlide's")
+        return planes
+
+
+class _Kept:
+    """What was made lately, within KEPT_BYTES. Two threads that want the same at once both make it."""
+
+    def __init__(self, size: Callable[[Any], int]) -> None:
+        self._size = size
+        self._held: OrderedDict[Hashable, Any] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
+        made = make()
+        with self._lock:
+            if key not in self._held:
+                self._held[key] = made
+                self._bytes += self._size(made)
+            while self._bytes > KEPT_BYTES:
+                self._bytes -= self._size(self._held.popitem(last=False)[1])
+        return made
+
+
+def jpeg(rgb: np.ndarray) -> bytes:
+    """uint8 (h, w, 3) as JPEG."""
+    made: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), QUALITY, "RGB", "420", fastdct=True)
+    return made

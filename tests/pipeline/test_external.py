@@ -1,0 +1,127 @@
+"""New patients of several slides: one bag as in training, or as the settings say; what labels say of them is told."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import bundle, store
+from pipeline.cases import StoredBag
+from tests.pipeline.bags import make_features, write_labels
+
+Cli = Callable[..., tuple[int, str]]
+QUICK = ["--set", "train.folds=2", "--set", "train.val_fraction=0.4", "--set", "train.epochs=4",
+         "--set", "train.lr=0.01", "--set", "score.bootstrap=40", "--workers", "1"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, cli: Cli) -> Path:
+    """A trained and scored run in a work folder."""
+    work = store.Work(tmp_path / "work")
+    labels = write_labels(tmp_path / "labels.csv", make_features(work, 16))
+    shared = ["--work", work.root, *QUICK]
+    code, text = cli("train", *shared, "--labels", labels, "--model", "abmil")
+    assert code == 0, text
+    assert cli("score", *shared, "--name", "abmil", "--heatmaps", "none")[0] == 0
+    return work.run("abmil")
+
+
+def other(folder: Path, slides_each: int = 3) -> tuple[store.Work, Path]:
+    """Features of four strangers with several slides each, and their labels."""
+    work = store.Work(folder)
+    return work, write_labels(folder / "labels.csv", make_features(work, 4, slides_each, seed=5))
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def alone(run: Path, stores: list[Path]) -> np.ndarray:
+    """(folds,) probability of "yes" for one bag of these stores, by the models themselves."""
+    from mil import train as loop
+    from pipeline import training
+    from pipeline.cases import Patient
+
+    found = []
+    for folder in bundle.find(run):
+        one = bundle.read(folder)
+        patient = Patient("x", tuple(p.name for p in stores), tuple(stores), None, "")
+        (got,) = loop.predict(one.model(), training.cases([patient], 0.5), one.task, one.scale)
+        z = got.logits / one.card.get("temperature", 1.0)
+        found.append(float(1 / (1 + np.exp(z[0] - z[1]))))
+    return np.array(found)
+
+
+def test_a_new_patient_s_slides_are_one_bag(run: Path, cli: Cli, tmp_path: Path) -> None:
+    strangers, labels = other(tmp_path / "other")
+    code, text = cli("score", "--work", run.parents[1], "--name", "abmil", "--features", strangers.features("texture"),
+                     "--labels", labels, "--heatmaps", "none", *QUICK)
+    assert code == 0, text
+    out = run / "new" / "texture"
+    rows = read(out / "predictions.csv")
+    assert [r["patient"] for r in rows] == ["p00", "p01", "p02", "p03"]
+    for i, row in enumerate(rows):
+        slides = [f"s{i:02d}_{j}.svs" for j in range(3)]
+        assert row["slide"] == ";".join(slides)
+        assert row["label"] == ("no", "yes")[i % 2]
+        stores = [strangers.feature_store("texture", s) for s in slides]
+        expected = alone(run, stores)
+        assert float(row["p_yes"]) == pytest.approx(expected.mean(), rel=1e-5)
+        assert float(row["spread"]) == pytest.approx(expected.std(ddof=1), rel=1e-4)
+        parts = [np.asarray(store.read_array(out / "scores" / f"{s}.zarr", "attention")) for s in slides]
+        assert [len(p) for p in parts] == StoredBag(tuple(stores)).rows()  # each slide keeps its own tiles
+        assert sum(p.sum() for p in parts) == pytest.approx(1, rel=1e-5)  # over the patient
+    found = json.loads((out / "metrics.json").read_text())
+    assert (found["patients"], found["slides"], found["without_label"]) == (4, 12, 0)
+    assert found["decisions"]["external"]["patients"] == 4
+    assert found["decisions"]["internal"]["patients"] == 16
+    assert set(found["reliability"]) == {"before", "after"}
+    assert "sensitivity, frozen thresholds" in text
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_slides_scored_alone_are_joined_as_asked(run: Path, cli: Cli, tmp_path: Path, how: str) -> None:
+    strangers, labels = other(tmp_path / "other")
+    shared = ["score", "--work", run.parents[1], "--name", "abmil", "--features", strangers.features("texture"),
+              "--labels", labels, "--heatmaps", "none", *QUICK]
+    assert cli(*shared)[0] == 0  # as one bag first: another grouping must follow without a refusal
+    code, text = cli(*shared, "--set", f"score.several_slides={how}")
+    assert code == 0, text
+    for i, row in enumerate(read(run / "new" / "texture" / "predictions.csv")):
+        each = np.stack([alone(run, [strangers.feature_store("texture", f"s{i:02d}_{j}.svs")]) for j in range(3)])
+        joined = each.mean(0) if how == "mean" else each.max(0)  # per fold, then over the folds
+        assert float(row["p_yes"]) == pytest.approx(joined.mean(), rel=1e-5)
+
+
+def test_without_rows_each_slide_is_a_patient_and_labels_that_come_later_join_them(
+    run: Path, cli: Cli, tmp_path: Path
+) -> None:
+    strangers, labels = other(tmp_path / "other")
+    shared = ["score", "--work", run.parents[1], "--name", "abmil", "--features", strangers.features("texture"),
+              "--heatmaps", "none", *QUICK]
+    assert cli(*shared)[0] == 0
+    out = run / "new" / "texture"
+    assert len(read(out / "predictions.csv")) == 12
+    assert not (out / "metrics.json").exists()
+    lines = labels.read_text().splitlines()
+    labels.write_text("\n".join([*lines[:-1], "gone.svs,p09,yes"]) + "\n")
+    code, text = cli(*shared, "--labels", labels)
+    assert code == 0, text
+    assert "gone.svs" in text  # a row without features is told
+    assert "no row tells the patient of 1 slides" in text
+    rows = read(out / "predictions.csv")
+    assert [r["patient"] for r in rows] == ["p00", "p01", "p02", "p03", "s03_2.svs"]
+    assert [r["label"] for r in rows] == ["no", "yes", "no", "yes", ""]
+    assert json.loads((out / "metrics.json").read_text())["without_label"] == 1
+
+
+def test_labels_without_new_slides_are_refused(run: Path, cli: Cli, tmp_path: Path) -> None:
+    code, text = cli("score", "--work", run.parents[1], "--name", "abmil", "--labels", tmp_path / "labels.csv", *QUICK)
+    assert code == 2
+    assert "name the slides" in text
