@@ -60,6 +60,14 @@ def test_a_container_gets_the_folders_it_needs(tmp_path: Path) -> None:
     assert "/images/mhim.sif pipeline tile /data/slides" in text
 
 
+def test_folders_with_blanks_and_percent_signs_stay_whole(tmp_path: Path) -> None:
+    p, work = Params(cpus=1), tmp_path / "my work 50%"
+    text = slurm.job_script(Step("tile", ["/my slides"], 1), work / "jobs" / "x", work, p, p.of("tile"), 1)
+    assert f'#SBATCH --output="{tmp_path}/my work 50%%/jobs/x/logs/tile-%a.log"\n' in text
+    assert '#SBATCH --job-name="tile-my work 50%"\n' in text
+    assert "tile '/my slides' --work" in text
+
+
 def test_unknown_resources_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(LookupFailed, match=r"slurm, extract: gpu: unknown key; it takes: .*gpus"):
         Params(extract={"gpu": 1}).of("extract")
