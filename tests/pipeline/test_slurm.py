@@ -189,7 +189,6 @@ def stores(work: Path) -> list[Path]:
     return list(work.glob("tiles/*.zarr"))
 
 
-@pytest.mark.timeout(300)
 def test_the_four_verbs_as_jobs_end_in_the_bytes_of_a_local_run(
     cluster: dict[str, str], timed: object, demo_cohort: Path, tmp_path: Path
 ) -> None:
@@ -262,7 +261,6 @@ def test_a_killed_task_and_a_requeued_task_go_on(
     assert tree(tmp_path) == slow
 
 
-@pytest.mark.timeout(300)
 def test_walltime_gives_back_what_is_under_way_and_goes_on(
     cluster: dict[str, str], timed: tuple[str, Path, Path], slow: dict[str, bytes]
 ) -> None:
