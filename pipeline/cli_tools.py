@@ -45,7 +45,7 @@ def status(
 @app.command(rich_help_panel="Look")
 def qupath(
     work: WorkDir = Path("work"),
-    out: Annotated[Path | None, typer.Option(help="folder of the files [default: <work>/qupath]")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the files (default: <work>/qupath)")] = None,
     tiles: Annotated[bool, typer.Option("--tiles/--no-tiles", help="with the tiles and their measurements")] = True,
 ) -> int:
     """Export tissue and tiles as GeoJSON for QuPath; edited, it comes back through the manifest's column `regions`."""
@@ -219,7 +219,7 @@ def demo(
 @app.command(rich_help_panel="Look")
 def report(
     work: WorkDir = Path("work"),
-    name: Annotated[str | None, typer.Option("--name", help="run, by name or folder [default: the only one]")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="run, by name or folder (default: the only one)")] = None,
 ) -> int:
     """One self-contained HTML file of a scored run: cohort, exclusions, results, mistakes, settings."""
     from pipeline.report import write
