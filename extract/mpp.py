@@ -63,7 +63,8 @@ def resolve(properties: Mapping[str, str], config: TileConfig, manifest_mpp: flo
     if told is not None:
         value, source = told
         if found is not None and abs(value / math.sqrt(found[0][0] * found[0][1]) - 1) > 0.05:
-            notes.append(f"{source} says {value:g} µm/px, the file's {found[1]} {found[0][0]:.4g}: {source} is used")
+            in_file = " x ".join(f"{v:.4g}" for v in dict.fromkeys(found[0]))
+            notes.append(f"{source} says {value:g} µm/px, the file's {found[1]} {in_file}: {source} is used")
         return Resolved((value, value), source, tuple(notes))
     if found is not None:
         return Resolved(found[0], found[1], tuple(notes))

@@ -47,7 +47,8 @@ class Tiled:
         `mask` uint8 (H, ceil(W / 8)), the tissue mask, 8 px a byte (`unpack_mask`). Where thresholds dropped tiles, the
         same under `all_...` for every tissue tile. Further magnifications have the name plus `_mpp<value>`; `parent`
         int32 (N,) is the row of the tile of the next coarser magnification that holds this tile's centre, -1 for none.
-    attrs: plain JSON values: resolution, geometry and how the tiles were made. No path, host or time.
+    attrs: plain JSON values: resolution, geometry and how the tiles were made; `tile_l0`, `level`, `read_px`, `resize`
+        of further magnifications with the same suffix. No path, host or time.
     overlay: uint8 (h, w, 3) or None. empty: why there is no tile, or None. notes: warnings. reads: how a tile is read.
     """
 
@@ -101,14 +102,14 @@ def tile_slide(
                 probes = _probe(slide, centres, tiles["tissue"], config)
             tiles["blur"] = _at_nearest(centres, *probes) if probes else np.zeros(len(centres), np.float32)
             arrays |= {name + _suffix(m, config.mpp): a for name, a in tiles.items()}
-        plan = plans[config.mpp[0]]
-        attrs = _attrs(slide, seen, grid, plan, config)
+        attrs = _attrs(slide, seen, grid, plans, config)
         filtered = refilter(arrays, attrs, config)
         picture = _picture(seen, slide, grid, filtered.arrays["coords"], config) if config.overlay else None
         if config.save_tiles != "none" and tiles_out is not None:
             _save_tiles(slide, filtered.arrays["coords"], config, tiles_out)
         notes = (*slide.notes, *seen.notes, *filtered.notes)
-        return Tiled(filtered.arrays, attrs, picture, filtered.empty, notes, f"{config.mpp[0]:g} µm/px: {plan}")
+        reads = "; ".join(f"{m:g} µm/px: {plan}" for m, plan in plans.items())
+        return Tiled(filtered.arrays, attrs, picture, filtered.empty, notes, reads)
 
 
 def refilter(arrays: Mapping[str, np.ndarray], attrs: dict[str, Any], config: TileConfig) -> Tiled:
@@ -312,22 +313,26 @@ def _suffix(mpp: float, mpps: tuple[float, ...] | list[float]) -> str:
     return "" if mpp == mpps[0] else f"_mpp{mpp:g}"
 
 
-def _attrs(slide: Slide, seen: _Seen, grid: Grid, plan: ReadPlan, config: TileConfig) -> dict[str, Any]:
+def _attrs(
+    slide: Slide, seen: _Seen, grid: Grid, plans: dict[float, ReadPlan], config: TileConfig
+) -> dict[str, Any]:
     tissue_px = int(np.count_nonzero(seen.mask))
     mpp = config.mpp[0]
+    reading: dict[str, Any] = {}
+    for m, plan in plans.items():
+        end = _suffix(m, config.mpp)
+        reading |= {f"tile_l0{end}": list(grid.tile_l0(m)), f"level{end}": plan.level}
+        reading |= {f"read_px{end}": list(plan.read_px), f"resize{end}": plan.resize}
     return {
         "mpp": mpp,
         "mpp_source": slide.mpp_source,
         "slide_mpp": list(slide.slide_mpp),
         "tile_px": config.tile_px,
         "tile_um": config.tile_px * mpp,
-        "tile_l0": list(grid.tile_l0(mpp)),
         "overlap_um": config.overlap_um,
         "size_l0": list(slide.size_l0),
         "bounds_l0": list(slide.bounds_l0),
-        "level": plan.level,
-        "read_px": list(plan.read_px),
-        "resize": plan.resize,
+        **reading,
         "vendor": slide.vendor,
         "quickhash": slide.quickhash,
         "segmenter": seen.segmenter,

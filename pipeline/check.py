@@ -123,7 +123,7 @@ def _rate(entry: SlideEntry, config: TileConfig, corners: list[list[int]]) -> fl
     """Tiles read per second by one process, as the extraction would read them."""
     from extract.slide import open_slide
 
-    with open_slide(entry.path, entry.mpp, config) as slide:
+    with open_slide(entry.path, entry.mpp, config, file_tiles=True) as slide:
         started = time.perf_counter()
         for x, y in corners:
             slide.read_region(x, y, config.tile_px, config.mpp[0])
@@ -240,18 +240,35 @@ def _csv(findings: Iterable[Finding]) -> str:
 
 
 def _show(findings: list[Finding], summary: list[str], out: Path) -> None:
+    """The table in numbers, then what there is to say, each thing once with the slides it is true of."""
+    from rich import box
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("slide", "state", "vendor", "size px", "levels", "µm/px", "from", "tissue", "tiles", "what to know")
+    table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    for name in ("slide", "state", "vendor", "size px", "levels", "µm/px", "from", "tissue", "tiles"):
+        table.add_column(name, overflow="fold", no_wrap=name not in ("slide", "from", "vendor"))
     for f in findings:
         mpp = "" if f.mpp_x is None else f"{f.mpp_x:.4g}"
+        if f.mpp_y not in (None, f.mpp_x):
+            mpp += f" x {f.mpp_y:.4g}"
         size = f"{f.width} x {f.height}" if f.width else ""
-        say = "; ".join((*f.problems, *f.warnings))
         row = (f.slide, f.state, f.vendor, size, str(f.levels or ""), mpp, f.mpp_source, f"{f.tissue_fraction:.1%}",
-               str(f.tiles), say)  # fmt: skip
+               str(f.tiles))  # fmt: skip
         table.add_row(*(Text(cell) for cell in row), style="yellow" if f.problems else "")
-    console.out.print(table)
+    Console(highlight=False, width=None if console.out.is_terminal else 160).print(table)  # a file has no width
+    for heading, kind in (("needs a person", "problems"), ("to be known", "warnings")):
+        said: dict[str, list[str]] = defaultdict(list)
+        for f in findings:
+            for text in getattr(f, kind):
+                said[text].append(f.slide)
+        if said:
+            console.out.print(f"{heading}:", style="bold", markup=False)
+        for text, slides in said.items():
+            more = f" and {len(slides) - 3} more (check.csv lists them)" if len(slides) > 3 else ""
+            named = len(slides) == 1 and text.startswith(Path(slides[0]).name)
+            console.out.print(f"  {'' if named else ', '.join(slides[:3]) + more + ': '}{text}", markup=False)
     for line in summary:
         console.out.print(line, markup=False)
     console.out.print(f"{out / 'check.csv'} and {out / 'check.html'} hold all of it", markup=False)

@@ -37,10 +37,14 @@ def _card(f: Finding) -> str:
     if f.thumbnail:
         data = base64.b64encode(f.thumbnail).decode()
         picture = f'<img loading="lazy" alt="{escape(f.slide)}" src="data:image/jpeg;base64,{data}">'
-    mpp = "mpp unknown" if f.mpp_x is None else f"{f.mpp_x:.4g} µm/px ({f.mpp_source})"
-    size = f"{f.width} × {f.height} px"
-    facts = " · ".join((f.state, f.vendor, size, mpp, f"{f.tissue_fraction:.1%} tissue", f"{f.tiles} tiles"))
+    facts = [f.state]
+    if f.width:  # it was opened
+        mpp = "mpp unknown" if f.mpp_x is None else f"{f.mpp_x:.4g} µm/px ({f.mpp_source})"
+        facts += [f.vendor, f"{f.width} × {f.height} px", mpp]
+    if f.thumbnail:  # and its tissue looked for
+        facts += [f"{f.tissue_fraction:.1%} tissue", f"{f.tiles} tiles"]
     why = "".join(f'<div class="why">{escape(p)}</div>' for p in f.problems)
     notes = "".join(f'<div class="note">{escape(w)}</div>' for w in f.warnings)
+    told = escape(" · ".join(facts))
     bad = ' class="bad"' if f.problems else ""
-    return f"<figure{bad}>{picture}<b>{escape(f.slide)}</b><div>{escape(facts)}</div>{why}{notes}</figure>"
+    return f"<figure{bad}>{picture}<b>{escape(f.slide)}</b><div>{told}</div>{why}{notes}</figure>"

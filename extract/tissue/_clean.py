@@ -28,8 +28,8 @@ def _keep_large(binary: np.ndarray, least_px: float, connectivity: int) -> None:
     """Set the components of `binary` (uint8 0/1) with fewer than `least_px` px to 0, in place."""
     if least_px <= 1:
         return
-    labels: np.ndarray
-    count, labels = cv2.connectedComponents(binary, connectivity=connectivity, ltype=cv2.CV_32S)
+    count, found = cv2.connectedComponents(binary, connectivity=connectivity, ltype=cv2.CV_32S)
+    labels = np.asarray(found, np.int32)
     # In bands, since numpy indexes through 8-byte copies; in a third of the time of OpenCV's own statistics.
     bands = [slice(top, top + _BAND_ROWS) for top in range(0, len(binary), _BAND_ROWS)]
     area_px = np.zeros(count, np.int64)

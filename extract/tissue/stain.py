@@ -102,7 +102,8 @@ def _fat(od_green: np.ndarray, solid: np.ndarray, mpp: float, params: Params) ->
     if fat.any():
         # The window reaches beyond the outermost membrane; the fat does not.
         cell = max(3, round(96 / mpp) | 1)
-        fat &= np.asarray(cv2.morphologyEx(mesh | grown, cv2.MORPH_CLOSE, np.ones((cell, cell), np.uint8)), np.uint8)
+        hull = cv2.morphologyEx(cv2.max(mesh, grown), cv2.MORPH_CLOSE, np.ones((cell, cell), np.uint8))
+        fat &= np.asarray(hull, np.uint8)
         fat = np.asarray(cv2.morphologyEx(fat, cv2.MORPH_OPEN, _disk(40 / mpp)), np.uint8)
     if not fat.any():
         return fat
