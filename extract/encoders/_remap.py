@@ -58,7 +58,8 @@ class KeepVision(nn.Module):
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
         self.visual = visual
-        self.visual_head = nn.Sequential(nn.Linear(1024, 768), nn.GELU(), nn.Linear(768, 768))
+        features: Any = visual.num_features  # 1024
+        self.visual_head = nn.Sequential(nn.Linear(features, 768), nn.GELU(), nn.Linear(768, 768))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.visual_head(self.visual(x)), dim=-1)
