@@ -50,10 +50,8 @@ class Stats:
         """For the run log, such that the sums over slides mean something: `pipeline.rates` turns them into tiles/s.
 
         read_s: as long as the threads together would have read, had they all been busy."""
-        # where the reading threads encode, too, all is waiting for them: the slower of their two works is to blame
-        waited = self.wait_s if self.read_s > self.encoded_s else 0.0
         encode_s = self.encode_s + self.encoded_s / self.threads
-        seconds = {"read_s": self.read_s / self.threads, "encode_s": encode_s, "waited_s": waited}
+        seconds = {"read_s": self.read_s / self.threads, "encode_s": encode_s, "waited_s": self.wait_s}
         return {"tiles": self.tiles, **{k: round(v, 3) for k, v in seconds.items()}, "work_s": round(self.wall_s, 3)}
 
 
