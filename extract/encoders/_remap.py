@@ -75,8 +75,9 @@ class AttentionPooled(nn.Module):
 
     def __init__(self, trunk: nn.Module, width: int) -> None:
         super().__init__()
+        context: Any = trunk.num_features
         self.trunk: Any = trunk
-        self.attn_pool_contrast = _Pooler(width, self.trunk.num_features)
+        self.attn_pool_contrast = _Pooler(width, context)
         self.ln_contrast = nn.LayerNorm(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
