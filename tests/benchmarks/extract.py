@@ -10,7 +10,7 @@ Bags: 12,000 x 1024 read from a store against .npy, .pt and HDF5. Without a slid
 FastSlide (0.8.1, Apache-2.0, kept up: nine releases from 0.6 on) was weighed as a further reader and not taken. On one
 loaded core it read 2213 tiles/s of an Aperio JPEG slide where the direct reader read 3911 and OpenSlide 600 (433, 1308
 and 476 of CMU's; 278, 359 and 235 of a JPEG 2000 one), so it gains nothing where the direct reader works. Its pixels
-are not OpenSlide's: every JPEG tile differs, by up to 28 grey levels, so that features would depend on the reader. It
+are not OpenSlide's: every JPEG tile differs, by up to 37 grey levels, so that features would depend on the reader. It
 does not list NDPI; MRXS and iSyntax, which it does, had no sample to be judged by. It is measured here if installed.
 """
 
