@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ if __name__ == "__main__":  # this file's own folder would hide the package `ext
 
 from configs.schema import ExtractConfig
 from extract import SlideJob
-from extract.features import Extractor
+from extract.features import Extractor, usable_cores
 from extract.readers import open_reader
 from pipeline import rates
 
@@ -169,7 +170,6 @@ def whole(path: Path, name: str, tiles: int, gpu: bool, rounds: int) -> None:
         job = SlideJob(path, tissue_corners(path, 256, tiles), 256, 0.5, (0.5, 0.5))
         n = len(job.coords_l0)
         held = np.empty((n, 256, 256, 3), np.uint8)
-        block = max(64, extractor.encoder.batch)
 
         def read() -> None:
             reader = open_reader(job, config)
@@ -177,9 +177,13 @@ def whole(path: Path, name: str, tiles: int, gpu: bool, rounds: int) -> None:
                 reader.fill(job.coords_l0[first : first + block], held[first : first + block])
             reader.close()
 
+        threads = 1 if gpu else extractor.cores  # on a CPU each core has tiles of its own, as in the whole
+        pool = ThreadPoolExecutor(threads)
+        block = max(64, extractor.encoder.batch) if gpu else 16
+
         def bare() -> None:
-            for first in range(0, n, block):
-                extractor.encoder.encode(held[first : first + block])
+            parts = [held[first : first + block] for first in range(0, n, block)]
+            list(pool.map(extractor.encoder.encode, parts))
 
         ways = {"reading": read, "bare": bare, "whole": lambda: list(extractor.encode(job))}
         wall, cpu = dict.fromkeys(ways, 1e9), dict.fromkeys(ways, 1e9)
@@ -192,6 +196,7 @@ def whole(path: Path, name: str, tiles: int, gpu: bool, rounds: int) -> None:
                 wall[way] = min(wall[way], time.perf_counter() - began)
                 cpu[way] = min(cpu[way], time.process_time() - busy)
         extractor.close()
+        pool.shutdown()
     read_s = wall["reading"] / extractor._threads
     print(
         f"\n{name} on the {'GPU' if gpu else 'CPU'}, {n} tiles, best of {rounds} in turns: bare model "
@@ -235,9 +240,7 @@ with torch.inference_mode():
 def plain_forward(arch: str, n: int, cut: bool) -> tuple[float, float]:
     """(wall, CPU) seconds of n random tiles through the model as other programs run it, in a process of its own: what
     `extract.memory` tells the allocator holds for this one."""
-    import torch
-
-    command = [sys.executable, "-c", _PLAIN, arch, str(n), str(cut), str(torch.get_num_threads())]
+    command = [sys.executable, "-c", _PLAIN, arch, str(n), str(cut), str(usable_cores())]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
     return min(float(r[0]) for r in runs), min(float(r[1]) for r in runs)
 
