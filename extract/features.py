@@ -5,7 +5,7 @@ the readers, the queue or the row it resumes at. Knows nothing of files that are
 
 Reading, decoding and resizing run in threads (decoders and OpenSlide release the GIL) into a fixed set of reused
 buffers, so that memory is `queue_mb` whatever the slide's size; blocks of the current slide go first, and what is left
-of the set reads the next one.
+of the set reads the next one. On a CPU the same threads encode what they read, each on its own core.
 """
 
 from __future__ import annotations
@@ -50,11 +50,8 @@ class Stats:
         """For the run log, such that the sums over slides mean something: `pipeline.rates` turns them into tiles/s.
 
         read_s: as long as the threads together would have read, had they all been busy."""
-        waited = self.wait_s
-        if self.encoded_s:  # by the reading threads: waiting for them is waiting for both
-            waited *= self.read_s / (self.read_s + self.encoded_s)
         encode_s = self.encode_s + self.encoded_s / self.threads
-        seconds = {"read_s": self.read_s / self.threads, "encode_s": encode_s, "waited_s": waited}
+        seconds = {"read_s": self.read_s / self.threads, "encode_s": encode_s, "waited_s": self.wait_s}
         return {"tiles": self.tiles, **{k: round(v, 3) for k, v in seconds.items()}, "work_s": round(self.wall_s, 3)}
 
 
@@ -87,9 +84,11 @@ class Extractor:
     def encoder(self) -> Encoder:
         """The encoder, built at first use."""
         if self._encoder is None:
-            if self.config.encoder != "texture" and not self.config.gpu:
-                _limit_torch(self.cores)
             self._encoder = _encoders.build(self.config)
+            if self.config.encoder != "texture" and not (self.config.gpu or self.config.gpus):
+                # Each core runs the model on tiles of its own: threads that share one batch wait for each other at
+                # every layer. Beside other busy programs that cost a ResNet-50 on two cores twice the time.
+                _limit_torch(1 if self._encoder.threadsafe else self.cores)
         return self._encoder
 
     def attrs(self) -> dict[str, Any]:
@@ -156,7 +155,9 @@ class Extractor:
             if self._feed is not None:
                 self._feed.close()
             encoder = self.encoder
-            block_rows = encoder.batch if encoder.batch > BLOCK_ROWS else BLOCK_ROWS
+            block_rows = max(encoder.batch, BLOCK_ROWS)
+            if encoder.threadsafe and encoder.batch:  # short blocks: every core has work, also on a small slide
+                block_rows = 2 * encoder.batch
             most = 6 if self.config.queue_mb < 64 else max(4, 3 * self._threads)
             self._feed = Feed(self.config, self._pool, job.tile_px, block_rows, most, encoder)
         return self._feed
@@ -173,7 +174,7 @@ class Extractor:
             worked = time.perf_counter()
             stats.wait_s += worked - waited
             if block.features is not None:  # encoded where it was read
-                yield row, block.features
+                yield row, self._checked(block.features, len(block.tiles))
                 continue
             flying.append((row, block, launch(block.tiles)))
             landed = self._land(feed, flying.popleft()) if len(flying) > 1 else None
@@ -191,11 +192,15 @@ class Extractor:
         features = wait()
         rows = len(block.tiles)
         feed.give_back(block)
+        return row, self._checked(features, rows)
+
+    def _checked(self, features: np.ndarray, rows: int) -> np.ndarray:
+        """Raise EncoderError unless there is a vector of the declared width for each tile."""
         if features.shape != (rows, self.encoder.dim):
             raise _encoders.EncoderError(
                 f"encoder {self.encoder.name!r} gave {features.shape} for {rows} tiles and declares {self.encoder.dim}"
             )
-        return row, features
+        return features
 
 
 def _store(chunk: np.ndarray, at: int, features: np.ndarray, job: SlideJob, row: int) -> None:

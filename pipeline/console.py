@@ -93,7 +93,8 @@ def finish(report: Report) -> None:
     counts = [f"{report.count(s)} {s.value}" for s in State if report.count(s)]
     err.print(f"[bold]{report.stage}[/]: {', '.join(counts) or 'nothing to do'}")
     if report.failures:
-        table = Table(title=f"{report.stage}: {len(report.failures)} failed, the rest is complete", title_style="red")
+        rest = "" if report.stopped else ", the rest is complete"
+        table = Table(title=f"{report.stage}: {len(report.failures)} failed{rest}", title_style="red")
         table.add_column("item", overflow="fold")
         table.add_column("what is wrong, and what to do", overflow="fold")
         for failure in sorted(report.failures, key=lambda o: o.key):

@@ -77,6 +77,7 @@ def build(config: ExtractConfig) -> Encoder:
         runner.empty,
         runner.batch,
         lambda: runner.halvings,
+        threadsafe=not (runner.cuda or config.compile),
     )
 
 

@@ -22,7 +22,8 @@ def network(row: Row, path: Path, trust_remote_code: bool) -> nn.Module:
     """The row's model with its weights. Raises EncoderError or WeightsError."""
     builders = {"transformers": _transformers, "open_clip": _open_clip, "package": _package}
     try:
-        module: nn.Module = builders[row.loader](row, path, trust_remote_code)
+        builder = builders.get(row.loader, _transformers)  # a row of timm's whose authors' own code is asked for
+        module: nn.Module = builder(row, path, trust_remote_code)
     except ImportError as error:
         raise EncoderError(f"encoder {row.name!r} needs {row.needs} (missing: {error.name or error})") from error
     return module.eval()

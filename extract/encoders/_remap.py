@@ -58,7 +58,8 @@ class KeepVision(nn.Module):
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
         self.visual = visual
-        self.visual_head = nn.Sequential(nn.Linear(1024, 768), nn.GELU(), nn.Linear(768, 768))
+        features: Any = visual.num_features  # 1024
+        self.visual_head = nn.Sequential(nn.Linear(features, 768), nn.GELU(), nn.Linear(768, 768))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.visual_head(self.visual(x)), dim=-1)
@@ -74,8 +75,9 @@ class AttentionPooled(nn.Module):
 
     def __init__(self, trunk: nn.Module, width: int) -> None:
         super().__init__()
+        context: Any = trunk.num_features
         self.trunk: Any = trunk
-        self.attn_pool_contrast = _Pooler(width, self.trunk.num_features)
+        self.attn_pool_contrast = _Pooler(width, context)
         self.ln_contrast = nn.LayerNorm(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

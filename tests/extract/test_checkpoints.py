@@ -26,18 +26,19 @@ from extract.weights import WeightsError
 State = dict[str, torch.Tensor]
 
 
-def shallow(monkeypatch: pytest.MonkeyPatch, name: str, **kwargs: object) -> _table.Row:
-    """The row of `name` with a smaller network: its depth is not what is in question."""
+def small(monkeypatch: pytest.MonkeyPatch, name: str, dim: int = 192) -> _table.Row:
+    """The row of `name` with a network 192 wide and 2 deep: the true widths are checked on the meta device."""
     row = _table.rows()[name]
-    small = row.model_copy(update={"kwargs": {**row.kwargs, "depth": 2, **kwargs}})
-    monkeypatch.setitem(_table.rows(), name, small)
-    return small
+    sizes = {"depth": 2, "embed_dim": 192, "num_heads": 4}
+    little = row.model_copy(update={"kwargs": {**row.kwargs, **sizes}, "dim": dim})
+    monkeypatch.setitem(_table.rows(), name, little)
+    return little
 
 
 def randomised(module: nn.Module, seed: int = 3) -> State:
     """All of its parameters random: a fresh network's zeros and ones would hide an exchange."""
     generator = torch.Generator().manual_seed(seed)
-    return {k: torch.randn(v.shape, generator=generator) * 0.05 for k, v in module.state_dict().items()}
+    return {k: torch.randn(v.shape, generator=generator) * 0.2 for k, v in module.state_dict().items()}
 
 
 def built(name: str, path: Path, **params: object) -> Encoder:
@@ -45,8 +46,10 @@ def built(name: str, path: Path, **params: object) -> Encoder:
 
 
 def tiles_of(row: _table.Row, n: int = 2) -> np.ndarray:
+    """Noise, each tile in another part of the grey levels: noise of one kind all looks alike to a network."""
     rng = np.random.default_rng(5)
-    return rng.integers(0, 256, (n, row.input_px, row.input_px, 3), np.uint8)
+    noise = rng.integers(0, 128, (n, row.input_px, row.input_px, 3), np.uint8)
+    return noise + (np.arange(n, dtype=np.uint8) * 120)[:, None, None, None]
 
 
 def prepared(row: _table.Row, tiles: np.ndarray) -> torch.Tensor:
@@ -124,7 +127,7 @@ def test_conch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, prefi
     """px: the grid of position embeddings in the file; another than the image's is interpolated as timm does it."""
     import timm
 
-    row = shallow(monkeypatch, name)
+    row = small(monkeypatch, name, dim=128)  # as in the true ones, wider or narrower than the trunk
     file = tmp_path / "w.safetensors"
     trunk = timm.create_model(row.arch, **{**row.kwargs, "img_size": px})
     state = conch_published(trunk, row.dim, prefix)
@@ -153,9 +156,9 @@ def test_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: str) -> No
     """Names of MAGIC-AI4Med/KEEP's KEEPModel; LayerScale is `gamma` in timm, `weight` as transformers saves it."""
     import timm
 
-    row = shallow(monkeypatch, "keep")
+    row = small(monkeypatch, "keep", dim=768)
     vit = timm.create_model(row.arch, **row.kwargs)
-    head = nn.Sequential(nn.Linear(1024, 768), nn.GELU(), nn.Linear(768, 768))
+    head = nn.Sequential(nn.Linear(192, 768), nn.GELU(), nn.Linear(768, 768))
     vit_state, head_state = randomised(vit), randomised(head, 4)
     vit.load_state_dict(vit_state)
     head.load_state_dict(head_state)
@@ -198,10 +201,8 @@ def to_transformers(state: State, registers: bool, gated: bool) -> State:
 
 def test_midnight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under timm's names (kaiko-ai/Midnight's README) and transformers': class token and patch mean, 2 x width."""
-    import timm
-
-    row = shallow(monkeypatch, "midnight-12k")
-    vit = timm.create_model(row.arch, **row.kwargs)
+    row = small(monkeypatch, "midnight-12k", dim=384)
+    vit = _families.network(row)
     state = randomised(vit)
     vit.load_state_dict(state)
     tiles = tiles_of(row)
@@ -218,12 +219,12 @@ def test_midnight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["hibou-b", "hibou-l"])
 def test_hibou(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Under the names of HistAI/hibou and of transformers: the class token has a position, the registers have none."""
-    import timm
-
-    row = shallow(monkeypatch, name)
-    vit = timm.create_model(row.arch, **row.kwargs)
-    inner = vit.blocks[0].mlp.fc2.in_features
-    assert inner == (int(row.dim * 4 * 2 / 3) + 7) // 8 * 8, "width of SwiGLUFFNFused"
+    with torch.device("meta"):
+        true = _families.network(_table.rows()[name])
+    inner = true.blocks[0].mlp.fc2.in_features
+    assert inner == (int(true.embed_dim * 4 * 2 / 3) + 7) // 8 * 8, "width of the authors' SwiGLUFFNFused"
+    row = small(monkeypatch, name)
+    vit = _families.network(row)
     state = randomised(vit)
     first = torch.randn(1, 1, row.dim, generator=torch.Generator().manual_seed(11)) * 0.05
     vit.load_state_dict({**state, "cls_token": state["cls_token"] + first})
@@ -319,15 +320,14 @@ def test_plip(tmp_path: Path) -> None:
         built("plip", tmp_path)
 
 
-def test_hibou_by_its_own_code(tmp_path: Path) -> None:
+def test_hibou_by_its_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With trust_remote_code the model of the snapshot folder itself is run: here transformers' own with registers."""
     transformers = pytest.importorskip("transformers")
     if not hasattr(transformers, "Dinov2WithRegistersModel"):
         pytest.skip("this transformers is too old")
-    row = _table.rows()["hibou-b"]
-    torch.manual_seed(0)
+    row = small(monkeypatch, "hibou-b")
     config = transformers.Dinov2WithRegistersConfig(
-        hidden_size=768, num_hidden_layers=2, num_attention_heads=12, image_size=224, patch_size=14,
+        hidden_size=192, num_hidden_layers=2, num_attention_heads=4, image_size=224, patch_size=14,
         num_register_tokens=4, use_swiglu_ffn=True,
     )  # fmt: skip
     model = transformers.Dinov2WithRegistersModel(config).eval()
@@ -337,9 +337,7 @@ def test_hibou_by_its_own_code(tmp_path: Path) -> None:
     with torch.inference_mode():
         want = model(pixel_values=prepared(row, tiles)).pooler_output
     agrees(built("hibou-b", tmp_path, trust_remote_code=True), row, want, tiles)
-    with pytest.MonkeyPatch.context() as patch:  # and the same file through timm
-        shallow(patch, "hibou-b")
-        agrees(built("hibou-b", tmp_path), row, want, tiles)
+    agrees(built("hibou-b", tmp_path), row, want, tiles)  # the same file through timm
 
 
 @pytest.mark.parametrize(("name", "kind"), [("quiltnet-b32", "folder"), ("omiclip", "file")])
@@ -347,24 +345,25 @@ def test_open_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, k
     open_clip = pytest.importorskip("open_clip")
     row = _table.rows()[name]
     vision = {"image_size": 224, "layers": 2, "width": 64, "patch_size": 32, "head_width": 32}
-    small = {
+    sizes = {
         "embed_dim": row.dim, "vision_cfg": vision,
         "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
     }  # fmt: skip
     torch.manual_seed(0)
     if kind == "folder":
-        model = open_clip.model.CLIP(**small)
+        model = open_clip.model.CLIP(**sizes)
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
-        whole = {"model_cfg": small, "preprocess_cfg": {}}
+        whole = {"model_cfg": sizes, "preprocess_cfg": {}}
         (tmp_path / name / "open_clip_config.json").write_text(json.dumps(whole))
         torch.save(model.state_dict(), tmp_path / name / "open_clip_pytorch_model.bin")
     else:
-        small["multimodal_cfg"] = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
-        small["vision_cfg"] = {**vision, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
-        small["text_cfg"] = {**small["text_cfg"], "embed_cls": True, "output_tokens": True}
+        sizes["multimodal_cfg"] = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
+        sizes["vision_cfg"] = {**vision, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+        sizes["text_cfg"] = {**sizes["text_cfg"], "embed_cls": True, "output_tokens": True}
+        sizes["custom_text"] = True
         (tmp_path / "configs").mkdir()
-        (tmp_path / "configs" / "small.json").write_text(json.dumps(small))
+        (tmp_path / "configs" / "small.json").write_text(json.dumps(sizes))
         open_clip.add_model_config(tmp_path / "configs")
         monkeypatch.setitem(_table.rows(), name, row.model_copy(update={"arch": "small"}))
         model = open_clip.create_model("small", pretrained=None)

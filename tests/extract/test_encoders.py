@@ -25,6 +25,7 @@ chief conch conch-v1.5 plip midnight-12k keep
 """.split()  # noqa: SIM905
 TIMM = [row.name for row in _table.rows().values() if row.loader == "timm"]
 SWIGLU = {"uni2-h", "virchow", "virchow2", "h-optimus-0", "h-optimus-1", "h0-mini", "gigapath", "midnight-12k"}
+SWIGLU |= {"hibou-b", "hibou-l"}
 
 
 def test_the_table_names_what_people_use() -> None:
@@ -41,7 +42,7 @@ def test_every_timm_row_builds(name: str) -> None:
         with torch.inference_mode():
             out = _families._Pool(row.pooling, row.prefix_tokens)(model, torch.empty(2, 3, row.input_px, row.input_px))
     assert out.shape == (2, row.dim)
-    trunk = getattr(model, "visual", model)
+    trunk = getattr(model, "visual", getattr(model, "trunk", model))
     assert getattr(trunk, "num_prefix_tokens", 0) == row.prefix_tokens
     keys = model.state_dict().keys()
     assert not any(k.startswith(("head.", "fc.")) for k in keys), "no classifier"

@@ -150,6 +150,10 @@ def test_declared_width_is_asserted(jobs: list[SlideJob], monkeypatch: pytest.Mo
     monkeypatch.setattr(encoders, "build", lambda config: own(lambda t: np.zeros((len(t), 3), np.float32)))
     with pytest.raises(encoders.EncoderError, match="declares 2"):
         run(jobs[0])
+    shared = replace(own(lambda t: np.zeros((len(t), 3), np.float32)), threadsafe=True)  # encoded by reading threads
+    monkeypatch.setattr(encoders, "build", lambda config: shared)
+    with pytest.raises(encoders.EncoderError, match="declares 2"):
+        run(jobs[0])
 
 
 def test_a_slide_that_dies_half_way_harms_no_other(jobs: list[SlideJob], tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ import numpy as np
 
 from extract.encoders import Encoder, GpuFailed, NoGpu
 
+ENCODED: list[int] = []  # tiles of each batch that was encoded in this process
+FAIL_AT = 2
+
 
 def _mine() -> bool:
     """True once, for one process and one call."""
@@ -24,13 +27,14 @@ def _means(tiles: np.ndarray) -> np.ndarray:
 
 
 def gpu_fails() -> Encoder:
-    """A device that breaks off at the second batch."""
+    """A device that breaks off at batch FAIL_AT."""
     calls = [0]
 
     def encode(tiles: np.ndarray) -> np.ndarray:
         calls[0] += 1
-        if calls[0] == 2 and _mine():
+        if calls[0] == FAIL_AT and _mine():
             raise GpuFailed("cuda:0 failed (CUDA error: uncorrectable ECC error encountered)")
+        ENCODED.append(len(tiles))
         return _means(tiles)
 
     return Encoder("gpu_fails", encode, 3, None, None, "1")
