@@ -112,6 +112,10 @@ class MIL(nn.Module):
         """Instance embedding of features (M, D) of one or several bags -> (M, h)."""
         raise NotImplementedError
 
+    def embed_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        """`embed` of chosen rows of x, int64 (R,), in this order -> (R, h)."""
+        return self.embed(x.index_select(0, rows))
+
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         """One bag of at least one embedded instance -> its answer. detail: fill the per-instance fields too."""
         raise NotImplementedError

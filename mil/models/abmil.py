@@ -37,6 +37,9 @@ class AbMil(MIL):
     def embed(self, x: Tensor) -> Tensor:
         return self.feature(x)
 
+    def embed_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        return self.feature(x, rows)
+
     def attention_logits(self, z: Tensor) -> Tensor:
         """(N, h) -> (N,) before the softmax."""
         return self.score(ACTIVATIONS[self.activation](self.attend(z)))[:, 0]

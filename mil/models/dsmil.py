@@ -43,6 +43,9 @@ class DsMil(MIL):
     def embed(self, x: Tensor) -> Tensor:
         return self.feature(x)
 
+    def embed_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        return self.feature(x, rows)
+
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         z, log_count = instances.z, instances.log_count
         c = self.instance(z)  # (N, C)

@@ -297,7 +297,7 @@ class Mhim(MIL):
                 rows += [kept + start, merged + start]
                 lengths += [len(kept), len(merged)]
                 start += n
-            flat = self.student.embed(x.index_select(0, torch.cat(rows))).split(lengths)
+            flat = self.student.embed_rows(x, torch.cat(rows)).split(lengths)
             parts = [list(flat[i : i + 2]) for i in range(0, len(flat), 2)]
         return [self._shown(z, rest, g, s, t) for (z, rest), g, s, t in zip(parts, places, splits, seen, strict=True)]
 

@@ -64,6 +64,9 @@ class TransMil(MIL):
     def embed(self, x: Tensor) -> Tensor:
         return self.feature(x)
 
+    def embed_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        return self.feature(x, rows)
+
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         log_count = instances.log_count
         x = torch.cat([self.token[None].to(instances.z.dtype), instances.z])  # (N + 1, h)
