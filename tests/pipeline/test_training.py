@@ -294,7 +294,7 @@ def groups_match_the_validation_medians(run: Path, found: dict[str, Any], truth:
 
 
 def test_survival_without_validation_has_no_groups(work: store.Work) -> None:
-    """The published protocol leaves no patients for a threshold: nothing is drawn rather than drawn on the test fold."""
+    """The published protocol leaves no patients for a threshold: rather nothing is drawn than on the test fold's."""
     made = make_features(work, 12)
     rows = [replace(r, label=None, time=float(i % 7 + 1), event=int(i % 3 > 0)) for i, r in enumerate(made)]
     config = settings(survival_loss="cox", protocol="paper")
@@ -396,6 +396,18 @@ def test_what_is_left_out_is_listed(work: store.Work) -> None:
     assert data.notes == ("left out, 1 slides have features but no row in the labels: s00_0.svs",
                           "left out, 1 rows of the labels have no features: gone.svs",
                           "left out, 1 slides have no label: s01_0.svs")
+
+
+def test_a_slide_without_tiles_is_left_out_and_counted_as_such(work: store.Work) -> None:
+    rows = make_features(work)
+    path = work.feature_store("texture", rows[3].slide)
+    shutil.rmtree(path)
+    store.StoreWriter(path, {"encoder": "texture", "empty": "no tissue", "fingerprint": "none"})
+    data = cases.labelled([*rows, replace(rows[0], slide="other.svs", patient="other")], work.features("texture"),
+                          settings().train)
+    assert len(data.patients) == len(rows) - 1
+    assert data.notes == (f"left out, 1 slides have no tiles: {rows[3].slide}",
+                          "left out, 1 rows of the labels have no features: other.svs")
 
 
 def test_identical_slides_of_two_patients_are_reported(work: store.Work) -> None:
