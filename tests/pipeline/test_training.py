@@ -35,7 +35,7 @@ def settings(**train: Any) -> Config:
 
 
 def mhim(student: str = "abmil", **params: Any) -> dict[str, Any]:
-    return {"model": "mhim", "model_params": {"student": student, "student_params": SMALL[student], **params}}
+    return {"model": "mhim", "model_params": {"student": student, "student_params": SMALL[student]} | params}
 
 
 def in_turn(stage_: stage.Stage, items: list[stage.Item], again: bool, redo: bool) -> Any:
@@ -90,6 +90,17 @@ def test_mhim_stopped_at_any_epoch_ends_in_the_same_bytes(
     assert stops >= 4
     assert not report.failures
     assert tree(work.runs) == calm
+
+
+@pytest.mark.parametrize("student", ["abmil", "dsmil", "transmil"])
+def test_mhim_trains_in_bfloat16_with_several_bags_a_step(student: str, work: store.Work) -> None:
+    small = SMALL[student] | ({"landmarks": 8} if student == "transmil" else {})
+    config = settings(**mhim(student, student_params=small), amp=True, batch_bags=3, accumulate=2, epochs=2,
+                      max_tiles=6, balance="weights")
+    report = trained(work, make_features(work, 10), config)
+    assert not report.failures, report.failures
+    with open(work.run("run") / "fold_0" / "history.csv", newline="") as f:
+        assert all(np.isfinite(float(r["loss"])) for r in csv.DictReader(f))
 
 
 def test_a_run_holds_what_the_readme_says(work: store.Work) -> None:
