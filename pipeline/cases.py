@@ -121,7 +121,10 @@ def labelled(rows: Sequence[Row], features: Path, config: TrainConfig) -> Datase
     stores = _usable(features)
     matched = match(published.of_patients(rows, stores), stores)
     notes = _left_out(matched.without_row, "slides have features but no row in the labels")
-    notes += _left_out([r.slide for r in matched.without_slide], "rows of the labels have no features")
+    bare = {i for i in feature_stores(features) if i not in stores}
+    notes += _left_out([r.slide for r in matched.without_slide if r.slide in bare], "slides have no tiles")
+    notes += _left_out([r.slide for r in matched.without_slide if r.slide not in bare],
+                       "rows of the labels have no features")
     survival = config.task == "survival" or (config.task == "auto" and any(r.time is not None for r, _ in matched.rows))
     known = [(r, i) for r, i in matched.rows if (r.time if survival else r.label) is not None]
     unknown = [i for r, i in matched.rows if (r.time if survival else r.label) is None]

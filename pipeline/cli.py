@@ -331,6 +331,10 @@ def _main(argv: list[str] | None) -> int:
         return _interrupted()
     except KeyboardInterrupt:
         return _interrupted()
+    except SystemExit as ended:  # SIGTERM, or a scheduler's warning, while a stage ran
+        if ended.code == 143:
+            print("told to end: what is finished is kept; the same command goes on from there", file=sys.stderr)
+        raise
     except click.ClickException as error:
         error.show()
         return 2

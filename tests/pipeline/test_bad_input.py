@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import store
+from pipeline import runner, store
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -169,6 +169,22 @@ def test_a_read_only_work_folder_stops_with_one_message(demo_cohort: Path, tmp_p
         assert "Traceback" not in ran.stderr
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_who_is_told_to_end_says_so(
+    cli: Cli, tiled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline import verbs
+
+    def told(session: verbs.Session) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    with runner.leaving():
+        monkeypatch.setattr(verbs, "extract", told)
+        with pytest.raises(SystemExit, match="143"):
+            cli("extract", "--work", tiled)
+    assert "the same command goes on from there" in capsys.readouterr().err
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_so(demo_cohort: Path, tmp_path: Path) -> None:

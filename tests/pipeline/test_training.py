@@ -35,7 +35,7 @@ def settings(**train: Any) -> Config:
 
 
 def mhim(student: str = "abmil", **params: Any) -> dict[str, Any]:
-    return {"model": "mhim", "model_params": {"student": student, "student_params": SMALL[student], **params}}
+    return {"model": "mhim", "model_params": {"student": student, "student_params": SMALL[student]} | params}
 
 
 def in_turn(stage_: stage.Stage, items: list[stage.Item], again: bool, redo: bool) -> Any:
@@ -90,6 +90,17 @@ def test_mhim_stopped_at_any_epoch_ends_in_the_same_bytes(
     assert stops >= 4
     assert not report.failures
     assert tree(work.runs) == calm
+
+
+@pytest.mark.parametrize("student", ["abmil", "dsmil", "transmil"])
+def test_mhim_trains_in_bfloat16_with_several_bags_a_step(student: str, work: store.Work) -> None:
+    small = SMALL[student] | ({"landmarks": 8} if student == "transmil" else {})
+    config = settings(**mhim(student, student_params=small), amp=True, batch_bags=3, accumulate=2, epochs=2,
+                      max_tiles=6, balance="weights")
+    report = trained(work, make_features(work, 10), config)
+    assert not report.failures, report.failures
+    with open(work.run("run") / "fold_0" / "history.csv", newline="") as f:
+        assert all(np.isfinite(float(r["loss"])) for r in csv.DictReader(f))
 
 
 def test_a_run_holds_what_the_readme_says(work: store.Work) -> None:
@@ -396,6 +407,18 @@ def test_what_is_left_out_is_listed(work: store.Work) -> None:
     assert data.notes == ("left out, 1 slides have features but no row in the labels: s00_0.svs",
                           "left out, 1 rows of the labels have no features: gone.svs",
                           "left out, 1 slides have no label: s01_0.svs")
+
+
+def test_a_slide_without_tiles_is_left_out_and_counted_as_such(work: store.Work) -> None:
+    rows = make_features(work)
+    path = work.feature_store("texture", rows[3].slide)
+    shutil.rmtree(path)
+    store.StoreWriter(path, {"encoder": "texture", "empty": "no tissue", "fingerprint": "none"})
+    data = cases.labelled([*rows, replace(rows[0], slide="other.svs", patient="other")], work.features("texture"),
+                          settings().train)
+    assert len(data.patients) == len(rows) - 1
+    assert data.notes == (f"left out, 1 slides have no tiles: {rows[3].slide}",
+                          "left out, 1 rows of the labels have no features: other.svs")
 
 
 def test_identical_slides_of_two_patients_are_reported(work: store.Work) -> None:
