@@ -145,7 +145,7 @@ def kaplan_meier(time: np.ndarray, event: np.ndarray, high: np.ndarray, p_value:
             axes.step(at, alive, where="post", color=colour, label=told)
             censored = np.sort(time[own & (event == 0)])
             axes.plot(censored, alive[np.searchsorted(at, censored, "right") - 1], "|", color=colour)
-        tested = "" if p_value is None else f"    (log-rank p = {p_value:.3g})"
+        tested = "" if p_value is None or not np.isfinite(p_value) else f"    (log-rank p = {p_value:.3g})"
         axes.set(ylabel="event-free", ylim=(0, 1.03), xlim=(0, ticks[-1]), xticks=ticks,
                  xlabel=f"time{tested}" + 4 * "\n")  # the empty lines keep room for the table
         below = axes.get_xaxis_transform()  # x in time, y in parts of the axes

@@ -123,6 +123,16 @@ def test_new_slides_are_shown_with_the_scores_of_their_run(tmp_path: Path, work:
     assert "contribution_tumour" in names
 
 
+def test_scores_are_told_with_four_digits() -> None:
+    from pipeline.viewer.data import _rounded
+
+    values = np.array([0.0, 0.123456, -2.06e-21, 1 / 3, 99999.0, 1234.56, -0.00098765, 1.0, 5e-310, 1e-4])
+    assert _rounded(values)[1:8] == [0.1235, -2.06e-21, 0.3333, 100000.0, 1235.0, -0.0009876, 1.0]
+    for seed in range(3):
+        drawn = np.random.default_rng(seed).normal(size=500) * 10.0 ** np.arange(-10, 10).repeat(25)
+        assert _rounded(drawn) == pytest.approx([float(f"{v:.4g}") for v in drawn], rel=1e-12)
+
+
 @pytest.mark.parametrize(
     "path",
     ["/tile/99/3/0_0.jpg", "/tile/0/40/0_0.jpg", "/tile/0/3/9_9.jpg", "/static/../server.py", "/static/%2e%2e/data.py",
