@@ -203,7 +203,7 @@ def _open_source(path: Path) -> Source:
     if path.is_symlink() and not path.exists():
         raise UnreadableSlide(f"{name} is a symbolic link to {os.readlink(path)}, which does not exist")
     if not path.exists():
-        raise UnreadableSlide(f"{name}: there is no such file")
+        raise UnreadableSlide(f"{name}: there is no such file ({path}); if it was moved, tile the folder it is in now")
     opened = path
     if path.is_dir():  # a DICOM series
         parts = sorted(p for p in path.iterdir() if suffix(p) == ".dcm")

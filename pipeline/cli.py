@@ -321,22 +321,22 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(_main(argv))
 
 
-def _main(argv: list[str] | None) -> int:
-    import click
+# newer typers carry a click of their own, so `click.ClickException` is not what a mistyped command raises everywhere
+_UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
+
+def _main(argv: list[str] | None) -> int:
     try:
         code = int(app(args=argv, standalone_mode=False) or 0)
         return _interrupted() if code == 130 else code  # typer turns Ctrl-C into this code and says nothing
-    except click.exceptions.Abort:
-        return _interrupted()
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         return _interrupted()
     except SystemExit as ended:  # SIGTERM, or a scheduler's warning, while a stage ran
         if ended.code == 143:
             print("told to end: what is finished is kept; the same command goes on from there", file=sys.stderr)
         raise
-    except click.ClickException as error:
-        error.show()
+    except _UsageError as error:
+        error.show()  # type: ignore[attr-defined]
         return 2
     except BrokenPipeError:  # `pipeline config | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

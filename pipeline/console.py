@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from types import TracebackType
 
 from rich.console import Console
@@ -29,6 +30,7 @@ class Progressing:
         self._done = self._total = self._failed = 0
         self._said = time.monotonic()
         self._sums: dict[str, float] = {}
+        self._notes: Counter[str] = Counter()
 
     def __enter__(self) -> Progressing:
         return self
@@ -38,6 +40,9 @@ class Progressing:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        for note, n in self._notes.items():
+            if n > 1:
+                err.print(f"  [yellow]note[/] and {n - 1} more: {escape(note)}")
 
     def planned(self, plan: Plan) -> None:
         """Say what will be done and why."""
@@ -65,7 +70,9 @@ class Progressing:
         self._done += 1
         self._failed += outcome.state is State.FAILED
         for note in outcome.notes:
-            err.print(f"  [yellow]note[/] {escape(outcome.key)}: {escape(note)}")
+            self._notes[note] += 1
+            if self._notes[note] == 1:  # what is the same for a thousand slides is told once, and counted at the end
+                err.print(f"  [yellow]note[/] {escape(outcome.key)}: {escape(note)}")
         if outcome.state is State.FAILED:
             err.print(f"  [red]failed[/] {escape(outcome.key)}: {escape(outcome.message)}")
         elif outcome.state is State.EMPTY:

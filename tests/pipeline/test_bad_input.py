@@ -24,6 +24,23 @@ def tiled(tiled_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(tiled_cohort, tmp_path_factory.mktemp("tiled") / "work"))
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["frobnicate"], "frobnicate"),
+        (["tile"], "slides"),
+        (["tile", "slides", "--tile-px", "many"], "--tile-px"),
+        (["tile", "slides", "--tile-pxl", "256"], "--tile-pxl"),
+        (["extract", "--gpus", "first"], "--gpus"),
+    ],
+)
+def test_a_mistyped_command_is_a_mistake_and_no_fault(cli: Cli, args: list[str], words: str) -> None:
+    code, text = cli(*args)
+    assert code == 2, text
+    assert words in text
+    assert "Traceback" not in text
+
+
 def test_missing_and_empty_folders(cli: Cli, tmp_path: Path) -> None:
     code, text = cli("tile", tmp_path / "none", "--work", tmp_path / "w")
     assert code == 2
