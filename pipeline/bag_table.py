@@ -61,8 +61,8 @@ def read(path: Path) -> tuple[dict[str, dict[str, str]], dict[str, np.ndarray], 
             raise CohortError(f"{path}, row {number}, column {header[bad]}: {line[bad]!r} is not a number") from None
         if not all(map(math.isfinite, values[bag][-1])):
             bad = next(i for i in features if not math.isfinite(float(line[i])))
-            raise CohortError(
-                f"{path}, row {number}, column {header[bad]}: {line[bad]!r} in bag {bag}: fill or drop it")
+            raise CohortError(f"{path}, row {number}, column {header[bad]}: {line[bad]!r} of bag {bag} is no feature; "
+                              "fill it, or leave the row out")
         order = len(values[bag]) - 1
         placed = {"x", "y"} <= named.keys()
         place = (float(line[named["x"]]), float(line[named["y"]])) if placed else (float(order), 0.0)

@@ -107,7 +107,8 @@ def run(session: Session, labels: Path | None, name: str | None, picked: Sequenc
 
 def _here(config: Config) -> Config:
     """Numbers are made in seconds, and here even where trainings are submitted."""
-    return config.model_copy(update={"cluster": config.cluster.model_copy(update={"backend": "local"})})
+    here = config.cluster.model_copy(update={"backend": "local", "backend_params": {}})
+    return config.model_copy(update={"cluster": here})
 
 
 def _line(row: str, folder: Path) -> Line:
