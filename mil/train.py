@@ -24,6 +24,7 @@ from torch import Tensor
 from configs.schema import TrainConfig
 from mil import metrics
 from mil.feed import Case, Feed, Scale, moments, shuffled
+from mil.memory import keep_freed
 from mil.models import MILModel
 from mil.tasks import Task
 
@@ -31,6 +32,7 @@ LR_MIN, LR_WARM = 1e-7, 1e-6  # of the published schedule: end of the cosine, st
 FORMAT = 1
 
 State = dict[str, Any]
+_filling: Any = torch.utils.deterministic  # its switch is a property that no type stub knows
 
 
 class TrainingDiverged(ArithmeticError):
@@ -69,6 +71,7 @@ def fit(
     val_cases may be empty, then the last epoch is kept. Raises TrainingDiverged and mil.feed.BagError.
     The state holds tensors (on the CPU) and plain values only, so torch.load(weights_only=True) reads it.
     """
+    keep_freed()
     net = _module(model)
     device = next(net.parameters()).device
     plain = Feed(train_cases, task, device, config.cache_gb * 2**30, max_tiles=config.max_tiles)
@@ -126,6 +129,7 @@ def predict(
     model: MILModel, cases: Sequence[Case], task: Task, scale: Scale | None = None, max_tiles: int = 0, seed: int = 0,
 ) -> Iterator[Prediction]:
     """What `model` says of each case, in order, with every tile (or a random `max_tiles` of them), in eval mode."""
+    keep_freed()
     device = next(_module(model).parameters()).device
     feed = Feed(cases, task, device, scale=scale, max_tiles=max_tiles)
     yield from _predictions(model, feed, (seed,) if max_tiles else None)
@@ -159,9 +163,11 @@ def isolated(random: State | None, device: torch.device, threads: int) -> Iterat
     """Own random states, deterministic kernels and thread count inside; the states reached are in box["random"]."""
     outer = _random_states(device)
     flags = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    fills = _filling.fill_uninitialized_memory
     box: dict[str, Any] = {}
     try:
         torch.use_deterministic_algorithms(True)
+        _filling.fill_uninitialized_memory = False  # nothing is read before it is written
         torch.set_num_threads(threads)
         if random is not None:
             _set_random(random, device)
@@ -170,6 +176,7 @@ def isolated(random: State | None, device: torch.device, threads: int) -> Iterat
     finally:
         _set_random(outer, device)
         torch.use_deterministic_algorithms(flags[0])
+        _filling.fill_uninitialized_memory = fills
         torch.set_num_threads(flags[1])
 
 

@@ -208,8 +208,9 @@ class Nystrom(nn.Module):
         if first_only and not detail:
             assert row is not None
             k = self._split(_project(x, to_k, pad))
-            attention = cast(Tensor, _Row.apply(row[:, 0], scale * q_marks.to(wide), k.to(wide), bias))[:, pad:]
-            read = attention.to(x.dtype) @ x  # (H, E): values are linear in x, so the mixture comes first
+            with torch.autocast(x.device.type, enabled=False):
+                weights = cast(Tensor, _Row.apply(row[:, 0], scale * q_marks.to(wide), k.to(wide), bias))[:, pad:]
+            read = weights.to(x.dtype) @ x  # (H, E): values are linear in x, so the mixture comes first
             out = torch.einsum("he,hde->hd", read, to_v.unflatten(0, (self.heads, -1)))[:, None]
             near = self._split(F.linear(x[: KERNEL // 2 + 1], to_v))  # (H, <= 17, d) from the class token on
             taps = self.conv[:, KERNEL // 2 :][:, : near.shape[1]]
@@ -217,7 +218,8 @@ class Nystrom(nn.Module):
             return Attended(self._out(out))
         flat = _project(x, to_v, pad)
         k, v = self._split(_project(x, to_k, pad)), self._split(flat)
-        values, attention = None, None
+        values: Tensor | None = None
+        attention: Tensor | None = None
         if detail:
             mixed, attention = _blockwise(q_marks, k, v, bias, row, scale)  # (H, m, d), (H, n_padded)
             values, attention = v[:, pad:].transpose(0, 1), attention[:, pad:]

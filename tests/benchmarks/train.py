@@ -8,7 +8,10 @@ A step is teacher, student forward and backward, Adam, EMA, at the settings of t
 width 512, r_h 0.03, keep 0.9, k 10, published losses); `default` is the repaired form of configs/mhim.yaml, `plain` the
 bare student. Each cell runs in a process of its own, so that memory is its own. `products` are the matrix products that
 the MHIM step cannot avoid, as bare calls in the same process: the ratio to them does not depend on the machine; `peer`
-are the published program's seconds on one core of another machine, so that ratio does. Of several repetitions the
+are the published program's seconds on one core of another machine, so that ratio does. `+tokens` scores with the
+default's tokens of the whole bag. `machine` is the time of the bare embedding product here over that which the peer's
+abmil step implies (two thirds of it are 2.94 such products): divide a ratio to the peer by it to compare programs
+rather than machines; above 1 this machine is the slower one. Of several repetitions the
 fastest counts, in processor seconds on one thread (other people's work on the machine hardly enters them), else by
 the clock.
 """
@@ -46,7 +49,7 @@ PUBLISHED = {
 def product_shapes(student: str, n: int) -> list[tuple[int, int, int, int]]:
     """(batch, rows, inner, columns) of the products of one MHIM step: teacher once, student once forward and twice
     backward (once for the embedding, whose input needs no gradient). Transmil's second layer answers for the class
-    token alone."""
+    token alone: keys and their attention for all, values for what it reads."""
     h, kept = WIDTH, int(0.97 * n)
     once = [(1, n, DIM, h), (1, kept, DIM, h), (1, h, kept, DIM)]
 
@@ -60,8 +63,8 @@ def product_shapes(student: str, n: int) -> list[tuple[int, int, int, int]]:
     attend = [(8, 256, 64), (8, 64, 256)]
 
     def layers(m: int) -> list[tuple[int, int, int, int]]:
-        attention = [(b, m, k, c) for b, k, c in attend for _ in range(3)]
-        return [(1, m, h, 3 * h), (1, m, h, h), (1, m, h, 2 * h), *attention]
+        attention = [(b, m, k, c) for b, k, c in attend for _ in range(2)]
+        return [(1, m, h, 3 * h), (1, m, h, h), (1, m, h, h), *attention, (8, m, 64, 256)]
 
     return once + thrice(layers)
 
@@ -72,8 +75,10 @@ def cell(student: str, n: int, threads: int, device: str, repeats: int) -> dict[
 
     from configs import lookup
     from mil import tasks
+    from mil.memory import keep_freed
     from mil.models import MIL, Bag
 
+    keep_freed()  # as the trainer does
     torch.set_num_threads(threads)
     cuda = device == "cuda"
     task = tasks.Task("classification", classes=("no", "yes"))
@@ -141,32 +146,37 @@ def cell(student: str, n: int, threads: int, device: str, repeats: int) -> dict[
     found["step"] = best(step)
     default = module.build(DIM, 2, lookup.params(module, {"student": student})).to(device)
     found["default"] = best(stepper(default), repeats + 1)
+    default.eval()
+    with torch.inference_mode():
+        found["tokens"] = best(lambda: default(bag), repeats + 1)
     plain = default.student
     found["plain"] = best(stepper(plain), repeats + 1)
     plain.eval()
     with torch.inference_mode():
         found["score"] = best(lambda: plain(bag), repeats + 1)
+        a, b = bag.features[0], torch.randn(DIM, WIDTH, device=device)
+        found["embedding"] = best(lambda: a @ b, repeats + 1)
         operands = [(torch.randn(b, m, k, device=device), torch.randn(b, k, c, device=device)) for b, m, k, c in shapes]
-        found["products"] = best(lambda: [torch.bmm(a, b) for a, b in operands], 2)
+        found["products"] = best(lambda: [torch.bmm(x, y) for x, y in operands], 2)
     return found
 
 
 def heading(peers: bool) -> str:
     """First line of the table."""
-    line = (f"{'student':9} {'N':>6} {'MHIM s':>8} {'default':>8} {'plain':>8} {'score':>8} {'products':>8} "
-            f"{'MHIM/prod':>9} {'MB added':>8}")
-    return line + (f" | {'to peer: MHIM':>13} {'plain':>6} {'score':>6} {'MB':>6}" if peers else "")
+    line = (f"{'student':9} {'N':>6} {'MHIM s':>8} {'default':>8} {'plain':>8} {'score':>8} {'+tokens':>8} "
+            f"{'products':>8} {'MHIM/prod':>9} {'MB added':>8}")
+    return line + (f" | {'to peer: MHIM':>13} {'plain':>6} {'score':>6} {'MB':>6} {'machine':>7}" if peers else "")
 
 
 def row(student: str, n: int, f: dict[str, float], peers: bool) -> str:
     """One line of the table."""
     line = (f"{student:9} {n:6d} {f['step']:8.3f} {f['default']:8.3f} {f['plain']:8.3f} {f['score']:8.3f} "
-            f"{f['products']:8.3f} {f['step'] / f['products']:9.2f} {f['step_mb']:8.0f}")
+            f"{f['tokens']:8.3f} {f['products']:8.3f} {f['step'] / f['products']:9.2f} {f['step_mb']:8.0f}")
     if not peers or (student, n) not in PEER:
         return line
     step, plain, score, mb = PEER[student, n]
     return line + (f" | {f['step'] / step:13.2f} {f['plain'] / plain:6.2f} {f['score'] / score:6.2f} "
-                   f"{f['step_mb'] / mb:6.2f}")
+                   f"{f['step_mb'] / mb:6.2f} {f['embedding'] / (2 / 3 * PEER['abmil', n][0] / (1 + 2 * .97)):7.2f}")
 
 
 def main() -> None:
