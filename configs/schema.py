@@ -139,6 +139,22 @@ class TrainConfig(Settings):
         return self
 
 
+# The paper's table: its baselines, and MHIM-MIL with each student, as shipped and as published.
+BENCHMARK: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ("mean", "max", "abmil", "gated_abmil", "clam_sb", "clam_mb", "dsmil", "transmil", "dtfd",
+                             "rrt", "transformer")},
+    **{f"mhim_{student}": {"model": "mhim", "student": student} for student in ("abmil", "dsmil", "transmil")},
+    **{f"mhim_v2_{student}": {"preset": "mhim_v2", "student": student} for student in ("abmil", "dsmil", "transmil")},
+}
+
+
+class BenchmarkConfig(Settings):
+    """Every model on one set, as one table (`pipeline benchmark`)."""
+
+    models: dict[str, dict[str, Any]] = Field(default_factory=lambda: dict(BENCHMARK), description="rows of the table: name -> what differs from `train`, as settings of training or model; `model` where it is not the name, or `preset` whose model, model_params and fallback it takes")
+    params: dict[str, Any] = Field(default_factory=dict, description="settings for every model that has them, of MHIM for its student, e.g. {width: 128}")
+
+
 class ScoreConfig(Settings):
     """Scoring (`pipeline score`)."""
 
@@ -179,6 +195,7 @@ class Config(Settings):
     tile: TileConfig = TileConfig()
     extract: ExtractConfig = ExtractConfig()
     train: TrainConfig = TrainConfig()
+    benchmark: BenchmarkConfig = BenchmarkConfig()
     score: ScoreConfig = ScoreConfig()
     cluster: ClusterConfig = ClusterConfig()
 

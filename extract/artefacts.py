@@ -12,14 +12,13 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from extract.tissue.stain import absorbed, background
+from extract.tissue.stain import absorbed
 
 _SCALE = 100.0  # OD 2.55 = 255: ink is darker than the stain's scale reaches
 
 
-def densities(rgb: np.ndarray) -> list[np.ndarray]:
+def densities(rgb: np.ndarray, ground: tuple[float, float, float]) -> list[np.ndarray]:
     """Optical density of R, G and B over the ground, times 100: three uint8 (H, W)."""
-    ground = background(rgb)
     tables = [-np.log((np.arange(256) + 1.0) / (g + 1.0)) * _SCALE for g in ground]
     return absorbed(rgb, [np.clip(np.rint(t), 0, 255).astype(np.uint8) for t in tables])
 

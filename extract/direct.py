@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,14 +280,14 @@ def read_planes(path: Path, levels: tuple[tuple[int, int], ...], wanted: set[int
     try:
         with tifffile.TiffFile(path) as tiff:
             pages = [page for top in tiff.pages for page in (top, *(top.pages or ()))]
-            return {level: _plane(pages, levels[level], level) for level in wanted}
+            return {level: plane_of(pages, levels[level], level) for level in wanted}
     except tifffile.TiffFileError as error:
         raise NotDirect(f"not a TIFF: {error}") from error
     except (ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
         raise NotDirect(f"unusual TIFF structure ({type(error).__name__}: {error})") from error
 
 
-def _plane(pages: list[Any], size: tuple[int, int], level: int) -> Plane:
+def plane_of(pages: Sequence[Any], size: tuple[int, int], level: int) -> Plane:
     """The tiled page of this size (Philips pads pages to whole tiles, so up to one tile more)."""
     for page in pages:
         if not page.is_tiled:

@@ -24,7 +24,7 @@ import numpy as np
 from configs.schema import ExtractConfig
 from extract import SlideError, SlideJob
 from extract import encoders as _encoders
-from extract.encoders import Encoder
+from extract.encoders import Encoder, GpuFailed
 from extract.feed import Block, Feed, Reading, even_rows
 
 BLOCK_ROWS = 64  # tiles read by one task on a CPU: 12 MiB at 256 px, a few ms of decoding
@@ -32,11 +32,12 @@ BLOCK_ROWS = 64  # tiles read by one task on a CPU: 12 MiB at 256 px, a few ms o
 
 @dataclass
 class Stats:
-    """What one slide took. read_s and encode_s are seconds of work (read_s over all threads), wait_s is the encoder's
-    waiting for tiles, wall_s all of it."""
+    """What one slide took. read_s and encoded_s: seconds of work over all reading threads (encoded_s: of encoding, if
+    they do that, too); encode_s: the encoder's own; wait_s: its waiting for tiles; wall_s: all of it."""
 
     tiles: int = 0
     read_s: float = 0.0
+    encoded_s: float = 0.0
     encode_s: float = 0.0
     wait_s: float = 0.0
     wall_s: float = 0.0
@@ -45,27 +46,16 @@ class Stats:
     note: str = ""
     retreats: int = 0
 
-    @property
-    def limit(self) -> str:
-        """Which side limits: `reading` if the encoder waited for more than a tenth of the time."""
-        return "reading" if self.wait_s > 0.1 * max(self.wall_s, 1e-9) else "encoder"
-
     def numbers(self) -> dict[str, float]:
-        """Rates for the run log, tiles/s."""
-        return {
-            "tiles": self.tiles,
-            "read_tiles_s": round(self.tiles * self.threads / max(self.read_s, 1e-9), 1),
-            "encode_tiles_s": round(self.tiles / max(self.encode_s, 1e-9), 1),
-            "tiles_s": round(self.tiles / max(self.wall_s, 1e-9), 1),
-            "waited_s": round(self.wait_s, 3),
-        }
+        """For the run log, such that the sums over slides mean something: `pipeline.rates` turns them into tiles/s.
 
-    def __str__(self) -> str:
-        n = self.numbers()
-        return (
-            f"{self.tiles} tiles at {n['tiles_s']:g}/s (reading {n['read_tiles_s']:g}/s by {self.reader}, "
-            f"encoding {n['encode_tiles_s']:g}/s; limited by {self.limit})"
-        )
+        read_s: as long as the threads together would have read, had they all been busy."""
+        waited = self.wait_s
+        if self.encoded_s:  # by the reading threads: waiting for them is waiting for both
+            waited *= self.read_s / (self.read_s + self.encoded_s)
+        encode_s = self.encode_s + self.encoded_s / self.threads
+        seconds = {"read_s": self.read_s / self.threads, "encode_s": encode_s, "waited_s": waited}
+        return {"tiles": self.tiles, **{k: round(v, 3) for k, v in seconds.items()}, "work_s": round(self.wall_s, 3)}
 
 
 def whole_machine(config: ExtractConfig) -> bool:
@@ -132,17 +122,21 @@ class Extractor:
             return
         feed = self._feeder(job)
         reading = feed.begin(job, start_row)
+        done = start_row
         try:
             for first in range(start_row, n, rows):
                 chunk = np.empty((min(rows, n - first), self.encoder.dim), self.config.dtype)
                 for row, features in self._blocks(feed, reading, first, first + len(chunk), stats):
                     _store(chunk, row - first, features, job, row)
+                    done = row + len(features)
                 stats.tiles += len(chunk)
                 stats.wall_s = time.perf_counter() - began
                 stats.read_s, stats.retreats = reading.read_s, self.encoder.retreats()
-                stats.encode_s += reading.take_encode_s()
+                stats.encoded_s += reading.take_encode_s()
                 stats.reader, stats.note = reading.description()
                 yield first, chunk
+        except GpuFailed as error:
+            raise GpuFailed(f"{job.path.name}: encoding stopped after {done} of {n} tiles: {error}") from error
         finally:
             feed.end(reading)
 

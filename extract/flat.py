@@ -1,6 +1,6 @@
 """The fallback reader: plain images and the TIFFs that OpenSlide leaves out (striped, flat, grey, 16-bit, palette ...).
 
-In: a path. Out: an object with the same face as OpenSlide's (`slide._Source`). TIFFs are decoded strip by strip or tile
+In: a path. Out: an object with the same face as OpenSlide's (`slide.Source`). TIFFs are decoded strip by strip or tile
 by tile, PNG and JPEG as a whole and therefore up to a size only. Knows nothing of mpp: it hands on the TIFF tags.
 """
 

@@ -32,8 +32,8 @@ _BLOCK_PX = 1 << 22  # pixels read at once: 16 MiB as RGBA
 _MAX_SIDE_L0 = 1 << 22  # the largest scans are 2.5 million px high (whole-slide stacks); more is a damaged header
 
 
-class _Source(Protocol):
-    """What a reader offers; satisfied by `_OpenSlideSource` and `flat.FlatImage`."""
+class Source(Protocol):
+    """What a reader offers; satisfied by `_OpenSlideSource`, `flat.FlatImage` and `filetiles.FileTiles`."""
 
     vendor: str
     properties: Mapping[str, str]
@@ -67,7 +67,7 @@ class Slide:
     notes: oddities met while opening.
     """
 
-    def __init__(self, path: Path, source: _Source, resolved: Resolved) -> None:
+    def __init__(self, path: Path, source: Source, resolved: Resolved) -> None:
         self.path = path
         self._source = source
         self._resolved = resolved
@@ -170,9 +170,11 @@ class Slide:
 
 
 def open_slide(
-    path: Path, mpp: float | None = None, config: TileConfig | None = None, require_mpp: bool = True
+    path: Path, mpp: float | None = None, config: TileConfig | None = None, require_mpp: bool = True,
+    file_tiles: bool = False,
 ) -> Slide:
-    """Open `path`; `mpp` is the manifest's value for it.
+    """Open `path`; `mpp` is the manifest's value for it. file_tiles: decode the file's own tiles where that gives the
+    same pixels as OpenSlide.
 
     Raises UnreadableSlide (with the cause), and MissingMpp if nothing tells the mpp, unless `require_mpp` is False.
     """
@@ -182,6 +184,10 @@ def open_slide(
         for w, h in source.level_dimensions:
             if not (0 < w <= _MAX_SIDE_L0 and 0 < h <= _MAX_SIDE_L0):
                 raise UnreadableSlide(f"{path.name}: its header claims {w} x {h} px: the file is damaged")
+        if file_tiles and path.is_file():
+            from extract.filetiles import FileTiles
+
+            source = FileTiles(source, path)
         slide = Slide(path, source, resolve(source.properties, config or TileConfig(), mpp))
         if require_mpp:
             slide.slide_mpp  # noqa: B018  raises MissingMpp now rather than at the first read
@@ -191,7 +197,7 @@ def open_slide(
     return slide
 
 
-def _open_source(path: Path) -> _Source:
+def _open_source(path: Path) -> Source:
     """The first reader that takes the file; otherwise UnreadableSlide saying what stands in the way."""
     name = path.name
     if path.is_symlink() and not path.exists():
@@ -227,7 +233,7 @@ def _open_source(path: Path) -> _Source:
 
 
 class _OpenSlideSource:
-    """OpenSlide behind the `_Source` protocol."""
+    """OpenSlide behind the `Source` protocol."""
 
     def __init__(self, path: Path) -> None:
         self._name = path.name

@@ -20,10 +20,11 @@ import numpy as np
 
 from configs import lookup
 from configs.schema import TileConfig
-from extract import SlideError, artefacts, overlay, regions
+from extract import SlideError, artefacts, memory, overlay, regions
 from extract.slide import ReadPlan, Slide, open_slide
 from extract.tiles import Grid, box_means
 from extract.tissue._clean import clean
+from extract.tissue.stain import background
 
 # The tissue image is held to so many px, which bounds the memory of a slide of any size: 110 MB at 1.6 million px, 180
 # at 5 million. Those are 20 x 16 mm at 8 µm/px; what is larger is segmented coarser, and says so.
@@ -86,7 +87,8 @@ def tile_slide(
     mpp: the manifest's µm per px for it. regions: a QuPath GeoJSON that edits the tissue. tiles_out: folder for the
     tile images when `config.save_tiles` asks for them. Raises SlideError (unreadable, no mpp, too coarse, bad regions).
     """
-    with open_slide(path, mpp, config) as slide:
+    memory.keep_freed()  # each slide needs the same planes again: a sixth of its time went into faulting them in
+    with open_slide(path, mpp, config, file_tiles=True) as slide:
         plans = {m: _checked_plan(slide, m, config) for m in config.mpp}
         seen = find_tissue(slide, config, regions)
         grid = Grid(slide.bounds_l0, slide.slide_mpp, config.tile_px, config.overlap_um)
@@ -164,7 +166,8 @@ def find_tissue(slide: Slide, config: TileConfig, regions_file: Path | None = No
         notes.append(f"a very large slide: tissue is found at {scale:.3g}, not at {config.segment_mpp:g} µm/px")
     sigma = config.smooth_um / scale
     smooth = cv2.GaussianBlur(rgb, (0, 0), sigma) if sigma > 0.3 else rgb
-    od = artefacts.densities(rgb)
+    ground = background(rgb)
+    od = artefacts.densities(rgb, ground)
     ink = artefacts.pen(od, scale)
     bare_ink = artefacts.ink_on_glass(od, ink)
     del od  # 3 bytes a px that the segmenter needs more; they are made again in a few ms
@@ -185,7 +188,7 @@ def find_tissue(slide: Slide, config: TileConfig, regions_file: Path | None = No
     if name != config.segmenter:
         found = "found some" if mask.any() else "found none either"
         notes.append(f"segmenter {config.segmenter} found no tissue; {name} {found}")
-    od = artefacts.densities(rgb)
+    od = artefacts.densities(rgb, ground)
     spoiled = {"pen": ink, "fold": artefacts.folds(od, mask, scale), "haze": artefacts.haze(od, scale)}
     seen = _Seen(rgb, mask, image_mpp, name, spoiled, notes)
     if regions_file is None:
@@ -257,10 +260,10 @@ def _probe(
 def _at_nearest(centre: np.ndarray, where: np.ndarray, value: np.ndarray) -> np.ndarray:
     """float32 (N,): for each of `centre` (N, 2) the `value` (P,) of the nearest of `where` (P, 2)."""
     out = np.zeros(len(centre), np.float32)
-    for start in range(0, len(centre), 4096):  # (4096, P) distances at a time
-        some = centre[start : start + 4096]
+    for start in range(0, len(centre), 512):  # (512, P) distances at a time
+        some = centre[start : start + 512]
         distance = ((some[:, None, :] - where[None]) ** 2).sum(axis=2)
-        out[start : start + 4096] = value[distance.argmin(axis=1)]
+        out[start : start + 512] = value[distance.argmin(axis=1)]
     return out
 
 
@@ -280,7 +283,7 @@ def saved_again(
     there = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     missing = [xy for name, xy in wanted.items() if name not in there]
     if missing:
-        with open_slide(path, mpp, config) as slide:
+        with open_slide(path, mpp, config, file_tiles=True) as slide:
             _save_tiles(slide, coords_l0, config, folder)
         return
     for name in there - set(wanted):
@@ -296,7 +299,7 @@ def _save_tiles(slide: Slide, coords_l0: np.ndarray, config: TileConfig, folder:
     try:
         for x, y in coords_l0.tolist():
             rgb = slide.read_region(x, y, config.tile_px, config.mpp[0])
-            _, data = cv2.imencode(f".{config.save_tiles}", rgb[..., ::-1], quality)
+            _, data = cv2.imencode(f".{config.save_tiles}", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), quality)
             (aside / f"{x}_{y}.{config.save_tiles}").write_bytes(data.tobytes())
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(aside, folder)

@@ -194,7 +194,10 @@ def load_state(path: Path) -> dict[str, Any]:
     import torch
 
     if path.is_dir():
-        raise WeightsError(f"{path} is a folder; this encoder wants one weights file")
+        inside = next((path / name for name in HUB_FILES if (path / name).is_file()), None)
+        if inside is None:
+            raise WeightsError(f"{path} holds neither {' nor '.join(HUB_FILES)}")
+        path = inside
     with path.open("rb") as stream:
         head = stream.read(9)
     if path.suffix == ".safetensors" or head[8:9] == b"{":

@@ -4,12 +4,20 @@ In: a folder (or file) of one of these layouts. Out: stores that `train` takes a
 came from; or, the other way, files of CLAM's or TRIDENT's layout. Coordinates become level-0 px. What a file does not
 say stays unknown (mpp 0, no tile size): a nominal magnification is no mpp and is never turned into one.
 
-Layouts, told apart by what is in a file, not by its name:
+Layouts, told apart by what is in a file, not by its name, as the programs' own sources write them:
 
-- CLAM h5: `features` (N, D), `coords` (N, 2) level-0 px. CLAM pt: a tensor (N, D), no coordinates.
-- TRIDENT h5: the same arrays; `coords` has attributes patch_size, patch_size_level0, target_magnification ...
-- STAMP h5: `feats` (N, D), `coords` (N, 2) in µm; attributes unit, tile_size_um (or tile_size), tile_size_px.
-- AtlasPatch h5: group `features` with one array per encoder, `coords` (N, 2 or more) level-0 px, x and y first.
+- CLAM (extract_features_fp.py): `features` (N, D), `coords` (N, 2) level-0 px, without attributes; those of its
+  coordinate files (wsi_core: patch_size at patch_level, downsample) are used where somebody kept them. CLAM pt: a
+  tensor (N, D), no coordinates.
+- TRIDENT (IO.py `coords_to_h5`, `save_h5`; WSI.py `extract_patch_features`): the same arrays; attributes of `coords`
+  are patch_size, patch_size_level0, level0_magnification, target_magnification, overlap, name, savetodir,
+  level0_width, level0_height; None is the text "None".
+- STAMP (preprocessing/__init__.py; modeling/data.py `get_coords`): `feats` (N, D) float16, `coords` (N, 2) x and y;
+  attributes unit "um", tile_size_um (since 2.1; tile_size before), tile_size_px, feat_type "tile". Before version 2
+  there is no unit: STAMP then assumes 256 µm in 224 px; here such corners stay in the file's own, unknown unit.
+- AtlasPatch (services/storage.py `H5PatchWriter`, utils/feature_h5.py): group `features` with one array per encoder,
+  `coords` int32 (N, 5): level-0 x and y, then what was read; attributes of the file are patch_size, patch_size_level0,
+  level0_magnification, target_magnification, overlap, level0_width, level0_height, wsi_path ...
 """
 
 from __future__ import annotations
@@ -155,18 +163,28 @@ def _read_h5(h5: Any, file: Path, slide_mpp: float | None, inner: str | None) ->
         array = array[name]
     features = _matrix(array[...], file)
     coords = _corners(h5["coords"][...], len(features), file) if "coords" in h5 else None
-    level0 = attrs.get("patch_size_level0")
-    size = attrs.get("patch_size") or attrs.get("target_patch_size")
-    return Foreign(layout, features, coords, 0.0, int(size) if size else None, float(level0) if level0 else None, attrs)
+    size, level0 = _number(attrs.get("patch_size")), _number(attrs.get("patch_size_level0"))
+    if level0 is None and size is not None and "patch_level" in attrs:  # CLAM: px of that level
+        downsample = attrs.get("downsample")
+        downsample = _number(downsample[0] if isinstance(downsample, list) else downsample)
+        level0 = None if downsample is None else size * downsample
+    return Foreign(layout, features, coords, 0.0, int(size) if size else None, level0, attrs)
 
 
 def _read_stamp(h5: Any, file: Path, slide_mpp: float | None) -> Foreign:
     attrs = _plain(h5.attrs)
+    if attrs.get("feat_type", "tile") != "tile":
+        raise CohortError(f"{file}: features of a whole {attrs['feat_type']}, not of tiles")
     features = _matrix(h5["feats"][...], file)
-    um, px = attrs.get("tile_size_um") or attrs.get("tile_size"), attrs.get("tile_size_px")
-    tile_mpp = float(um) / float(px) if um and px else 0.0
+    um, px = _number(attrs.get("tile_size_um")), _number(attrs.get("tile_size_px"))
+    if um is None and attrs.get("unit") == "um":
+        um = _number(attrs.get("tile_size"))
+    tile_mpp = um / px if um and px else 0.0
     coords, tile_l0 = None, None
-    if "coords" in h5:
+    if "coords" in h5 and um is None and "unit" not in attrs:
+        coords = _corners(h5["coords"][...], len(features), file)
+        attrs["coords_frame"] = "unknown: the file tells no unit (STAMP before version 2)"
+    elif "coords" in h5:
         if attrs.get("unit", "um") not in ("um", "µm"):
             raise CohortError(f"{file}: its coordinates are in {attrs['unit']!r}; only µm are known")
         scale = slide_mpp or tile_mpp
@@ -175,10 +193,19 @@ def _read_stamp(h5: Any, file: Path, slide_mpp: float | None) -> Foreign:
                 f"{file}: its coordinates are in µm, and nothing tells the µm per px of the slide: pass --slide-mpp"
             )
         coords = _corners(np.asarray(h5["coords"][...], np.float64) / scale, len(features), file)
-        tile_l0 = float(um) / scale if um else None
+        tile_l0 = um / scale if um else None
         if slide_mpp is None:
             attrs["coords_frame"] = f"px of {tile_mpp:g} µm: the slide's own µm per px is unknown"
     return Foreign("stamp", features, coords, tile_mpp, int(px) if px else None, tile_l0, attrs)
+
+
+def _number(value: Any) -> float | None:
+    """A positive number, or None for what is missing or says so ("None", -1)."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if number > 0 else None
 
 
 def _plain(attrs: Any) -> dict[str, Any]:
@@ -219,7 +246,7 @@ def _write(found: Foreign, file: Path, work: store.Work, encoder: str, slide: st
         if store.read_attrs(final).get("fingerprint") != digest[:16]:
             raise CohortError(f"{final} holds other features already; import under another --encoder or --work")
         return
-    tile_l0 = found.tile_l0 or found.tile_px or 1.0
+    tile_l0 = found.tile_l0 or _spacing(coords)
     attrs: dict[str, Any] = {
         "encoder": encoder, "weights_id": "imported", "dim": width, "mpp": found.mpp, "tile_l0": [tile_l0, tile_l0],
         "fingerprint": digest[:16],
@@ -227,6 +254,8 @@ def _write(found: Foreign, file: Path, work: store.Work, encoder: str, slide: st
     }  # fmt: skip
     if found.tile_px is not None:
         attrs["tile_px"] = found.tile_px
+    if found.tile_l0 is None:
+        attrs["tile_l0_source"] = "smallest distance of two corners: the file does not tell the tiles' size"
     if found.coords is None:
         attrs["coords_frame"] = "none: the file has no coordinates"
     out = work.features(encoder) / f".tmp-{store.owner()}"
@@ -235,6 +264,12 @@ def _write(found: Foreign, file: Path, work: store.Work, encoder: str, slide: st
     writer.write("features", found.features)
     writer.write("coords", coords)
     store.commit(out, final)
+
+
+def _spacing(coords: np.ndarray) -> float:
+    """Smallest distance of two rows or columns of corners; 1 if there is only one of each."""
+    steps = np.concatenate([np.diff(np.unique(coords[:, axis])) for axis in (0, 1)])
+    return float(steps.min()) if len(steps) else 1.0
 
 
 # --------------------------------------------------------------------------------------------- out

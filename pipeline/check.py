@@ -102,7 +102,8 @@ def inspect(entry: SlideEntry, config: TileConfig) -> Finding:
         scale = min(1.0, _THUMB_PX / max(picture.shape[:2]))
         size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-        jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 75])[1].tobytes()
+        bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+        jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 75])[1].tobytes()
         rate = 0.0
         if len(coords):
             rate = _rate(entry, config, coords[:: max(1, len(coords) // _RATE_TILES)][:_RATE_TILES].tolist())

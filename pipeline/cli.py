@@ -42,16 +42,16 @@ Replace = Annotated[bool, typer.Option("--replace", help="make outputs of other 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be done to each item, and why; do nothing")]
 Slides = Annotated[Path, typer.Argument(help="folder with slides (searched recursively), one slide, or a manifest CSV")]
 Labels = Annotated[
-    Path | None, typer.Option(help="CSV: slide, patient, label or time+event [default: labels.csv beside the slides]")
+    Path | None, typer.Option(help="CSV: slide, patient, label or time+event (default: labels.csv beside the slides)")
 ]
-Mpp = Annotated[str | None, typer.Option(help="µm per tile px; several as 0.5,1,2 [default: 0.5]")]
-TilePx = Annotated[int | None, typer.Option(help="tile edge in px at --mpp [default: 256]")]
+Mpp = Annotated[str | None, typer.Option(help="µm per tile px; several as 0.5,1,2 (default: 0.5)")]
+TilePx = Annotated[int | None, typer.Option(help="tile edge in px at --mpp (default: 256)")]
 MppOfSlides = Annotated[float | None, typer.Option(help="µm per px of level 0, for slides whose files do not tell")]
-Encoder = Annotated[str | None, typer.Option(help="a listed name, timm:<model>, or module.function [default: texture]")]
+Encoder = Annotated[str | None, typer.Option(help="a listed name, timm:<model>, or module.function (default: texture)")]
 Weights = Annotated[str | None, typer.Option(help="file or folder with the encoder's weights")]
 Gpu = Annotated[bool | None, typer.Option("--gpu", help="use the GPU; stops if there is none")]
-Model = Annotated[str | None, typer.Option(help="MIL model [default: mhim]")]
-Name = Annotated[str | None, typer.Option(help="name of the run [default: the model's name]")]
+Model = Annotated[str | None, typer.Option(help="MIL model (default: mhim)")]
+Name = Annotated[str | None, typer.Option(help="name of the run (default: the model's name)")]
 
 
 def session(
@@ -92,6 +92,18 @@ def mpps(text: str | None) -> list[float] | None:
         raise ConfigError(f"--mpp {text!r}: write numbers, for example 0.5 or 0.5,1,2") from None
 
 
+def gpu_numbers(text: str | None) -> list[int] | None:
+    """`0,1,2` as numbers."""
+    from configs.load import ConfigError
+
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--gpus {text!r}: write the numbers of the GPUs, for example 0,1") from None
+
+
 def grid_of(texts: list[str]) -> dict[str, Any] | None:
     """`mask_ratio_h=0.01,0.03` texts (several may stand in one, apart by blanks) as the setting train.grid."""
     import yaml
@@ -107,14 +119,16 @@ def grid_of(texts: list[str]) -> dict[str, Any] | None:
     return grid or None
 
 
-@app.command(rich_help_panel="Verbs")
+@app.command(rich_help_panel="Verbs", epilog="Example: pipeline tile slides/ --mpp 0.5 --tile-px 256")
 def tile(
     slides: Slides,
     work: WorkDir = Path("work"),
     mpp: Mpp = None,
     tile_px: TilePx = None,
-    segmenter: Annotated[str | None, typer.Option(help="stain, otsu, entropy, or your module")] = None,
-    min_tissue: Annotated[float | None, typer.Option(help="smallest tissue fraction of a tile [default: 0.3]")] = None,
+    segmenter: Annotated[
+        str | None, typer.Option(help="stain, otsu, entropy, network, or your module (default: stain)")
+    ] = None,
+    min_tissue: Annotated[float | None, typer.Option(help="least tissue in a tile, fraction (default: 0.3)")] = None,
     overlap_um: Annotated[float | None, typer.Option(help="overlap of neighbouring tiles, µm")] = None,
     max_pen: Annotated[float | None, typer.Option(help="drop tiles with a larger fraction of pen ink")] = None,
     max_blur: Annotated[float | None, typer.Option(help="drop tiles with a larger fraction out of focus")] = None,
@@ -148,7 +162,7 @@ def tile(
     return verbs.tile(s, slides)
 
 
-@app.command(rich_help_panel="Verbs")
+@app.command(rich_help_panel="Verbs", epilog="Example: pipeline extract --encoder texture")
 def extract(
     work: WorkDir = Path("work"),
     encoder: Encoder = None,
@@ -178,7 +192,7 @@ def extract(
     s = session(
         work, config, set_, replace=replace, dry_run=dry_run, shard=shard, only=items,
         extract__encoder=encoder, extract__weights=weights, extract__gpu=gpu, extract__offline=offline,
-        extract__gpus=[int(g) for g in gpus.split(",")] if gpus else None,
+        extract__gpus=gpu_numbers(gpus),
         extract__allow_mismatch=allow_mismatch, extract__batch=batch, extract__cache_dir=cache,
         cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
         cluster__backend_params__scheduler=scheduler,
@@ -186,16 +200,16 @@ def extract(
     return verbs.extract(s)
 
 
-@app.command(rich_help_panel="Verbs")
+@app.command(rich_help_panel="Verbs", epilog="Example: pipeline train --labels labels.csv --model mhim")
 def train(
     work: WorkDir = Path("work"),
     labels: Labels = None,
     model: Model = None,
     name: Name = None,
     encoder: Encoder = None,
-    folds: Annotated[int | None, typer.Option(help="cross-validation folds [default: 5]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="most epochs [default: 50]")] = None,
-    seeds: Annotated[int | None, typer.Option(help="trainings per fold [default: 1]")] = None,
+    folds: Annotated[int | None, typer.Option(help="cross-validation folds (default: 5)")] = None,
+    epochs: Annotated[int | None, typer.Option(help="most epochs (default: 50)")] = None,
+    seeds: Annotated[int | None, typer.Option(help="trainings per fold (default: 1)")] = None,
     grid: Annotated[
         list[str], typer.Option(help="setting=value,value to try, chosen on validation; repeatable")
     ] = [],  # noqa: B006
@@ -225,7 +239,9 @@ def train(
     return verbs.train(s, labels, name)
 
 
-@app.command(rich_help_panel="Verbs")
+@app.command(
+    rich_help_panel="Verbs", epilog="Examples: pipeline score --heatmaps all; pipeline score --model mhim new_slide.svs"
+)
 def score(
     slides: Annotated[
         Path | None, typer.Argument(help="new slides (folder, file or CSV): tiled, extracted and scored by all folds")
@@ -237,7 +253,7 @@ def score(
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="labels of new slides: internal against external")] = None,
     heatmaps: Annotated[
-        str | None, typer.Option(help="none, attention, probability, contribution or all [default: attention]")
+        str | None, typer.Option(help="none, attention, probability, contribution or all (default: attention)")
     ] = None,
     tiff: Annotated[bool | None, typer.Option("--tiff", help="also the heatmap as a pyramidal TIFF")] = None,
     geojson: Annotated[bool | None, typer.Option("--geojson", help="also the tiles for QuPath")] = None,
@@ -260,13 +276,13 @@ def score(
     s = session(
         work, config, set_, replace=replace, dry_run=dry_run, shard=shard, only=items,
         train__gpu=gpu, cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
-        score__heatmaps=heatmaps, score__tiff=tiff,
-        score__geojson=geojson, score__top_tiles=top_tiles,
+        cluster__backend_params__scheduler=scheduler,
+        score__heatmaps=heatmaps, score__tiff=tiff, score__geojson=geojson, score__top_tiles=top_tiles,
     )  # fmt: skip
     return verbs.score(s, name, features, slides, labels)
 
 
-@app.command(rich_help_panel="Verbs")
+@app.command(rich_help_panel="Verbs", epilog="Example: pipeline run slides/ --labels labels.csv")
 def run(
     slides: Slides,
     labels: Labels = None,

@@ -9,7 +9,26 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import ConfigFiles, Mpp, MppOfSlides, Sets, Slides, WorkDir, Workers, app
+from pipeline.cli import (
+    BackendName,
+    ConfigFiles,
+    DryRun,
+    Encoder,
+    Gpu,
+    Labels,
+    Mpp,
+    MppOfSlides,
+    Replace,
+    Scheduler,
+    Sets,
+    Slides,
+    Wait,
+    WorkDir,
+    Workers,
+    app,
+    grid_of,
+    session,
+)
 
 
 @app.command(rich_help_panel="Look")
@@ -26,7 +45,7 @@ def status(
 @app.command(rich_help_panel="Look")
 def qupath(
     work: WorkDir = Path("work"),
-    out: Annotated[Path | None, typer.Option(help="folder of the files [default: <work>/qupath]")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the files (default: <work>/qupath)")] = None,
     tiles: Annotated[bool, typer.Option("--tiles/--no-tiles", help="with the tiles and their measurements")] = True,
 ) -> int:
     """Export tissue and tiles as GeoJSON for QuPath; edited, it comes back through the manifest's column `regions`."""
@@ -200,7 +219,7 @@ def demo(
 @app.command(rich_help_panel="Look")
 def report(
     work: WorkDir = Path("work"),
-    name: Annotated[str | None, typer.Option("--name", help="run, by name or folder [default: the only one]")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="run, by name or folder (default: the only one)")] = None,
 ) -> int:
     """One self-contained HTML file of a scored run: cohort, exclusions, results, mistakes, settings."""
     from pipeline.report import write
@@ -210,6 +229,45 @@ def report(
     folder = Work(work)
     print(write(folder, find(folder, name, "mhim")))
     return 0
+
+
+@app.command(rich_help_panel="Verbs")
+def benchmark(
+    work: WorkDir = Path("work"),
+    labels: Labels = None,
+    models: Annotated[
+        str | None, typer.Option(help="rows of the table as mean,abmil,mhim_abmil [default: all of benchmark.models]")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="runs become NAME-MODEL, the table NAME.md and .csv")] = None,
+    encoder: Encoder = None,
+    folds: Annotated[int | None, typer.Option(help="cross-validation folds [default: 5]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="most epochs [default: 50]")] = None,
+    seeds: Annotated[int | None, typer.Option(help="trainings per fold [default: 1]")] = None,
+    grid: Annotated[
+        list[str], typer.Option(help="setting=value,value to try in the models that have it; repeatable")
+    ] = [],  # noqa: B006
+    protocol: Annotated[str | None, typer.Option(help="honest, or paper: selects on the test fold")] = None,
+    gpu: Gpu = None,
+    config: ConfigFiles = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+    workers: Workers = None,
+    backend: BackendName = None,
+    scheduler: Scheduler = None,
+    wait: Wait = None,
+    replace: Replace = False,
+    dry_run: DryRun = False,
+) -> int:
+    """Train and score every model on the same splits, and tabulate mean ± sd: a paper's table in one command."""
+    from pipeline import benchmark
+
+    s = session(
+        work, config, set_, replace=replace, dry_run=dry_run,
+        extract__encoder=encoder, train__folds=folds, train__epochs=epochs, train__seeds=seeds,
+        train__grid=grid_of(grid), train__protocol=protocol, train__gpu=gpu,
+        cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
+        cluster__backend_params__scheduler=scheduler,
+    )  # fmt: skip
+    return benchmark.run(s, labels, name, models.split(",") if models else [])
 
 
 @app.command(rich_help_panel="Look")

@@ -21,10 +21,10 @@ from pipeline import scoring, training
 from pipeline.store import StoreError
 
 
-def compare(one: Path, two: Path, config: ScoreConfig) -> dict[str, dict[str, Any]]:
+def compare(one: Path, two: Path, config: ScoreConfig, only: str | None = None) -> dict[str, dict[str, Any]]:
     """Metric -> difference (two minus one) of the patients' mean predictions, interval, p value, verdict on `two`.
 
-    Raises StoreError when a run is not scored, or the splits, patients or truths differ.
+    only: one metric instead of all. Raises StoreError when a run is not scored, or splits, patients or truths differ.
     """
     found = [_scored(run) for run in (one, two)]
     (told_one, rows_one), (told_two, rows_two) = found
@@ -39,7 +39,8 @@ def compare(one: Path, two: Path, config: ScoreConfig) -> dict[str, dict[str, An
     patients = sorted(first)
     sides = [[first[p] for p in patients], [second[p] for p in patients]]
     verdicts = {}
-    for name in ("c_index",) if task.survival else ("auc", "auprc", "balanced_accuracy", "f1", "brier"):
+    named = ("c_index",) if task.survival else ("auc", "auprc", "balanced_accuracy", "f1", "brier")
+    for name in (only,) if only else named:
         def value(drawn: np.ndarray, which: int, name: str = name) -> float:
             sign = -1.0 if name == "brier" else 1.0  # smaller is better
             return sign * scoring.measure([sides[which][i] for i in drawn], task, (), None)[name]

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pipeline import rates
 from pipeline.stage import Outcome, Plan, Report, State
 
 out = Console(highlight=False, soft_wrap=True)
@@ -27,6 +28,7 @@ class Progressing:
         self._bar: Progress | None = None
         self._done = self._total = self._failed = 0
         self._said = time.monotonic()
+        self._sums: dict[str, float] = {}
 
     def __enter__(self) -> Progressing:
         return self
@@ -68,11 +70,15 @@ class Progressing:
             err.print(f"  [red]failed[/] {escape(outcome.key)}: {escape(outcome.message)}")
         elif outcome.state is State.EMPTY:
             err.print(f"  [yellow]empty[/] {escape(outcome.key)}: {escape(outcome.message)}")
+        for name, value in outcome.numbers.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        rate = rates.told(self._sums)
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._done, last=escape(outcome.key[-40:]))
+            last = rate or outcome.key[-40:]
+            self._bar.update(self._bar.task_ids[0], completed=self._done, last=escape(last))
         elif time.monotonic() - self._said > 10 or self._done == self._total:
             self._said = time.monotonic()
-            err.print(f"  {self.stage} {self._done}/{self._total}, {self._failed} failed")
+            err.print(f"  {self.stage} {self._done}/{self._total}, {self._failed} failed{'; ' if rate else ''}{rate}")
 
 
 def escape(text: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import bundle, decide, figures, scoring, status, store
+from pipeline import bundle, decide, figures, risk, scoring, status, store
 
 BUDGET = 9 * 2**20  # bytes of the HTML file
 PICTURE_PX = 360
@@ -77,8 +77,9 @@ def _figures(run: Path, found: dict[str, Any], rows: Sequence[Row]) -> dict[str,
         if "reliability" in found:
             made["reliability"] = figures.reliability(found["reliability"])
     else:
-        time, event = (np.array([float(r[k]) for r in rows]) for k in ("time", "event"))
-        made["kaplan_meier"] = figures.kaplan_meier(time, event, scoring.high_risk(rows), found.get("log_rank_p"))
+        grouped = risk.groups(rows)
+        if grouped is not None:
+            made[risk.NAME] = figures.kaplan_meier(*grouped, found.get("log_rank_p"))
     made["loss"] = figures.training(histories, "loss")
     made["validation"] = figures.training(histories, found["headline"])
     return made

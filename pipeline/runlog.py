@@ -2,12 +2,13 @@
 
 In: a stage, its settings and the outcomes as they come. Out: two files per command that had something to do; one file
 has one writer, so that many tasks of a cluster never mix their lines. Times, hosts and versions live here and never in
-an output. Knows nothing of slides or models; only the reasons of failures, and the commands to try them again, are
-ever read back.
+an output. Knows nothing of slides or models; only the reasons of failures, the commands to try them again, and what
+a command set out to make are ever read back.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -23,11 +24,13 @@ from types import TracebackType
 from typing import Any
 
 from configs.schema import Config
-from pipeline import store
+from pipeline import rates, store
 from pipeline.stage import Outcome, Plan, Report, Stage, State
 
 # named by the summary; read from the installed packages' metadata, which imports none of them
 PACKAGES = ("mhim-pipeline", "numpy", "torch", "timm", "openslide-python", "zarr", "scikit-image", "scikit-learn")
+
+_NAMED = 500  # a plan of so many items at most names them in the log: a training's folds, not an archive's slides
 
 MIRROR = "PIPELINE_LOG_JSON"  # set by `pipeline --log-json`, so that jobs and workers inherit it
 
@@ -91,12 +94,16 @@ class RunLog:
         """Note the plan. A command with nothing to do leaves no log."""
         todo = len(plan.todo) + len(plan.remake) + len(plan.differ)
         if todo:
-            self.event({"event": "plan", "stage": self.verb, "todo": todo, "done_before": len(plan.done)})
+            few = [i.key for i in (*plan.todo, *(i for i, _ in plan.differ), *plan.remake)] if todo <= _NAMED else []
+            named = {"keys": few} if few else {}
+            self.event({"event": "plan", "stage": self.verb, "todo": todo, "done_before": len(plan.done), **named})
 
     def watch(self, outcome: Outcome) -> None:
         """Note one outcome."""
         self._outcomes.append(outcome)
         fields = {k: v for k, v in asdict(outcome).items() if v not in ("", (), {})}
+        if told := rates.told(outcome.numbers):
+            fields["rates"] = told
         self.event({"event": "item", "stage": self.verb, **fields, "seconds": round(outcome.seconds, 3)})
 
     def finished(self, report: Report) -> None:
@@ -145,6 +152,8 @@ class RunLog:
             for name, value in outcome.numbers.items():
                 totals[name] = totals.get(name, 0.0) + value
         rows += [(f"sum of {name}", f"{value:g}") for name, value in sorted(totals.items())]
+        if told := rates.told(totals):
+            rows.append(("rates", told))
         if stopped:
             rows.append(("stopped early", stopped))
         lines = [f"# {self.id}", "", "| | |", "|---|---|", *(f"| {k} | {_cell(v)} |" for k, v in rows), ""]
@@ -204,6 +213,22 @@ def last_failures(runs: Path) -> dict[tuple[str, str], dict[str, Any]]:
     failed = {at: path for at, (event, path) in _newest(runs).items() if event["state"] == State.FAILED}
     starts = {path: next(events(path)) for path in set(failed.values())}
     return {at: starts[path] for at, path in failed.items()}
+
+
+def planned_keys(runs: Path) -> dict[str, set[str]]:
+    """Stage label -> keys that its newest command wanted to make, with those of other commands of equal settings (its
+    shards). Large plans do not name their keys."""
+    plans = []
+    for path in runs.glob("*.jsonl") if runs.is_dir() else []:
+        first = list(itertools.islice(events(path), 2))
+        if [event.get("event") for event in first] == ["start", "plan"] and "keys" in first[1]:
+            plans.append((first[0]["t"], first[1]["stage"], first[0]["settings"], first[1]["keys"]))
+    newest: dict[str, tuple[str, set[str]]] = {}
+    for _, stage, settings, keys in sorted(plans, reverse=True):
+        wanted, found = newest.setdefault(stage, (settings, set()))
+        if settings == wanted:
+            found.update(keys)
+    return {stage: found for stage, (_, found) in newest.items()}
 
 
 def _newest(runs: Path) -> dict[tuple[str, str], tuple[dict[str, Any], Path]]:

@@ -60,6 +60,8 @@ def make_one(stage: Stage, item: Item, claims: Claims, replace: bool = False, re
         if error.errno in _FATAL:
             raise Stopped(_disk_message(stage, error)) from error
         return _failed(item, start, error)
+    except Stopped:
+        raise  # what is wrong concerns every item
     except Exception as error:
         return _failed(item, start, error)
     finally:

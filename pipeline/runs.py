@@ -60,6 +60,13 @@ def held_out(work: store.Work, config: Config, run: Path) -> Score:
     return Score(work, config, run, Dataset(patients, (), facts), members, folders)
 
 
+def numbers(work: store.Work, config: Config, run: Path) -> Score:
+    """The held-out predictions and metrics of a run alone, without the scores of its tiles."""
+    folders = scoring.folds_of(run)
+    facts = json.loads((folders[0] / bundle.CARD).read_text())["features"]
+    return Score(work, config, run, Dataset((), (), facts), {}, folders)
+
+
 def new_slides(
     work: store.Work, config: Config, run: Path, features: Path, name: str | None = None, rows: Sequence[Row] = ()
 ) -> Score:

@@ -23,7 +23,7 @@ from mil import metrics, mining, tasks
 from mil import train as loop
 from mil.feed import Feed
 from mil.tasks import Task
-from pipeline import bundle, decide, grid, training
+from pipeline import bundle, decide, grid, risk, training
 from pipeline.cases import Patient, StoredBag
 from pipeline.store import StoreError, read_array, stored
 
@@ -70,8 +70,7 @@ def answers(logits: np.ndarray, task: Task, card: dict[str, Any], config: ScoreC
             scaled = scaled / card.get("temperature", 1.0)
         p = task.probabilities(scaled).numpy()
         return [{f"p_{name}": float(v) for name, v in zip(task.classes, row, strict=True)} for row in p]
-    risk = task.risk(scaled).numpy()
-    rows: list[Row] = [{"risk": float(r)} for r in risk]
+    rows: list[Row] = [{"risk": float(r)} for r in task.risk(scaled).numpy()]
     if task.kind == "nll":
         for row, curve in zip(rows, task.survival_curve(scaled).numpy(), strict=True):
             row |= {f"free_after_bin_{k}": float(v) for k, v in enumerate(curve)}
@@ -110,7 +109,7 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
         "bootstrap": config.bootstrap, "per_fold": per_fold,
     }
     if task.survival:
-        found["log_rank_p"] = _log_rank(pooled)
+        found["log_rank_p"] = risk.log_rank(pooled)
     else:
         found["confusion"] = confusion(pooled, task)
         found["decisions"] = decide.counts(pooled, task.classes)
@@ -252,8 +251,8 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str, str]]:
 def measure(rows: Sequence[Row], task: Task, horizons: Sequence[float], threshold: float | None) -> metrics.Metrics:
     """All metrics of prediction rows that carry their truth; survival adds the AUC at each horizon."""
     if task.survival:
-        time, event, risk = (np.array([r[k] for r in rows], dtype=np.float64) for k in ("time", "event", "risk"))
-        return metrics.survival(time, event, risk, horizons)
+        time, event, told = (np.array([r[k] for r in rows], dtype=np.float64) for k in ("time", "event", "risk"))
+        return metrics.survival(time, event, told, horizons)
     labels = np.array([task.classes.index(r["label"]) for r in rows])
     p = np.array([[r[f"p_{c}"] for c in task.classes] for r in rows])
     return metrics.classification(labels, p, threshold)
@@ -263,18 +262,6 @@ def calibration(rows: Sequence[Row], task: Task) -> dict[str, Any]:
     """How far the probabilities of labelled rows can be believed."""
     labels = np.array([task.classes.index(r["label"]) for r in rows])
     return decide.reliability(labels, np.array([[r[f"p_{c}"] for c in task.classes] for r in rows]))
-
-
-def _log_rank(pooled: Sequence[Row]) -> float:
-    """p value between the patients above and below their trainings' risk threshold."""
-    time, event = (np.array([r[k] for r in pooled], dtype=np.float64) for k in ("time", "event"))
-    return metrics.log_rank(time, event, high_risk(pooled))
-
-
-def high_risk(pooled: Sequence[Row]) -> np.ndarray:
-    """bool (n,): whose risk lies above the threshold, the median of the validation part of the training that held the
-    patient out; of several trainings the mean of both."""
-    return np.array([float(r["risk"]) > float(r["risk_threshold"]) for r in pooled])
 
 
 def _group(card: dict[str, Any], task: Task) -> Row:

@@ -29,7 +29,7 @@ class Refused(Exception):
 
 
 class Stopped(Exception):
-    """Nothing more can be made: full disk, read-only folder. What was committed stays."""
+    """Nothing more can be made: full disk, read-only folder, no GPU any more. What was committed stays."""
 
 
 class State(StrEnum):

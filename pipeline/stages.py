@@ -25,7 +25,7 @@ from pipeline import store
 from pipeline.cases import Dataset, digest_of, own_settings
 from pipeline.cohort import SlideEntry
 from pipeline.runner import make_one, open_claims
-from pipeline.stage import Item, Made, Stage, State
+from pipeline.stage import Item, Made, Stage, State, Stopped
 
 if TYPE_CHECKING:
     from pipeline.training import Job
@@ -117,7 +117,7 @@ class Tile(Stage):
 def _jpeg(rgb: np.ndarray) -> bytes:
     import cv2
 
-    ok, data = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    ok, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
     if not ok:
         raise store.StoreError("the overlay could not be encoded as JPEG")
     return bytes(data)
@@ -135,10 +135,11 @@ class Extract(Stage):
     def __post_init__(self) -> None:
         from extract.encoders import identity
         from extract.features import whole_machine
+        from pipeline.encoding import Encoding
 
         self.identity = identity(self.config.extract)
         self.heavy = whole_machine(self.config.extract)
-        self._extractor: Any = None
+        self.encoding = Encoding(self.config.extract, cores=0 if self.heavy else 1)
 
     @property
     def root(self) -> Path:  # type: ignore[override]
@@ -167,20 +168,23 @@ class Extract(Stage):
         return [replace(self, config=self.config.model_copy(update={"extract": e})) for e in one]
 
     def prefetch(self, item: Item) -> None:
-        with suppress(store.StoreError, OSError):  # `make` meets the same and tells it as that slide's
-            self.extractor.prefetch(self._job(item))
+        with suppress(store.StoreError, Stopped, OSError):  # `make` meets the same and tells it
+            self.encoding.ready().prefetch(self._job(item))
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
         from extract.encoders import check_tiles
+        from pipeline.encoding import same_slide
 
         config = self.config.extract
         tiles = store.read_attrs(self.work.tile_store(item.key))
+        same_slide(item.data.path, tiles)
         mismatch = check_tiles(self.identity, tiles["tile_px"], tiles["mpp"], config.allow_mismatch)
+        extractor = self.encoding.ready()
         job = self._job(item)
         rows = store.even_chunk(len(job.coords_l0), config.chunk_rows)
         writer = store.StoreWriter(out, self._attrs(tiles, mismatch))
         features = writer.create(
-            "features", (len(job.coords_l0), self.extractor.encoder.dim), config.dtype,
+            "features", (len(job.coords_l0), extractor.encoder.dim), config.dtype,
             config.chunk_rows, config.compress,
         )
         start = 0
@@ -190,32 +194,19 @@ class Extract(Stage):
             chunk = np.load(file, allow_pickle=False)
             features[start : start + len(chunk)] = chunk
             start += len(chunk)
-        for first, chunk in self.extractor.encode(job, start):
+        for first, chunk in self.encoding.encode(job, start):
             features[first : first + len(chunk)] = chunk
             if len(job.coords_l0) > rows:  # a slide of one chunk has nothing worth keeping before its end
                 partial.mkdir(parents=True, exist_ok=True)
                 with store.aside(partial / f"{first:012d}.npy") as tmp, open(tmp, "wb") as f:
                     np.save(f, chunk, allow_pickle=False)
         writer.write("coords", job.coords_l0, config.chunk_rows)
-        stats = self.extractor.stats
+        stats = extractor.stats
         notes = (f"read through OpenSlide: {stats.note}",) if stats.note and config.reader == "auto" else ()
         return Made(notes=notes, numbers={"tiles": len(job.coords_l0), **stats.numbers()})
 
     def close(self) -> None:
-        if self._extractor is not None:
-            self._extractor.close()
-
-    @property
-    def extractor(self) -> Any:
-        """Built at first use, in the process that uses it."""
-        if self._extractor is None:
-            from extract.features import Extractor
-
-            self._extractor = Extractor(self.config.extract, cores=0 if self.heavy else 1)
-        return self._extractor
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_extractor": None}
+        self.encoding.close()
 
     def _job(self, item: Item) -> Any:
         from extract import SlideJob
@@ -228,7 +219,7 @@ class Extract(Stage):
     def _attrs(self, tiles: dict[str, Any], mismatch: str) -> dict[str, Any]:
         """What the features carry: the tiles' own facts, and the encoder's."""
         keep = ("mpp", "mpp_source", "slide_mpp", "tile_px", "tile_l0", "size_l0", "bounds_l0")
-        attrs = {k: tiles[k] for k in keep if k in tiles} | self.extractor.attrs()
+        attrs = {k: tiles[k] for k in keep if k in tiles} | self.encoding.ready().attrs()
         return attrs | ({"mismatch": mismatch} if mismatch else {})
 
 
@@ -348,7 +339,7 @@ class Score(Stage):
         return {"stage": self.name, "format": store.FORMAT, **settings, **inputs}
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
-        from pipeline import bundle, scoring, training
+        from pipeline import bundle, risk, scoring, training
 
         if item.seal:
             rows, task = scoring.predictions(self.folds, self.config.score)
@@ -356,6 +347,8 @@ class Score(Stage):
             (out / training.PREDICTIONS).write_text(training.table(rows))
             found = scoring.summary(self.folds, rows, task, self.config.score)
             (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+            if task.survival:
+                risk.draw(out, scoring.ensemble(rows))
             return Made()
         patient = self.data.by_id()[item.data]
         if self._last[0] != patient.id:  # slides of one patient are one bag: scored once

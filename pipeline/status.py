@@ -44,8 +44,9 @@ def read(work: store.Work) -> list[StageStatus]:
         wanted = tile.keys["done"]
         outputs = {i: folder / f"{i}.zarr" for i in wanted}
         stages.append(_stage(f"extract {folder.name}", wanted, folder, outputs, failed))
+    wanted_folds = runlog.planned_keys(work.runs)
     for run in sorted(p for p in work.runs.iterdir() if p.is_dir()) if work.runs.is_dir() else []:
-        stages.append(_run(run, failed))
+        stages.append(_run(run, failed, wanted_folds.get(f"train {run.name}", set())))
     return stages
 
 
@@ -72,14 +73,14 @@ def _stage(
     return status
 
 
-def _run(folder: Path, failed: dict[tuple[str, str], str]) -> StageStatus:
-    """A training: the folds that its splits ask for."""
+def _run(folder: Path, failed: dict[tuple[str, str], str], planned: set[str]) -> StageStatus:
+    """A training: its folds, and those that its last command wanted and that are not there yet."""
     status = StageStatus(f"train {folder.name}")
     done = {p.parent.relative_to(folder).as_posix() for p in folder.rglob(f"fold_*/{store.SEAL}")}
     busy = running_keys(folder / ".claims")
     wrong = {k: m for (stage, k), m in failed.items() if stage == status.name and k not in done}
-    for key in sorted(done | busy | wrong.keys()):
-        state = "done" if key in done else "running" if key in busy else "failed"
+    for key in sorted(done | busy | wrong.keys() | planned):
+        state = "done" if key in done else "running" if key in busy else "failed" if key in wrong else "missing"
         status.keys[state].append(key)
     status.reasons |= wrong
     return status

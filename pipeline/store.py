@@ -28,6 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import plain_zarr
+
 FORMAT = 1  # raise when the meaning of a stored array or attribute changes
 SEAL = "manifest.json"  # carries the fingerprint of outputs that are not Zarr stores
 
@@ -228,16 +230,15 @@ class StoreWriter:
     """A new Zarr v3 group at `path` (which must not exist). Whole chunks only, one writer, deterministic bytes."""
 
     def __init__(self, path: Path, attrs: dict[str, Any]) -> None:
-        import zarr
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._group = zarr.create_group(str(path), attributes=attrs)
+        self._path = path
+        plain_zarr.write_group(path, attrs)
 
     def create(self, name: str, shape: tuple[int, ...], dtype: str, chunk_rows: int, compress: bool = False) -> Any:
         """An empty array cut along its first axis; fill it in whole chunks."""
+        import zarr
         from zarr.codecs import ZstdCodec
 
-        return self._group.create_array(
+        return zarr.open_group(str(self._path), mode="r+").create_array(
             name,
             shape=shape,
             dtype=dtype,
@@ -248,6 +249,9 @@ class StoreWriter:
 
     def write(self, name: str, data: np.ndarray, chunk_rows: int = 16384, compress: bool = False) -> None:
         """A whole array at once."""
+        if not compress and data.ndim and plain_zarr.fits(data.dtype):
+            plain_zarr.write_array(self._path / name, data, even_chunk(data.shape[0], chunk_rows))
+            return
         array = self.create(name, data.shape, str(data.dtype), chunk_rows, compress)
         if data.shape[0]:
             array[...] = data

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs import lookup
 from configs.schema import Config
@@ -18,6 +19,9 @@ from pipeline.backends import slurm
 from pipeline.cohort import CohortError
 from pipeline.runlog import RunLog, label
 from pipeline.stage import Item, Outcome, Plan, Stage
+
+if TYPE_CHECKING:
+    from pipeline.cases import Dataset
 
 
 @dataclass(frozen=True)
@@ -195,11 +199,24 @@ def submit_all(session: Session, source: Path, labels: Path | None, name: str | 
 
 def train(session: Session, labels: Path | None, name: str | None) -> int:
     """Features to models: one training per grid cell, seed and fold."""
-    from pipeline import bag_table, cases, explog, runs, training
+    from pipeline import cases, runs
     from pipeline.stages import Train
 
     config = session.config
     run = name or config.train.model.rsplit(".", 1)[-1]
+    found, data = to_train_on(session, labels)
+    stage = Train(session.work, config, run, data, cases.make_folds(data, config.train))
+    code = run_stage(session, stage, ["--labels", str(found.resolve()), "--name", run])
+    if not (session.dry_run or session.submits):
+        runs.show_folds(stage.root, console.out)
+    return code
+
+
+def to_train_on(session: Session, labels: Path | None) -> tuple[Path, Dataset]:
+    """The path of the labels and the patients of a training. Tells what is left out, and what would stop it later."""
+    from pipeline import bag_table, cases, explog, training
+
+    config = session.config
     if labels is None:  # bags from a table bring their labels along; those of digits are made here
         own = session.work.features(config.extract.encoder) / "labels.csv"
         labels = bag_table.ensure_digits(session.work, config.extract.encoder) or (own if own.is_file() else None)
@@ -216,11 +233,7 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
         training.device(config.train.gpu)  # told before any work; on a cluster only the nodes can tell
     if not session.submits:
         explog.check(config.train.log)
-    stage = Train(session.work, config, run, data, cases.make_folds(data, config.train))
-    code = run_stage(session, stage, ["--labels", str(found.resolve()), "--name", run])
-    if not (session.dry_run or session.submits):
-        runs.show_folds(stage.root, console.out)
-    return code
+    return found, data
 
 
 def score(

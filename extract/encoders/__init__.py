@@ -28,6 +28,14 @@ class EncoderError(ValueError):
     """An encoder that does not exist, cannot be built here, or does not fit the tiles; the message says what to do."""
 
 
+class NoGpu(RuntimeError):
+    """A GPU was asked for and there is none to use: no slide can be encoded in this process."""
+
+
+class GpuFailed(NoGpu):
+    """The GPU broke off in the middle of a slide. CUDA stays unusable in this process from then on."""
+
+
 @dataclass(frozen=True)
 class Encoder:
     """A ready encoder.

@@ -43,7 +43,10 @@ def build(config: ExtractConfig) -> Encoder:
         row = _row_of_timm(config.encoder.removeprefix("timm:"))
     path = weights.locate(row.name, row.hub_id, row.hub_files or weights.HUB_FILES, config.weights, config.offline)
     pooling: Pooling = params.pooling or row.pooling
-    if row.loader == "timm":
+    if pooling != row.pooling and not {pooling, row.pooling} <= {"model", "cls", "cls_mean", "mean"}:
+        raise EncoderError(f"encoder {row.name!r} has a head of its own and cannot be pooled as {pooling!r}")
+    by_its_code = params.trust_remote_code and "trust_remote_code" in row.needs
+    if row.loader == "timm" and not by_its_code:
         module = network(row)
         fill(module, path, row)
     else:
@@ -94,6 +97,8 @@ def network(row: Row) -> nn.Module:
         module.layer4 = nn.Identity()
     if row.pooling == "keep":
         module = _remap.KeepVision(module)
+    if row.pooling == "attention":
+        module = _remap.AttentionPooled(module, row.dim)
     return module.eval()
 
 

@@ -1,7 +1,8 @@
-"""Checkpoints of other code bases, renamed for timm's networks; and the two parts that timm does not have.
+"""Checkpoints of other code bases, renamed for timm's networks; and the parts that timm does not have.
 
 In: a state dict as its authors saved it. Out: the same tensors under timm's names. Values are never changed, only
-stacked (query, key, value) or left out (tables that timm computes itself).
+stacked (query, key, value), added where timm adds them beforehand (class token and its position), or left out (tables
+that timm computes itself, text sides).
 """
 
 from __future__ import annotations
@@ -63,16 +64,67 @@ class KeepVision(nn.Module):
         return F.normalize(self.visual_head(self.visual(x)), dim=-1)
 
 
+class AttentionPooled(nn.Module):
+    """Vision side of CONCH (v1: Lu et al. 2024, 10.1038/s41591-024-02856-4; v1.5 is TITAN's) as CoCa pools it.
+
+    A ViT's tokens after the final norm, one learnt query that attends to all of them (8 heads), LayerNorm; neither
+    projected nor normalised, as the authors advise for MIL. float (B, 3, 448, 448) -> (B, width). Names of parameters
+    as in mahmoodlab/CONCH (vision_tower.py, transformer.py), without the prefix `visual.`.
+    """
+
+    def __init__(self, trunk: nn.Module, width: int) -> None:
+        super().__init__()
+        self.trunk: Any = trunk
+        self.attn_pool_contrast = _Pooler(width, self.trunk.num_features)
+        self.ln_contrast = nn.LayerNorm(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled: torch.Tensor = self.ln_contrast(self.attn_pool_contrast(self.trunk.forward_features(x)))
+        return pooled
+
+    def fit_grid(self, state: dict[str, torch.Tensor]) -> None:
+        """Take the grid of position embeddings that the file has; the trunk interpolates to the image at run time."""
+        positions = state.get("trunk.pos_embed")
+        if positions is None or positions.ndim != 3:
+            return  # `load_into` names it
+        side = round((positions.shape[1] - 1) ** 0.5)
+        if side * side + 1 == positions.shape[1] and side != self.trunk.patch_embed.grid_size[0]:
+            self.trunk.set_input_size(img_size=side * self.trunk.patch_embed.patch_size[0])
+
+
+class _Pooler(nn.Module):
+    """One query over a sequence: float (B, N, context) -> (B, width)."""
+
+    def __init__(self, width: int, context: int, heads: int = 8) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, width))
+        self.attn = nn.MultiheadAttention(width, heads, kdim=context, vdim=context, batch_first=True)
+        self.ln_q = nn.LayerNorm(width)
+        self.ln_k = nn.LayerNorm(context)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        keys = self.ln_k(tokens)
+        query = self.ln_q(self.query).expand(len(tokens), 1, -1)  # (B, 1, width)
+        out: torch.Tensor = self.attn(query, keys, keys, need_weights=False)[0]
+        return out[:, 0]
+
+
 def to_timm(state: dict[str, torch.Tensor], model: nn.Module, name: str) -> dict[str, torch.Tensor]:
     """`state` under the names of `model`, whatever its source: transformers, upstream DINOv2, old timm, timm."""
     state = {k.removeprefix("module."): v for k, v in state.items()}
     if name == "keep":
         kept = {k: v for k, v in state.items() if k.startswith(("visual.", "visual_head."))}
         return {re.sub(r"\.(ls[12])\.weight$", r".\1.gamma", k): v for k, v in kept.items()}
+    if isinstance(model, AttentionPooled):  # text side, captioning and the projections to text are left out
+        sides = ("trunk.", "attn_pool_contrast.", "ln_contrast.")
+        state = {k.removeprefix("visual."): v for k, v in state.items()}
+        state = {k: v for k, v in state.items() if k.startswith(sides)}
+        model.fit_grid(state)
+        return state
     if name in ("ctranspath", "chief"):
         return _old_swin(state)
     if any(".attention.attention.query." in k for k in state):
-        return _from_transformers(state)
+        return _class_position(_from_transformers(state), model)
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     converted: dict[str, torch.Tensor] = convert(state, model) if convert else dict(state)
     # timm resamples another grid in silence: right for DINOv2 (trained at 518 px, run at 224), else a wrong file
@@ -91,6 +143,16 @@ def _old_swin(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         moved = re.match(r"layers\.(\d+)\.downsample\.(.+)", key)
         out[f"layers.{int(moved[1]) + 1}.downsample.{moved[2]}" if moved else key] = value
     return out
+
+
+def _class_position(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """The class token's position embedding added to the token itself, for networks that have positions of patches only
+    (timm's with registers): the same sum, made once."""
+    own, given = model.state_dict().get("pos_embed"), state.get("pos_embed")
+    if own is not None and given is not None and "cls_token" in state and given.shape[1] == own.shape[1] + 1:
+        state["cls_token"] = state["cls_token"] + given[:, :1]
+        state["pos_embed"] = given[:, 1:]
+    return state
 
 
 _HF_NAMES = [

@@ -6,7 +6,8 @@ Knows no model by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,11 @@ import torch.nn.functional as F
 
 from configs.schema import ExtractConfig
 from extract import memory
+from extract.encoders import GpuFailed, NoGpu
 
 CPU_BATCH = 8  # larger batches spend half their time on page faults of activations (25 MB each at 8 for a ResNet-50)
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class NoGpu(RuntimeError):
-    """A GPU was asked for and there is none."""
+_GPU_WORDS = ("CUDA error", "CUDA driver", "CUDA unknown error", "cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS", "NVML")
 
 
 @dataclass(frozen=True)
@@ -120,23 +119,42 @@ class Runner:
             return lambda: self._on_cpu(source)
         with torch.inference_mode():
             out = torch.empty((len(tiles), self.dim), dtype=torch.float32, pin_memory=True)
-            row = 0
-            while row < len(tiles):
-                try:
-                    part = self._forward(source[row : row + self.batch])
-                except torch.cuda.OutOfMemoryError:
-                    self._halve()
-                    continue
-                out[row : row + len(part)].copy_(part, non_blocking=True)
-                row += len(part)
-            done = torch.cuda.Event()
-            done.record(torch.cuda.current_stream(self.device))
+            with self._watched():
+                for row, part in self._parts(source):
+                    out[row : row + len(part)].copy_(part, non_blocking=True)
+                done = torch.cuda.Event()
+                done.record(torch.cuda.current_stream(self.device))
 
         def wait() -> np.ndarray:
-            done.synchronize()
+            with self._watched():
+                done.synchronize()
             return out.numpy()
 
         return wait
+
+    def _parts(self, source: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first row, features) of batch after batch; the batch is halved, and stays so, where memory runs out."""
+        row = 0
+        while row < len(source):
+            try:
+                part = self._forward(source[row : row + self.batch])
+            except torch.cuda.OutOfMemoryError:
+                self._halve()
+                continue
+            yield row, part
+            row += len(part)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Within it, an error of the device becomes GpuFailed; one of the model stays what it is."""
+        try:
+            yield
+        except RuntimeError as error:
+            text = str(error)
+            if isinstance(error, torch.AcceleratorError) or any(word in text for word in _GPU_WORDS):
+                first = (text.strip().splitlines() or [type(error).__name__])[0]
+                raise GpuFailed(f"{self.device} failed ({first}): look at `nvidia-smi` and the system's log") from error
+            raise
 
     def _on_cpu(self, source: torch.Tensor) -> np.ndarray:
         out = np.empty((len(source), self.dim), np.float32)

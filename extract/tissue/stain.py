@@ -17,8 +17,8 @@ from pydantic import Field
 
 from configs.schema import Settings
 
-_BAND_ROWS = 384
-_FAT_REACH_UM = 400.0  # openings of 56, 16 and 40 µm, a window of 88 µm counted twice, two rims: 310 µm at 8 µm/px
+_BAND_PX = 1_600_000
+_FAT_REACH_UM = 500.0  # openings of 56, 16, 40, a closing of 48, a window of 88 µm twice, two rims: 410 at 8 µm/px
 _SCALE = 200.0  # OD 1.275 = 255: one grey level of the score is OD 0.005
 
 
@@ -49,11 +49,12 @@ def segment(rgb: np.ndarray, mpp: float, params: Params) -> np.ndarray:
         return solid.view(bool)
     # In bands, whose dozen planes are small; `_FAT_REACH_UM` beyond a band's edge nothing decides within it.
     out = solid.copy()
-    height, halo = len(solid), -(-_FAT_REACH_UM // mpp)
-    for top in range(0, height, _BAND_ROWS):
-        first, last = max(0, int(top - halo)), min(height, int(top + _BAND_ROWS + halo))
+    height, halo = len(solid), int(-(-_FAT_REACH_UM // mpp))
+    rows = max(4 * halo, _BAND_PX // solid.shape[1])
+    for top in range(0, height, rows):
+        first, last = max(0, top - halo), min(height, top + rows + halo)
         fat = _fat(green[first:last], solid[first:last], mpp, params)
-        out[top : top + _BAND_ROWS] |= fat[top - first : top - first + _BAND_ROWS]
+        out[top : top + rows] |= fat[top - first : top - first + rows]
     return out.view(bool)
 
 
@@ -65,14 +66,16 @@ def absorbed(rgb: np.ndarray, tables: list[np.ndarray]) -> list[np.ndarray]:
 def background(rgb: np.ndarray) -> tuple[float, float, float]:
     """The ground's colour: the commonest bright one that is not pure white; (255, 255, 255) where all is dark."""
     if rgb.shape[0] * rgb.shape[1] > 250_000:  # a quarter of so many px tells the same
-        rgb = np.ascontiguousarray(rgb[::2, ::2])
-    brightness = cv2.min(cv2.min(rgb[..., 0], rgb[..., 1]), rgb[..., 2])
+        h, w = rgb.shape[0] // 2, rgb.shape[1] // 2
+        rgb = cv2.resize(rgb[: 2 * h, : 2 * w], (w, h), interpolation=cv2.INTER_NEAREST)
+    red, green, blue = cv2.split(rgb)
+    brightness = cv2.min(cv2.min(red, green), blue)
     histogram = cv2.calcHist([brightness], [0], None, [256], [0, 256]).ravel()[:255]
     if histogram[200:].sum() < 0.001 * brightness.size:
         return (255.0, 255.0, 255.0)
     mode = 200 + int(np.argmax(histogram[200:]))
     at_mode = cv2.inRange(brightness, mode - 1, mode + 1)
-    counts = [cv2.calcHist([rgb], [c], at_mode, [256], [0, 256]).ravel().cumsum() for c in range(3)]
+    counts = [cv2.calcHist([c], [0], at_mode, [256], [0, 256]).ravel().cumsum() for c in (red, green, blue)]
     r, g, b = (float(np.searchsorted(c, c[-1] / 2)) for c in counts)  # medians, without sorting a million px
     return r, g, b
 
@@ -96,7 +99,13 @@ def _fat(od_green: np.ndarray, solid: np.ndarray, mpp: float, params: Params) ->
     room = np.asarray(cv2.convertScaleAbs(room, alpha=params.membrane_share))
     # Where solid tissue fills most of the window the share would rest on a few px: at least 15 % must be free.
     fat: np.ndarray = ((density > room) & (density > 30 * params.membrane_share) & (free > 0)).astype(np.uint8)
-    fat = np.asarray(cv2.morphologyEx(fat, cv2.MORPH_OPEN, _disk(40 / mpp)), np.uint8)
+    if fat.any():
+        # The window reaches beyond the outermost membrane; the fat does not.
+        cell = max(3, round(96 / mpp) | 1)
+        fat &= np.asarray(cv2.morphologyEx(mesh | grown, cv2.MORPH_CLOSE, np.ones((cell, cell), np.uint8)), np.uint8)
+        fat = np.asarray(cv2.morphologyEx(fat, cv2.MORPH_OPEN, _disk(40 / mpp)), np.uint8)
+    if not fat.any():
+        return fat
     rim = (cv2.dilate(fat, np.ones((5, 5), np.uint8)) > 0) & (grown > 0)
     return np.asarray((fat > 0) | rim).astype(np.uint8)
 

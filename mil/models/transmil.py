@@ -3,6 +3,8 @@
 z_n = embedding of x_n (N, h), a class token in front;  x <- x + Attn_1(LN x);  PPEG on the instances;
 x <- x + Attn_2(LN x);  LN;  the class token is the bag embedding;  logits = W embedding + b. Attn is Nystrom attention
 (8 heads, 256 landmarks, 6 steps of the pseudo-inverse, dropout 0.1), see `_nystrom`. It uses the instances' order.
+As published, PPEG folds the list of instances into a square, in which neighbours of the slide are not neighbours;
+ppeg=grid convolves where the tiles really lie (on a GPU it waits for the host once per bag, to learn the grid's size).
 
 Only the class token leaves layer 2, so only its row is computed there: the same numbers for less than half the work.
 The attention of an instance is the class token's row in layer 1, per head; it may be negative, so the share is its
@@ -11,6 +13,8 @@ through layer 1's output projection and the classifier: MHIM-MIL's path past lay
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -28,6 +32,10 @@ class Params(EmbeddingParams):
 
     heads: int = Field(8, ge=1, description="attention heads")
     landmarks: int = Field(256, ge=1, description="landmarks of the Nystrom attention")
+    ppeg: Literal["sequence", "grid"] = Field(
+        "sequence",
+        description="what PPEG convolves: the list folded into a square, as published, or the tiles' own grid",
+    )
     attention_dropout: float = Field(0.1, ge=0, lt=1, description="dropout after each attention's output")
 
     @model_validator(mode="after")
@@ -43,6 +51,7 @@ class TransMil(MIL):
     def __init__(self, in_dim: int, n_out: int, params: Params) -> None:
         super().__init__()
         self.feature = Embedding(in_dim, params)
+        self.on_grid = params.ppeg == "grid"
         self.token = nn.Parameter(0.02 * torch.randn(params.width))
         self.norm1, self.norm2, self.norm = (nn.LayerNorm(params.width) for _ in range(3))
         self.layer1, self.layer2 = (
@@ -65,7 +74,11 @@ class TransMil(MIL):
         placed = x[1:]
         if log_count is not None:  # removed instances leave a hole
             placed = placed.masked_fill(log_count[1:].isneginf()[:, None], 0.0)
-        x = torch.cat([x[:1], self.position(placed)])
+        if self.on_grid and instances.grid is not None:
+            placed = self.position.on_grid(placed, instances.grid, None if log_count is None else log_count[1:].exp())
+        else:
+            placed = self.position(placed)
+        x = torch.cat([x[:1], placed])
         x = x[:1] + self.layer2(self.norm2(x), log_count, first_only=True).rows
         embedding = self.norm(x)[0]
         logits = self.classifier(embedding)

@@ -8,9 +8,10 @@ import threading
 from collections.abc import Iterator
 
 from configs.schema import ClusterConfig, Settings
+from pipeline import console
 from pipeline.backends._child import Child, Order
 from pipeline.runner import run_items
-from pipeline.stage import Item, Outcome, Stage
+from pipeline.stage import Item, Outcome, Stage, Stopped
 
 
 class Params(Settings):
@@ -33,24 +34,51 @@ def run(stage: Stage, items: list[Item], replace: bool, remake: bool, cluster: C
 def _pool(orders: list[Order], items: list[Item], ahead: bool = False) -> Iterator[Outcome]:
     """One thread per child feeds it from one list and puts its outcomes, or what stops the stage, into one queue.
 
-    ahead: each child is told its next item while it makes one, to prefetch it."""
+    ahead: the children are devices; each is told its next item while it makes one, to prefetch it, and leaves its items
+    to the others if it is stopped (its GPU is gone): only the last one's end is the stage's."""
     todo: queue.SimpleQueue[Item] = queue.SimpleQueue()
     for item in items:
         todo.put(item)
     results: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
     stop = threading.Event()
+    at_work = len(orders)
+    lock = threading.Lock()
+
+    def take() -> Item:
+        """The next item; raises queue.Empty, after which this thread is no longer at work."""
+        nonlocal at_work
+        with lock:
+            try:
+                return todo.get_nowait()
+            except queue.Empty:
+                at_work -= 1
+                raise
+
+    def hand_over(items: list[Item | None]) -> bool:
+        """Leave items to the threads still at work; False if this was the last."""
+        nonlocal at_work
+        with lock:
+            at_work -= 1
+            for item in items if at_work else []:
+                if item is not None:
+                    todo.put(item)
+            return at_work > 0
 
     def feed(child: Child) -> None:
+        item = following = None
         try:
-            item = todo.get_nowait()
+            item = take()
             while not stop.is_set():
                 following = _next(todo) if ahead else None
                 results.put(child.make(item, following))
-                item = following or todo.get_nowait()
+                item, following = following or take(), None
         except queue.Empty:
             child.close()
         except Exception as error:  # raised again in the caller's thread
-            results.put(error)
+            if ahead and isinstance(error, Stopped) and hand_over([item, following]):
+                console.err.print(f"  [red]one process less[/]: {console.escape(str(error))}")
+            else:
+                results.put(error)
 
     team = [Child(order) for order in orders]
     threads = [threading.Thread(target=feed, args=(child,), daemon=True) for child in team]

@@ -138,7 +138,7 @@ def job_script(
     asked = {
         "job-name": f"{step.verb}-{work.name}",
         "array": f"1-{tasks}" + (f"%{of.at_once}" if of.at_once else ""),
-        "output": f"{folder}/logs/{step.verb}-%a.log",
+        "output": f"{folder}/logs/{step.verb}".replace("%", "%%") + "-%a.log",
         "open-mode": "append",
         "signal": f"B:USR1@{params.warn_s}",
         "partition": of.partition,
@@ -152,7 +152,7 @@ def job_script(
         "gres": f"gpu:{of.gpus}" if of.gpus else "",
         "constraint": of.constraint,
     }
-    options = [f"#SBATCH --{name}={value}" for name, value in asked.items() if value]
+    options = [f"#SBATCH --{name}={_quoted(value)}" for name, value in asked.items() if value]
     options += ["#SBATCH --requeue", *(f"#SBATCH {option}" for option in of.extra)]
     given = ["--work", str(work), "--config", str(folder / f"{step.verb}.yaml")]
     given += ["--items", str(folder / f"{step.verb}.items")] if step.items is not None else []
@@ -212,6 +212,11 @@ fi
 note "$code"
 exit "$code"
 """
+
+
+def _quoted(value: str) -> str:
+    """A value as `#SBATCH` lines want it: quoted where it holds blanks."""
+    return f'"{value}"' if any(c.isspace() for c in value) else value
 
 
 def _program(params: Params, of: Resources, work: Path, step: Step) -> str:

@@ -1,6 +1,7 @@
 """Figures of extraction, each with its ratio to a baseline measured in the same run. Run it alone on a quiet machine:
 
-    python tests/benchmarks/extract.py [SLIDE.svs] [--tiles 512] [--encoders resnet50 vit_small_patch16_224] [--gpu]
+    python tests/benchmarks/extract.py [SLIDE.svs] [--tiles 512] [--encoders resnet50-trunc timm:vit_small_patch16_224]
+                                       [--gpu] [--only reading bags whole]
 
 Reading (one thread, CPU time): the direct reader against OpenSlide and against bare JPEG decoding, at the file's own
 mpp and at a 2x reduction. Whole: `Extractor` against the bare model on tiles in memory and against reading alone.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +28,7 @@ from configs.schema import ExtractConfig
 from extract import SlideJob
 from extract.features import Extractor
 from extract.readers import open_reader
+from pipeline import rates
 
 
 def best(work: Callable[[], object], repeats: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -113,33 +116,97 @@ def decode_only(reader: object, corners: np.ndarray, step: int) -> float:
     return best(lambda: [plane.decode(d, 0, None) for d in data], clock=time.process_time)
 
 
-def whole(path: Path, name: str, tiles: int, gpu: bool) -> None:
+def whole(path: Path, name: str, tiles: int, gpu: bool, rounds: int) -> None:
+    """The bare model, reading alone and the whole, in turns, best of each. Wall time, and CPU time of all threads.
+
+    On a CPU both sides share the cores, so that wall time cannot be less than the CPU time of both over the cores:
+    the CPU ratio says how much of the whole is neither model nor reading.
+    """
     import timm
     import torch
     from safetensors.torch import save_file
 
+    row = encoder_row(name)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "w.safetensors"
         torch.manual_seed(0)
-        save_file(timm.create_model(name).state_dict(), weights)
-        config = ExtractConfig(encoder=f"timm:{name}", weights=str(weights), offline=True, gpu=gpu)
+        save_file(timm.create_model(row or name.removeprefix("timm:"), num_classes=0).state_dict(), weights)
+        config = ExtractConfig(encoder=name, weights=str(weights), offline=True, gpu=gpu)
         extractor = Extractor(config)
         job = SlideJob(path, tissue_corners(path, 256, tiles), 256, 0.5, (0.5, 0.5))
         n = len(job.coords_l0)
-        reader = open_reader(job, config)
         held = np.empty((n, 256, 256, 3), np.uint8)
-        read_s = best(lambda: reader.fill(job.coords_l0, held), 1) / extractor._threads
-        reader.close()
+        block = max(64, extractor.encoder.batch)
+
+        def read() -> None:
+            reader = open_reader(job, config)
+            for first in range(0, n, block):
+                reader.fill(job.coords_l0[first : first + block], held[first : first + block])
+            reader.close()
+
+        def bare() -> None:
+            for first in range(0, n, block):
+                extractor.encoder.encode(held[first : first + block])
+
+        ways = {"reading": read, "bare": bare, "whole": lambda: list(extractor.encode(job))}
+        wall, cpu = dict.fromkeys(ways, 1e9), dict.fromkeys(ways, 1e9)
+        read()
         extractor.encoder.encode(held[:16])
-        bare_s = best(lambda: [extractor.encoder.encode(held[i : i + 64]) for i in range(0, n, 64)], 2)
-        whole_s = best(lambda: list(extractor.encode(job)), 2)
+        for _ in range(rounds):
+            for way, work in ways.items():
+                began, busy = time.perf_counter(), time.process_time()
+                work()
+                wall[way] = min(wall[way], time.perf_counter() - began)
+                cpu[way] = min(cpu[way], time.process_time() - busy)
         extractor.close()
-    slower = max(read_s, bare_s)
+    read_s = wall["reading"] / extractor._threads
     print(
-        f"\n{name} on the {'GPU' if gpu else 'CPU'}, {n} tiles: bare model {n / bare_s:.1f}/s, "
-        f"reading alone {n / read_s:.0f}/s, whole {n / whole_s:.1f}/s = {whole_s / slower:.3f} x the slower of the two "
-        f"alone; {extractor.stats}"
+        f"\n{name} on the {'GPU' if gpu else 'CPU'}, {n} tiles, best of {rounds} in turns: bare model "
+        f"{n / wall['bare']:.1f}/s, reading alone {n / read_s:.0f}/s, whole {n / wall['whole']:.1f}/s\n"
+        f"  wall: whole {wall['whole'] / max(read_s, wall['bare']):.3f} x the slower of the two alone; "
+        f"CPU: {cpu['whole'] / (cpu['bare'] + cpu['reading']):.3f} x the sum of both "
+        f"({cpu['whole']:.2f} s, {cpu['bare']:.2f} + {cpu['reading']:.2f})\n  {rates.told(extractor.stats.numbers())}"
     )
+    if not gpu:
+        plain = plain_forward(row or name.removeprefix("timm:"), n, cut=row is not None)
+        print(
+            f"  plain forward (NCHW, batch 64, allocator as it is) {n / plain[0]:.1f}/s: whole at "
+            f"{wall['whole'] / plain[0]:.2f} x its wall and {cpu['whole'] / plain[1]:.2f} x its CPU time"
+        )
+
+
+def encoder_row(name: str) -> str | None:
+    """timm's architecture of an encoder of the table; None for `timm:` names."""
+    from extract.encoders._table import rows
+
+    return rows()[name].arch if name in rows() else None
+
+
+_PLAIN = """
+import sys, time, timm, torch
+name, n, cut, threads = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True", int(sys.argv[4])
+torch.set_num_threads(threads)
+model = timm.create_model(name, num_classes=0).eval()
+if cut:
+    model.layer4 = torch.nn.Identity()
+x = torch.randn(64, 3, 224, 224)
+with torch.inference_mode():
+    model(x[:8])
+    wall, cpu = time.perf_counter(), time.process_time()
+    for first in range(0, n, 64):
+        model(x[: min(64, n - first)])
+    print(time.perf_counter() - wall, time.process_time() - cpu)
+"""
+
+
+def plain_forward(arch: str, n: int, cut: bool) -> tuple[float, float]:
+    """(wall, CPU) seconds of n random tiles through the model as other programs run it, in a process of its own: what
+    `extract.memory` tells the allocator holds for this one."""
+    import torch
+
+    command = [sys.executable, "-c", _PLAIN, arch, str(n), str(cut), str(torch.get_num_threads())]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
+    return min(float(r[0]) for r in runs), min(float(r[1]) for r in runs)
 
 
 def bags() -> None:
@@ -180,15 +247,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slide", type=Path, nargs="?")
     parser.add_argument("--tiles", type=int, default=512)
-    parser.add_argument("--encoders", nargs="*", default=["resnet50", "vit_small_patch16_224"])
+    parser.add_argument("--encoders", nargs="*", default=["resnet50-trunc", "timm:vit_small_patch16_224"])
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--only", nargs="*", default=["reading", "bags", "whole"])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = args.slide or make_slide(Path(folder) / "bench.svs")
-        reading(path, args.tiles)
-        bags()
-        for name in args.encoders:
-            whole(path, name, args.tiles, args.gpu)
+        if "reading" in args.only:
+            reading(path, args.tiles)
+        if "bags" in args.only:
+            bags()
+        for name in args.encoders if "whole" in args.only else []:
+            whole(path, name, args.tiles, args.gpu, args.rounds)
     print(f"\nlargest memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "slides"
@@ -116,7 +117,7 @@ def naive(slide: Path, out: Path) -> dict[str, float]:
     return {"work": time.process_time() - start, "tiles": float(len(coords))}
 
 
-def _write(out: Path, arrays: dict, attrs: dict, picture: object) -> None:
+def _write(out: Path, arrays: dict, attrs: dict, picture: Any) -> None:
     import cv2
 
     from pipeline.store import StoreWriter
@@ -124,7 +125,7 @@ def _write(out: Path, arrays: dict, attrs: dict, picture: object) -> None:
     writer = StoreWriter(out, attrs)
     for name, array in arrays.items():
         writer.write(name, array)
-    cv2.imwrite(str(out) + ".jpg", picture[..., ::-1])  # type: ignore[index]
+    cv2.imwrite(str(out) + ".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
 
 
 def measure(which: str, slide: Path, repeats: int) -> dict[str, float]:

@@ -82,3 +82,16 @@ def test_stain_sees_fat_by_its_membranes() -> None:
     mask = stain.segment(rgb.astype(np.uint8), 8.0, stain.Params())
     assert mask[80:220, 80:220].mean() > 0.98
     assert mask[:40].sum() == 0
+
+
+def test_stain_finds_the_same_in_bands_and_no_fat_beyond_its_membranes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from extract.tissue import stain
+
+    rgb = np.full((1000, 300, 3), 244, np.uint8)
+    for top in (100, 420, 700):
+        rgb[top : top + 200 : 8, 60:240] = rgb[top : top + 200, 60:240:8] = (225, 190, 215)
+    whole = stain.segment(rgb, 8.0, stain.Params())
+    monkeypatch.setattr(stain, "_BAND_PX", 1)
+    assert np.array_equal(stain.segment(rgb, 8.0, stain.Params()), whole)
+    assert whole[110:290, 70:230].mean() > 0.98
+    assert whole[:, :58].sum() + whole[:, 240:].sum() + whole[:98].sum() == 0

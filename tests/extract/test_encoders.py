@@ -15,8 +15,7 @@ from safetensors.torch import save_file
 
 from configs.schema import ExtractConfig
 from extract import encoders, weights
-from extract.encoders import EncoderError, _families, _remap, _table
-from extract.encoders._torch import NoGpu
+from extract.encoders import EncoderError, GpuFailed, NoGpu, _families, _remap, _table
 from extract.weights import WeightsError
 
 REQUIRED = """
@@ -238,6 +237,51 @@ def test_gpu_without_one_stops(folder: Path) -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(NoGpu, match="no usable GPU"):
         encoders.build(ExtractConfig(encoder="timm:test_vit", weights=str(folder), gpu=True, offline=True))
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(folder: Path) -> None:
+    """The same features in smaller batches, no tile twice, and the smaller batch stays."""
+    runner = _families.build(ExtractConfig(encoder="timm:test_vit", weights=str(folder), offline=True)).encode.__self__  # type: ignore[attr-defined]
+    tiles = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (37, 96, 96, 3), np.uint8))
+    forward, sizes = runner.forward, []
+
+    def short_of_memory(module: object, x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        if len(x) > 5:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(module, x)
+
+    with torch.inference_mode():
+        runner.batch = 64
+        want = torch.cat([part for _, part in runner._parts(tiles)])
+        runner.forward = short_of_memory
+        parts = list(runner._parts(tiles))
+    assert [row for row, _ in parts] == list(range(0, 37, 4))
+    torch.testing.assert_close(torch.cat([part for _, part in parts]), want, rtol=1e-4, atol=1e-5)
+    assert (runner.batch, runner.halvings) == (4, 4)
+    assert sizes[:5] == [37, 32, 16, 8, 4]
+    runner.forward = lambda module, x: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(NoGpu, match="no memory for even one tile"):
+        list(runner._parts(tiles))
+
+
+@pytest.mark.parametrize(
+    ("error", "becomes"),
+    [
+        (RuntimeError("CUDA error: unspecified launch failure\nCompile with `TORCH_USE_CUDA_DSA`"), GpuFailed),
+        (torch.AcceleratorError("CUDA error: device lost"), GpuFailed),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), GpuFailed),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), RuntimeError),
+    ],
+)
+def test_what_is_the_device_and_what_is_the_model(folder: Path, error: Exception, becomes: type) -> None:
+    runner = _families.build(ExtractConfig(encoder="timm:test_vit", weights=str(folder), offline=True)).encode.__self__  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError) as caught, runner._watched():
+        raise error
+    assert type(caught.value) is becomes
+    if becomes is GpuFailed:
+        assert "nvidia-smi" in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_identity_imports_no_torch(folder: Path) -> None:

@@ -80,3 +80,54 @@ def test_one_convolution_is_the_sum_of_three():
     image = x.T.view(1, 4, 8, 8)
     want = image + net.conv7(image) + net.conv5(image) + net.conv3(image)
     torch.testing.assert_close(net(x), want[0].flatten(1).T)
+
+
+def plain_grid(net, x, places):
+    """x (n, E) plus the three convolutions at whole places (n, 2), taken one neighbour at a time."""
+    out = []
+    for me, (a, b) in zip(x, places, strict=True):
+        total = me + sum(c.bias for c in (net.conv7, net.conv5, net.conv3))
+        for other, (c, d) in zip(x, places, strict=True):
+            for conv in (net.conv7, net.conv5, net.conv3):
+                half = conv.kernel_size[0] // 2
+                if abs(c - a) <= half and abs(d - b) <= half:
+                    total = total + conv.weight[:, 0, d - b + half, c - a + half] * other
+        out.append(total)
+    return torch.stack(out)
+
+
+def test_ppeg_on_the_grid_convolves_where_the_tiles_lie():
+    """Two pieces far apart, in any order; the cut between them must not bring them together."""
+    torch.manual_seed(3)
+    net, x = Ppeg(4).double(), torch.randn(24, 4, dtype=torch.float64)
+    places = [(i % 5, i // 5) for i in range(12)] + [(1000 + i % 3, 7 + i // 3) for i in range(12)]
+    order = torch.randperm(24)
+    places = [places[i] for i in order]
+    grid = torch.tensor(places, dtype=torch.float32) + 0.2
+    torch.testing.assert_close(net.on_grid(x, grid), plain_grid(net, x, places))
+
+
+def test_what_is_removed_or_shares_a_cell_on_the_grid():
+    torch.manual_seed(4)
+    net, x = Ppeg(4).double(), torch.randn(10, 4, dtype=torch.float64)
+    grid = torch.tensor([(i % 4, i // 4) for i in range(10)], dtype=torch.float32)
+    weight = torch.ones(10, dtype=torch.float64)
+    weight[[2, 7]] = 0.0
+    stay = weight > 0
+    torch.testing.assert_close(net.on_grid(x, grid, weight)[stay], net.on_grid(x[stay], grid[stay]))
+    twice = net.on_grid(torch.cat([x, x]), torch.cat([grid, grid]))  # equal instances in one cell are one
+    torch.testing.assert_close(twice, net.on_grid(x, grid).repeat(2, 1))
+
+
+def test_transmil_uses_the_grid_if_asked_to():
+    from mil.models import Bag, transmil
+
+    x, mask = torch.randn(1, 30, 6), torch.ones(1, 30, dtype=torch.bool)
+    places = torch.stack([torch.arange(30) % 6, torch.arange(30) // 6], 1)[None].float() * 256
+    bags = [Bag(x, mask, c, torch.tensor([256.0]), 0.5) for c in (places, places + 2560, 3 * places)]
+    for ppeg, same in (("grid", False), ("sequence", True)):
+        torch.manual_seed(0)
+        net = transmil.build(6, 2, transmil.Params(width=16, landmarks=4, heads=2, ppeg=ppeg)).eval()
+        found = [net(bag).logits for bag in bags]
+        torch.testing.assert_close(found[0], found[1])  # a shifted slide is the same slide
+        assert torch.equal(found[0], found[2]) == same

@@ -19,14 +19,9 @@ Cli = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
-def tiled(demo_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiled(tiled_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work folder with the small cohort tiled and its features extracted."""
-    from pipeline.cli import _main
-
-    work = tmp_path_factory.mktemp("tiled") / "work"
-    assert _main(["tile", str(demo_cohort / "slides"), "--work", str(work), "--workers", "2"]) == 1
-    assert _main(["extract", "--work", str(work), "--workers", "2"]) == 0
-    return work
+    return Path(shutil.copytree(tiled_cohort, tmp_path_factory.mktemp("tiled") / "work"))
 
 
 def test_missing_and_empty_folders(cli: Cli, tmp_path: Path) -> None:

@@ -77,6 +77,23 @@ def test_trident(tmp_path: Path, features: np.ndarray, corners: np.ndarray) -> N
     assert (attrs["tile_px"], attrs["tile_l0"], attrs["mpp"]) == (256, [512, 512], 0)
     assert attrs["imported"]["layout"] == "trident"
     assert attrs["imported"]["target_magnification"] == 20
+    assert "tile_l0_source" not in attrs
+    unknown = {**said, "patch_size_level0": "None"}
+    h5(tmp_path / "g" / "b.h5", {"features": features, "coords": corners}, unknown, "coords")
+    bridges.import_folder(tmp_path / "g", work, "imported")
+    _, _, attrs = load(work, "b")
+    assert attrs["tile_l0"] == [512, 512], "from the corners themselves"
+    assert attrs["tile_l0_source"].startswith("smallest distance")
+
+
+def test_clam_coordinate_attributes(tmp_path: Path, features: np.ndarray, corners: np.ndarray) -> None:
+    """256 px at a level four times coarser are 1024 px of level 0."""
+    said = {"patch_size": 256, "patch_level": 1, "downsample": np.array([4.0, 4.0]), "name": "a"}
+    h5(tmp_path / "f" / "a.h5", {"features": features, "coords": corners}, said, "coords")
+    work = store.Work(tmp_path / "work")
+    bridges.import_folder(tmp_path / "f", work, "imported")
+    _, _, attrs = load(work, "a")
+    assert (attrs["imported"]["layout"], attrs["tile_px"], attrs["tile_l0"]) == ("clam", 256, [1024, 1024])
 
 
 @pytest.mark.parametrize("slide_mpp", [0.25, None])
@@ -96,16 +113,41 @@ def test_stamp(tmp_path: Path, features: np.ndarray, slide_mpp: float | None) ->
     assert ("coords_frame" in attrs["imported"]) == (slide_mpp is None)
 
 
+def test_older_stamp_and_slide_features(tmp_path: Path, features: np.ndarray) -> None:
+    """Version 2.0 names the size `tile_size`; before 2 there is no unit, and none is made up."""
+    um = np.stack([np.arange(N) * 256.0, np.arange(N) * 256.0], axis=1)
+    work = store.Work(tmp_path / "work")
+    h5(tmp_path / "f" / "a.h5", {"feats": features, "coords": um}, {"unit": "um", "tile_size": 256.0})
+    bridges.import_folder(tmp_path / "f", work, "imported", lambda slide: 0.5)
+    _, coords, attrs = load(work, "a")
+    np.testing.assert_array_equal(coords, um * 2)
+    assert attrs["tile_l0"] == [512, 512]
+    h5(tmp_path / "g" / "b.h5", {"feats": features, "coords": um / 256 * 224}, {"extractor": "xiyuewang-ctranspath"})
+    bridges.import_folder(tmp_path / "g", work, "imported", lambda slide: 0.5)
+    _, coords, attrs = load(work, "b")
+    np.testing.assert_array_equal(coords, um / 256 * 224)
+    assert attrs["imported"]["coords_frame"].startswith("unknown")
+    assert attrs["mpp"] == 0
+    h5(tmp_path / "h" / "c.h5", {"feats": features[:1]}, {"feat_type": "slide"})
+    with pytest.raises(CohortError, match="whole slide"):
+        bridges.import_folder(tmp_path / "h", work, "imported")
+
+
 def test_atlaspatch(tmp_path: Path, features: np.ndarray, corners: np.ndarray) -> None:
     five = np.concatenate([corners, np.full((N, 2), 512), np.zeros((N, 1), int)], axis=1)
     arrays = {"coords": five, "features/uni_v1": features}
-    h5(tmp_path / "f" / "a.h5", arrays, {"patch_size": 256, "patch_size_level0": 512})
+    said = {
+        "patch_size": 256, "patch_size_level0": 512, "level0_magnification": 40, "target_magnification": 20,
+        "overlap": 0, "level0_width": 9000, "level0_height": 8000, "wsi_path": "/slides/a.svs", "num_patches": N,
+    }  # fmt: skip
+    h5(tmp_path / "f" / "a.h5", {**arrays, "passports": np.full(N, b"a__x0_y0", "S160")}, said)
     work = store.Work(tmp_path / "work")
     bridges.import_folder(tmp_path / "f", work, "imported")
     got, coords, attrs = load(work, "a")
     np.testing.assert_array_equal(got, features)
     np.testing.assert_array_equal(coords, corners)
     assert attrs["imported"]["inner"] == "uni_v1"
+    assert (attrs["imported"]["layout"], attrs["tile_px"], attrs["tile_l0"]) == ("atlaspatch", 256, [512, 512])
     h5(tmp_path / "g" / "a.h5", {**arrays, "features/other": features + 1})
     with pytest.raises(CohortError, match="other, uni_v1; say which"):
         bridges.import_folder(tmp_path / "g", store.Work(tmp_path / "w2"), "imported")

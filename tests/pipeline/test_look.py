@@ -27,12 +27,10 @@ SETTINGS = ["--set", "train.folds=2", "--set", "train.val_fraction=0.4", "--set"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, demo_cohort: Path) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, demo_cohort: Path, tiled_cohort: Path) -> Path:
     """Work folder with the scored run abmil and all its pictures."""
-    work = tmp_path_factory.mktemp("look") / "work"
+    work = Path(shutil.copytree(tiled_cohort, tmp_path_factory.mktemp("look") / "work"))
     shared = ["--work", str(work)]
-    _main(["tile", str(demo_cohort / "slides"), *shared, "--workers", "1"])
-    assert _main(["extract", *shared, "--workers", "1"]) == 0
     labels = ["--labels", str(demo_cohort / "labels.csv")]
     assert _main(["train", *shared, *labels, "--model", "abmil", *SETTINGS]) == 0
     pictures = ["--heatmaps", "all", "--tiff", "--geojson", "--top-tiles", "3"]

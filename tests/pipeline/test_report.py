@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mil import metrics
-from pipeline import figures, report, scoring, store
+from pipeline import figures, report, risk, scoring, store
 from pipeline.cohort import Row
 from tests.pipeline.bags import make_features, write_labels
 from tests.pipeline.browser import page
@@ -132,7 +132,9 @@ def test_out_of_order_counts_comparable_pairs_only() -> None:
 def test_several_trainings_of_a_patient_are_one_group() -> None:
     each = ((1.0, 0.0), (0.0, 2.0))
     rows = [{"patient": "a", "risk": r, "risk_threshold": t, "time": 1.0, "event": 1} for r, t in each]
-    assert scoring.high_risk(scoring.ensemble(rows)).tolist() == [False]  # 0.5 against 1.0
+    found = risk.groups(scoring.ensemble(rows))
+    assert found is not None
+    assert found[2].tolist() == [False]  # 0.5 against 1.0
 
 
 def test_three_classes(cli: Cli, tmp_path: Path) -> None:

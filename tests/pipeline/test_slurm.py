@@ -60,6 +60,14 @@ def test_a_container_gets_the_folders_it_needs(tmp_path: Path) -> None:
     assert "/images/mhim.sif pipeline tile /data/slides" in text
 
 
+def test_folders_with_blanks_and_percent_signs_stay_whole(tmp_path: Path) -> None:
+    p, work = Params(cpus=1), tmp_path / "my work 50%"
+    text = slurm.job_script(Step("tile", ["/my slides"], 1), work / "jobs" / "x", work, p, p.of("tile"), 1)
+    assert f'#SBATCH --output="{tmp_path}/my work 50%%/jobs/x/logs/tile-%a.log"\n' in text
+    assert '#SBATCH --job-name="tile-my work 50%"\n' in text
+    assert "tile '/my slides' --work" in text
+
+
 def test_unknown_resources_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(LookupFailed, match=r"slurm, extract: gpu: unknown key; it takes: .*gpus"):
         Params(extract={"gpu": 1}).of("extract")
@@ -181,7 +189,6 @@ def stores(work: Path) -> list[Path]:
     return list(work.glob("tiles/*.zarr"))
 
 
-@pytest.mark.timeout(300)
 def test_the_four_verbs_as_jobs_end_in_the_bytes_of_a_local_run(
     cluster: dict[str, str], timed: object, demo_cohort: Path, tmp_path: Path
 ) -> None:
@@ -254,7 +261,6 @@ def test_a_killed_task_and_a_requeued_task_go_on(
     assert tree(tmp_path) == slow
 
 
-@pytest.mark.timeout(300)
 def test_walltime_gives_back_what_is_under_way_and_goes_on(
     cluster: dict[str, str], timed: tuple[str, Path, Path], slow: dict[str, bytes]
 ) -> None:

@@ -168,6 +168,30 @@ def test_the_newest_outcome_counts_and_torn_lines_do_not(tmp_path: Path) -> None
     assert runlog.last_failures(tmp_path) == {}
 
 
+def test_status_tells_the_folds_that_an_interrupted_training_misses(tmp_path: Path) -> None:
+    from configs.schema import Config
+    from pipeline import status
+    from pipeline.stage import Item, Plan
+
+    work = stocked(tmp_path / "w", n=1)
+    work.cohort.write_text("slide,path,mpp\nsite/0.svs,/a/0.svs,0.5\n")
+    store.StoreWriter(work.run("abmil") / "fold_0", {})
+    (work.run("abmil") / "fold_0" / store.SEAL).write_text("{}")
+
+    def command(epochs: int, todo: list[str]) -> None:
+        config = Config.model_validate({"train": {"epochs": epochs}})
+        log = runlog.RunLog(work.runs, "train abmil", config)
+        log.planned(Plan(todo=[Item(key, work.run("abmil") / key) for key in todo]))
+
+    command(1, ["fold_0", "fold_8"])  # an older command, of other settings: what it wanted is nobody's wish any more
+    time.sleep(0.01)
+    for shard in (["fold_0", "fold_2"], ["fold_1"]):
+        command(2, shard)
+    (run,) = (s for s in status.read(work) if s.name == "train abmil")
+    assert run.keys["done"] == ["fold_0"]
+    assert run.keys["missing"] == ["fold_1", "fold_2"]
+
+
 def test_watched_status_shows_what_changes(tmp_path: Path) -> None:
     work = stocked(tmp_path / "w", n=2)
     work.cohort.write_text("slide,path,mpp\n1.svs,/a/1.svs,0.5\n7.svs,/a/7.svs,0.5\n")

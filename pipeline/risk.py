@@ -1,0 +1,61 @@
+"""Risk groups of a survival run: held-out patients above and below the threshold that others gave, and their picture.
+
+In: one row per held-out patient with its truth, pooled over its trainings. Out: the groups, their log-rank test, and
+`kaplan_meier.svg`, `.png` (curves with the number at risk below) and `.csv` beside the run. The threshold of a training
+is the median risk of its validation patients: no patient that is drawn had a part in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mil import metrics
+from pipeline import figures, training
+
+Row = dict[str, Any]
+NAME = "kaplan_meier"
+
+
+def groups(pooled: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """time (n,), event (n,) 0 or 1, high risk bool (n,), one per patient; None if a training has no threshold.
+
+    pooled: one row per patient, risk and risk_threshold averaged over its trainings (seeds, repetitions).
+    """
+    risk, cut, time, event = (np.array([float(r[k] if r[k] not in (None, "") else "nan") for r in pooled])
+                              for k in ("risk", "risk_threshold", "time", "event"))
+    return None if np.isnan(cut).any() else (time, event, risk > cut)
+
+
+def log_rank(pooled: Sequence[Row]) -> float:
+    """p value of the log-rank test between the groups; NaN where there are none."""
+    found = groups(pooled)
+    return math.nan if found is None else metrics.log_rank(*found)
+
+
+def draw(out: Path, pooled: Sequence[Row]) -> None:
+    """Write the picture and its numbers into `out`; nothing where there are no groups."""
+    found = groups(pooled)
+    if found is None:
+        return
+    figures.save_all(out, {NAME: figures.kaplan_meier(*found, metrics.log_rank(*found))})
+    (out / f"{NAME}.csv").write_text(training.table(steps(*found)))
+
+
+def steps(time: np.ndarray, event: np.ndarray, high: np.ndarray) -> list[Row]:
+    """The curves as rows: per group and time at which something happens, patients at risk just before it, events,
+    censored, and the Kaplan-Meier estimate after it."""
+    made: list[Row] = []
+    for name, own in (("low", ~high), ("high", high)):
+        if not own.any():
+            continue
+        t, e = time[own], event[own]
+        for at, alive in zip(*metrics.kaplan_meier(t, e), strict=True):
+            made.append({"group": name, "time": float(at), "at_risk": int((t >= at).sum()),
+                         "events": int(((t == at) & (e == 1)).sum()), "censored": int(((t == at) & (e == 0)).sum()),
+                         "event_free": float(alive)})
+    return made

@@ -1,0 +1,144 @@
+"""`pipeline benchmark`: every model on the same splits as one table; the presets of the paper's sets on stand-ins."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs import load
+from pipeline import benchmark, store
+from tests.benchmarks import paper
+from tests.pipeline.bags import make_features, tree, write_labels
+
+Cli = Callable[..., tuple[int, str]]
+SMALL = ["--set", "benchmark.params={width: 16, landmarks: 4, heads: 2}", "--epochs", "2", "--folds", "2",
+         "--set", "train.min_epochs=1", "--set", "score.bootstrap=20", "--workers", "1"]
+
+
+@pytest.fixture
+def bench(cli: Cli, tmp_path: Path) -> Callable[..., tuple[int, str]]:
+    """The command on twelve tiny patients in tmp_path/w."""
+    work = store.Work(tmp_path / "w")
+    labels = write_labels(tmp_path / "labels.csv", make_features(work))
+
+    def call(*args: object) -> tuple[int, str]:
+        return cli("benchmark", "--work", work.root, "--labels", labels, *SMALL, *args)
+
+    return call
+
+
+def lines(path: Path) -> dict[str, dict[str, str]]:
+    with open(path, newline="") as f:
+        return {r["model"]: r for r in csv.DictReader(f)}
+
+
+def test_the_table_holds_every_model_and_a_second_call_changes_nothing(bench: Any, tmp_path: Path) -> None:
+    models = "mean,transmil,abmil,mhim_abmil,mhim_v2_transmil"
+    code, text = bench("--seeds", "2", "--models", models)
+    assert code == 0, text
+    table = lines(tmp_path / "w" / "runs" / "benchmark.csv")
+    assert list(table) == models.split(",")
+    runs = tmp_path / "w" / "runs"
+    for name, row in table.items():
+        found = json.loads((runs / name / "metrics.json").read_text())
+        assert float(row["auc_mean"]) == found["over_folds"]["auc"]["mean"]
+        assert row["trainings"] == "4"
+    assert len({r["split"] for r in table.values()}) == 1
+    assert (table["mhim_abmil"]["plain"], table["mhim_v2_transmil"]["plain"]) == ("abmil", "transmil")
+    assert table["mhim_abmil"]["verdict"] in ("better", "worse", "no difference")
+    assert table["mean"]["plain"] == ""
+    # the teacher is the plain run of the same table
+    teacher = runs / "mhim_abmil" / "teacher" / "fold_1_seed_1" / "model.safetensors"
+    assert teacher.read_bytes() == (runs / "abmil" / "fold_1_seed_1" / "model.safetensors").read_bytes()
+    card = json.loads((runs / "mhim_v2_transmil" / "fold_0" / "model.json").read_text())
+    assert (card["model_params"]["share_max"], card["model_params"]["student_params"]["landmarks"]) == (1.0, 4)
+    assert card["train"]["fallback"] is None
+    assert "mean ± sd over trainings" in (runs / "benchmark.md").read_text()
+    before = tree(tmp_path / "w" / "runs")
+    code, text = bench("--seeds", "2", "--models", models)
+    assert code == 0, text
+    after = tree(tmp_path / "w" / "runs")
+    assert {k: v for k, v in after.items() if k in before} == before
+    assert "0 to do" in text
+
+
+def test_the_grid_reaches_the_models_that_have_it(bench: Any, tmp_path: Path) -> None:
+    code, text = bench("--models", "abmil,mhim_abmil", "--grid", "mask_ratio_h=0.1,0.3", "--name", "g")
+    assert code == 0, text
+    runs = tmp_path / "w" / "runs"
+    assert not (runs / "g-abmil" / "grid").exists()
+    cells = sorted(p.name for p in (runs / "g-mhim_abmil" / "grid").iterdir())
+    assert cells == ["mask_ratio_h-0.1", "mask_ratio_h-0.3"]
+    assert "cell chosen on validation" in (runs / "g.md").read_text()
+
+
+def test_wrong_names_and_other_settings_are_told_before_any_work(bench: Any, tmp_path: Path) -> None:
+    code, text = bench("--models", "mean,nonesuch")
+    assert code == 2
+    assert "nonesuch" in text
+    assert "mhim_abmil" in text
+    code, text = bench("--models", "mean", "--grid", "mask_ratio_h=0.1,0.3")
+    assert code == 2
+    assert "mask_ratio_h" in text
+    assert bench("--models", "mean,max")[0] == 0
+    code, text = bench("--models", "abmil,max", "--set", "train.lr=0.5")
+    assert code == 3
+    assert "train.lr" in text
+    assert not (tmp_path / "w" / "runs" / "abmil").exists()
+
+
+def test_every_row_of_the_default_table_is_a_model_that_can_be_built() -> None:
+    made = benchmark.rows(load.resolve(["digits_bags"]))
+    assert len(made) == 17
+    for name, settings in made.items():
+        params = settings.model_params
+        assert params.get("student_params", params)["width"] == 128, name
+        assert settings.epochs == 40
+
+
+@pytest.mark.parametrize("preset", list(paper.SETS))
+def test_a_preset_of_the_paper_trains_on_its_label_file(preset: str, cli: Cli, tmp_path: Path) -> None:
+    labels = paper.make(tmp_path / "in", preset, share=0.0005, dim=24, patients=40)
+    work = tmp_path / "w"
+    code, text = cli("import", tmp_path / "in" / "features", "--encoder", "stand-in", "--work", work)
+    assert code == 0, text
+    items = tmp_path / "items"
+    items.write_text("teacher/fold_0\nfold_0\n")
+    small = ["--epochs", "1", "--set", "train.min_epochs=0", "--workers", "1", "--set",
+             "train.model_params={student_params: {width: 16}}", "--set", "train.survival_bins=2"]
+    code, text = cli("train", "--config", preset, "--encoder", "stand-in", "--labels", labels, "--work", work,
+                     "--items", items, *small)
+    assert code == 0, text
+    run = work / "runs" / "mhim"
+    card = json.loads((run / "fold_0" / "model.json").read_text())
+    assert card["task"]["kind"] == ("nll" if "survival" in preset else "classification")
+    with open(run / "splits.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    told = labels.read_text().splitlines()[1 if "survival" in preset else 0 :]
+    assert {r["patient"] for r in rows} == {line.split(",")[1 if "survival" in preset else 0] for line in told}
+    assert {r["fold"] for r in rows} == {"0", "1", "2", "3", "4"}
+
+
+def test_a_published_id_takes_its_own_features_only(cli: Cli, tmp_path: Path) -> None:
+    """slide_1 has no features; those of slide_10 begin with its name."""
+    import torch
+
+    (tmp_path / "f").mkdir()
+    names = [f"slide_{i}" for i in range(10, 22)]
+    for name in names:
+        torch.save(torch.randn(4, 8), tmp_path / "f" / f"{name}.pt")
+    assert cli("import", tmp_path / "f", "--work", tmp_path / "w")[0] == 0
+    labels = tmp_path / "labels.csv"
+    labels.write_text("slide_1,0\n" + "".join(f"{n},{i % 2}\n" for i, n in enumerate(names)))
+    code, text = cli("train", "--work", tmp_path / "w", "--encoder", "imported", "--labels", labels, "--model", "mean",
+                     "--epochs", "1", "--set", "train.min_epochs=0", "--folds", "2", "--workers", "1")
+    assert code == 0, text
+    assert "left out, 1 rows of the labels have no features: slide_1\n" in text
+    split = (tmp_path / "w" / "runs" / "mean" / "splits.csv").read_text()
+    assert ",slide_10," in split
+    assert ",slide_1," not in split
