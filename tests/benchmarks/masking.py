@@ -193,9 +193,11 @@ def run(args: argparse.Namespace) -> None:
                 continue
             file = kept / f"{name}-{student}-{seed}-{k}.pt"
             params = VARIANTS[variant]
-            plain = torch.load(file, weights_only=True) if params is not None else None
             # grey values share one scale; standardising the nearly constant border would blow up its rare dots
             config = CONFIG.model_copy(update={"standardize": not name.startswith("digits")})
+            if params is not None and not file.exists():  # results are kept longer than weights
+                torch.save(one(student, None, bags, fold, seed, None, config)[1], file)
+            plain = torch.load(file, weights_only=True) if params is not None else None
             result, weights = one(student, params, bags, fold, seed, plain, config)
             if params is None:
                 torch.save(weights, file)
