@@ -54,7 +54,7 @@ def test_killed_verbs_end_in_the_same_bytes(demo_cohort: Path, tmp_path: Path) -
     rng = random.Random(os.environ.get("KILL_SEED", "1"))
     killed = 0
     for verb, args, code in commands(demo_cohort, shot):
-        for _ in range(3):
+        for _ in range(2):
             process = start(verb, args, shot)
             try:
                 process.wait(timeout=rng.uniform(0.3, 0.95) * seconds[verb])

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import console, rates
 from pipeline.runlog import RunLog
-from pipeline.stage import Outcome, Plan, Report, State
+from pipeline.stage import Item, Outcome, Plan, Report, State
 
 SLOW_MODEL = {"tiles": 1000, "read_s": 0.25, "encode_s": 40.0, "waited_s": 0.1, "work_s": 40.5}
 SLOW_DISK = {"tiles": 1000, "read_s": 19.0, "encode_s": 4.0, "waited_s": 16.0, "work_s": 20.0}
@@ -32,7 +32,7 @@ def test_log_summary_and_lines_tell_them(tmp_path: Path, capsys: pytest.CaptureF
     try:
         with RunLog(tmp_path, "extract") as log, console.Progressing("extract") as progress:
             todo = Plan()
-            todo.todo = [object(), object()]  # type: ignore[list-item]
+            todo.todo = [Item(o.key, tmp_path / o.key) for o in outcomes]
             log.planned(todo)
             progress.planned(todo)
             for outcome in outcomes:
