@@ -96,7 +96,9 @@ def remove(
             low = 0
             if score.device.type == "cpu":
                 low = high = int(allowed)
-            flags[order] = torch.arange(len(order), device=score.device) < allowed
+                flags[order[:low]] = True
+            else:
+                flags[order] = torch.arange(len(order), device=score.device) < allowed
         else:
             flags[order] = True
     for ratio, value in ((ratio_low, attention), (ratio_random, None if noise is None else noise[1])):
@@ -135,7 +137,7 @@ def split(removed: Removed, keep_ratio: float, noise: Tensor, in_order: bool = T
         rank = torch.arange(n, dtype=torch.float32, device=device) / n if in_order else noise
     else:
         rank = noise
-    order = torch.where(removed.flags, torch.full_like(rank, 2.0), rank).argsort(stable=True)
+    order = rank.masked_fill(removed.flags, 2.0).argsort(stable=True)
 
     def keeps(left: int) -> int:
         return min(left, max(min_kept, math.floor(round(keep_ratio * left, 9))))

@@ -11,6 +11,7 @@ saved is: model (with its teacher), optimiser, random states, Cox memory, early 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -199,10 +200,10 @@ def _epoch(
         model.set_progress((epoch + n / len(order)) / config.epochs)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.amp):
             named = model.losses(batch.bag, batch.target, task.with_memory(memory) if task.kind == "cox" else task)
-            total = torch.stack([v.float() for v in named.values()]).sum()
+            total = functools.reduce(torch.add, [v.float() for v in named.values()])
         # the last steps of an epoch may be fewer than `accumulate`: each still weighs 1 / (steps added up)
         together = min(config.accumulate, len(order) - n // config.accumulate * config.accumulate)
-        (total / together).backward()
+        (total if together == 1 else total / together).backward()
         if (n + 1) % config.accumulate == 0 or n + 1 == len(order):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -155,9 +155,11 @@ def grids(bag: Bag) -> list[Tensor]:
     return [bag.coords[b, rows] / bag.tile_l0[b].clamp_min(1e-6) for b, rows in enumerate(bag.rows())]
 
 
-def one_bag(z: Tensor, grid: Tensor) -> Instances:
-    """Embedded rows (N, h) and grid (N, 2) as a bag; without rows, one instance of zeros at the origin."""
-    return Instances(z, grid) if len(z) else Instances(z.new_zeros(1, z.shape[1]), grid.new_zeros(1, 2))
+def one_bag(z: Tensor, grid: Tensor | None) -> Instances:
+    """Embedded rows (N, h) and grid (N, 2) or None as a bag; without rows, one instance of zeros at the origin."""
+    if len(z):
+        return Instances(z, grid)
+    return Instances(z.new_zeros(1, z.shape[1]), None if grid is None else grid.new_zeros(1, 2))
 
 
 def collect(found: Sequence[Encoded], bag: Bag) -> Output:

@@ -1,4 +1,4 @@
-"""Nystrom attention (Xiong et al., AAAI 2021, arXiv 2102.03902) for one sequence, and the positions of TransMIL.
+"""Nystrom attention (Xiong et al., AAAI 2021, arXiv 2102.03902) for one sequence.
 
 In: a sequence (n, E) whose first row is a class token. Out: attended rows, and what the class token attends to.
 Knows no bag and no model.
@@ -9,7 +9,6 @@ pseudo-inverse after six steps, is never formed but applied; and where only the 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,11 +19,13 @@ from torch import Tensor, nn
 from mil.models._layers import dropout
 
 KERNEL = 33  # taps of the value convolution
-CHUNK = 2048  # keys per block when the attention itself is asked for: 8 heads x 256 x 2048 floats are 16 MB
+CHUNK = 2048  # keys per block where the attention itself is asked for: 8 heads x 256 x 2048 floats are 16 MB
+KEPT = 4  # blocks whose exponentials wait for a second use where nothing is to be learned from them
 
 
 class _Schulz(torch.autograd.Function):
-    """p(X_5) ... p(X_0) r, or in the other order, for symmetric x = X_0 (H, m, m) and r (H, m, w).
+    """p(X_0) ... p(X_5) r for symmetric x = X_0 (H, m, m) and r (H, m, w). The factors commute, so their order serves
+    Z from either side; it is that of Z r.
 
     The published iteration z <- z (13 - A z (15 - A z (7 - A z))) / 4 makes X = A z a polynomial of A A^T: symmetric,
     and X <- X p(X) with p(X) = (13 - 15 X + 7 X^2 - X^3) / 4 needs no z: 2 products a step instead of 4, and 3 instead
@@ -32,49 +33,43 @@ class _Schulz(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, r: Tensor, steps: int, first_to_last: bool) -> Tensor:
-        xs, ys = [x], []
+    def forward(ctx: Any, x: Tensor, r: Tensor, steps: int) -> Tensor:
+        xs, ys, rs = [x], [], [r]
         for _ in range(steps - 1):
             y = xs[-1] @ xs[-1]
-            w = 7.0 * xs[-1] - y
-            w.diagonal(dim1=-2, dim2=-1).sub_(15.0)
-            xs.append(torch.baddbmm(xs[-1], y, w, beta=3.25, alpha=0.25))
+            w = torch.sub(y, xs[-1], alpha=7.0)
+            w.diagonal(dim1=-2, dim2=-1).add_(15.0)
+            xs.append(torch.baddbmm(xs[-1], y, w, beta=3.25, alpha=-0.25))
             ys.append(y)
-        order = list(range(steps)) if first_to_last else list(range(steps - 1, -1, -1))
-        rs = [r]
-        for k in order:
-            rs.append(_polynomial(xs[k], rs[-1])[0])
-        ctx.order = order
+        for x in reversed(xs):
+            rs.append(_polynomial(x, rs[-1])[0])
         ctx.save_for_backward(*xs, *ys, *rs[:-1])
         return rs[-1]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        order = ctx.order
-        steps = len(order)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         saved = ctx.saved_tensors
+        steps = (len(saved) + 1) // 3
         xs, ys, rs = saved[:steps], saved[steps : 2 * steps - 1], saved[2 * steps - 1 :]
         h = grads[0]
-        direct: list[Tensor] = [h] * steps
-        for j in range(steps - 1, -1, -1):
-            x, r = xs[order[j]], rs[j]
+        direct: list[Tensor] = []
+        for x, r in zip(xs, reversed(rs), strict=True):
             t1 = x @ r
             t2 = x @ t1
             down, u1, u2 = _polynomial(x, h)
             left = torch.cat([h, u1, u2], dim=2)
             right = torch.cat([-15.0 * r + 7.0 * t1 - t2, 7.0 * r - t1, -r], dim=2)
-            direct[order[j]] = (left @ right.mT).mul_(0.125)  # half of the quarter: see S below
+            direct.append((left @ right.mT).mul_(0.125))  # half of the quarter: see S below
             h = down
-        # X' = (13 X + Y W) / 4 with Y = X^2, W = 7 X - Y - 15. With S(.) the symmetric part and G of X' symmetric,
+        # X' = (13 X - Y W) / 4 with Y = X^2, W = Y - 7 X + 15. With S(.) the symmetric part and G of X' symmetric,
         # dY = S(7 G X - 2 G Y) / 4 - 15 G / 4,  dX = 13 G / 4 + S(7 G Y / 4 + 2 dY X); S's halves are in the factors.
         g = direct[-1] + direct[-1].mT
-        for k in range(steps - 2, -1, -1):
-            x, y = xs[k], ys[k]
-            part = g @ torch.sub(0.875 * x, y, alpha=0.25)
-            dy = (part + part.mT).sub_(g, alpha=3.75)
-            part = torch.baddbmm(direct[k], g, y, alpha=0.875).baddbmm_(dy, x)
+        for x, y, d in zip(reversed(xs[:-1]), reversed(ys), reversed(direct[:-1]), strict=True):
+            part = g @ torch.sub(y, x, alpha=3.5)
+            dy = (part + part.mT).add_(g, alpha=15.0)  # -4 dY
+            part = d.baddbmm_(g, y, alpha=0.875).baddbmm_(dy, x, alpha=-0.25)
             g = (part + part.mT).add_(g, alpha=3.25)
-        return g, h, None, None
+        return g, h, None
 
 
 def _polynomial(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,14 +79,17 @@ def _polynomial(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.baddbmm(13.0 * r - 15.0 * t1 + 7.0 * t2, x, t2, beta=0.25, alpha=-0.25), t1, t2
 
 
-def apply_pinv(a: Tensor, r: Tensor, steps: int = 6, left: bool = False) -> Tensor:
-    """Z r for a (H, m, m) of softmax rows and r (H, m, w), Z its pseudo-inverse after `steps` iterations from
-    Z_0 = A^T / (largest row sum * largest column sum, over all heads); left: Z^T r, so that r^T Z is its transpose."""
+def apply_pinv(
+    a: Tensor, right: Tensor | None = None, left: Tensor | None = None, steps: int = 6
+) -> tuple[Tensor, Tensor]:
+    """Z right and Z^T left for a (H, m, m) of softmax rows and right, left (H, m, w) or None (then empty), Z its
+    pseudo-inverse after `steps` iterations from Z_0 = A^T / (largest row sum * largest column sum, over all heads)."""
     scale = 1.0 / (a.sum(-1).amax() * a.sum(-2).amax())
     x = (a @ a.transpose(1, 2)) * scale
-    if left:
-        return cast(Tensor, _Schulz.apply(x, a @ r, steps, True)) * scale
-    return a.transpose(1, 2) @ cast(Tensor, _Schulz.apply(x, r, steps, False)) * scale
+    sides = [a[:, :, :0] if right is None else right, a[:, :, :0] if left is None else a @ left]
+    both = cast(Tensor, _Schulz.apply(x, torch.cat(sides, dim=2) * scale, steps))
+    one, two = both.split([t.shape[2] for t in sides], dim=2)
+    return a.transpose(1, 2) @ one, two
 
 
 class _Project(torch.autograd.Function):
@@ -119,30 +117,57 @@ def _project(x: Tensor, weight: Tensor, pad: int) -> Tensor:
     return F.pad(F.linear(x, weight), (0, 0, pad, 0))
 
 
+def _exponentials(q: Tensor, k: Tensor, bias: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
+    """exp(q k^T + bias - top) of block n of the keys (H, m, CHUNK), and top (H, m), the block's own largest."""
+    at = slice(n * CHUNK, (n + 1) * CHUNK)
+    block = torch.bmm(q, k[:, at].transpose(1, 2))
+    if bias is not None:
+        block += bias[at]
+    top = block.amax(-1).clamp_min(torch.finfo(q.dtype).min)  # a block may hold removed keys only
+    return block.sub_(top[:, :, None]).exp_(), top
+
+
+def _softmax(
+    q: Tensor, k: Tensor, bias: Tensor | None, v: Tensor | None, keep: int
+) -> tuple[Tensor, list[Tensor], Tensor | None]:
+    """softmax(q k^T + bias), (H, m, n), in blocks of keys: fade (blocks, H, m), by which each block's `_exponentials`
+    are multiplied; those of the first `keep` blocks; and its product with v (H, n, d), if asked for."""
+    kept, tops, sums, products = [], [], [], []
+    for n in range(-(-k.shape[1] // CHUNK)):
+        e, top = _exponentials(q, k, bias, n)
+        tops.append(top)
+        sums.append(e.sum(-1))
+        if n < keep:
+            kept.append(e)
+        if v is not None:
+            products.append(e @ v[:, n * CHUNK : (n + 1) * CHUNK])
+    top = torch.stack(tops)
+    fade = (top - top.amax(0)).exp_()
+    fade /= (fade * torch.stack(sums)).sum(0)
+    return fade, kept, None if v is None else (fade[..., None] * torch.stack(products)).sum(0)
+
+
+def _read(row: Tensor, q: Tensor, k: Tensor, bias: Tensor | None, fade: Tensor, kept: list[Tensor]) -> Tensor:
+    """row (H, m) times the softmax of `_softmax` -> (H, n). Blocks that were not kept are made again."""
+    found = []
+    for n, f in enumerate(fade):
+        e = kept[n] if n < len(kept) else _exponentials(q, k, bias, n)[0]
+        found.append(torch.bmm((row * f)[:, None], e)[:, 0])
+    return torch.cat(found, dim=1)
+
+
 class _Row(torch.autograd.Function):
     """row softmax(q k^T + bias): row (H, m), q (H, m, d), k (H, n, d), bias (n,) or None -> (H, n).
 
-    In blocks of keys. Each block's exponentials, above the block's own largest, are kept for the backward pass, which
-    so needs one product less than attention otherwise; bias gets no gradient.
+    All exponentials are kept for the backward pass, which so needs one product less than attention otherwise; bias gets
+    no gradient.
     """
 
     @staticmethod
     def forward(ctx: Any, row: Tensor, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-        kept, tops, sums = [], [], []
-        for start in range(0, k.shape[1], CHUNK):
-            block = torch.bmm(q, k[:, start : start + CHUNK].transpose(1, 2))
-            if bias is not None:
-                block += bias[start : start + CHUNK]
-            top = block.amax(-1).clamp_min(torch.finfo(q.dtype).min)  # a block may hold removed keys only
-            block.sub_(top[:, :, None]).exp_()
-            kept.append(block)
-            tops.append(top)
-            sums.append(block.sum(-1))
-        top, total = torch.stack(tops), torch.stack(sums)  # (blocks, H, m)
-        fade = (top - top.amax(0)).exp_()
-        fade /= (fade * total).sum(0)
+        fade, kept, _ = _softmax(q, k, bias, None, k.shape[1])
         ctx.save_for_backward(row, q, k, fade, *kept)
-        return torch.cat([torch.bmm((row * f)[:, None], e)[:, 0] for f, e in zip(fade, kept, strict=True)], dim=1)
+        return _read(row, q, k, bias, fade, kept)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -201,15 +226,19 @@ class Nystrom(nn.Module):
             wide = x.dtype if x.dtype == torch.float64 else torch.float32
             scale = (width // self.heads) ** -0.5
             a2 = torch.softmax(scale * (q_marks.to(wide) @ k_marks.to(wide).transpose(1, 2)), dim=-1)  # (H, m, m)
-            row = None
+            asked = None  # (H, m, 1): A1's first row
             if first_only or detail:
-                first = torch.softmax(scale * (q[:, :1].to(wide) @ k_marks.to(wide).transpose(1, 2)), dim=-1)
-                row = apply_pinv(a2, first.transpose(1, 2), self.steps, left=True).transpose(1, 2)  # (H, 1, m)
-        if first_only and not detail:
-            assert row is not None
+                asked = torch.softmax(scale * (k_marks.to(wide) @ q[:, :1].to(wide).transpose(1, 2)), dim=1)
+        if first_only:
             k = self._split(_project(x, to_k, pad))
             with torch.autocast(x.device.type, enabled=False):
-                weights = cast(Tensor, _Row.apply(row[:, 0], scale * q_marks.to(wide), k.to(wide), bias))[:, pad:]
+                row = apply_pinv(a2, left=asked, steps=self.steps)[1][:, :, 0]
+                q_wide, k = scale * q_marks.to(wide), k.to(wide)
+                if torch.is_grad_enabled():
+                    weights = cast(Tensor, _Row.apply(row, q_wide, k, bias))
+                else:
+                    weights = _read(row, q_wide, k, bias, *_softmax(q_wide, k, bias, None, KEPT)[:2])
+                weights = weights[:, pad:]
             read = weights.to(x.dtype) @ x  # (H, E): values are linear in x, so the mixture comes first
             out = torch.einsum("he,hde->hd", read, to_v.unflatten(0, (self.heads, -1)))[:, None]
             near = self._split(F.linear(x[: KERNEL // 2 + 1], to_v))  # (H, <= 17, d) from the class token on
@@ -218,22 +247,24 @@ class Nystrom(nn.Module):
             return Attended(self._out(out))
         flat = _project(x, to_v, pad)
         k, v = self._split(_project(x, to_k, pad)), self._split(flat)
-        values: Tensor | None = None
-        attention: Tensor | None = None
-        if detail:
-            mixed, attention = _blockwise(q_marks, k, v, bias, row, scale)  # (H, m, d), (H, n_padded)
-            values, attention = v[:, pad:].transpose(0, 1), attention[:, pad:]
-        else:
+        q_wide, k_wide, v_wide = scale * q_marks.to(wide), k.to(wide), v.to(wide)
+        mixed = None  # A3 V (H, m, d)
+        if detail:  # one pass over the keys for both
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                fade, kept, mixed = _softmax(q_wide, k_wide, bias, v_wide, KEPT)
+        if mixed is None or torch.is_grad_enabled():
             mask = None if bias is None else bias.to(q_marks.dtype).expand(1, 1, len(q_marks[0]), -1)
             mixed = F.scaled_dot_product_attention(q_marks[None], k[None], v[None], mask, scale=scale)[0]
-        near = self._convolve(flat[pad : pad + KERNEL // 2 + 1] if first_only else flat[pad:])
-        if first_only:
-            assert row is not None
-            return Attended(self._project(self._merge(row.to(mixed.dtype) @ mixed) + near[:1]), values, attention)
         with torch.autocast(x.device.type, enabled=False):
-            solved = apply_pinv(a2, mixed.to(wide), self.steps).to(q.dtype)  # (H, m, d)
-        out = F.scaled_dot_product_attention(q[None], k_marks.to(q.dtype)[None], solved[None], scale=scale)[0]
-        return Attended(self._project(self._merge(out) + near), values, attention)
+            solved, row = apply_pinv(a2, mixed.to(wide), asked, self.steps)  # (H, m, d), (H, m, 1)
+        out = F.scaled_dot_product_attention(q[None], k_marks.to(q.dtype)[None], solved.to(q.dtype)[None],
+                                             scale=scale)[0]
+        rows = self._project(self._merge(out) + self._convolve(flat[pad:]))
+        if not detail:
+            return Attended(rows)
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            attention = _read(row[:, :, 0], q_wide, k_wide, bias, fade, kept)
+        return Attended(rows, v[:, pad:].transpose(0, 1), attention[:, pad:])
 
     def _landmarks(self, x: Tensor, pad: int, log_count: Tensor | None) -> tuple[Tensor, Tensor]:
         """Queries and keys of the group means (H, m, d): projections are linear, so means come first."""
@@ -276,138 +307,3 @@ class Nystrom(nn.Module):
         image = v[None, :, None].permute(0, 3, 1, 2)  # (1, E, n, 1), channels last
         out = F.conv2d(image, weight, padding=(KERNEL // 2, 0), groups=v.shape[1])
         return out.permute(0, 2, 3, 1)[0, :, 0]
-
-
-def _blockwise(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, row: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """A3 V (H, m, d) and row A3 (H, n) for A3 = softmax(q k^T + bias), in blocks of keys, so that A3 (H, m, n) need not
-    fit in memory. Not differentiated through its second result."""
-    assert row is not None
-    n = k.shape[1]
-    if n <= CHUNK:
-        logits = scale * (q @ k.transpose(1, 2))
-        a3 = torch.softmax(logits if bias is None else logits + bias, dim=-1)
-        return a3 @ v, (row.to(a3.dtype) @ a3)[:, 0]
-    with torch.no_grad():
-        found = []
-        total = norm = top = None
-        for start in range(0, n, CHUNK):
-            block = slice(start, start + CHUNK)
-            logits = scale * (q @ k[:, block].transpose(1, 2))
-            logits = logits if bias is None else logits + bias[block]
-            high = logits.amax(-1, keepdim=True)
-            new = high if top is None else torch.maximum(top, high)
-            p = (logits - new).exp_()
-            if top is None or total is None or norm is None:
-                total, norm = p @ v[:, block], p.sum(-1, keepdim=True)
-            else:
-                fade = (top - new).exp_()
-                total, norm = total * fade + p @ v[:, block], norm * fade + p.sum(-1, keepdim=True)
-            top = new
-        assert total is not None
-        assert norm is not None
-        assert top is not None
-        lse = top + norm.log()
-        for start in range(0, n, CHUNK):
-            block = slice(start, start + CHUNK)
-            logits = scale * (q @ k[:, block].transpose(1, 2))
-            logits = logits if bias is None else logits + bias[block]
-            found.append((row.to(lse.dtype) @ (logits - lse).exp_())[:, 0])
-    return total / norm, torch.cat(found, dim=1)
-
-
-def _around(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Depth-wise 7 x 7 convolution, channels last: image (a, b, E), weight (E, 1, 7, 7) -> (a, b, E)."""
-    out = F.conv2d(image[None].permute(0, 3, 1, 2), weight, bias, padding=3, groups=len(weight))
-    return out.permute(0, 2, 3, 1)[0]
-
-
-class _Around(torch.autograd.Function):
-    """`_around` with its weight gradient as sums of 49 shifted products: a third of the time of the library's."""
-
-    @staticmethod
-    def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(image, weight)
-        return _around(image, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        image, weight = ctx.saved_tensors
-        g = grads[0].contiguous()
-        side, across, width = image.shape
-        padded = F.pad(image, (0, 0, 3, 3, 3, 3))
-        rows = max(1, 512 // across)  # so many at a time that products stay in the cache
-        room = g.new_empty(rows, across, width)
-        found = g.new_zeros(49, width)
-        for top in range(0, side, rows):
-            part = g[top : top + rows]
-            size = len(part)
-            for tap in range(49):
-                y, x = divmod(tap, 7)
-                shifted = padded[top + y : top + y + size, x : x + across]
-                found[tap] += torch.mul(shifted, part, out=room[:size]).flatten(0, 1).sum(0)
-        return _around(g, weight.flip(2, 3), None), found.t().reshape(weight.shape), g.sum((0, 1))
-
-
-class Ppeg(nn.Module):
-    """Pyramid position encoding: the sequence folded into a square, row by row, plus its depth-wise convolutions with
-    kernels 7, 5 and 3. They are summed, so they are one convolution with the sum of the kernels."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        for size in (7, 5, 3):
-            self.register_module(f"conv{size}", nn.Conv2d(width, width, size, padding=size // 2, groups=width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (n, E) -> (n, E). The square is filled up with the first rows; below 7 x 7, with zeros beyond it."""
-        n = len(x)
-        side = math.isqrt(n - 1) + 1
-        full = torch.cat([x, x[: side * side - n]]) if side * side > n else x
-        if side < 7:
-            side = 7
-            full = F.pad(full, (0, 0, 0, side * side - len(full)))
-        weight, bias = self.kernel()
-        image = full.view(side, side, -1)
-        if x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-            out = cast(Tensor, _Around.apply(image, weight, bias))
-        else:
-            out = _around(image, weight.to(x.dtype), bias.to(x.dtype))
-        return out.flatten(0, 1)[:n]
-
-    def on_grid(self, x: Tensor, grid: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The same convolutions where the instances really lie. x: (n, E); grid: (n, 2), tile edges, x then y;
-        weight: (n,), 0 for instances that are to count as absent. Returns (n, E).
-
-        Every instance takes the nearest cell; several in one cell are averaged, and each keeps its own x. More than
-        three empty rows or columns in a row are cut to three, which no 7 x 7 kernel can tell, so that the distance
-        between pieces of tissue, or slides, costs nothing.
-        """
-        column, row = (_close(grid[:, axis]) for axis in (0, 1))
-        width, height = int(column.max()) + 1, int(row.max()) + 1
-        cell = row * width + column
-        counts = x.new_ones(len(x)) if weight is None else weight.to(x.dtype)
-        held = x.new_zeros(height * width).index_add(0, cell, counts).clamp_min(1e-6)
-        total = x.new_zeros(height * width, x.shape[1]).index_add(0, cell, x * counts[:, None])
-        image = total / held[:, None]
-        kernel, bias = self.kernel()
-        spread = image.view(1, height, width, -1).permute(0, 3, 1, 2)  # channels last
-        out = F.conv2d(spread, kernel.to(x.dtype), bias.to(x.dtype), padding=3, groups=x.shape[1])
-        return out.permute(0, 2, 3, 1).flatten(0, 2)[cell] + (x - image[cell])
-
-    def kernel(self) -> tuple[Tensor, Tensor]:
-        """The one 7 x 7 kernel (E, 1, 7, 7), the identity included, and its bias (E,)."""
-        parts = [cast(nn.Conv2d, getattr(self, f"conv{size}")) for size in (7, 5, 3)]
-        weight = sum(F.pad(c.weight, ((7 - c.kernel_size[0]) // 2,) * 4) for c in parts)
-        bias = sum(c.bias for c in parts if c.bias is not None)
-        assert isinstance(weight, Tensor)
-        assert isinstance(bias, Tensor)
-        identity = torch.zeros(7, 7, dtype=weight.dtype, device=weight.device)
-        identity[3, 3] = 1.0
-        return weight + identity, bias
-
-
-def _close(place: Tensor) -> Tensor:
-    """int64 (n,) whole places from 0 on, in which no two neighbouring values are more than 4 apart."""
-    values, which = torch.unique(place.round().long(), return_inverse=True)
-    return F.pad(values.diff().clamp_max(4).cumsum(0), (1, 0))[which]

@@ -42,6 +42,7 @@ each with the authors' way as the option named second:
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -158,6 +159,7 @@ class Mhim(MIL):
         self.params = params
         module = lookup.find("mil.models", params.student)
         student_params = lookup.params(module, params.student_params)
+        self.placed: bool = getattr(module, "USES_POSITION", False)
         self.student: MIL = module.build(in_dim, n_out, student_params)
         self.teacher: MIL = copy.deepcopy(self.student).requires_grad_(False)
         self.teacher.train(self.training and params.teacher_mode == "train")
@@ -219,7 +221,7 @@ class Mhim(MIL):
 
     def losses(self, bag: Bag, target: Tensor, task: TaskLike) -> dict[str, Tensor]:
         x, sizes = flatten(bag)
-        places = grids(bag)
+        places: Sequence[Tensor | None] = grids(bag) if self.placed else [None] * len(sizes)
         seen = self.assess(x, sizes, places)
         splits = [self.choose(t, n, x.device) if n else None for t, n in zip(seen, sizes, strict=True)]
         found = [self.student.encode(i) for i in self.shown(x, sizes, places, splits, seen)]
@@ -235,7 +237,7 @@ class Mhim(MIL):
                                                torch.cat([e.embedding for e in found]))
         return named | {"consistency": self.params.alpha * apart}
 
-    def assess(self, x: Tensor, sizes: list[int], places: list[Tensor]) -> list[Encoded | None]:
+    def assess(self, x: Tensor, sizes: list[int], places: Sequence[Tensor | None]) -> list[Encoded | None]:
         """What the teacher says of each bag, never differentiated; None where nothing needs it."""
         p = self.params
         scored = self.ratio_high > 0 or p.mask_ratio_l > 0 or (p.merge == "mean" and p.keep_ratio < 1)
@@ -281,7 +283,7 @@ class Mhim(MIL):
         return torch.rand(rows, n, device=device)
 
     def shown(
-        self, x: Tensor, sizes: list[int], places: list[Tensor], splits: list[masking.Split | None],
+        self, x: Tensor, sizes: list[int], places: Sequence[Tensor | None], splits: list[masking.Split | None],
         seen: list[Encoded | None],
     ) -> list[Instances]:
         """The student's embedded instances of each bag: kept ones, then tokens. Only rows in use are embedded."""
@@ -290,11 +292,14 @@ class Mhim(MIL):
         else:
             rows, lengths, start = [], [], 0
             for n, s in zip(sizes, splits, strict=True):
-                every = torch.arange(n, device=x.device)
-                kept, merged = (every, every[:0]) if s is None else (s.kept, s.merged)
+                if s is None:
+                    kept = torch.arange(n, device=x.device)
+                    merged = kept[:0]
+                else:
+                    kept, merged = s.kept, s.merged
                 if self.params.merge == "none":
                     merged = merged[:0]
-                rows += [kept + start, merged + start]
+                rows += [kept + start, merged + start] if start else [kept, merged]
                 lengths += [len(kept), len(merged)]
                 start += n
             flat = self.student.embed_rows(x, torch.cat(rows)).split(lengths)
@@ -302,19 +307,19 @@ class Mhim(MIL):
         return [self._shown(z, rest, g, s, t) for (z, rest), g, s, t in zip(parts, places, splits, seen, strict=True)]
 
     def _shown(
-        self, z: Tensor, rest: Tensor, grid: Tensor, s: masking.Split | None, seen: Encoded | None
+        self, z: Tensor, rest: Tensor, grid: Tensor | None, s: masking.Split | None, seen: Encoded | None
     ) -> Instances:
         if s is None:
             return one_bag(z, grid)
-        kept = Instances(z, grid[s.kept], None if s.kept_counts is None else _log(s.kept_counts, z))
+        kept = Instances(z, _at(grid, s.kept), None if s.kept_counts is None else _log(s.kept_counts, z))
         if not len(rest):
             return kept
         if self.recycle is not None:
-            tokens = self.recycle(rest, grid[s.merged], s.merged_counts)
+            tokens = self.recycle(rest, _at(grid, s.merged), s.merged_counts)
             self._moved(tokens.z)
         else:
             share = seen.share[s.merged] if seen is not None and seen.share is not None else rest.new_ones(len(rest))
-            tokens = mean_tokens(rest, share, self.params.merge_k, grid[s.merged], s.merged_counts)
+            tokens = mean_tokens(rest, share, self.params.merge_k, _at(grid, s.merged), s.merged_counts)
         return self._with_tokens(kept, tokens)
 
     def _with_tokens(self, kept: Instances, tokens: Merged) -> Instances:
@@ -346,8 +351,12 @@ class Mhim(MIL):
         self._results.clear()
         if self.params.teacher == "ema":
             with torch.no_grad():
-                torch._foreach_lerp_(list(self.teacher.parameters()), [q.detach() for q in self.student.parameters()],
+                torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()),
                                      1.0 - self.momentum)
+
+
+def _at(grid: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if grid is None else grid[rows]
 
 
 def _log(counts: Tensor, like: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from mil.models import MIL, Encoded, Instances
 from mil.models._layers import Embedding, EmbeddingParams, initialise
-from mil.models._nystrom import Attended, Nystrom, Ppeg
+from mil.models._nystrom import Attended, Nystrom
+from mil.models._ppeg import Ppeg
 
 USES_POSITION = True
 

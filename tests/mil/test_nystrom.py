@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mil.models import _nystrom
-from mil.models._nystrom import Nystrom, Ppeg, apply_pinv
+from mil.models._nystrom import Nystrom, apply_pinv
+from mil.models._ppeg import Ppeg
 
 
 def softmax_rows(heads=2, m=6, seed=0):
@@ -22,18 +23,22 @@ def iterated(a, steps=6):
     return z
 
 
+def applied(a, r, left):
+    return apply_pinv(a, left=r)[1] if left else apply_pinv(a, r)[0]
+
+
 @pytest.mark.parametrize("left", [False, True])
 def test_the_applied_pseudo_inverse_is_the_iterated_one(left):
     a, r = softmax_rows(), torch.randn(2, 6, 3, dtype=torch.float64)
     want = iterated(a).mT @ r if left else iterated(a) @ r
-    torch.testing.assert_close(apply_pinv(a, r, left=left), want, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(applied(a, r, left), want, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("left", [False, True])
 def test_its_gradient_is_that_of_the_iteration(left):
     a, r = softmax_rows().requires_grad_(), torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, 6, 3, dtype=torch.float64)
-    ours = torch.autograd.grad((apply_pinv(a, r, left=left) * weight).sum(), (a, r))
+    ours = torch.autograd.grad((applied(a, r, left) * weight).sum(), (a, r))
     z = iterated(a)
     theirs = torch.autograd.grad(((z.mT if left else z) @ r * weight).sum(), (a, r))
     for one, two in zip(ours, theirs, strict=True):
@@ -49,10 +54,11 @@ def test_blocks_of_keys_change_nothing(monkeypatch):
     net, x = layer(), torch.randn(45, 16, dtype=torch.float64)
     with torch.no_grad():
         whole = net(x, detail=True)
-        monkeypatch.setattr(_nystrom, "CHUNK", 7)
-        parts = net(x, detail=True)
+        monkeypatch.setattr(_nystrom, "CHUNK", 7)  # more blocks than are kept
+        parts, first = net(x, detail=True), net(x, first_only=True)
     torch.testing.assert_close(parts.rows, whole.rows)
     torch.testing.assert_close(parts.attention, whole.attention)
+    torch.testing.assert_close(first.rows, whole.rows[:1])
 
 
 @pytest.mark.parametrize("n", [3, 8, 9, 45])
