@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mil.bags import collate
+from mil.bags import collate, to_device
 from mil.models import Bag
 from mil.tasks import Target, Task
 
@@ -45,11 +45,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Batch:
-    """Bags packed for one step. target: as `Task.target` gives it, or None when a case has none."""
+    """Bags packed for one step. target: as `Task.target` gives it, or None when a case has none. ready: on a GPU, when
+    the copies queued for them are done."""
 
     cases: tuple[Case, ...]
     bag: Bag
     target: Tensor | None
+    ready: torch.cuda.Event | None = None
 
 
 Scale = tuple[np.ndarray, np.ndarray]  # mean and sd, float32 (D,) each
@@ -67,9 +69,12 @@ class Feed:
         self.device = device
         self.scale = scale
         self.max_tiles = max_tiles
+        # a GPU receives the next bag while it computes on this one: copies have a stream of their own
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._room = cache_bytes
         self._kept: dict[int, Arrays] = {}
         self._width: int | None = None
+        self._scale: tuple[Scale, tuple[Tensor, Tensor]] | None = None
 
     def load(self, index: int) -> Arrays:
         """The checked arrays of one case. Raises BagError for NaN, infinite or missing features."""
@@ -90,16 +95,37 @@ class Feed:
             raise BagError(f"{who}: features of tile {row} hold NaN or infinity; delete this slide's features and "
                            "extract again (extract.dtype=float32 if they overflow float16)")
         arrays = (features, coords, tile_l0)
-        size = features.nbytes + coords.nbytes
+        size = self._taken(features) + self._taken(coords)
         if size <= self._room:
             # A mapped file counts only once its pages are in RAM of their own.
-            arrays = (np.array(features), np.array(coords), tile_l0)
+            arrays = (self._own(features), self._own(coords), tile_l0)
             self._room -= size
             self._kept[index] = arrays
         return arrays
 
+    def _taken(self, array: np.ndarray) -> int:
+        """Bytes that a copy of the array takes: pinned memory is given in powers of two."""
+        return array.nbytes if self._stream is None else 1 << max(array.nbytes - 1, 0).bit_length()
+
+    def _own(self, array: np.ndarray) -> np.ndarray:
+        """A copy in RAM, which a GPU can read without another."""
+        if self._stream is None:
+            return np.array(array)
+        copied = torch.from_numpy(np.array(array))
+        return copied.pin_memory().numpy() if copied.numel() else copied.numpy()
+
     def batch(self, indices: Sequence[int], key: Sequence[int] | None = None) -> Batch:
         """The cases of these indices, padded. key: seeds the random cap on tiles; None takes every tile."""
+        return self._handed_over(self._made(indices, key))
+
+    def _made(self, indices: Sequence[int], key: Sequence[int] | None) -> Batch:
+        """The batch; on a GPU its copies are only queued, see `_handed_over`."""
+        if self._stream is None:
+            return self._packed(indices, key)
+        with torch.cuda.stream(self._stream):
+            return replace(self._packed(indices, key), ready=self._stream.record_event())
+
+    def _packed(self, indices: Sequence[int], key: Sequence[int] | None) -> Batch:
         bags: list[Arrays] = []
         for position, index in enumerate(indices):
             features, coords, tile_l0 = self.load(index)
@@ -108,13 +134,31 @@ class Feed:
                 # sorted, because order carries meaning for models that use it
                 chosen = np.sort(rng.choice(len(features), self.max_tiles, replace=False))
                 features, coords = features[chosen], coords[chosen]
-            if self.scale is not None:
-                features = (features.astype(np.float32) - self.scale[0]) / self.scale[1]
             bags.append((features, coords, tile_l0))
         cases = tuple(self.cases[i] for i in indices)
         values = [c.target for c in cases if c.target is not None]
-        target = self.task.target(values).to(self.device) if self.task and len(values) == len(cases) else None
-        return Batch(cases, collate(bags, cases[0].mpp, self.device), target)
+        known = self.task is not None and len(values) == len(cases)
+        target = to_device(self.task.target(values), self.device) if self.task is not None and known else None
+        return Batch(cases, collate(bags, cases[0].mpp, self.device, self._scale_there()), target)
+
+    def _scale_there(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and sd on the device."""
+        if self.scale is None:
+            return None
+        if self._scale is None or self._scale[0] is not self.scale:
+            mean, sd = (to_device(torch.from_numpy(v), self.device) for v in self.scale)
+            self._scale = self.scale, (mean, sd)
+        return self._scale[1]
+
+    def _handed_over(self, batch: Batch) -> Batch:
+        """The batch, ready for the stream in use: that waits for the copies, the host does not."""
+        if batch.ready is not None:
+            using = torch.cuda.current_stream(self.device)
+            using.wait_event(batch.ready)
+            for tensor in (batch.bag.features, batch.bag.mask, batch.bag.coords, batch.bag.tile_l0, batch.target):
+                if tensor is not None:  # its memory is not given away before this stream is done with it
+                    tensor.record_stream(using)
+        return batch
 
     def batches(self, order: Sequence[Sequence[int]], key: Sequence[int] | None = None) -> Iterator[Batch]:
         """The batches of `order`, each made by a thread while the one before is in use.
@@ -125,14 +169,14 @@ class Feed:
                 yield self.batch(group, None if key is None else [*key, n])
             return
         with ThreadPoolExecutor(1) as pool:
-            waiting = [pool.submit(self.batch, group, None if key is None else [*key, n])
+            waiting = [pool.submit(self._made, group, None if key is None else [*key, n])
                        for n, group in enumerate(order[:AHEAD])]
             for n in range(len(order)):
                 made = waiting.pop(0).result()
                 ahead = n + AHEAD
                 if ahead < len(order):
-                    waiting.append(pool.submit(self.batch, order[ahead], None if key is None else [*key, ahead]))
-                yield made
+                    waiting.append(pool.submit(self._made, order[ahead], None if key is None else [*key, ahead]))
+                yield self._handed_over(made)
 
     def in_turn(self) -> list[list[int]]:
         """The order of scoring: one bag at a time, as given, so that no padding is computed on."""

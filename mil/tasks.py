@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -69,7 +70,7 @@ class Task:
 
     def bins(self, time: Tensor) -> Tensor:
         """int64 (B,) time bin of each time (nll)."""
-        edges = torch.tensor(self.edges, dtype=torch.float64, device=time.device)
+        edges = _there(self.edges, torch.float64, time.device)
         return torch.bucketize(time.double().contiguous(), edges, right=True)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ class Task:
         if self.kind == "classification":
             each = F.cross_entropy(logits, target, reduction="none")
             if self.weights:  # not divided by the weights' sum: in a batch of one bag that would cancel them
-                each = each * torch.tensor(self.weights, dtype=each.dtype, device=each.device)[target]
+                each = each * _there(self.weights, each.dtype, each.device)[target]
             return each.mean()
         if self.kind == "nll":
             return nll_each(logits, self.bins(target[:, 0]), 1.0 - target[:, 1], self.alpha).mean()
@@ -145,6 +146,13 @@ class Task:
         """Plain values from which `from_json` makes the same task."""
         return {"kind": self.kind, "classes": list(self.classes), "edges": list(self.edges),
                 "weights": list(self.weights), "alpha": self.alpha}
+
+
+@lru_cache(maxsize=64)
+def _there(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The values as a tensor, made once per device: making one on a GPU waits for it."""
+    with torch.inference_mode(False):  # whoever asks first, a loss may use it
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def from_json(value: dict[str, Any]) -> Task:

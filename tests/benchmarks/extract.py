@@ -48,11 +48,13 @@ def best(work: Callable[[], object], repeats: int = 3, clock: Callable[[], float
     return min(times)
 
 
-def make_slide(path: Path) -> Path:
-    """A tiled JPEG slide of smooth noise in tissue colours, 8192 px wide."""
+def make_slide(path: Path, tiles: int) -> Path:
+    """A tiled JPEG slide of smooth noise in tissue colours, 8192 px wide, or as large as so many 256 px tiles need."""
     from tests.extract.slides import tissue_rgb, write_svs
 
-    return write_svs(path, tissue_rgb(8192, 8192), downsamples=(1, 4))
+    pattern = tissue_rgb(8192, 8192)
+    more = max(1, -(-tiles // 560))
+    return write_svs(path, np.tile(pattern, (more, 1, 1)), downsamples=(1, 4))
 
 
 def tissue_corners(path: Path, step: int, most: int) -> np.ndarray:
@@ -289,7 +291,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["reading", "bags", "whole"])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        path = args.slide or make_slide(Path(folder) / "bench.svs")
+        path = args.slide or make_slide(Path(folder) / "bench.svs", args.tiles)
         if "reading" in args.only:
             reading(path, args.tiles)
         if "bags" in args.only:

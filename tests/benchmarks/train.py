@@ -2,7 +2,9 @@
 
     python -m tests.benchmarks.train                        one thread, N = 1k ... 50k
     python -m tests.benchmarks.train --threads 0            all cores
-    python -m tests.benchmarks.train --device cuda          a GPU; any wait for the host inside a step is an error
+    python -m tests.benchmarks.train --device cuda          a GPU; any wait for the host inside a step is an error, and
+                                                            `loop` and `unkept` are a step of the whole training loop,
+                                                            fed with bags kept in RAM or read anew, over a bare one
 
 A step is teacher, student forward and backward, Adam, EMA, at the settings of the figures printed beside it (D = 1024,
 width 512, r_h 0.03, keep 0.9, k 10, published losses); `default` is the repaired form of configs/mhim.yaml, `plain` the
@@ -74,7 +76,9 @@ def cell(student: str, n: int, threads: int, device: str, repeats: int) -> dict[
     import torch
 
     from configs import lookup
-    from mil import tasks
+    from configs.schema import TrainConfig
+    from mil import tasks, train
+    from mil.feed import Case
     from mil.memory import keep_freed
     from mil.models import MIL, Bag
 
@@ -121,6 +125,17 @@ def cell(student: str, n: int, threads: int, device: str, repeats: int) -> dict[
 
         return step
 
+    def fed(kept: bool) -> float:
+        """Seconds a step of the training loop takes: bags of float16 to the device, one look at the losses per epoch,
+        and what is kept after it."""
+        count = max(8, 200_000 // n)
+        x = bag.features[0].half().cpu().numpy()
+        place = bag.coords[0].int().cpu().numpy()
+        data = [Case(str(i), (str(i),), i % 2, lambda: (x, place, 256.0)) for i in range(count)]
+        config = TrainConfig(epochs=3, patience=0, select="last", standardize=False, cache_gb=40.0 if kept else 0.0)
+        times = [clock()] + [clock() for _ in train.fit(published, data, [], task, config, 0)]
+        return (times[-1] - times[-2]) / count
+
     def memory(which: str) -> float:
         """Megabytes held now ("VmRSS"), or at most since (Linux: since the last call; "VmHWM")."""
         if cuda:
@@ -144,6 +159,8 @@ def cell(student: str, n: int, threads: int, device: str, repeats: int) -> dict[
     step()
     found["step_mb"] = memory("VmHWM") - before
     found["step"] = best(step)
+    if cuda:  # the loop allows deterministic kernels only; the bare step above takes the fastest
+        found["loop"], found["unkept"] = fed(True), fed(False)
     default = module.build(DIM, 2, lookup.params(module, {"student": student})).to(device)
     found["default"] = best(stepper(default), repeats + 1)
     default.eval()
@@ -161,17 +178,20 @@ def cell(student: str, n: int, threads: int, device: str, repeats: int) -> dict[
     return found
 
 
-def heading(peers: bool) -> str:
+def heading(peers: bool, cuda: bool) -> str:
     """First line of the table."""
     line = (f"{'student':9} {'N':>6} {'MHIM s':>8} {'default':>8} {'plain':>8} {'score':>8} {'+tokens':>8} "
             f"{'products':>8} {'MHIM/prod':>9} {'MB added':>8}")
-    return line + (f" | {'to peer: MHIM':>13} {'plain':>6} {'score':>6} {'MB':>6} {'machine':>7}" if peers else "")
+    return line + (f" | {'to peer: MHIM':>13} {'plain':>6} {'score':>6} {'MB':>6} {'machine':>7}" if peers else "") + (
+        f" | {'loop/step':>9} {'unkept':>6}" if cuda else "")
 
 
 def row(student: str, n: int, f: dict[str, float], peers: bool) -> str:
     """One line of the table."""
-    line = (f"{student:9} {n:6d} {f['step']:8.3f} {f['default']:8.3f} {f['plain']:8.3f} {f['score']:8.3f} "
-            f"{f['tokens']:8.3f} {f['products']:8.3f} {f['step'] / f['products']:9.2f} {f['step_mb']:8.0f}")
+    line = (f"{student:9} {n:6d} {f['step']:8.4f} {f['default']:8.4f} {f['plain']:8.4f} {f['score']:8.4f} "
+            f"{f['tokens']:8.4f} {f['products']:8.4f} {f['step'] / f['products']:9.2f} {f['step_mb']:8.0f}")
+    if "loop" in f:
+        line += f" | {f['loop'] / f['step']:9.2f} {f['unkept'] / f['step']:6.2f}"
     if not peers or (student, n) not in PEER:
         return line
     step, plain, score, mb = PEER[student, n]
@@ -193,7 +213,7 @@ def main() -> None:
         print(json.dumps(cell(a.students[0], a.sizes[0], threads, a.device, a.repeats)))
         return
     peers = a.device == "cpu" and threads == 1
-    print(heading(peers), flush=True)
+    print(heading(peers, a.device == "cuda"), flush=True)
     for student in a.students:
         for n in a.sizes:
             command = [sys.executable, "-m", "tests.benchmarks.train", "--one", "--students", student,
