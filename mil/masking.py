@@ -64,6 +64,11 @@ def within(share: Tensor, order: Tensor, limit: float) -> Tensor:
     return (fixed.cumsum(0) <= round(limit * FIXED_POINT)).sum()
 
 
+def numbers_known(device: torch.device) -> bool:
+    """Whether the host may look at numbers on the device: on a GPU it would have to wait for them."""
+    return device.type == "cpu"
+
+
 @dataclass(frozen=True)
 class Removed:
     """flags: bool (N,). low, high: bounds of how many are set; equal when the number is known."""
@@ -94,19 +99,19 @@ def remove(
         if share_max < 1.0 and len(order):
             allowed = within(share, order, share_max)
             low = 0
-            if score.device.type == "cpu":
+            if numbers_known(score.device):
                 low = high = int(allowed)
-                flags[order[:low]] = True
+                flags.index_fill_(0, order[:low], True)
             else:
                 flags[order] = torch.arange(len(order), device=score.device) < allowed
         else:
-            flags[order] = True
+            flags.index_fill_(0, order, True)
     for ratio, value in ((ratio_low, attention), (ratio_random, None if noise is None else noise[1])):
         more = max(0, min(count(n, ratio, rounding), n - 1 - high)) if ratio > 0 else 0
         if more:
             if value is None:
                 raise ValueError("masking at random needs noise, masking low attention needs the attention")
-            flags[value.masked_fill(flags, torch.inf).topk(more, largest=False).indices] = True
+            flags.index_fill_(0, value.masked_fill(flags, torch.inf).topk(more, largest=False).indices, True)
             low, high = low + more, high + more
     return Removed(flags, low, high)
 

@@ -80,6 +80,8 @@ class Runner:
         module = module.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = forward
         self.module: Any = torch.compile(module) if config.compile else module
+        # the next tiles reach a GPU while it computes on these: copies have a stream of their own
+        self._copies = torch.cuda.Stream(self.device) if self.cuda else None
         self.mean = (torch.tensor(recipe.mean, device=self.device) * 255).view(1, 3, 1, 1)
         self.scale = (1 / (torch.tensor(recipe.std, device=self.device) * 255)).view(1, 3, 1, 1)
 
@@ -99,7 +101,7 @@ class Runner:
         return ((x.float() - self.mean) * self.scale).contiguous(memory_format=torch.channels_last)
 
     def _forward(self, tiles: torch.Tensor) -> torch.Tensor:
-        x = self.prepare(tiles.to(self.device, non_blocking=True))
+        x = self.prepare(self._arrived(tiles))
         if self.precision == "float32":
             out = self.forward(self.module, x)
         else:
@@ -108,6 +110,17 @@ class Runner:
         if out.ndim != 2 or out.shape[1] != self.dim:
             raise RuntimeError(f"the model gives {tuple(out.shape)} where (tiles, {self.dim}) is declared")
         return out.float()
+
+    def _arrived(self, tiles: torch.Tensor) -> torch.Tensor:
+        """The tiles on the device; the stream in use waits for them there, the host does not."""
+        if self._copies is None:
+            return tiles
+        with torch.cuda.stream(self._copies):
+            there = tiles.to(self.device, non_blocking=True)
+        using = torch.cuda.current_stream(self.device)
+        using.wait_stream(self._copies)
+        there.record_stream(using)  # its memory is not given away before this stream is done with it
+        return there
 
     def launch(self, tiles: np.ndarray) -> Callable[[], np.ndarray]:
         """Start on uint8 (B, H, W, 3); the returned function waits and gives float32 (B, dim).

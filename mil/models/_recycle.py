@@ -95,9 +95,11 @@ def mean_tokens(
     groups = min(k, len(x))
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     member = torch.arange(len(x), device=x.device) % groups == torch.arange(groups, device=x.device)[:, None]
+    mean = share.mean()
     if counts is not None:
         member = member & counts
-    weight = member * (share + 1e-3 * share.mean() + 1e-12).to(wide)  # (k, M)
+        mean = (share * counts).sum() / counts.sum().clamp_min(1)
+    weight = member * (share + 1e-3 * mean + 1e-12).to(wide)  # (k, M)
     weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-30)
     number = member.sum(1).to(wide)
     return Merged(weight.to(x.dtype) @ x, None if grid is None else weight.to(grid.dtype) @ grid, number.log())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from configs.schema import TrainConfig
-from mil import tasks, train
+from mil import masking, tasks, train
 from mil.feed import Case, Feed
 from mil.mining import of as mined
 from mil.models import Bag
@@ -52,8 +52,12 @@ def still(model: torch.nn.Module) -> torch.nn.Module:
 
 
 @every
-def test_the_numbers_are_those_of_the_cpu(name: str, extra: dict[str, object]) -> None:
+def test_the_numbers_are_those_of_the_cpu(
+    name: str, extra: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Answers, losses and gradients, in float64, also of a packed batch; and what the mask hides."""
+    # with the filler that spares a GPU the wait, to which a model that uses order is not indifferent
+    monkeypatch.setattr(masking, "numbers_known", lambda device: False)
     here, gone = (still(make(name, extra).double()) for _ in range(2))
     gone = gone.to(GPU)
     b = bag(61, 17)
@@ -75,10 +79,12 @@ def test_the_numbers_are_those_of_the_cpu(name: str, extra: dict[str, object]) -
         named = model.losses(batch, target(2).to(batch.features.device), TWO)
         sum(named.values()).backward()
         losses.append({k: v.item() for k, v in named.items()})
-    assert losses[0] == pytest.approx(losses[1], rel=1e-7)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     for (key, p), (_, q) in zip(here.named_parameters(), gone.named_parameters(), strict=True):
         if p.grad is not None:
-            torch.testing.assert_close(q.grad.cpu(), p.grad, rtol=1e-6, atol=1e-9, msg=key)
+            # position codes are float32, and the sines of two devices differ in the last bit
+            least = 1e-6 * float(p.grad.abs().max()) + 1e-9
+            torch.testing.assert_close(q.grad.cpu(), p.grad, rtol=1e-5, atol=least, msg=lambda m, k=key: f"{k}: {m}")
 
 
 @needs_golden
