@@ -12,7 +12,7 @@ bare student. On a CPU each cell runs in a process of its own, so that memory is
 products that the MHIM step cannot avoid, as bare calls in the same process: the ratio to them does not depend on the
 machine; `peer` are the published program's seconds on one core of another machine, so that ratio does. `+tokens` scores
 with the default's tokens of the whole bag. `machine` is the time of the bare embedding product here over that which the
-peer's abmil step implies (two thirds of it are 2.94 such products): divide a ratio to the peer by it to compare programs
+peer's abmil step implies (two thirds of it are 2.94 such products): divide a ratio by it to compare programs
 rather than machines; above 1 this machine is the slower one. Of several repetitions the fastest counts, in processor
 seconds on one thread (other people's work on the machine hardly enters them), else by the clock.
 """
