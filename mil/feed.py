@@ -1,4 +1,4 @@
-"""In which order bags reach the model, read ahead by one thread and kept in RAM up to a limit.
+"""In which order bags reach the model, read ahead by a thread (by some for a GPU) and kept in RAM up to a limit.
 
 In: cases, whose `load` brings arrays from wherever the caller keeps them. Out: padded batches with their targets.
 Knows no file and no model. Order and sampling depend on (seed, epoch) alone, so there is no state to save: any epoch
@@ -7,6 +7,7 @@ of a training can be replayed.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from mil.tasks import Target, Task
 # features float16 or float32 (N, D); coords int32 (N, 2), level-0 px, x then y; tile edge in level-0 px
 Arrays = tuple[np.ndarray, np.ndarray, float]
 AHEAD = 2  # batches read ahead: one in hand, one in the making
+GPU_READERS = 4  # threads that feed a GPU, which is done with 10,000 instances in the time one thread copies them once
 
 
 class BagError(ValueError):
@@ -72,6 +74,7 @@ class Feed:
         # a GPU receives the next bag while it computes on this one: copies have a stream of their own
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._room = cache_bytes
+        self._lock = threading.Lock()
         self._kept: dict[int, Arrays] = {}
         self._width: int | None = None
         self._scale: tuple[Scale, tuple[Tensor, Tensor]] | None = None
@@ -90,16 +93,17 @@ class Feed:
         if features.shape[1] != self._width:
             raise BagError(f"{who}: features are {features.shape[1]} wide, others {self._width}: "
                            "they come from different encoders; extract all slides with one")
-        if not np.isfinite(features).all():
+        if not finite(features):
             row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
             raise BagError(f"{who}: features of tile {row} hold NaN or infinity; delete this slide's features and "
                            "extract again (extract.dtype=float32 if they overflow float16)")
         arrays = (features, coords, tile_l0)
         size = self._taken(features) + self._taken(coords)
-        if size <= self._room:
-            # A mapped file counts only once its pages are in RAM of their own.
+        with self._lock:
+            kept = size <= self._room
+            self._room -= size if kept else 0
+        if kept:  # a mapped file counts only once its pages are in RAM of their own
             arrays = (self._own(features), self._own(coords), tile_l0)
-            self._room -= size
             self._kept[index] = arrays
         return arrays
 
@@ -168,12 +172,13 @@ class Feed:
             for n, group in enumerate(order):
                 yield self.batch(group, None if key is None else [*key, n])
             return
-        with ThreadPoolExecutor(1) as pool:
+        readers, reach = (1, AHEAD) if self._stream is None else (GPU_READERS, GPU_READERS + 1)
+        with ThreadPoolExecutor(readers) as pool:
             waiting = [pool.submit(self._made, group, None if key is None else [*key, n])
-                       for n, group in enumerate(order[:AHEAD])]
+                       for n, group in enumerate(order[:reach])]
             for n in range(len(order)):
                 made = waiting.pop(0).result()
-                ahead = n + AHEAD
+                ahead = n + reach
                 if ahead < len(order):
                     waiting.append(pool.submit(self._made, order[ahead], None if key is None else [*key, ahead]))
                 yield self._handed_over(made)
@@ -181,6 +186,15 @@ class Feed:
     def in_turn(self) -> list[list[int]]:
         """The order of scoring: one bag at a time, as given, so that no padding is computed on."""
         return [[i] for i in range(len(self.cases))]
+
+
+def finite(features: np.ndarray) -> bool:
+    """Whether no number is NaN or infinite. Of float16 the exponents' bits are looked at: numpy's own test takes ten
+    times as long, 14 ms for 10,000 x 1024."""
+    if features.dtype != np.float16:
+        return bool(np.isfinite(features).all())
+    bits = features.view(np.uint16)
+    return all(int((bits[i : i + 256] & 0x7FFF).max(initial=0)) < 0x7C00 for i in range(0, len(bits), 256))
 
 
 def shuffled(cases: Sequence[Case], batch_bags: int, balanced: bool, seed: int, epoch: int) -> list[list[int]]:

@@ -153,7 +153,7 @@ def decode_only(reader: object, corners: np.ndarray, step: int) -> float:
     return best(lambda: [plane.decode(d, 0, None) for d in data], clock=time.process_time)
 
 
-def whole(path: Path, name: str, tiles: int, gpu: bool, rounds: int, precision: Any = "auto") -> None:
+def whole(path: Path, name: str, tiles: int, gpu: bool, rounds: int, more: dict[str, Any]) -> None:
     """The bare model, reading alone and the whole, in turns, best of each. Wall time, and CPU time of all threads.
 
     On a CPU both sides share the cores, so that wall time cannot be less than the CPU time of both over the cores:
@@ -173,7 +173,7 @@ def whole(path: Path, name: str, tiles: int, gpu: bool, rounds: int, precision: 
         known = _table.rows().get(name)
         made = _families.network(known) if known else timm.create_model(name.removeprefix("timm:"), num_classes=0)
         save_file({k: v.contiguous() for k, v in made.state_dict().items()}, weights)
-        config = ExtractConfig(encoder=name, weights=str(weights), offline=True, gpu=gpu, precision=precision)
+        config = ExtractConfig(encoder=name, weights=str(weights), offline=True, gpu=gpu, **more)
         extractor = Extractor(config)
         job = SlideJob(path, tissue_corners(path, 256, tiles), 256, 0.5, (0.5, 0.5))
         n = len(job.coords_l0)
@@ -304,6 +304,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--batch", type=int, default=ExtractConfig().batch, help="tiles per forward pass on a GPU")
     parser.add_argument("--only", nargs="*", default=["reading", "bags", "whole"])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -313,7 +314,7 @@ def main() -> None:
         if "bags" in args.only:
             bags()
         for name in args.encoders if "whole" in args.only else []:
-            whole(path, name, args.tiles, args.gpu, args.rounds, args.precision)
+            whole(path, name, args.tiles, args.gpu, args.rounds, {"precision": args.precision, "batch": args.batch})
     print(f"\nlargest memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
