@@ -36,36 +36,36 @@ class _Schulz(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, r: Tensor, steps: int) -> Tensor:
         xs, ys, rs = [x], [], [r]
         for _ in range(steps - 1):
-            y = xs[-1] @ xs[-1]
-            w = torch.sub(y, xs[-1], alpha=7.0)
-            w.diagonal(dim1=-2, dim2=-1).add_(15.0)
-            xs.append(torch.baddbmm(xs[-1], y, w, beta=3.25, alpha=-0.25))
+            y = torch.bmm(xs[-1], xs[-1])
+            base = torch.sub(xs[-1], y, alpha=15.0 / 13.0)
             ys.append(y)
+            xs.append(torch.baddbmm(base, y, torch.sub(y, xs[-1], alpha=7.0), beta=3.25, alpha=-0.25))
         for x in reversed(xs):
-            rs.append(_polynomial(x, rs[-1])[0])
+            rs += _polynomial(x, rs[-1])
         ctx.save_for_backward(*xs, *ys, *rs[:-1])
         return rs[-1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         saved = ctx.saved_tensors
-        steps = (len(saved) + 1) // 3
+        steps = (len(saved) + 1) // 5
         xs, ys, rs = saved[:steps], saved[steps : 2 * steps - 1], saved[2 * steps - 1 :]
         h = grads[0]
         direct: list[Tensor] = []
-        for x, r in zip(xs, reversed(rs), strict=True):
-            t1 = x @ r
-            t2 = x @ t1
-            down, u1, u2 = _polynomial(x, h)
-            left = torch.cat([h, u1, u2], dim=2)
-            right = torch.cat([-15.0 * r + 7.0 * t1 - t2, 7.0 * r - t1, -r], dim=2)
-            direct.append((left @ right.mT).mul_(0.125))  # half of the quarter: see S below
+        # With a = 7 r - x r and b = 15 r - x a, p(x) r = (13 r - x b) / 4, so -4 dx = h b^T - (x h) a^T + (x x h) r^T.
+        # The a and b of h, which its own polynomial makes, give x h = 7 h - a_h and x x h = 34 h - 7 a_h + b_h.
+        for n, x in enumerate(xs):
+            r, a, b = rs[len(rs) - 3 * (n + 1) :][:3]
+            a_h, b_h, down = _polynomial(x, h)
+            left = torch.cat([h, a_h, b_h], dim=2)
+            right = torch.cat([torch.sub(b, a, alpha=7.0).add_(r, alpha=34.0), torch.sub(a, r, alpha=7.0), r], dim=2)
+            direct.append(torch.baddbmm(x, left, right.mT, beta=0, alpha=-0.125))  # half of the quarter: see S below
             h = down
         # X' = (13 X - Y W) / 4 with Y = X^2, W = Y - 7 X + 15. With S(.) the symmetric part and G of X' symmetric,
         # dY = S(7 G X - 2 G Y) / 4 - 15 G / 4,  dX = 13 G / 4 + S(7 G Y / 4 + 2 dY X); S's halves are in the factors.
         g = direct[-1] + direct[-1].mT
         for x, y, d in zip(reversed(xs[:-1]), reversed(ys), reversed(direct[:-1]), strict=True):
-            part = g @ torch.sub(y, x, alpha=3.5)
+            part = torch.bmm(g, torch.sub(y, x, alpha=3.5))
             dy = (part + part.mT).add_(g, alpha=15.0)  # -4 dY
             part = d.baddbmm_(g, y, alpha=0.875).baddbmm_(dy, x, alpha=-0.25)
             g = (part + part.mT).add_(g, alpha=3.25)
@@ -73,10 +73,10 @@ class _Schulz(torch.autograd.Function):
 
 
 def _polynomial(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """p(x) r, x r and x x r."""
-    t1 = x @ r
-    t2 = x @ t1
-    return torch.baddbmm(13.0 * r - 15.0 * t1 + 7.0 * t2, x, t2, beta=0.25, alpha=-0.25), t1, t2
+    """a = 7 r - x r, b = 15 r - x a and p(x) r = (13 r - x b) / 4."""
+    a = torch.baddbmm(r, x, r, beta=7.0, alpha=-1.0)
+    b = torch.baddbmm(r, x, a, beta=15.0, alpha=-1.0)
+    return a, b, torch.baddbmm(r, x, b, beta=3.25, alpha=-0.25)
 
 
 def apply_pinv(
@@ -85,11 +85,16 @@ def apply_pinv(
     """Z right and Z^T left for a (H, m, m) of softmax rows and right, left (H, m, w) or None (then empty), Z its
     pseudo-inverse after `steps` iterations from Z_0 = A^T / (largest row sum * largest column sum, over all heads)."""
     scale = 1.0 / (a.sum(-1).amax() * a.sum(-2).amax())
-    x = (a @ a.transpose(1, 2)) * scale
-    sides = [a[:, :, :0] if right is None else right, a[:, :, :0] if left is None else a @ left]
-    both = cast(Tensor, _Schulz.apply(x, torch.cat(sides, dim=2) * scale, steps))
-    one, two = both.split([t.shape[2] for t in sides], dim=2)
-    return a.transpose(1, 2) @ one, two
+    x = torch.bmm(a, a.transpose(1, 2)) * scale
+    if left is None:
+        sides = a[:, :, :0] if right is None else right
+    else:
+        sides = torch.bmm(a, left) if right is None else torch.cat([right, torch.bmm(a, left)], dim=2)
+    both = cast(Tensor, _Schulz.apply(x, sides * scale, steps))
+    if right is None:
+        return both[:, :, :0], both
+    width = right.shape[2]
+    return torch.bmm(a.transpose(1, 2), both[:, :, :width]), both[:, :, width:]
 
 
 class _Project(torch.autograd.Function):
