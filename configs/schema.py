@@ -75,7 +75,7 @@ class ExtractConfig(Settings):
     offline: bool = speed(False, "never open a network connection")
     gpu: bool = speed(False, "use the GPU; stops if there is none")
     gpus: tuple[int, ...] = speed((), "GPU numbers, one process each over one shared work list")
-    batch: int = speed(64, "tiles per forward pass on a GPU (halved on out-of-memory)", ge=1)
+    batch: int = speed(128, "tiles per forward pass on a GPU (halved on out-of-memory)", ge=1)
     readers: int = speed(0, "reading threads; 0 is one per core", ge=0)
     queue_mb: int = speed(512, "most memory for tiles read ahead, MiB", ge=16)
     compile: bool = Field(False, description="torch.compile the encoder (can change the last bits of the features)")

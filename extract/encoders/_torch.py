@@ -52,6 +52,17 @@ def device_of(config: ExtractConfig) -> torch.device:
     return torch.device("cuda", number)
 
 
+def cast_once(module: torch.nn.Module, kind: torch.dtype) -> None:
+    """Give the linear and convolutional layers of timm's modules weights of `kind`: the same numbers as autocast makes
+    of them anew in every forward pass, which doubles the number of kernels that a small model launches. (Code from
+    elsewhere may switch autocast off for a part, and then needs its weights as they are.)"""
+    for owner in module.modules():
+        if type(owner).__module__.startswith("timm."):
+            for layer in owner.children():
+                if type(layer) in (torch.nn.Linear, torch.nn.Conv2d):
+                    layer.to(kind)
+
+
 class Runner:
     """Runs `forward` (normalised float (B, 3, H, W) -> (B, dim)) over uint8 tiles.
 
@@ -79,6 +90,8 @@ class Runner:
         self.halvings = 0
         module = module.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = forward
+        if self.precision != "float32":
+            cast_once(module, _TYPES[self.precision])
         self.module: Any = torch.compile(module) if config.compile else module
         # the next tiles reach a GPU while it computes on these: copies have a stream of their own
         self._copies = torch.cuda.Stream(self.device) if self.cuda else None

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from configs.schema import ExtractConfig
 from extract import encoders, weights
-from extract.encoders import EncoderError, GpuFailed, NoGpu, _families, _remap, _table
+from extract.encoders import EncoderError, GpuFailed, NoGpu, _families, _remap, _table, _torch
 from extract.weights import WeightsError
 
 REQUIRED = """
@@ -231,6 +231,17 @@ def test_tiles_the_encoder_was_not_made_for(folder: Path) -> None:
     with pytest.raises(EncoderError, match=r"224 px tiles, not 256 and for 0\.5 µm/px, not 1.*--allow-mismatch"):
         encoders.check_tiles(known, 256, 1.0, allow_mismatch=False)
     assert "not 256" in encoders.check_tiles(known, 256, 0.5, allow_mismatch=True)
+
+
+@pytest.mark.parametrize("name", ["timm:test_vit", "resnet50-trunc"])
+def test_weights_cast_once_give_autocast_s_numbers(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ExtractConfig(encoder=name, weights=str(folder), offline=True, precision="bfloat16")
+    tiles = np.random.default_rng(0).integers(0, 256, (5, 96, 96, 3), np.uint8)
+    encoder = encoders.build(config)
+    kinds = {p.dtype for p in encoder.encode.__self__.module.parameters()}  # type: ignore[attr-defined]
+    assert kinds == {torch.bfloat16, torch.float32}  # norms stay
+    monkeypatch.setattr(_torch, "cast_once", lambda module, kind: None)
+    np.testing.assert_array_equal(encoder.encode(tiles), encoders.build(config).encode(tiles))
 
 
 def test_gpu_without_one_stops(folder: Path) -> None:
