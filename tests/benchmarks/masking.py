@@ -6,7 +6,8 @@
 Sets: digits-K-n[-noise]: n training bags of hand-written digits, positives hold K nines among 50 to 120 images, with
 normal noise of that share of the grey scale; 100 test bags of images that no training bag holds. With --mil FOLDER,
 musk1 and protein with their given folds. With --demo FOLDER, `demo`: the slides of a cohort that `pipeline demo --to
-FOLDER` painted, tiled and extracted, in folds of patients. Per set: 5 folds x 3 seeds. Nothing is selected on a test
+FOLDER` painted, tiled and extracted, in folds of patients; demo-n: only n training slides of each fold, half of them
+with tumour. Per set: 5 folds x 3 seeds. Nothing is selected on a test
 fold: fixed epochs, last epoch, one set of hyper-parameters for all. Plain, teacher and student of a fold share the
 seed, so every difference is paired. `run` goes on where it stopped.
 
@@ -81,9 +82,14 @@ Bags = dict[str, tuple[int, np.ndarray]]
 
 def read_set(name: str, mil: Path | None, demo: Path | None = None) -> tuple[Bags, list[tuple[list[str], list[str]]]]:
     """bag -> (label, features), and (train, test) bags of each fold."""
-    if name == "demo":
+    if name.startswith("demo"):
         assert demo is not None, "demo needs --demo FOLDER"
-        return demo_bags(demo)
+        bags, folds = demo_bags(demo)
+        if name == "demo":
+            return bags, folds
+        each = int(name.removeprefix("demo-")) // 2
+        return bags, [([b for label in (0, 1) for b in [b for b in train if bags[b][0] == label][:each]], test)
+                      for train, test in folds]
     if name.startswith("digits-"):
         witnesses, n, *noise = name.removeprefix("digits-").split("-")
         return digit_bags(int(witnesses), int(n), float(noise[0]) if noise else 0.0)

@@ -1,0 +1,41 @@
+"""Tiny models and runs that the tests of training share."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from configs.schema import Config
+from pipeline import cases, runner, runs, stage, store
+from pipeline.stages import Train
+
+SMALL: dict[str, dict[str, Any]] = {
+    "abmil": {"width": 8, "attention_width": 8}, "dsmil": {"width": 8},
+    "transmil": {"width": 64, "landmarks": 16},
+}
+
+
+def settings(**train: Any) -> Config:
+    base = {"model": "abmil", "model_params": SMALL["abmil"], "folds": 2, "epochs": 4, "lr": 0.01, "patience": 0}
+    return Config.model_validate({"train": base | train, "score": {"bootstrap": 20, "heatmaps": "none"}})
+
+
+def mhim(student: str = "abmil", **params: Any) -> dict[str, Any]:
+    return {"model": "mhim", "model_params": {"student": student, "student_params": SMALL[student]} | params}
+
+
+def in_turn(stage_: stage.Stage, items: list[stage.Item], again: bool, redo: bool) -> Any:
+    return runner.run_items(stage_, items, 60.0, again, redo)
+
+
+def trained(work: store.Work, rows: Any, config: Config, name: str = "run", replace_: bool = False) -> stage.Report:
+    data = cases.labelled(rows, work.features("texture"), config.train)
+    made = Train(work, config, name, data, cases.make_folds(data, config.train))
+    return runner.run(made, in_turn, replace=replace_)
+
+
+def scored(work: store.Work, config: Config, name: str = "run") -> dict[str, Any]:
+    report = runner.run(runs.held_out(work, config, work.run(name)), in_turn)
+    assert not report.failures, report.failures
+    found: dict[str, Any] = json.loads((work.run(name) / "metrics.json").read_text())
+    return found
