@@ -8,21 +8,25 @@ size), the hash of the split, seed, versions, validation predictions, thresholds
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from configs import lookup
 from mil import tasks
 from mil.feed import Scale
+from mil.novelty import Profile
 from pipeline.store import FORMAT, StoreError
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 _MEAN, _SD = "input.mean", "input.sd"
+_BAGS_MEAN, _BAGS_SD = "bags.mean", "bags.sd"
 
 
 class BundleError(StoreError):
@@ -31,11 +35,13 @@ class BundleError(StoreError):
 
 @dataclass(frozen=True)
 class Bundle:
-    """card: plain values of `model.json`. weights: the model's state dict. scale: standardisation, or None."""
+    """card: plain values of `model.json`. weights: the model's state dict. scale: standardisation, or None. profile: of
+    the training bags, or None where none is known (weights that were brought in)."""
 
     card: dict[str, Any]
     weights: dict[str, Tensor]
     scale: Scale | None
+    profile: Profile | None = None
 
     @property
     def task(self) -> tasks.Task:
@@ -51,6 +57,12 @@ class Bundle:
         except RuntimeError as error:
             raise BundleError(f"the weights do not fit model {self.card['model']!r}: {error}") from error
         return model.eval()
+
+    def unlike(self, features: np.ndarray) -> float:
+        """How far a bag, features (N, D), lies from the training bags, over the distance from which on it is unlike all
+        that the model was trained and tested on; NaN where that is not known."""
+        farthest = self.card.get("unlike_from")
+        return math.nan if self.profile is None or farthest is None else self.profile.distance(features) / farthest
 
     def check(self, facts: dict[str, Any]) -> None:
         """Refuse features of another encoder, weights, mpp or tile size. Raises BundleError naming each difference."""
@@ -70,13 +82,17 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("mhim-pipeline", "torch", "numpy")}
 
 
-def write(folder: Path, card: dict[str, Any], weights: dict[str, Tensor], scale: Scale | None) -> None:
+def write(
+    folder: Path, card: dict[str, Any], weights: dict[str, Tensor], scale: Scale | None, profile: Profile | None = None
+) -> None:
     """Write a bundle into `folder`, without safetensors metadata: several keys come out in no fixed order."""
     from safetensors.torch import save_file
 
     tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
     if scale is not None:
         tensors |= {_MEAN: torch.from_numpy(scale[0]).contiguous(), _SD: torch.from_numpy(scale[1]).contiguous()}
+    if profile is not None:
+        tensors |= {_BAGS_MEAN: torch.from_numpy(profile.mean), _BAGS_SD: torch.from_numpy(profile.sd)}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS)
     (folder / CARD).write_text(json.dumps({"format": FORMAT, **card}, indent=1) + "\n")
@@ -98,7 +114,9 @@ def read(folder: Path) -> Bundle:
         raise BundleError(f"the model in {folder} has format {card.get('format')}, this program reads {FORMAT}")
     mean, sd = tensors.pop(_MEAN, None), tensors.pop(_SD, None)
     scale = (mean.numpy(), sd.numpy()) if mean is not None and sd is not None else None
-    return Bundle(card, tensors, scale)
+    mean, sd = tensors.pop(_BAGS_MEAN, None), tensors.pop(_BAGS_SD, None)
+    profile = Profile(mean.numpy(), sd.numpy()) if mean is not None and sd is not None else None
+    return Bundle(card, tensors, scale, profile)
 
 
 def find(run: Path) -> list[Path]:

@@ -96,10 +96,11 @@ def plan_cohort(seed: int = 7, n: int = 32, small: bool = False) -> list[DemoSli
             slides.append(DemoSlide(f"case_{number:02d}.svs", patient, label, plan, LOOKS[(t // 2) % 3], t % 4 == 1))
     slides.sort(key=lambda s: s.name)
     plain = SlidePlan(seed * 1000 + 900, 2944 if small else 10240, 2048, 0.5)
-    slides.append(DemoSlide(NO_TISSUE, "P90", 0, replace(plain, tissue=False), LOOKS[0], True))
-    slides.append(DemoSlide(NO_MPP, "P91", 0, replace(plain, seed=seed * 1000 + 901), LOOKS[0], False))
+    broken = [f"P{max(90, 2 * half + 1) + k}" for k in range(3)]
+    slides.append(DemoSlide(NO_TISSUE, broken[0], 0, replace(plain, tissue=False), LOOKS[0], True))
+    slides.append(DemoSlide(NO_MPP, broken[1], 0, replace(plain, seed=seed * 1000 + 901), LOOKS[0], False))
     cut = replace(plain, seed=seed * 1000 + 902, tumour_um2=3e5 / (5 if small else 1))
-    slides.append(DemoSlide(TRUNCATED, "P92", 1, cut, LOOKS[1], False))
+    slides.append(DemoSlide(TRUNCATED, broken[2], 1, cut, LOOKS[1], False))
     return slides
 
 

@@ -160,6 +160,7 @@ def finish(stage: Any, known_as: Sequence[cohort.Row], labels: Path | None, run:
         values = ", ".join(f"{k.removeprefix('p_')} {row[k]:.3f}" for k in shown)
         spread = f" (sd {row['spread']:.3f} over the folds)" if row.get("spread") is not None else ""
         decided = f" -> {row['decision']}" if "decision" in row else ""
+        decided += " (unlike what the model knows)" if row.get("unlike", 0.0) > 1 else ""
         whose = row["slide"] if row["patient"] == row["slide"] else f"{row['patient']} ({row['slide']})"
         console.out.print(console.escape(f"  {whose}: {values}{spread}{decided}"))
     if len(rows) > 20:

@@ -25,9 +25,11 @@ from mil.feed import Feed
 from mil.tasks import Task
 from pipeline import bundle, decide, grid, risk, training
 from pipeline.cases import Patient, StoredBag
-from pipeline.store import StoreError, read_array, stored
+from pipeline.store import StoreError, array_names, read_array, stored
 
 Row = dict[str, Any]
+UNLIKE = ("features unlike those of all slides that the model was trained and tested on (other staining, scanner or "
+          "tissue?): its answer may mean nothing")
 AVERAGED = ("risk", "risk_threshold", "threshold", "undecided_from", "undecided_to")
 
 
@@ -156,9 +158,9 @@ def slide_scores(
 
     attention: float32 (n,), sums to one over the patient's slides. evidence: float32 (n, n_out), where the model has
     it. hardness, masked: float32 (n,), of MHIM, see `mil.mining`. coords: int32 (n, 2), level-0 px.
-    logits: float32 (models, n_out), of the patient's whole bag.
+    logits: float32 (models, n_out), of the patient's whole bag. unlike: float32 (models,), see `Bundle.unlike`.
     """
-    logits, attention, evidence = [], [], []
+    logits, attention, evidence, unlike = [], [], [], []
     hidden: dict[str, list[np.ndarray]] = {}
     case = training.cases([patient], float(models[0].card["features"].get("mpp") or 0.0))
     for one in models:
@@ -169,6 +171,7 @@ def slide_scores(
             for name, values in mining.of(model, feed.batch([0]).bag).items():
                 hidden.setdefault(name, []).append(values)
         logits.append(found.logits)
+        unlike.append(one.unlike(case[0].load()[0]))
         attention.append(found.scores)
         evidence += [found.evidence] if found.evidence is not None else []
     arrays = {"attention": np.stack(attention).mean(axis=0)}
@@ -179,9 +182,17 @@ def slide_scores(
     for slide, path in zip(patient.slides, patient.stores, strict=True):
         coords = StoredBag((path,))()[1]
         part = {k: v[first : first + len(coords)] for k, v in arrays.items()}
-        made[slide] = part | {"coords": np.array(coords), "logits": np.stack(logits)}
+        made[slide] = part | {"coords": np.array(coords), "logits": np.stack(logits),
+                              "unlike": np.array(unlike, np.float32)}
         first += len(coords)
     return made
+
+
+def strangeness(unlike: np.ndarray) -> float:
+    """One number out of `unlike` of several models: their mean, NaN where none knows. Above 1 a bag is unlike all that
+    they were trained and tested on."""
+    known = unlike[np.isfinite(unlike)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str] | None = None) -> list[Row]:
@@ -191,11 +202,15 @@ def of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str] | No
     patient is then the mean over the slides, or that of the most positive one (of several classes: the surest one).
     """
     groups: dict[str, list[tuple[Patient, np.ndarray]]] = {}
+    unlike: dict[str, float] = {}  # of a patient's bags the strangest
     for bag in stage.data.patients:
         path = next((p for s in bag.slides if stored(p := stage.out / "scores" / f"{s}.zarr") is not None), None)
         if path is not None:  # else it failed, which the stage has told
             logits = read_array(path, "logits").astype(np.float64)  # (folds, n_out), the same in all slides of a bag
-            groups.setdefault((patients or {}).get(bag.id, bag.id), []).append((bag, logits))
+            name = (patients or {}).get(bag.id, bag.id)
+            groups.setdefault(name, []).append((bag, logits))
+            if "unlike" in array_names(path) and not math.isnan(far := strangeness(read_array(path, "unlike"))):
+                unlike[name] = max(far, unlike.get(name, 0.0))
     each: dict[str, list[Row]] = {name: [] for name in groups}
     for k, folder in enumerate(next(iter(stage.models.values()), [])):  # every fold scores every new patient
         card = _card(folder)
@@ -206,7 +221,8 @@ def of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str] | No
             found = answers(np.stack([logits[k] for _, logits in bags]), task, card, config)
             answer = _joined(found, task, config.several_slides)
             verdict = decide.columns(at, _positive(answer, task), task.classes) | _group(card, task)
-            each[name].append({"slide": slides, "patient": name, **answer, **verdict})
+            strange = {"unlike": unlike[name]} if name in unlike else {}
+            each[name].append({"slide": slides, "patient": name, **answer, **verdict, **strange})
     return [row for members in each.values() for row in ensemble(members)]
 
 

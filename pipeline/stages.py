@@ -358,7 +358,8 @@ class Score(Stage):
         writer = store.StoreWriter(out, {"patient": patient.id, **self.data.facts})
         for name, array in arrays.items():
             writer.write(name, array)
-        return Made(numbers={"tiles": len(arrays["attention"])})
+        strange = scoring.strangeness(arrays["unlike"]) > 1
+        return Made(notes=(scoring.UNLIKE,) if strange else (), numbers={"tiles": len(arrays["attention"])})
 
     def remake_fields(self) -> frozenset[str]:
         """Newer folds of the same run, such as one that failed before: its results follow them without a refusal. Those

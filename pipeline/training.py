@@ -23,7 +23,7 @@ import torch
 
 from configs import lookup
 from configs.schema import TrainConfig
-from mil import metrics, tasks
+from mil import metrics, novelty, tasks
 from mil import train as loop
 from mil.feed import Case, Feed
 from mil.splits import Fold
@@ -137,7 +137,11 @@ def train_fold(
         "test": _finite(_metrics_of([r for r in rows if r["side"] == "test"], task, train)),
         **operating_points(rows, task), **({"horizons": horizons(train)} if task.survival else {}),
     }
-    bundle.write(out, card, weights, scale)
+    profile = novelty.profile(c.load()[0] for c in train_cases)
+    if profile is not None:
+        farthest = novelty.limit(profile.distance(c.load()[0]) for c in cases([*val, *test], mpp))
+        card |= {"unlike_from": farthest} if farthest is not None else {}
+    bundle.write(out, card, weights, scale, profile)
     (out / PREDICTIONS).write_text(table(rows))
     (out / HISTORY).write_text(table(state["history"]))
     return (f"the plain model is used instead: {why}",) if why else ()

@@ -13,7 +13,8 @@ WIDTH = 5
 
 
 def make_features(
-    work: store.Work, patients: int = 12, slides_each: int = 1, seed: int = 0, encoder: str = "texture", **attrs: object
+    work: store.Work, patients: int = 12, slides_each: int = 1, seed: int = 0, encoder: str = "texture",
+    shift: float = 0.0, **attrs: object,
 ) -> list[Row]:
     """Features of `patients` patients, odd ones positive in some tiles; the rows of their labels."""
     rng = np.random.default_rng(seed)
@@ -21,7 +22,7 @@ def make_features(
     for i in range(patients):
         for j in range(slides_each):
             n = int(rng.integers(4, 12))
-            x = rng.normal(size=(n, WIDTH)).astype(np.float16)
+            x = rng.normal(shift, size=(n, WIDTH)).astype(np.float16)
             x[: 1 + n // 3, 0] += 3 * (i % 2)
             slide = f"s{i:02d}_{j}.svs"
             facts = {"encoder": encoder, "weights_id": "w1", "mpp": 0.5, "tile_px": 256, "stain_norm": "none",

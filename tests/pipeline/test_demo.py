@@ -92,8 +92,9 @@ def test_looks_are_the_same_for_both_labels() -> None:
     assert all((s.plan.tumour_um2 > 0) == (s.label == 1) for s in labelled)
 
 
-def test_patients_have_one_label_and_some_have_two_slides(few: Path) -> None:
-    slides = demo.plan_cohort()
+@pytest.mark.parametrize("n", [32, 120])
+def test_patients_have_one_label_and_some_have_two_slides(few: Path, n: int) -> None:
+    slides = demo.plan_cohort(n=n)
     labels: dict[str, set[int]] = {}
     for s in slides:
         labels.setdefault(s.patient, set()).add(s.label)

@@ -316,6 +316,21 @@ def test_new_slides_are_scored_without_labels_and_strangers_refused(work: store.
             bundle.read(work.run("run") / "fold_0").check(facts)
 
 
+def test_slides_unlike_the_training_slides_are_told(work: store.Work, tmp_path: Path) -> None:
+    config = settings()
+    trained(work, make_features(work, 16), config)
+    for shift, strange in ((0.0, False), (40.0, True)):
+        other = store.Work(tmp_path / str(shift))
+        make_features(other, 3, seed=5, shift=shift)
+        stage_ = runs.new_slides(work, config, work.run("run"), other.features("texture"), str(shift))
+        report = runner.run(stage_, in_turn)
+        assert not report.failures
+        assert [scoring.UNLIKE in o.notes for o in report.outcomes] == [strange] * 3
+        assert [r["unlike"] > 1 for r in scoring.of_new_slides(stage_, config.score)] == [strange] * 3
+    own = runner.run(runs.held_out(work, config, work.run("run")), in_turn)
+    assert not any(scoring.UNLIKE in o.notes for o in own.outcomes)
+
+
 def test_a_bundle_is_read_back_exactly_and_holds_no_surprise(work: store.Work) -> None:
     trained(work, make_features(work), settings(standardize=True))
     found = bundle.read(work.run("run") / "fold_0")
