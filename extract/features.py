@@ -155,7 +155,9 @@ class Extractor:
             if self._feed is not None:
                 self._feed.close()
             encoder = self.encoder
-            block_rows = max(encoder.batch, BLOCK_ROWS)
+            # of large tiles fewer, so that eight blocks find room and as many threads read
+            room = self.config.queue_mb * (1 << 20) // (8 * 3 * job.tile_px**2)
+            block_rows = min(max(encoder.batch, BLOCK_ROWS), max(room, 16))
             if encoder.threadsafe and encoder.batch:  # short blocks: every core has work, also on a small slide
                 block_rows = 2 * encoder.batch
             most = 6 if self.config.queue_mb < 64 else max(4, 3 * self._threads)
