@@ -113,7 +113,7 @@ class TrainConfig(Settings):
     max_tiles: int = Field(0, ge=0, description="random cap on the tiles of a training bag; 0 is no cap; scoring always uses all tiles")
     balance: Literal["none", "weights", "sampling"] = Field("none", description="class imbalance: weighted loss or balanced sampling")
     amp: bool = Field(False, description="bfloat16 autocast in training")
-    fallback: float | None = Field(0.1, ge=0, description="MHIM gives way to the plain model of the fold when its training loss in inference mode is larger by more than this; null never")
+    fallback: float | None = Field(0.1, ge=0, description="MHIM gives way to the plain model of the fold when its training loss in inference mode is larger by more than this, or (select: best) validation prefers the plain one; null never")
     threads: int = Field(1, ge=1, description="CPU threads of one training (sums are split by thread, so it changes last bits; trainings themselves run in parallel)")
     cox_bags: int = Field(64, ge=2, description="most recent training bags that a Cox risk set reaches over, besides those of the step")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="lists of model_params or settings to try, chosen on validation only")

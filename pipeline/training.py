@@ -121,11 +121,14 @@ def train_fold(
     scale, weights = loop.scale_of(state), state["best"]["weights"]
     model.load_state_dict(weights)
     named: dict[str, Any] = {"model": config.model, "model_params": config.model_params}
+    rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
     why = alarm(model, teacher, train_cases, task, scale, config) if teacher else None
+    if why is None and teacher is not None and config.select == "best" and config.fallback is not None:
+        why = outdone(_metrics_of(rows, task, train), teacher, task)
     if why is not None and teacher is not None:
         model, weights, scale = teacher.model().to(device(config.gpu)), teacher.weights, teacher.scale
         named = {k: teacher.card[k] for k in named} | {"fallback": {"from": config.model, "why": why}}
-    rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
+        rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
     rows += _predicted(model, "test", cases(test, mpp), task, scale)
     sizes = {"train": len(train), "val": len(val), "test": len(test)}
     card = {
@@ -166,6 +169,19 @@ def alarm(
         return None
     return (f"training loss {own:.3f} with whole bags, against {plain:.3f} of the plain model "
             f"(train.fallback={config.fallback:g}): masking hurts here")
+
+
+def outdone(validation: dict[str, float], teacher: bundle.Bundle, task: Task) -> str | None:
+    """Why a model with these metrics of the fold's validation patients must give way to the plain model, or None.
+
+    The plain model is one more candidate of the selection: where training on, with or without masks, only overfits, it
+    was better before. A tie is no reason.
+    """
+    own, plain = validation.get(task.headline), teacher.card["validation"].get(task.headline)
+    if own is None or plain is None or not plain > own:
+        return None
+    what = "C-index" if task.survival else "AUC"
+    return f"validation {what} {own:.3f}, against {plain:.3f} of the plain model: masking does not help here"
 
 
 def build_model(config: TrainConfig, in_dim: int, task: Task, seed: int, teacher: bundle.Bundle | None) -> Any:

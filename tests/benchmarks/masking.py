@@ -61,6 +61,7 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "plain": None,
     "paper": PAPER,
     "default": {},
+    "probability": {"consistency": "probability"},
     # from the published form to the default, one part after the other
     "paper+start": PAPER | START,
     "paper+start+cap": PAPER | START | CAP,

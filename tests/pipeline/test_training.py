@@ -182,6 +182,28 @@ def test_where_masking_hurts_the_plain_model_takes_over_and_says_so(work: store.
     assert not any("plain model" in n for o in never.outcomes for n in o.notes)
 
 
+def test_where_validation_prefers_the_plain_model_it_takes_over(work: store.Work) -> None:
+    rows = make_features(work, 24)
+    poor = {**mhim(student_start="fresh", mask_ratio_h=0.8, share_max=1.0), "fallback": 1e9, "epochs": 8, "lr": 0.02,
+            "val_fraction": 0.5, "seeds": 3}
+    for select in ("best", "last"):
+        report = trained(work, rows, settings(**poor, select=select), select)
+        told = {o.key for o in report.outcomes if any("validation AUC" in n for n in o.notes)}
+        assert bool(told) == (select == "best")
+        for outcome in report.outcomes:
+            if outcome.key.startswith("teacher"):
+                continue
+            mine, plain = (bundle.read(work.run(select) / p / outcome.key) for p in ("", "teacher"))
+            if outcome.key in told:
+                assert mine.card["fallback"]["from"] == "mhim"
+                assert mine.card["test"] == plain.card["test"]
+            elif select == "best":
+                assert mine.card["validation"]["auc"] >= plain.card["validation"]["auc"]
+    tie = {"auc": plain.card["validation"]["auc"]}
+    assert training.outdone(tie, plain, plain.task) is None
+    assert training.outdone({}, plain, plain.task) is None  # no validation part
+
+
 def test_same_command_does_nothing_more_seeds_add_and_other_settings_are_refused(work: store.Work) -> None:
     rows = make_features(work)
     trained(work, rows, settings())
