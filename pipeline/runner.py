@@ -7,6 +7,7 @@ machines; the rules stand in `stage.py`.
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import signal
 import threading
@@ -170,13 +171,10 @@ def sweep(stage: Stage, lease_s: float) -> None:
     for folder in (tmp, claims):
         with suppress(OSError):  # not empty: others are at work
             folder.rmdir()
-    partial = stage.root / ".partial"
-    if partial.is_dir():
-        for folder in sorted((p for p in partial.rglob("*") if p.is_dir()), reverse=True):
-            with suppress(OSError):
-                folder.rmdir()
+    # os.walk passes over what another command sweeps away meanwhile
+    for name, _, _ in os.walk(stage.root / ".partial", topdown=False):
         with suppress(OSError):
-            partial.rmdir()
+            os.rmdir(name)
 
 
 def _wait(stage: Stage, busy: list[Item], lease_s: float) -> tuple[list[Item], list[Outcome]]:

@@ -73,10 +73,18 @@ def _stage(
     return status
 
 
+def _sealed_folds(folder: Path) -> Iterator[str]:
+    """Folds below a run that are complete, as paths from it. What a training removes meanwhile, os.walk passes over."""
+    for name, inner, files in os.walk(folder):
+        inner[:] = [n for n in inner if not n.startswith(".")]
+        if store.SEAL in files and os.path.basename(name).startswith("fold_"):
+            yield Path(name).relative_to(folder).as_posix()
+
+
 def _run(folder: Path, failed: dict[tuple[str, str], str], planned: set[str]) -> StageStatus:
     """A training: its folds, and those that its last command wanted and that are not there yet."""
     status = StageStatus(f"train {folder.name}")
-    done = {p.parent.relative_to(folder).as_posix() for p in folder.rglob(f"fold_*/{store.SEAL}")}
+    done = set(_sealed_folds(folder))
     busy = running_keys(folder / ".claims")
     wrong = {k: m for (stage, k), m in failed.items() if stage == status.name and k not in done}
     for key in sorted(done | busy | wrong.keys() | planned):

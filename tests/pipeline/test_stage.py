@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,18 @@ def test_a_worker_that_dies_costs_its_item_and_is_replaced(tmp_path: Path) -> No
     assert run(Toy(tmp_path / "t", n=6), workers=2).exit_code == 0
     run(Toy(tmp_path / "fresh", n=6))
     assert tree(stage.root) == tree(tmp_path / "fresh")
+
+
+def test_commands_sweep_at_the_same_time(tmp_path: Path) -> None:
+    """Each finds folders that the other removes under its eyes."""
+    stage = Toy(tmp_path / "t", n=1)
+    for _ in range(10):
+        for i in range(150):
+            (stage.root / ".partial" / f"item_{i % 50:03d}" / f"part_{i}").mkdir(parents=True)
+        with ThreadPoolExecutor(3) as pool:
+            for done in [pool.submit(runner.sweep, stage, 60.0) for _ in range(3)]:
+                done.result()
+        assert not (stage.root / ".partial").exists()
 
 
 def test_the_sweep_spares_the_living(tmp_path: Path) -> None:
