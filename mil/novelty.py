@@ -46,8 +46,8 @@ def profile(bags: Iterable[np.ndarray]) -> Profile | None:
 
 def limit(held_out: Iterable[float]) -> float | None:
     """The distance from which on a bag is unlike those the model knows, from those of bags that it was not trained on;
-    None without any."""
-    known = [d for d in held_out if np.isfinite(d)]
+    None without any that says something."""
+    known = [d for d in held_out if np.isfinite(d) and d > 0]
     return BEYOND * max(known) if known else None
 
 

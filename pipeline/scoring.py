@@ -29,7 +29,7 @@ from pipeline.store import StoreError, array_names, read_array, stored
 
 Row = dict[str, Any]
 UNLIKE = ("features unlike those of all slides that the model was trained and tested on (other staining, scanner or "
-          "tissue?): its answer may mean nothing")
+          "tissue?): do not rely on its answer; a model for such slides must be trained on some")
 AVERAGED = ("risk", "risk_threshold", "threshold", "undecided_from", "undecided_to")
 
 

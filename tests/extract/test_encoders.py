@@ -115,18 +115,6 @@ def test_old_swin_checkpoint_of_ctranspath() -> None:
     assert all(torch.equal(renamed[k], state[k]) for k in renamed)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights: a ResNet-50 under the name of the truncated one, and timm's tiny test model."""
-    import timm
-
-    torch.manual_seed(0)
-    made = tmp_path_factory.mktemp("weights")
-    save_file(timm.create_model("resnet50").state_dict(), made / "resnet50-trunc.safetensors")
-    save_file(timm.create_model("test_vit").state_dict(), made / "timm-test_vit.safetensors")
-    return made
-
-
 def test_truncated_resnet50(folder: Path) -> None:
     """The 1024 numbers are the average of the third block's map, of the tile resized to 224."""
     import timm

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from configs.schema import ExtractConfig
 from extract import SlideJob, encoders
@@ -18,18 +17,6 @@ from tests.extract.slides import tissue_rgb, write_svs
 from tests.extract.test_network import params, save
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of two networks."""
-    import timm
-
-    torch.manual_seed(0)
-    made = tmp_path_factory.mktemp("weights")
-    save_file(timm.create_model("resnet50").state_dict(), made / "resnet50-trunc.safetensors")
-    save_file(timm.create_model("test_vit").state_dict(), made / "timm-test_vit.safetensors")
-    return made
 
 
 @pytest.fixture(scope="module")

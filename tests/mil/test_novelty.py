@@ -39,4 +39,5 @@ def test_what_cannot_be_told_is_not_told():
     assert np.isnan(known.distance(empty))
     assert novelty.limit([np.nan]) is None
     assert novelty.limit([]) is None
+    assert novelty.limit([0.0, 0.0]) is None  # features that never vary: nothing to divide by
     assert novelty.limit([np.nan, 1.5]) == pytest.approx(novelty.BEYOND * 1.5)
