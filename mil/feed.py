@@ -130,6 +130,7 @@ class Feed:
             return replace(self._packed(indices, key), ready=self._stream.record_event())
 
     def _packed(self, indices: Sequence[int], key: Sequence[int] | None) -> Batch:
+        """The arrays of the cases, capped, as one batch on the device."""
         bags: list[Arrays] = []
         for position, index in enumerate(indices):
             features, coords, tile_l0 = self.load(index)
@@ -141,8 +142,9 @@ class Feed:
             bags.append((features, coords, tile_l0))
         cases = tuple(self.cases[i] for i in indices)
         values = [c.target for c in cases if c.target is not None]
-        known = self.task is not None and len(values) == len(cases)
-        target = to_device(self.task.target(values), self.device) if self.task is not None and known else None
+        target = None
+        if self.task is not None and len(values) == len(cases):
+            target = to_device(self.task.target(values), self.device)
         return Batch(cases, collate(bags, cases[0].mpp, self.device, self._scale_there()), target)
 
     def _scale_there(self) -> tuple[Tensor, Tensor] | None:

@@ -163,6 +163,7 @@ def slide_scores(
     logits, attention, evidence, unlike = [], [], [], []
     hidden: dict[str, list[np.ndarray]] = {}
     case = training.cases([patient], float(models[0].card["features"].get("mpp") or 0.0))
+    features = case[0].load()[0]
     for one in models:
         model = one.model().to(training.device(gpu))
         with loop.isolated(None, training.device(gpu), one.card["train"]["threads"]):
@@ -171,7 +172,7 @@ def slide_scores(
             for name, values in mining.of(model, feed.batch([0]).bag).items():
                 hidden.setdefault(name, []).append(values)
         logits.append(found.logits)
-        unlike.append(one.unlike(case[0].load()[0]))
+        unlike.append(one.unlike(features))
         attention.append(found.scores)
         evidence += [found.evidence] if found.evidence is not None else []
     arrays = {"attention": np.stack(attention).mean(axis=0)}
