@@ -4,6 +4,7 @@ this process. The processes among which the tests are shared out make each of th
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from filelock import FileLock
 # Bags of a few dozen instances gain nothing from threads, and two torch threads on busy cores wait for each other:
 # one of the tests that train took 62 s with two and 8 s with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a shell that runs the tests in the background has them, and every command they start, ignore Ctrl-C
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

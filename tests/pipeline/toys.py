@@ -77,9 +77,7 @@ def run(stage: Stage, workers: int = 1, lease_s: float = 60.0, **more: Any) -> A
 def start(stage: Toy, workers: int = 1, lease_s: float = 60.0) -> subprocess.Popen[str]:
     """The same in a process of its own, leader of its own group; its exit code is the report's."""
     code = (
-        "import signal, sys; from pathlib import Path, PosixPath\n"
-        # a shell that runs the tests in the background has them, and their children, ignore Ctrl-C
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import sys; from pathlib import Path, PosixPath\n"
         "from tests.pipeline.toys import Toy, run\n"
         f"report = run({stage!r}, {workers}, {lease_s})\n"
         "print(report.stopped, file=sys.stderr); sys.exit(report.exit_code)"
