@@ -20,7 +20,8 @@ from configs.schema import TrainConfig, fingerprint_fields
 from mil import splits
 from mil.splits import Fold, SplitError
 from pipeline import published, store
-from pipeline.cohort import CohortError, Row, match
+from pipeline.label_match import match
+from pipeline.label_rows import CohortError, Row
 
 # Facts of the features that a model is bound to: scoring refuses others.
 FACTS = ("encoder", "weights_id", "mpp", "tile_px", "stain_norm", "dim")

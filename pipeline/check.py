@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from configs.schema import Config, TileConfig
-from pipeline import check_html, cohort, console, store
+from pipeline import check_html, cohort, console, label_match, label_table, store
 from pipeline.cohort import CohortError, SlideEntry
 
 OK, EMPTY, NO_MPP, UNREADABLE, UNFIT, UNSUPPORTED = "ok", "empty", "no mpp", "unreadable", "unfit", "unsupported"
@@ -197,7 +197,8 @@ def _compare(findings: list[Finding], labels: Path | None) -> tuple[list[Finding
         out.append(f)
     if labels is not None:
         try:
-            matched = cohort.match(cohort.read_rows(labels), [f.slide for f in findings if f.state != UNSUPPORTED])
+            readable = [f.slide for f in findings if f.state != UNSUPPORTED]
+            matched = label_match.match(label_table.read_rows(labels), readable)
         except CohortError as error:
             return out, [str(error)]
         problems += [f"{labels.name}, row {r.number}: there is no slide {r.slide}" for r in matched.without_slide]

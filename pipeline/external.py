@@ -19,8 +19,9 @@ from rich.table import Table
 
 from configs.schema import Config, ScoreConfig
 from mil import metrics, tasks
-from pipeline import bundle, cohort, console, decide, published, scoring, store, training
+from pipeline import bundle, console, decide, label_match, label_table, published, scoring, store, training
 from pipeline.cohort import CohortError
+from pipeline.label_rows import Row
 from pipeline.verbs import Session
 
 OF_THE_SESSION = ("mpp_of_slides", "assume_mpp_from_power", "overlay")  # about these slides, not about the model
@@ -51,25 +52,25 @@ def prepare(session: Session, run: Path, slides: Path) -> tuple[Session, Path, s
     return there, there.work.features(config.extract.encoder), name, max(codes)
 
 
-def known_rows(slides: Path | None, labels: Path | None) -> list[cohort.Row]:
+def known_rows(slides: Path | None, labels: Path | None) -> list[Row]:
     """What is known of new slides: the rows of the labels, else those of the manifest. Tell whose the slides are."""
     if labels is not None:
-        return cohort.read_rows(labels)
-    return cohort.read_rows(slides) if slides is not None and slides.suffix.lower() == ".csv" else []
+        return label_table.read_rows(labels)
+    return label_table.read_rows(slides) if slides is not None and slides.suffix.lower() == ".csv" else []
 
 
 def predict(
-    stage: Any, rows: Sequence[cohort.Row], config: ScoreConfig
-) -> tuple[list[scoring.Row], dict[str, cohort.Row]]:
+    stage: Any, rows: Sequence[Row], config: ScoreConfig
+) -> tuple[list[scoring.Row], dict[str, Row]]:
     """Predictions, one row per patient, and what `rows` know of each slide that was scored."""
     slides = [s for p in stage.data.patients for s in p.slides]
-    known = {slide: row for row, slide in cohort.match(published.of_patients(rows, slides), slides).rows}
+    known = {slide: row for row, slide in label_match.match(published.of_patients(rows, slides), slides).rows}
     alone = config.several_slides != "bag"
     return scoring.of_new_slides(stage, config, {s: r.patient for s, r in known.items()} if alone else None), known
 
 
 def with_truth(
-    rows: Sequence[scoring.Row], known: dict[str, cohort.Row], task: tasks.Task
+    rows: Sequence[scoring.Row], known: dict[str, Row], task: tasks.Task
 ) -> tuple[list[scoring.Row], int]:
     """The predictions whose patient has a label (or time and event) that the model knows, with it; and how many have
     one of another class."""
@@ -89,7 +90,7 @@ def with_truth(
 
 
 def compare(
-    rows: Sequence[scoring.Row], before: Sequence[scoring.Row], known: dict[str, cohort.Row], run: Path, config: Config
+    rows: Sequence[scoring.Row], before: Sequence[scoring.Row], known: dict[str, Row], run: Path, config: Config
 ) -> dict[str, Any]:
     """Metrics of new patients with known labels beside the run's own. Raises CohortError when none can be used.
 
@@ -142,7 +143,7 @@ def show(found: dict[str, Any]) -> Table:
     return table
 
 
-def finish(stage: Any, known_as: Sequence[cohort.Row], labels: Path | None, run: Path, config: Config) -> None:
+def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, config: Config) -> None:
     """Write the predictions of new slides, and with labels `metrics.json`, and tell both."""
     rows, known = predict(stage, known_as, config.score)
     for note in stage.data.notes:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.cohort import COLUMNS, CohortError, Row
+from pipeline.label_rows import COLUMNS, CohortError, Row
 
 SURVIVAL = ("ID", "Event", "Status", "WSI")
 KEPT = {"split": "split", "fold": "fold", "site": "site"}

@@ -17,7 +17,8 @@ from rich.table import Table
 from configs.schema import Config
 from pipeline import bundle, cases, scoring, store, training
 from pipeline.cases import Dataset
-from pipeline.cohort import CohortError, Row
+from pipeline.cohort import CohortError
+from pipeline.label_rows import Row
 from pipeline.stages import Score
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from configs import lookup
 from configs.schema import Config
-from pipeline import cohort, console, runner, store
+from pipeline import cohort, console, label_match, label_table, runner, store
 from pipeline import stage as stages_core
 from pipeline.backends import slurm
 from pipeline.cohort import CohortError
@@ -167,7 +167,7 @@ def extract(session: Session) -> int:
 def run_all(session: Session, source: Path, labels: Path | None, name: str | None) -> int:
     """The four verbs in order. Failed items do not stop the next verb; the worst exit code is returned."""
     if labels is not None:
-        cohort.read_rows(labels)  # a wrong label file is told before hours of tiling
+        label_table.read_rows(labels)  # a wrong label file is told before hours of tiling
     if session.submits:
         return submit_all(session, source, labels, name)
     codes = [tile(session, source), extract(session), train(session, labels, name), score(session, name)]
@@ -181,8 +181,8 @@ def submit_all(session: Session, source: Path, labels: Path | None, name: str | 
     config = session.config
     listing = cohort.list_slides(source, plain_images=config.tile.mpp_of_slides is not None)
     cohort.remember(session.work, listing.slides)
-    found = cohort.find_labels(labels, session.work).resolve()
-    cohort.read_rows(found)
+    found = label_match.find_labels(labels, session.work).resolve()
+    label_table.read_rows(found)
     keys = to_do(session, Tile(session.work, config, listing.slides))
     slides = [s.id for s in cohort.read_cohort(session.work)]
     cells = math.prod(len(values) for values in config.train.grid.values())
@@ -222,8 +222,8 @@ def to_train_on(session: Session, labels: Path | None) -> tuple[Path, Dataset]:
         labels = bag_table.ensure_digits(session.work, config.extract.encoder) or (own if own.is_file() else None)
     if not (session.work.root / "features").is_dir():
         raise CohortError(f"{session.work.root} holds no features; run `pipeline tile`, then `pipeline extract` first")
-    found = cohort.find_labels(labels, session.work)
-    rows = cohort.read_rows(found)
+    found = label_match.find_labels(labels, session.work)
+    rows = label_table.read_rows(found)
     data = cases.labelled(rows, session.work.features(config.extract.encoder), config.train)
     for note in (*data.notes, *cases.duplicates(data, session.work)):
         console.err.print(console.escape(note))

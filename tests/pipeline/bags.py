@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import store
-from pipeline.cohort import Row
+from pipeline.label_rows import Row
 
 WIDTH = 5
 

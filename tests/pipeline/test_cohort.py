@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import cohort
+from pipeline import cohort, label_match, label_table
 from pipeline.cohort import CohortError, SlideEntry
+from pipeline.label_rows import Row
 from pipeline.store import Work
 
 
@@ -69,19 +70,20 @@ def test_missing_and_empty_folders(tmp_path: Path, make, words: str) -> None:  #
 )
 def test_wrong_csv_names_row_and_column(tmp_path: Path, text: str, words: list[str]) -> None:
     with pytest.raises(CohortError) as caught:
-        cohort.read_rows(write(tmp_path / "labels.csv", text))
+        label_table.read_rows(write(tmp_path / "labels.csv", text))
     assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_all_wrong_rows_are_told_at_once(tmp_path: Path) -> None:
     path = write(tmp_path / "l.csv", "slide,mpp\n" + "".join(f"s{i},bad\n" for i in range(30)))
     with pytest.raises(CohortError, match="and 10 more"):
-        cohort.read_rows(path)
+        label_table.read_rows(path)
 
 
 def test_matching_is_exact(tmp_path: Path) -> None:
-    rows = cohort.read_rows(write(tmp_path / "l.csv", "slide,label\nslide_1,0\nslide_10,1\nx/slide_2.svs,1\nlost,0\n"))
-    found = cohort.match(rows, ["slide_1.svs", "slide_10.svs", "x/slide_2.svs", "y/extra.svs"])
+    text = "slide,label\nslide_1,0\nslide_10,1\nx/slide_2.svs,1\nlost,0\n"
+    rows = label_table.read_rows(write(tmp_path / "l.csv", text))
+    found = label_match.match(rows, ["slide_1.svs", "slide_10.svs", "x/slide_2.svs", "y/extra.svs"])
     assert [(r.slide, i) for r, i in found.rows] == [
         ("slide_1", "slide_1.svs"), ("slide_10", "slide_10.svs"), ("x/slide_2.svs", "x/slide_2.svs"),
     ]  # fmt: skip
@@ -90,15 +92,15 @@ def test_matching_is_exact(tmp_path: Path) -> None:
 
 
 def test_a_name_that_fits_two_slides_is_refused(tmp_path: Path) -> None:
-    rows = cohort.read_rows(write(tmp_path / "l.csv", "slide,label\na,0\n"))
+    rows = label_table.read_rows(write(tmp_path / "l.csv", "slide,label\na,0\n"))
     with pytest.raises(CohortError, match="fits"):
-        cohort.match(rows, ["x/a.svs", "y/a.svs"])
+        label_match.match(rows, ["x/a.svs", "y/a.svs"])
 
 
 @given(st.lists(st.text("ab1_", min_size=1, max_size=6), unique=True, min_size=1, max_size=8))
 def test_every_slide_matches_its_own_id_and_no_other(ids: list[str]) -> None:
-    rows = [cohort.Row(number=n, slide=i, patient=i) for n, i in enumerate(ids)]
-    found = cohort.match(rows, [f"{i}.svs" for i in ids])
+    rows = [Row(number=n, slide=i, patient=i) for n, i in enumerate(ids)]
+    found = label_match.match(rows, [f"{i}.svs" for i in ids])
     assert [(r.slide + ".svs", i) for r, i in found.rows] == [(i, i) for _, i in found.rows]
     assert not found.without_row
     assert not found.without_slide
@@ -127,8 +129,8 @@ def test_labels_are_found_beside_the_slides(tmp_path: Path) -> None:
     slide = write(tmp_path / "slides" / "sub" / "a.svs", "x")
     cohort.remember(work, [SlideEntry("sub/a.svs", slide)])
     with pytest.raises(CohortError, match="--labels"):
-        cohort.find_labels(None, work)
+        label_match.find_labels(None, work)
     labels = write(tmp_path / "labels.csv", "slide,label\n")
-    assert cohort.find_labels(None, work) == labels
+    assert label_match.find_labels(None, work) == labels
     nearer = write(tmp_path / "slides" / "labels.csv", "slide,label\n")
-    assert cohort.find_labels(None, work) == nearer
+    assert label_match.find_labels(None, work) == nearer

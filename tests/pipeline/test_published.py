@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import published
-from pipeline.cohort import CohortError, Row, match, read_rows
+from pipeline.label_match import match
+from pipeline.label_rows import CohortError, Row
+from pipeline.label_table import read_rows
 
 
 def written(path: Path, text: str) -> Path:

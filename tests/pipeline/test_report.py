@@ -16,7 +16,7 @@ import pytest
 
 from mil import metrics
 from pipeline import figures, report, risk, scoring, store
-from pipeline.cohort import Row
+from pipeline.label_rows import Row
 from tests.pipeline.bags import make_features, write_labels
 from tests.pipeline.browser import page
 
