@@ -120,6 +120,7 @@ class TrainConfig(Settings):
     standardize: bool = Field(False, description="standardise features with the training fold's mean and sd (kept in the model)")
     gpu: bool = speed(False, "use the GPU; stops if there is none")
     cache_gb: float = speed(8.0, "most memory for bags kept in RAM, GiB", ge=0)
+    checkpoint_s: float = speed(60.0, "seconds after which the state is saved inside an epoch too (each epoch is a checkpoint anyway); 0 never does", ge=0)
     log: Literal["csv", "tensorboard", "wandb", "mlflow"] = speed("csv", "experiment log besides the CSV")
 
     @model_validator(mode="after")

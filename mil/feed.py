@@ -166,19 +166,21 @@ class Feed:
                     tensor.record_stream(using)
         return batch
 
-    def batches(self, order: Sequence[Sequence[int]], key: Sequence[int] | None = None) -> Iterator[Batch]:
-        """The batches of `order`, each made by a thread while the one before is in use.
+    def batches(
+        self, order: Sequence[Sequence[int]], key: Sequence[int] | None = None, first: int = 0
+    ) -> Iterator[Batch]:
+        """The batches of `order` from number `first` on, each made by a thread while the one before is in use.
 
         Once all bags are in RAM there is nothing to wait for, and handing over costs more than it saves."""
         if len(self._kept) == len(self.cases):
-            for n, group in enumerate(order):
-                yield self.batch(group, None if key is None else [*key, n])
+            for n in range(first, len(order)):
+                yield self.batch(order[n], None if key is None else [*key, n])
             return
         readers, reach = (1, AHEAD) if self._stream is None else (GPU_READERS, GPU_READERS + 1)
         with ThreadPoolExecutor(readers) as pool:
-            waiting = [pool.submit(self._made, group, None if key is None else [*key, n])
-                       for n, group in enumerate(order[:reach])]
-            for n in range(len(order)):
+            waiting = [pool.submit(self._made, order[n], None if key is None else [*key, n])
+                       for n in range(first, min(first + reach, len(order)))]
+            for n in range(first, len(order)):
                 made = waiting.pop(0).result()
                 ahead = n + reach
                 if ahead < len(order):

@@ -1,19 +1,22 @@
-"""The training loop: a generator of epoch states, resumable from any of them. No file, no model name.
+"""The training loop: a generator of states, resumable from any of them. No file, no model name.
 
-In: a model of the contract, training and validation cases, a task, settings and a seed. Out: after each epoch the
-complete state as tensors and plain values; from it the loop goes on to the same bytes as if it had never stopped.
+In: a model of the contract, training and validation cases, a task, settings and a seed. Out: after each epoch, and
+inside one whenever the caller asks for it, the complete state as tensors and plain values; from it the loop goes on to
+the same bytes as if it had never stopped.
 Randomness, thread count and the deterministic flag are the loop's own during an epoch and given back at each yield,
 so that nothing outside changes a result and nothing outside is changed.
 
 Learning rate and the order of bags are functions of the epoch, and bfloat16 needs no loss scaler; so what has to be
-saved is: model (with its teacher), optimiser, random states, Cox memory, early stopping, best weights, history.
+saved is: model (with its teacher), optimiser, random states, Cox memory, early stopping, best weights, history; and
+inside an epoch how many steps of it are done and their losses. A state inside an epoch is offered after a step of the
+optimiser only: no gradient is under way there, and a model holds nothing that its `state_dict` does not tell.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +33,7 @@ from mil.models import MILModel
 from mil.tasks import Task
 
 LR_MIN, LR_WARM = 1e-7, 1e-6  # of the published schedule: end of the cosine, start of the warm-up
-FORMAT = 1
+FORMAT = 2  # 2: a state may lie inside an epoch; those of format 1 never do
 
 State = dict[str, Any]
 _filling: Any = torch.utils.deterministic  # its switch is a property that no type stub knows
@@ -64,10 +67,12 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
 
 def fit(
     model: MILModel, train_cases: Sequence[Case], val_cases: Sequence[Case], task: Task, config: TrainConfig,
-    seed: int, start: State | None = None,
+    seed: int, start: State | None = None, due: Callable[[], bool] = lambda: False,
 ) -> Iterator[State]:
     """Train `model` in place and yield the complete state after each epoch, until done.
 
+    due: asked after each step of the optimiser; where it says yes, the state inside the epoch is yielded too, with
+    "within" set (after an epoch it is None) and "epoch" the last whole one, -1 before the first.
     start: a state this generator yielded before, to go on from; nothing is yielded if it was the last.
     val_cases may be empty, then the last epoch is kept. Raises TrainingDiverged and mil.feed.BagError.
     The state holds tensors (on the CPU) and plain values only, so torch.load(weights_only=True) reads it.
@@ -78,7 +83,7 @@ def fit(
     plain = Feed(train_cases, task, device, config.cache_gb * 2**30, max_tiles=config.max_tiles)
     scale: Scale | None = None
     if start is not None:
-        if start["format"] != FORMAT:
+        if start["format"] not in (1, FORMAT):
             raise ValueError(f"the checkpoint has format {start['format']}, this program {FORMAT}: start again")
         net.load_state_dict(start["model"])
         scale = scale_of(start)
@@ -87,9 +92,10 @@ def fit(
     plain.scale = scale
     val = Feed(val_cases, task, device, config.cache_gb * 2**30 / 4, scale)
     optimizer = _optimizer(net, config)
+    within: State | None = None
     if start is not None:
         optimizer.load_state_dict(start["optimizer"])
-        random, memory = start["random"], start["memory"]
+        random, memory, within = start["random"], start["memory"], start.get("within")
         best, stale, history, first = start["best"], start["stale"], list(start["history"]), start["epoch"] + 1
         if start["done"]:
             return
@@ -97,12 +103,29 @@ def fit(
         with seeded(seed):
             random = _random_states(device)
         memory, best, stale, history, first = None, None, 0, [], 0
+
+    def state(epoch: int, within: State | None, done: bool) -> State:
+        return {
+            "format": FORMAT, "epoch": epoch, "within": within, "model": _snapshot(net.state_dict()),
+            "optimizer": _snapshot(optimizer.state_dict()), "random": random, "memory": _snapshot(memory), "best": best,
+            "stale": stale, "history": list(history), "done": done,
+            "scale": None if scale is None else {"mean": torch.from_numpy(scale[0]), "sd": torch.from_numpy(scale[1])},
+        }
+
     for epoch in range(first, config.epochs):
-        with isolated(random, device, config.threads) as box:
-            row, memory = _epoch(model, plain, task, config, optimizer, seed, epoch, memory)
-            if len(val_cases):
+        one = _Epoch(model, plain, task, config, optimizer, seed, epoch, memory, within)
+        within, paused = None, True
+        while paused:
+            with isolated(random, device, config.threads) as box:
+                paused = one.run(due)
+            random, memory = box["random"], one.memory
+            if paused:
+                yield state(epoch - 1, one.within(), False)
+        row = one.means()
+        if len(val_cases):
+            with isolated(random, device, config.threads) as box:
                 row |= {f"val_{k}": v for k, v in evaluate(model, val, task).items()}
-        random = box["random"]
+            random = box["random"]
         history.append(row)
         if best is None or config.select == "last" or not len(val_cases) or _better(row, best["row"], task):
             best = {"row": row, "epoch": epoch, "weights": _snapshot(net.state_dict())}
@@ -110,12 +133,7 @@ def fit(
         else:
             stale += 1
         stopping = 0 < config.patience <= stale and epoch + 1 >= config.min_epochs
-        yield {
-            "format": FORMAT, "epoch": epoch, "model": _snapshot(net.state_dict()),
-            "optimizer": _snapshot(optimizer.state_dict()), "random": random, "memory": _snapshot(memory), "best": best,
-            "stale": stale, "history": list(history), "done": stopping or epoch + 1 == config.epochs,
-            "scale": None if scale is None else {"mean": torch.from_numpy(scale[0]), "sd": torch.from_numpy(scale[1])},
-        }
+        yield state(epoch, None, stopping or epoch + 1 == config.epochs)
         if stopping:
             return
 
@@ -181,49 +199,82 @@ def isolated(random: State | None, device: torch.device, threads: int) -> Iterat
         torch.set_num_threads(flags[1])
 
 
-def _epoch(
-    model: MILModel, feed: Feed, task: Task, config: TrainConfig, optimizer: torch.optim.Optimizer, seed: int,
-    epoch: int, memory: Tensor | None,
-) -> tuple[dict[str, Any], Tensor | None]:
-    """One pass over the training cases: its row of the history, and the Cox memory it leaves."""
-    net = _module(model)
-    net.train()
-    device = next(net.parameters()).device
-    lr = learning_rate(config, epoch)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    order = shuffled(feed.cases, config.batch_bags, config.balance == "sampling", seed, epoch)
-    seen: list[dict[str, Tensor]] = []
-    optimizer.zero_grad(set_to_none=True)
-    for n, batch in enumerate(feed.batches(order, key=(seed, epoch))):
-        assert batch.target is not None
-        model.set_progress((epoch + n / len(order)) / config.epochs)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.amp):
-            named = model.losses(batch.bag, batch.target, task.with_memory(memory) if task.kind == "cox" else task)
-            total = functools.reduce(torch.add, [v.float() for v in named.values()])
-        # the last steps of an epoch may be fewer than `accumulate`: each still weighs 1 / (steps added up)
-        together = min(config.accumulate, len(order) - n // config.accumulate * config.accumulate)
-        (total if together == 1 else total / together).backward()
-        if (n + 1) % config.accumulate == 0 or n + 1 == len(order):
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            model.after_step()
-        if task.kind == "cox":
-            memory = _remember(model, batch.bag, batch.target, memory, config.cox_bags)
-        seen.append({k: v.detach() for k, v in named.items()} | {"loss": total.detach()})
-    # One look at the losses per epoch: a look per step would make a GPU wait for the host.
-    means: dict[str, Any] = {"epoch": epoch, "lr": lr}
-    for name in seen[0]:
-        values = torch.stack([s[name].double() for s in seen]).cpu()
-        if not torch.isfinite(values).all():
-            step = int(torch.nonzero(~torch.isfinite(values))[0])
-            who = ", ".join(feed.cases[i].patient for i in order[step])
-            raise TrainingDiverged(
-                f"the loss {name!r} became {float(values[step])} in epoch {epoch + 1} at patient {who} "
-                f"(step {step + 1}); the state after the epoch before is kept. "
-                "Lower train.lr, or standardise the features (train.standardize=true)")
-        means[name] = float(values.mean())
-    return means, memory
+class _Epoch:
+    """One pass over the training cases, in as many goes as the caller likes. memory: the Cox memory reached."""
+
+    def __init__(
+        self, model: MILModel, feed: Feed, task: Task, config: TrainConfig, optimizer: torch.optim.Optimizer, seed: int,
+        epoch: int, memory: Tensor | None, within: State | None,
+    ) -> None:
+        self.memory = memory
+        self._model, self._net, self._feed, self._task, self._config = model, _module(model), feed, task, config
+        self._optimizer, self._epoch = optimizer, epoch
+        self._device = next(self._net.parameters()).device
+        self._lr = learning_rate(config, epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = self._lr
+        self._order = shuffled(feed.cases, config.batch_bags, config.balance == "sampling", seed, epoch)
+        self._done = 0 if within is None else int(within["step"])
+        # losses of the steps done, each a scalar on the device
+        self._seen: dict[str, list[Tensor]] = {}
+        if within is not None:
+            self._seen = {k: list(v.to(self._device).unbind()) for k, v in within["losses"].items()}
+        self._batches = feed.batches(self._order, (seed, epoch), self._done)
+        optimizer.zero_grad(set_to_none=True)
+
+    def run(self, due: Callable[[], bool]) -> bool:
+        """Go on until `due` says that it is time for a checkpoint (True), or to the end (False)."""
+        model, task, config, steps = self._model, self._task, self._config, len(self._order)
+        self._net.train()
+        for batch in self._batches:
+            n = self._done
+            assert batch.target is not None
+            model.set_progress((self._epoch + n / steps) / config.epochs)
+            with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=config.amp):
+                cox = task.kind == "cox"
+                named = model.losses(batch.bag, batch.target, task.with_memory(self.memory) if cox else task)
+                total = functools.reduce(torch.add, [v.float() for v in named.values()])
+            # the last steps of an epoch may be fewer than `accumulate`: each still weighs 1 / (steps added up)
+            together = min(config.accumulate, steps - n // config.accumulate * config.accumulate)
+            (total if together == 1 else total / together).backward()
+            moving = (n + 1) % config.accumulate == 0 or n + 1 == steps
+            if moving:
+                self._optimizer.step()
+                self._optimizer.zero_grad(set_to_none=True)
+                model.after_step()
+            if cox:
+                self.memory = _remember(model, batch.bag, batch.target, self.memory, config.cox_bags)
+            for name, value in (*named.items(), ("loss", total)):
+                self._seen.setdefault(name, []).append(value.detach())
+            self._done = n + 1
+            if moving and due():
+                return True
+        return False
+
+    def within(self) -> State:
+        """How far the epoch has come. Raises TrainingDiverged: a state that is lost already is not worth keeping."""
+        return {"step": self._done, "losses": self._losses()}
+
+    def means(self) -> dict[str, Any]:
+        """The finished epoch's row of the history: mean of each loss. Raises TrainingDiverged."""
+        return {"epoch": self._epoch, "lr": self._lr, **{k: float(v.mean()) for k, v in self._losses().items()}}
+
+    def _losses(self) -> dict[str, Tensor]:
+        """The losses of the steps done, float64 (steps,) each, on the CPU; all are finite.
+
+        One look at them per epoch or checkpoint: a look per step would make a GPU wait for the host."""
+        found: dict[str, Tensor] = {}
+        for name, each in self._seen.items():
+            values = torch.stack([v.double() for v in each]).cpu()
+            if not torch.isfinite(values).all():
+                step = int(torch.nonzero(~torch.isfinite(values))[0])
+                who = ", ".join(self._feed.cases[i].patient for i in self._order[step])
+                raise TrainingDiverged(
+                    f"the loss {name!r} became {float(values[step])} in epoch {self._epoch + 1} at patient {who} "
+                    f"(step {step + 1}); the last state before it is kept. "
+                    "Lower train.lr, or standardise the features (train.standardize=true)")
+            found[name] = values
+        return found
 
 
 def _remember(model: MILModel, bag: Any, target: Tensor, memory: Tensor | None, size: int) -> Tensor:

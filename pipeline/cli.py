@@ -39,7 +39,8 @@ Shard = Annotated[str | None, typer.Option(help="only every n-th item, as i/n wi
 Items = Annotated[Path | None, typer.Option(help="file with item keys, one a line: only these; --shard shares them")]
 Wait = Annotated[bool | None, typer.Option("--wait", help="with --backend slurm: follow the jobs until they end")]
 Replace = Annotated[bool, typer.Option("--replace", help="make outputs of other parameters anew instead of refusing")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be done to each item, and why; do nothing")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be done and why; do nothing")]
+ListAll = Annotated[bool, typer.Option("--list", help="with --dry-run: each item by name, however many there are")]
 Slides = Annotated[Path, typer.Argument(help="folder with slides (searched recursively), one slide, or a manifest CSV")]
 Labels = Annotated[
     Path | None, typer.Option(help="CSV: slide, patient, label or time+event (default: labels.csv beside the slides)")
@@ -61,6 +62,7 @@ def session(
     *,
     replace: bool = False,
     dry_run: bool = False,
+    list_all: bool = False,
     shard: str | None = None,
     only: Path | None = None,
     **flags: Any,
@@ -77,7 +79,7 @@ def session(
         if not (i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
             raise ConfigError(f"--shard {shard!r}: write i/n with 1 <= i <= n, for example 3/20")
         pair = (int(i), int(n))
-    return Session(Work(work), resolved, replace, dry_run, pair, only)
+    return Session(Work(work), resolved, replace, dry_run, list_all, pair, only)
 
 
 def mpps(text: str | None) -> list[float] | None:
@@ -147,12 +149,13 @@ def tile(
     wait: Wait = None,
     replace: Replace = False,
     dry_run: DryRun = False,
+    list_all: ListAll = False,
 ) -> int:
     """Find the tissue of every slide and cut it into tiles of exact µm."""
     from pipeline import verbs
 
     s = session(
-        work, config, set_, replace=replace, dry_run=dry_run, shard=shard, only=items,
+        work, config, set_, replace=replace, dry_run=dry_run, list_all=list_all, shard=shard, only=items,
         tile__mpp=mpps(mpp), tile__tile_px=tile_px, tile__segmenter=segmenter, tile__min_tissue=min_tissue,
         tile__overlap_um=overlap_um, tile__max_pen=max_pen, tile__max_blur=max_blur, tile__save_tiles=save_tiles,
         tile__mpp_of_slides=mpp_of_slides, tile__assume_mpp_from_power=assume_mpp_from_power,
@@ -185,12 +188,13 @@ def extract(
     wait: Wait = None,
     replace: Replace = False,
     dry_run: DryRun = False,
+    list_all: ListAll = False,
 ) -> int:
     """Turn every tile into a feature vector."""
     from pipeline import verbs
 
     s = session(
-        work, config, set_, replace=replace, dry_run=dry_run, shard=shard, only=items,
+        work, config, set_, replace=replace, dry_run=dry_run, list_all=list_all, shard=shard, only=items,
         extract__encoder=encoder, extract__weights=weights, extract__gpu=gpu, extract__offline=offline,
         extract__gpus=gpu_numbers(gpus),
         extract__allow_mismatch=allow_mismatch, extract__batch=batch, extract__cache_dir=cache,
@@ -225,12 +229,13 @@ def train(
     wait: Wait = None,
     replace: Replace = False,
     dry_run: DryRun = False,
+    list_all: ListAll = False,
 ) -> int:
     """Train a MIL model by patient-grouped cross-validation (MHIM-MIL: its teacher first, on the same folds)."""
     from pipeline import verbs
 
     s = session(
-        work, config, set_, replace=replace, dry_run=dry_run, shard=shard, only=items,
+        work, config, set_, replace=replace, dry_run=dry_run, list_all=list_all, shard=shard, only=items,
         train__model=model, extract__encoder=encoder, train__folds=folds, train__epochs=epochs, train__seeds=seeds,
         train__grid=grid_of(grid), train__protocol=protocol, train__gpu=gpu,
         cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
@@ -269,12 +274,13 @@ def score(
     wait: Wait = None,
     replace: Replace = False,
     dry_run: DryRun = False,
+    list_all: ListAll = False,
 ) -> int:
     """Held-out predictions, metrics with intervals and heatmaps of a run; or predictions for new slides."""
     from pipeline import verbs
 
     s = session(
-        work, config, set_, replace=replace, dry_run=dry_run, shard=shard, only=items,
+        work, config, set_, replace=replace, dry_run=dry_run, list_all=list_all, shard=shard, only=items,
         train__gpu=gpu, cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
         cluster__backend_params__scheduler=scheduler,
         score__heatmaps=heatmaps, score__tiff=tiff, score__geojson=geojson, score__top_tiles=top_tiles,

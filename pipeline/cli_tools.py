@@ -16,6 +16,7 @@ from pipeline.cli import (
     Encoder,
     Gpu,
     Labels,
+    ListAll,
     Mpp,
     MppOfSlides,
     Replace,
@@ -256,12 +257,13 @@ def benchmark(
     wait: Wait = None,
     replace: Replace = False,
     dry_run: DryRun = False,
+    list_all: ListAll = False,
 ) -> int:
     """Train and score every model on the same splits, and tabulate mean ± sd: a paper's table in one command."""
     from pipeline import benchmark
 
     s = session(
-        work, config, set_, replace=replace, dry_run=dry_run,
+        work, config, set_, replace=replace, dry_run=dry_run, list_all=list_all,
         extract__encoder=encoder, train__folds=folds, train__epochs=epochs, train__seeds=seeds,
         train__grid=grid_of(grid), train__protocol=protocol, train__gpu=gpu,
         cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -251,24 +252,42 @@ def _fit(
 ) -> loop.State:
     """The last state of the training, which goes on from the checkpoint in `partial`, if there is one."""
     file = partial / CHECKPOINT
-    saved: loop.State | None = torch.load(file, weights_only=True) if file.exists() else None
+    saved = _checkpoint(file)
     state = saved
     cost, last = 0.0, time.monotonic()
+
+    def due() -> bool:
+        wait = max(config.checkpoint_s, cost / CHECKPOINT_SHARE)
+        return config.checkpoint_s > 0 and time.monotonic() - last >= wait
+
     try:
-        for reached in loop.fit(model, train_cases, val_cases, task, config, seed, saved):
+        for reached in loop.fit(model, train_cases, val_cases, task, config, seed, saved, due):
             state = reached
-            log(state["history"][-1])
+            if state["within"] is None:
+                log(state["history"][-1])
             began = time.monotonic()
-            if began - last >= cost / CHECKPOINT_SHARE:
+            if state["within"] is not None or began - last >= cost / CHECKPOINT_SHARE:
                 _save(state, file)
                 saved, last = state, time.monotonic()
                 cost = last - began
     except BaseException:
-        # Interrupted, told to end, or the loss ran away: the last good epoch is kept.
+        # Interrupted, told to end, or the loss ran away: the last good state is kept.
         if state is not None and state is not saved:
             _save(state, file)
         raise
     assert state is not None
+    return state
+
+
+def _checkpoint(file: Path) -> loop.State | None:
+    """The state that an earlier run left, or None: there is none, or it is damaged, and the training starts anew."""
+    try:
+        state: loop.State = torch.load(file, weights_only=True)
+    except FileNotFoundError:
+        return None
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        file.unlink(missing_ok=True)
+        return None
     return state
 
 

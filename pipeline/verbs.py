@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from configs import lookup
 from configs.schema import Config
@@ -23,6 +24,9 @@ from pipeline.stage import Item, Outcome, Plan, Stage
 if TYPE_CHECKING:
     from pipeline.cases import Dataset
 
+FEW = 20  # so many items a dry run lists by itself
+MOST_REASONS = 20
+
 
 @dataclass(frozen=True)
 class Session:
@@ -32,6 +36,7 @@ class Session:
     config: Config
     replace: bool = False
     dry_run: bool = False
+    list_all: bool = False
     shard: tuple[int, int] | None = None
     only: Path | None = None
 
@@ -118,19 +123,34 @@ def submit(session: Session, steps: list[slurm.Step]) -> int:
 
 
 def show_plan(session: Session, stage: Stage) -> int:
-    """What a run would do, item by item, with the reason. Changes nothing."""
+    """What a run would do: how many items for which reason, then the items, where they are few or asked for. Changes
+    nothing."""
     plan = stages_core.plan(stage, session.share(stage.items()))
-    for item in plan.todo:
-        console.out.print(f"make    {console.escape(item.key)}: missing")
-    for item in plan.remake:
-        console.out.print(f"derive  {console.escape(item.key)}: only filter thresholds differ")
-    for item, fields in plan.differ:
-        why = "; ".join(f"{k}: {old!r} there, {new!r} now" for k, (old, new) in fields.items())
-        what = "replace" if session.replace else "refuse "
-        console.out.print(f"{what} {console.escape(item.key)}: {console.escape(why)}")
-    for outcome in plan.done:
-        console.out.print(f"skip    {console.escape(outcome.key)}: {outcome.state.value}, same fingerprint")
+    replace = "replace" if session.replace else "refuse"
+    lines = [("make", item.key, "missing") for item in plan.todo]
+    lines += [("derive", item.key, "only filter thresholds differ") for item in plan.remake]
+    lines += [(replace, item.key, _difference(fields)) for item, fields in plan.differ]
+    lines += [("skip", o.key, f"{o.state.value}, same fingerprint") for o in plan.done]
+    console.out.print(f"{stage.name}: {len(lines)} items" if lines else f"{stage.name}: nothing to do")
+    groups = Counter((what, why) for what, _, why in lines if what != replace)
+    # what an item is made from differs from item to item: counted by its name
+    groups.update((replace, _difference(fields, values=False)) for _, fields in plan.differ)
+    for (what, why), n in groups.most_common(MOST_REASONS):
+        console.out.print(f"{n:7} {what:7} {console.escape(why)}")
+    if len(groups) > MOST_REASONS:
+        console.out.print(f"        ... and {len(groups) - MOST_REASONS} other reasons")
+    if session.list_all or len(lines) <= FEW:
+        for what, key, why in lines:
+            console.out.print(f"{what:7} {console.escape(key)}: {console.escape(why)}")
+    else:
+        console.out.print("each item by name: --dry-run --list")
     return 3 if plan.differ and not session.replace else 0
+
+
+def _difference(fields: dict[str, tuple[Any, Any]], values: bool = True) -> str:
+    """Which fields differ, one text. values: tell old and new also of an item's own inputs."""
+    return "; ".join(f"{k}: {old!r} there, {new!r} now" if values or not k.startswith("input.") else f"{k} differs"
+                     for k, (old, new) in fields.items())
 
 
 def tile(session: Session, source: Path) -> int:

@@ -95,6 +95,22 @@ def test_dry_run_changes_nothing_and_says_why(cli: Cli, demo_cohort: Path, tiled
     assert code == 3
     assert "refuse  case_01.svs: tile.min_tissue: 0.3 there, 0.5 now" in text
     assert "make    no_mpp.svs: missing" in text
+    assert "refuse  tile.min_tissue: 0.3 there, 0.5 now\n" in text  # the count's line
+
+
+def test_dry_run_of_many_items_counts_and_lists_on_request(cli: Cli, tmp_path: Path) -> None:
+    for i in range(25):
+        (tmp_path / f"s{i:02}.svs").write_bytes(b"never opened by a plan")
+    code, text = cli("tile", tmp_path, "--work", tmp_path / "w", "--dry-run")
+    assert code == 0
+    assert "tile: 25 items" in text
+    assert "25 make    missing" in text
+    assert "s07.svs" not in text
+    assert len(text.splitlines()) < 8
+    code, text = cli("tile", tmp_path, "--work", tmp_path / "w", "--dry-run", "--list")
+    assert code == 0
+    assert sum("make    s" in line for line in text.splitlines()) == 25
+    assert not (tmp_path / "w").exists()
 
 
 def test_verbs_out_of_order_say_what_comes_first(cli: Cli, tmp_path: Path) -> None:
