@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -125,9 +126,10 @@ class Extractor:
         try:
             for first in range(start_row, n, rows):
                 chunk = np.empty((min(rows, n - first), self.encoder.dim), self.config.dtype)
-                for row, features in self._blocks(feed, reading, first, first + len(chunk), stats):
-                    _store(chunk, row - first, features, job, row)
-                    done = row + len(features)
+                with closing(self._blocks(feed, reading, first, first + len(chunk), stats)) as blocks:
+                    for row, features in blocks:
+                        _store(chunk, row - first, features, job, row)
+                        done = row + len(features)
                 stats.tiles += len(chunk)
                 stats.wall_s = time.perf_counter() - began
                 stats.read_s, stats.retreats = reading.read_s, self.encoder.retreats()
@@ -166,35 +168,49 @@ class Extractor:
 
     def _blocks(
         self, feed: Feed, reading: Reading, first: int, stop: int, stats: Stats
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """(row, float32 features) of every block between two rows, one launch kept in flight on a device."""
+    ) -> Generator[tuple[int, np.ndarray]]:
+        """(row, float32 features) of every block between two rows, one launch kept in flight on a device.
+
+        Close it: however it ends, every block in flight is given back, so that no slide takes buffers from the next."""
         flying: deque[tuple[int, Block, Callable[[], np.ndarray]]] = deque()
         launch = self.encoder.launch or (lambda tiles: partial(self.encoder.encode, tiles))
-        for row in feed.rows_of(reading, first, stop):
-            waited = time.perf_counter()
-            block = feed.take(reading, row)
-            worked = time.perf_counter()
-            stats.wait_s += worked - waited
-            if block.features is not None:  # encoded where it was read
-                yield row, self._checked(block.features, len(block.tiles))
-                continue
-            flying.append((row, block, launch(block.tiles)))
-            landed = self._land(feed, flying.popleft()) if len(flying) > 1 else None
-            stats.encode_s += time.perf_counter() - worked
-            if landed:
+        try:
+            for row in feed.rows_of(reading, first, stop):
+                waited = time.perf_counter()
+                block = feed.take(reading, row)
+                worked = time.perf_counter()
+                stats.wait_s += worked - waited
+                if block.features is not None:  # encoded where it was read
+                    yield row, self._checked(block.features, len(block.tiles))
+                    continue
+                try:
+                    flying.append((row, block, launch(block.tiles)))
+                except BaseException:
+                    feed.give_back(block)
+                    raise
+                landed = self._land(feed, flying.popleft()) if len(flying) > 1 else None
+                stats.encode_s += time.perf_counter() - worked
+                if landed:
+                    yield landed
+            while flying:
+                worked = time.perf_counter()
+                landed = self._land(feed, flying.popleft())
+                stats.encode_s += time.perf_counter() - worked
                 yield landed
-        while flying:
-            worked = time.perf_counter()
-            landed = self._land(feed, flying.popleft())
-            stats.encode_s += time.perf_counter() - worked
-            yield landed
+        finally:
+            for _, block, _ in flying:
+                feed.give_back(block)
 
     def _land(self, feed: Feed, flight: tuple[int, Block, Callable[[], np.ndarray]]) -> tuple[int, np.ndarray]:
         row, block, wait = flight
-        features = wait()
         rows = len(block.tiles)
-        feed.give_back(block)
-        return row, self._checked(features, rows)
+        try:
+            features = self._checked(wait(), rows)
+            if np.may_share_memory(features, block.buffer):
+                features = features.copy()  # a view of the tiles would change with the buffer's next use
+        finally:
+            feed.give_back(block)
+        return row, features
 
     def _checked(self, features: np.ndarray, rows: int) -> np.ndarray:
         """Raise EncoderError unless there is a vector of the declared width for each tile."""

@@ -118,6 +118,7 @@ class Feed:
         self.free: list[np.ndarray] = []
         self.in_use = 0
         self.lock = threading.RLock()
+        self.released = threading.Condition(self.lock)  # told whenever a buffer comes back
         self.current: Reading | None = None
         self.waiting: list[Reading] = []  # read ahead, in order
 
@@ -140,6 +141,8 @@ class Feed:
                 self.waiting.remove(stale)
                 if stale is not found:
                     self._drop(stale)
+            if self.current is not None:  # never ended: its blocks must not take the place of this slide's
+                self._drop(self.current)
             self.current = found or plan
             self._pump()
             return self.current
@@ -162,9 +165,17 @@ class Feed:
         return [a for a, _ in reading.blocks if first <= a < stop]
 
     def take(self, reading: Reading, row: int) -> Block:
-        """The block that starts at `row`, when it is there; `give_back` unless it holds features."""
-        with self.lock:
+        """The block that starts at `row`, when it is there; `give_back` unless it holds features.
+
+        Threads that are still inside a slide that was given up may hold every buffer: then this waits for one of them.
+        """
+        with self.released:
             self._pump()
+            while row not in reading.futures:
+                if reading.dropped:
+                    raise UnreadableSlide(f"{reading.job.path.name}: reading was given up")
+                self.released.wait()
+                self._pump()
             future = reading.futures.pop(row)
         return future.result()
 
@@ -191,11 +202,12 @@ class Feed:
                 first, stop = reading.blocks[reading.next]
                 reading.next += 1
                 self.in_use += 1
-                buffer = self.free.pop() if self.free else None
-                reading.futures[first] = self.pool.submit(self._fill, reading, first, stop, buffer)
+                reading.futures[first] = self.pool.submit(self._fill, reading, first, stop)
 
-    def _fill(self, reading: Reading, first: int, stop: int, buffer: np.ndarray | None) -> Block:
+    def _fill(self, reading: Reading, first: int, stop: int) -> Block:
         keep = False
+        with self.lock:  # taken here and not when scheduled: a block that is called off has none to lose
+            buffer = self.free.pop() if self.free else None
         try:
             if buffer is None:
                 shape = (self.block_rows, self.tile_px, self.tile_px, 3)
@@ -240,6 +252,7 @@ class Feed:
                 self.free.append(buffer)
             self.in_use -= 1
             self._pump()
+            self.released.notify_all()
 
     def _drop(self, reading: Reading) -> None:
         """Give up what was not taken: cancel what has not begun, take back the buffers of the rest."""
@@ -251,6 +264,7 @@ class Feed:
             else:
                 future.add_done_callback(self._recycle)
         reading.futures.clear()
+        self.released.notify_all()
 
     def _recycle(self, future: Future[Block]) -> None:
         if future.exception() is None and future.result().features is None:
