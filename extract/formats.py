@@ -22,6 +22,12 @@ def suffix(path: PurePath) -> str:
     return path.suffix.lower()
 
 
+def may_be_dicom(path: PurePath) -> bool:
+    """True for a name that a DICOM file may have: archives write them as `.dcm`, or by their number, without suffix."""
+    end = suffix(path)
+    return end in (".dcm", "") or end[1:].isdigit()
+
+
 def is_slide(path: PurePath) -> bool:
     """True for a name that OpenSlide may read as a slide."""
     return suffix(path) in OPENSLIDE_SUFFIXES

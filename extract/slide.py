@@ -23,7 +23,7 @@ import openslide
 
 from configs.schema import TileConfig
 from extract import MissingMpp, UnreadableSlide
-from extract.formats import SUFFIXES, suffix
+from extract.formats import SUFFIXES, may_be_dicom, suffix
 from extract.mpp import Resolved, resolve
 from extract.tiffcheck import missing_bytes
 
@@ -204,16 +204,15 @@ def _open_source(path: Path) -> Source:
         raise UnreadableSlide(f"{name} is a symbolic link to {os.readlink(path)}, which does not exist")
     if not path.exists():
         raise UnreadableSlide(f"{name}: there is no such file ({path}); if it was moved, tile the folder it is in now")
-    opened = path
-    if path.is_dir():  # a DICOM series
-        parts = sorted(p for p in path.iterdir() if suffix(p) == ".dcm")
-        if not parts:
-            raise UnreadableSlide(f"{name} is a folder without .dcm files, not a slide")
-        opened = parts[0]
-    if not os.access(opened, os.R_OK):
+    if not os.access(path, os.R_OK):
         raise UnreadableSlide(f"{name}: no permission to read it")
-    if opened.stat().st_size == 0:
+    if path.is_file() and path.stat().st_size == 0:
         raise UnreadableSlide(f"{name} is empty (0 bytes): copy it again from its source")
+    opened = path
+    if path.is_dir() or may_be_dicom(path):
+        from extract import dicom  # where a file may be one: the library takes a quarter of a second to import
+
+        opened = dicom.to_open(path)
     # NDPI keeps 64-bit offsets in 32-bit fields in a way of its own; all other TIFFs can be checked for their end.
     missing = missing_bytes(opened) if suffix(opened) != ".ndpi" else 0
     if missing:

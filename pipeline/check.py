@@ -20,9 +20,11 @@ from pathlib import Path
 
 from configs.schema import Config, TileConfig
 from pipeline import check_html, cohort, console, label_match, label_table, store
-from pipeline.cohort import CohortError, SlideEntry
+from pipeline.cohort import CohortError
+from pipeline.listing import SlideEntry
 
 OK, EMPTY, NO_MPP, UNREADABLE, UNFIT, UNSUPPORTED = "ok", "empty", "no mpp", "unreadable", "unfit", "unsupported"
+NO_SLIDE = "no slide"
 _HARMLESS = frozenset(
     {".csv", ".tsv", ".txt", ".json", ".geojson", ".xml", ".md", ".yaml", ".yml", ".pdf", ".xlsx", ".log", ".html"}
 )
@@ -64,7 +66,11 @@ def check(source: Path, config: Config, out: Path, labels: Path | None = None) -
     started = time.perf_counter()
     findings = list(_inspect_all(listing.slides, config))
     seconds = time.perf_counter() - started
-    findings += [_unsupported(p, source) for p in listing.others if p.suffix.lower() not in _HARMLESS]
+    findings += [
+        _no_slide(p, source, listing.what.get(p))
+        for p in listing.others
+        if p in listing.what or p.suffix.lower() not in _HARMLESS
+    ]
     findings, cohort_problems = _compare(findings, labels)
     findings.sort(key=lambda f: (f.tissue_fraction, f.slide))
     workers = config.cluster.workers or os.cpu_count() or 1
@@ -86,6 +92,8 @@ def inspect(entry: SlideEntry, config: TileConfig) -> Finding:
 
     found = Finding(entry.id, OK)
     try:
+        if entry.problem:
+            raise SlideError(entry.problem)
         found = replace(found, megabytes=round(entry.path.stat().st_size / 1e6, 3))
         with open_slide(entry.path, entry.mpp, config, require_mpp=False) as slide:
             x, y = slide.slide_mpp if slide.has_mpp else (None, None)
@@ -170,10 +178,14 @@ def _job(pair: tuple[SlideEntry, TileConfig]) -> Finding:
     return inspect(*pair)
 
 
-def _unsupported(path: Path, source: Path) -> Finding:
+def _no_slide(path: Path, source: Path, what: str | None) -> Finding:
+    """A file that is no slide. what: what it is, if that is known; it is then where it may well be."""
     from extract.formats import is_plain_image
 
-    name = path.relative_to(source).as_posix() if path.is_relative_to(source) else path.name
+    absolute = source.absolute()
+    name = path.absolute().relative_to(absolute).as_posix() if path.absolute().is_relative_to(absolute) else path.name
+    if what is not None:
+        return Finding(name, NO_SLIDE, warnings=(what,))
     plain = "a plain image: list it in a manifest with its mpp, or give --mpp-of-slides"
     other = f"{path.suffix or 'no suffix'} is no format that is read; convert or remove it"
     why = plain if is_plain_image(path) else other
@@ -197,7 +209,7 @@ def _compare(findings: list[Finding], labels: Path | None) -> tuple[list[Finding
         out.append(f)
     if labels is not None:
         try:
-            readable = [f.slide for f in findings if f.state != UNSUPPORTED]
+            readable = [f.slide for f in findings if f.state not in (UNSUPPORTED, NO_SLIDE)]
             matched = label_match.match(label_table.read_rows(labels), readable)
         except CohortError as error:
             return out, [str(error)]

@@ -9,34 +9,14 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from extract.formats import OPENSLIDE_SUFFIXES, SUFFIXES
-from pipeline import store
+from pipeline import listing, store
 from pipeline.label_rows import CohortError, some
 from pipeline.label_table import read_rows
-
-
-@dataclass(frozen=True)
-class SlideEntry:
-    """One slide file. id: path relative to the cohort's folder, suffix kept, with `/` between folders."""
-
-    id: str
-    path: Path
-    mpp: float | None = None
-    regions: Path | None = None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Slides of a folder or manifest. others: files that are no slides this program reads."""
-
-    slides: list[SlideEntry]
-    others: list[Path] = field(default_factory=list)
-
+from pipeline.listing import Listing, SlideEntry
 
 # ---------------------------------------------------------------------------------------------- folders
 
@@ -48,66 +28,20 @@ def list_slides(source: Path, plain_images: bool = False) -> Listing:
     if not source.exists():
         raise CohortError(f"{source} does not exist; give a folder with slides, a slide, or a manifest CSV")
     if source.is_file() and source.suffix.lower() == ".csv":
-        return _from_manifest(source)
+        slides = listing.of_rows(read_rows(source), source)
+        twice = [i for i, n in Counter(s.id for s in slides).items() if n > 1]
+        if twice:
+            raise CohortError(f"{source}: several slides would get the id {some(twice)}; keep them below its folder")
+        return Listing(slides)
     if source.is_file():
-        return Listing([SlideEntry(source.name, source.resolve())])
+        return Listing([listing.of_file(source)])
     suffixes = SUFFIXES if plain_images else OPENSLIDE_SUFFIXES
-    slides, others = _walk(source, suffixes)
-    if not slides:
-        found = f"; it holds {len(others)} other files ({some(others)})" if others else "; it is empty"
-        raise CohortError(f"no slides in {source}{found}. Slides are files ending in {' '.join(sorted(suffixes))}")
-    return Listing(slides, others)
-
-
-def _walk(root: Path, suffixes: frozenset[str]) -> tuple[list[SlideEntry], list[Path]]:
-    slides: list[SlideEntry] = []
-    others: list[Path] = []
-    seen: set[tuple[int, int]] = set()
-
-    def visit(folder: Path, prefix: str) -> None:
-        info = folder.stat()
-        if (info.st_dev, info.st_ino) in seen:
-            return  # a symbolic link back to a folder above
-        seen.add((info.st_dev, info.st_ino))
-        entries = sorted(os.scandir(folder), key=lambda e: e.name)
-        companions = {Path(e.name).stem for e in entries if e.name.lower().endswith(".mrxs")}
-        dicom = [e for e in entries if e.name.lower().endswith(".dcm") and e.is_file()]
-        if dicom and prefix:
-            # a DICOM slide is a folder of instances: OpenSlide opens any one and finds the others
-            slides.append(SlideEntry(prefix.removesuffix("/"), Path(dicom[0].path).absolute()))
-        for e in entries:
-            if e.name.startswith("."):
-                continue
-            suffix = Path(e.name).suffix.lower()
-            if suffix in suffixes and suffix != ".dcm":
-                slides.append(SlideEntry(prefix + e.name, Path(e.path).absolute()))
-            elif e.is_dir():
-                if e.name not in companions:
-                    visit(Path(e.path), f"{prefix}{e.name}/")
-            elif suffix == ".dcm" and not prefix:
-                slides.append(SlideEntry(e.name, Path(e.path).absolute()))
-            elif suffix != ".dcm":
-                others.append(Path(e.path))
-
-    visit(root, "")
-    return slides, others
-
-
-def _from_manifest(source: Path) -> Listing:
-    rows = read_rows(source)
-    base = source.resolve().parent
-    slides = []
-    for row in rows:
-        path = Path(row.slide)
-        full = path if path.is_absolute() else base / path
-        slide_id = path.relative_to(base).as_posix() if path.is_absolute() and path.is_relative_to(base) else None
-        slide_id = slide_id or (path.name if path.is_absolute() or ".." in path.parts else path.as_posix())
-        regions = base / row.regions if row.regions else None
-        slides.append(SlideEntry(slide_id, full, row.mpp, regions))
-    twice = [i for i, n in Counter(s.id for s in slides).items() if n > 1]
-    if twice:
-        raise CohortError(f"{source}: several slides would get the id {some(twice)}; keep them below the CSV's folder")
-    return Listing(slides)
+    found = listing.walk(source, suffixes)
+    if not found.slides:
+        said = [f"{p} ({found.what[p]})" if p in found.what else str(p) for p in found.others]
+        holds = f"; it holds {len(said)} other files ({some(said)})" if said else "; it is empty"
+        raise CohortError(f"no slides in {source}{holds}. Slides are files ending in {' '.join(sorted(suffixes))}")
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- the work folder's list
@@ -119,6 +53,8 @@ def remember(work: store.Work, slides: list[SlideEntry]) -> list[SlideEntry]:
     Raises CohortError when an id already stands for another file."""
     known = {s.id: s for s in read_cohort(work)} if work.cohort.exists() else {}
     for slide in slides:
+        if slide.problem:
+            continue  # it fails, and says why, before anything is made of it
         old = known.get(slide.id)
         if old is not None and old.path != slide.path and old.path.exists():
             raise CohortError(
@@ -128,9 +64,10 @@ def remember(work: store.Work, slides: list[SlideEntry]) -> list[SlideEntry]:
         known[slide.id] = slide
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slide", "path", "mpp", "regions"])
+    writer.writerow(["slide", "path", "mpp", "regions", "series"])
     for _, slide in sorted(known.items()):
-        writer.writerow([slide.id, slide.path, "" if slide.mpp is None else repr(slide.mpp), slide.regions or ""])
+        mpp = "" if slide.mpp is None else repr(slide.mpp)
+        writer.writerow([slide.id, slide.path, mpp, slide.regions or "", slide.series])
     if not work.cohort.exists() or work.cohort.read_text() != text.getvalue():
         store.write_atomic(work.cohort, text.getvalue())
     return list(known.values())
@@ -146,6 +83,7 @@ def read_cohort(work: store.Work) -> list[SlideEntry]:
                     Path(r["path"]),
                     float(r["mpp"]) if r["mpp"] else None,
                     Path(r["regions"]) if r.get("regions") else None,
+                    r.get("series") or "",
                 )
                 for r in csv.DictReader(f)
             ]

@@ -19,7 +19,8 @@ from configs.schema import Config, ScoreConfig
 from mil import heatmap
 from mil.heatmap import Frame, Scaled
 from pipeline import store
-from pipeline.cohort import SlideEntry, read_cohort
+from pipeline.cohort import read_cohort
+from pipeline.listing import SlideEntry
 from pipeline.stage import Item, Made, Stage
 
 PICTURE_PX = 1600  # long side of an overlay

@@ -23,7 +23,7 @@ from configs.schema import Config, TileConfig, fingerprint_fields, marked
 from mil.splits import Fold
 from pipeline import store
 from pipeline.cases import Dataset, digest_of, own_settings
-from pipeline.cohort import SlideEntry
+from pipeline.listing import SlideEntry
 from pipeline.runner import make_one, open_claims
 from pipeline.stage import Item, Made, Stage, State, Stopped
 
@@ -73,9 +73,12 @@ class Tile(Stage):
         return frozenset(f"tile.{name}" for name in marked(TileConfig, "later"))
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
+        from extract import UnreadableSlide
         from extract.tiling import tile_slide
 
         slide: SlideEntry = item.data
+        if slide.problem:
+            raise UnreadableSlide(slide.problem)
         tiled = tile_slide(slide.path, self.config.tile, slide.mpp, slide.regions, self._images(slide))
         if tiled.overlay is not None:
             store.write_atomic(self.work.overlay(slide.id), _jpeg(tiled.overlay), out.parent)

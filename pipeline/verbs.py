@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from configs import lookup
 from configs.schema import Config
-from pipeline import cohort, console, label_match, label_table, runner, store
+from pipeline import cohort, console, label_match, label_table, listing, runner, store
 from pipeline import stage as stages_core
 from pipeline.backends import slurm
 from pipeline.cohort import CohortError
+from pipeline.listing import SlideEntry
 from pipeline.runlog import RunLog, label
 from pipeline.stage import Item, Outcome, Plan, Stage
 
@@ -45,13 +46,19 @@ class Session:
 
         Where `only` names a list of keys, the shard is a share of that list, whatever else is there by now."""
         i, n = self.shard or (1, 1)
+        wanted = self.wanted
+        return items[i - 1 :: n] if wanted is None else [item for item in items if item.key in wanted]
+
+    @property
+    def wanted(self) -> set[str] | None:
+        """The keys of this shard's share of `only`; None where nothing names keys."""
+        i, n = self.shard or (1, 1)
         if self.only is None:
-            return items[i - 1 :: n]
+            return None
         try:
-            wanted = set(self.only.read_text().splitlines()[i - 1 :: n])
+            return set(self.only.read_text().splitlines()[i - 1 :: n])
         except OSError as error:
             raise CohortError(f"--items {self.only} cannot be read: {error.strerror}") from error
-        return [item for item in items if item.key in wanted]
 
     @property
     def submits(self) -> bool:
@@ -157,13 +164,29 @@ def tile(session: Session, source: Path) -> int:
     """Slides to tiles."""
     from pipeline.stages import Tile
 
-    listing = cohort.list_slides(source, plain_images=session.config.tile.mpp_of_slides is not None)
-    if listing.others:
-        names = ", ".join(p.name for p in listing.others[:5]) + (" ..." if len(listing.others) > 5 else "")
-        console.err.print(f"not slides, left alone: {len(listing.others)} files ({console.escape(names)})")
+    slides = _slides(session, source)
     if not session.dry_run:
-        cohort.remember(session.work, listing.slides)
-    return run_stage(session, Tile(session.work, session.config, listing.slides), [str(source.resolve())])
+        cohort.remember(session.work, slides)
+    return run_stage(session, Tile(session.work, session.config, slides), [str(source.resolve())])
+
+
+def _slides(session: Session, source: Path) -> list[SlideEntry]:
+    """The slides of `source` under the ids that the work folder knows them by. Tells which files are none."""
+    known = cohort.read_cohort(session.work) if session.work.cohort.exists() else []
+    wanted = session.wanted
+    if wanted is not None and wanted <= {s.id for s in known}:
+        return known  # a task of a scheduler: who submitted it has listed the slides, hundreds need not do it again
+    found = cohort.list_slides(source, plain_images=session.config.tile.mpp_of_slides is not None)
+    if found.others:
+        names = ", ".join(p.name for p in found.others[:5]) + (" ..." if len(found.others) > 5 else "")
+        console.err.print(f"not slides, left alone: {len(found.others)} files ({console.escape(names)})")
+    kinds: dict[str, list[str]] = {}
+    for path, what in found.what.items():
+        kinds.setdefault(what, []).append(path.name)
+    for what, names_of in kinds.items():
+        more = f" and {len(names_of) - 3} more" if len(names_of) > 3 else ""
+        console.err.print(console.escape(f"  {', '.join(names_of[:3])}{more}: {what}"))
+    return listing.settled(found.slides, known)
 
 
 def extract(session: Session) -> int:
@@ -199,11 +222,11 @@ def submit_all(session: Session, source: Path, labels: Path | None, name: str | 
     from pipeline.stages import Tile
 
     config = session.config
-    listing = cohort.list_slides(source, plain_images=config.tile.mpp_of_slides is not None)
-    cohort.remember(session.work, listing.slides)
+    tiled = _slides(session, source)
+    cohort.remember(session.work, tiled)
     found = label_match.find_labels(labels, session.work).resolve()
     label_table.read_rows(found)
-    keys = to_do(session, Tile(session.work, config, listing.slides))
+    keys = to_do(session, Tile(session.work, config, tiled))
     slides = [s.id for s in cohort.read_cohort(session.work)]
     cells = math.prod(len(values) for values in config.train.grid.values())
     trainings = cells * config.train.folds * config.train.repeats * config.train.seeds
