@@ -185,17 +185,28 @@ def import_model(
 def view(
     work: Annotated[Path, typer.Argument(help="work folder")] = Path("work"),
     port: Annotated[int, typer.Option(help="port; 0 takes a free one")] = 8765,
-    host: Annotated[str, typer.Option(help="interface; beyond this machine only with --token")] = "127.0.0.1",
-    token: Annotated[str, typer.Option(help="secret that other machines must know", envvar="PIPELINE_VIEW_TOKEN")] = "",
+    host: Annotated[str, typer.Option(help="interface: 127.0.0.1 or ::1 is this machine only")] = "127.0.0.1",
+    token: Annotated[
+        str, typer.Option(help="the secret that the link holds (default: a new one)", envvar="PIPELINE_VIEW_TOKEN")
+    ] = "",
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="ask for none: every user of this machine may look")
+    ] = False,
 ) -> int:
-    """Look at slides, tiles and heatmaps in the browser, on this machine."""
+    """Look at slides, tiles and heatmaps in the browser: open the link that it prints."""
+    import secrets
+
     from pipeline.store import Work
     from pipeline.viewer.data import Gallery
+    from pipeline.viewer.listen import ViewerError, address
     from pipeline.viewer.server import make_server
 
+    if no_token and token:
+        raise ViewerError("--token and --no-token exclude each other (PIPELINE_VIEW_TOKEN counts as --token)")
+    token = "" if no_token else token or secrets.token_urlsafe(24)
     server = make_server(Gallery(Work(work)), host, port, token)
     ask = f"/?token={token}" if token else "/"
-    print(f"viewing {work} at http://{host}:{server.server_address[1]}{ask}   (Ctrl-C ends)", flush=True)
+    print(f"viewing {work} at http://{address(host, server.server_port)}{ask}   (Ctrl-C ends)", flush=True)
     try:
         server.serve_forever()
     finally:

@@ -1,25 +1,28 @@
-"""The viewer's HTTP side: numbers in the address, pictures and JSON out, to this machine only.
+"""The viewer's HTTP side: numbers in the address, pictures and JSON out, to whoever knows the token.
 
-It listens on the loopback interface, answers GET only, opens no name that comes from the address, and sends a policy
-that lets the page load nothing from elsewhere. A request that names another host is refused (a page of the web could
-otherwise reach this server through a name of its own). Listening elsewhere needs a token in every first address.
+It answers GET only, opens no name that comes from the address, and sends a policy that lets the page load nothing from
+elsewhere. On a shared machine every user reaches the loopback interface, so a token is asked for there too: it comes
+once, in the first address or in a header, and is moved into a cookie; the address is then without it and may be shared.
+A request that names another host is refused (a page of the web could otherwise reach this server through a name of its
+own, DNS rebinding).
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
-import ipaddress
+import io
 import json
 import re
 import sys
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib.resources import files
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from pipeline import store
 from pipeline.viewer.data import Gallery, Unknown
+from pipeline.viewer.listen import HEAD_S, Incoming, Outgoing, Server, ViewerError, loopback
 
 # The hash is that of the one style element that OpenSeadragon 6.1.1 adds by itself.
 POLICY = (
@@ -35,58 +38,69 @@ STATIC = {
     "/static/openseadragon.min.js": ("openseadragon.min.js", "text/javascript; charset=utf-8"),
     "/static/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-COOKIE = "viewer_token"
+LEAST_TOKEN = 16  # characters
 
 
-class ViewerError(store.StoreError):
-    """The viewer cannot be started as asked; the message says why."""
+def make_server(gallery: Gallery, host: str = "127.0.0.1", port: int = 0, token: str = "") -> Server:
+    """A server ready for `serve_forever`. token: the secret to ask for; none is allowed on loopback only.
 
-
-def loopback(host: str) -> bool:
-    """Whether `host` can be reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def make_server(gallery: Gallery, host: str = "127.0.0.1", port: int = 0, token: str = "") -> ThreadingHTTPServer:
-    """A server ready for `serve_forever`. Raises ViewerError without a token beyond loopback, or for a taken port."""
-    if not loopback(host) and len(token) < 16:
+    Raises ViewerError without a token beyond loopback, for one that is short or cannot stand in an address, and where
+    it cannot listen."""
+    if not loopback(host) and not token:
         raise ViewerError(
-            f"--host {host} can be reached from other machines: give --token with 16 or more characters that they must "
-            "know (or stay on 127.0.0.1 and tunnel: ssh -L 8765:127.0.0.1:8765 this-machine)"
+            f"--host {host} can be reached from other machines and needs a --token: leave --no-token away (or stay on "
+            "127.0.0.1 and tunnel: ssh -L 8765:127.0.0.1:8765 this-machine)"
         )
     if token and not re.fullmatch(r"[A-Za-z0-9_-]+", token):
         raise ViewerError("--token: use letters, digits, - and _ only; it travels in an address")
-    handler = type("Handler", (_Handler,), {"gallery": gallery, "token": token, "local": loopback(host)})
-    try:
-        server = ThreadingHTTPServer((host, port), handler)
-    except OSError as error:
-        raise ViewerError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
-    server.daemon_threads = True
+    if token and len(token) < LEAST_TOKEN:
+        raise ViewerError(f"--token: {len(token)} characters can be guessed; use {LEAST_TOKEN} or more")
+    server = Server(host, port, type("Handler", (_Handler,), {"gallery": gallery, "local": loopback(host)}))
+    handler: Any = server.RequestHandlerClass
+    handler.token = token
+    # Cookies know no port: a name with it keeps two viewers apart. The value is made from the token, and is not it.
+    handler.cookie = f"viewer_{server.server_port}"
+    handler.pass_ = hmac.new(token.encode(), handler.cookie.encode(), hashlib.sha256).hexdigest()
     return server
 
 
 class _Handler(BaseHTTPRequestHandler):
     gallery: Gallery
     token: str
+    cookie: str
+    pass_: str
     local: bool
     protocol_version = "HTTP/1.1"
-    wbufsize = 1 << 20  # head and body leave together: sent apart, the second waits for the first to be acknowledged
     server_version = "viewer"
     sys_version = ""
 
+    def setup(self) -> None:
+        self.connection = self.request
+        self._incoming = Incoming(self.connection)
+        self.rfile = io.BufferedReader(self._incoming)
+        self.wfile = Outgoing(self.connection)
+
+    def handle_one_request(self) -> None:
+        self._incoming.expect(HEAD_S)
+        try:
+            super().handle_one_request()
+        except OSError:  # too slow, or gone: a browser moves on
+            self.close_connection = True
+
     def do_GET(self) -> None:
+        if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
+            self.close_connection = True  # a body nobody asked for must not be read as the next request
         url = urlsplit(self.path)
-        query = {k: v[-1] for k, v in parse_qs(url.query).items()}
+        query = dict(parse_qsl(url.query))
         if self.local and not self._host_is_ours():
             self._fail(HTTPStatus.FORBIDDEN, "this viewer answers to this machine only")
             return
-        if self.token and not self._may(query):
+        given = query.pop("token", None)
+        if self.token and not self._may(given):
             self._fail(HTTPStatus.FORBIDDEN, "the token is missing or wrong: open the address that the program printed")
+            return
+        if given is not None:
+            self._without_token(query)
             return
         try:
             body, kind, cache = self._answer(url.path, query)
@@ -125,34 +139,53 @@ class _Handler(BaseHTTPRequestHandler):
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         return loopback(name.strip("[]"))
 
-    def _may(self, query: dict[str, str]) -> bool:
+    def _may(self, given: str | None) -> bool:
+        """Whether the address (`given`), a header or the cookie holds the secret, compared in constant time."""
+        if given is not None:
+            return _same(given, self.token)
+        kind, _, header = self.headers.get("Authorization", "").partition(" ")
+        if kind.lower() == "bearer":
+            return _same(header.strip(), self.token)
         cookies = dict(part.strip().partition("=")[::2] for part in self.headers.get("Cookie", "").split(";"))
-        given = query.get("token") or cookies.get(COOKIE, "")
-        return hmac.compare_digest(given.encode(), self.token.encode())
+        return _same(cookies.get(self.cookie, ""), self.pass_)
+
+    def _without_token(self, query: dict[str, str]) -> None:
+        """Answer an address that holds the token: the pass goes into a cookie, the browser to the page without it."""
+        where = "/" + (f"?{urlencode(query)}" if query else "")  # never to a place that the address names
+        more = {"Location": where}
+        if self.token:
+            # Lax: a link in another page opens the viewer, but no other page can ask it for anything
+            more["Set-Cookie"] = f"{self.cookie}={self.pass_}; HttpOnly; SameSite=Lax; Path=/"
+        self._send(HTTPStatus.SEE_OTHER, b"", "text/plain; charset=utf-8", False, more)
 
     def _fail(self, status: HTTPStatus, message: str) -> None:
-        self._send(status, message.encode(), "text/plain; charset=utf-8", False)
+        self._send(status, message.encode(errors="replace"), "text/plain; charset=utf-8", False)
 
-    def _send(self, status: HTTPStatus, body: bytes, kind: str, cache: bool) -> None:
-        try:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Content-Security-Policy", POLICY)
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.send_header("Referrer-Policy", "no-referrer")
-            self.send_header("Cross-Origin-Resource-Policy", "same-origin")
-            self.send_header("Cache-Control", "private, max-age=3600" if cache else "no-store")
-            if self.token and status == HTTPStatus.OK:
-                self.send_header("Set-Cookie", f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/")
-            self.end_headers()
-            self.wfile.write(body)
-            self.wfile.flush()
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # the browser no longer wants it: it has moved on
+    def _send(
+        self, status: HTTPStatus, body: bytes, kind: str, cache: bool, more: dict[str, str] | None = None
+    ) -> None:
+        self.send_response(status)
+        headers = {
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            "Content-Security-Policy": POLICY,
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Cache-Control": "private, max-age=3600" if cache else "no-store",
+        }
+        for name, value in {**headers, **(more or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+        self.wfile.flush()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing per request: a deep zoom asks for hundreds."""
+
+
+def _same(given: str, wanted: str) -> bool:
+    return hmac.compare_digest(given.encode(errors="replace"), wanted.encode())
 
 
 def _json(value: Any) -> bytes:
