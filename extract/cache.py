@@ -47,8 +47,9 @@ def stage(path: Path, config: ExtractConfig) -> Staged:
     limit = int(config.cache_gb * (1 << 30))
     if stat.st_size > limit:
         return Staged(path, note="not cached: larger than the whole cache")
-    identity = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    # the change time, which no program can set, tells another file of the same length and time stamp
+    identity = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}|{stat.st_ctime_ns}"
+    digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:16]
     copy = folder / f"{path.stem}.{digest}{path.suffix}"  # messages name the file that is read
     mark = folder / f"{copy.name}{_MARK}{os.getpid()}-{uuid.uuid4().hex[:8]}"
     with _lock:  # one copy at a time: the slow storage is the bottleneck

@@ -8,6 +8,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from extract import SlideError
+
 MAX_SIDE_PX = 1600
 _OUTLINE = (0, 160, 0)
 _TILE = (30, 60, 200)
@@ -32,3 +34,11 @@ def draw(rgb: np.ndarray, mask: np.ndarray, corners_px: np.ndarray, tile_px: tup
     outline, _ = cv2.findContours(shown, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     cv2.drawContours(out, outline, -1, _OUTLINE, max(1, round(max(size) / 900)))
     return out
+
+
+def jpeg(rgb: np.ndarray) -> bytes:
+    """A picture, uint8 (h, w, 3), as JPEG of quality 85. Raises SlideError."""
+    ok, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
+    if not ok:
+        raise SlideError("the overlay could not be encoded as JPEG")
+    return bytes(data)

@@ -7,14 +7,12 @@ files.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from configs.lookup import LookupFailed
 from configs.schema import ExtractConfig
-from pipeline import store
 from pipeline.stage import Stopped
 
 if TYPE_CHECKING:
@@ -67,14 +65,3 @@ class Encoding:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_extractor": None}
-
-
-def same_slide(path: Path, tiles: dict[str, Any]) -> None:
-    """Raise StoreError if the slide is not the file that its tiles were laid out on (told by its length in bytes)."""
-    then = tiles.get("settings", {}).get("input.bytes")
-    now = path.stat().st_size if path.is_file() else None
-    if then is not None and now is not None and now != then:
-        raise store.StoreError(
-            f"{path} is not the file that its tiles are of: {then} bytes when it was tiled, {now} now. Tile it again "
-            "(`pipeline tile ... --replace`), or give this cohort a --work folder of its own"
-        )

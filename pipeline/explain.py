@@ -20,6 +20,7 @@ from mil import heatmap
 from mil.heatmap import Frame, Scaled
 from pipeline import store
 from pipeline.cohort import read_cohort
+from pipeline.identities import Identities
 from pipeline.listing import SlideEntry
 from pipeline.stage import Item, Made, Stage
 
@@ -98,6 +99,7 @@ class Draw(Stage):
 
     def __post_init__(self) -> None:
         self.name = f"draw {self.out.name}"
+        self.identities = Identities(self.work.root)
 
     @property
     def root(self) -> Path:  # type: ignore[override]
@@ -129,8 +131,9 @@ class Draw(Stage):
         scores = self.out / "scores" / f"{item.key}.zarr"
         arrays = {name: np.asarray(store.read_array(scores, name)) for name in store.array_names(scores)}
         tiles = store.read_attrs(self.stores[item.key])
-        out.mkdir(parents=True)
         slide: SlideEntry = item.data
+        self.identities.check_same(slide.path, tiles)
+        out.mkdir(parents=True)
         config = self.config.score
         wanted = layers(arrays, self.task, config.heatmaps)
         every = layers(arrays, self.task, "all")

@@ -20,7 +20,21 @@ from pathlib import Path
 
 from pipeline import store
 from pipeline.claims import Claims, owner_alive
-from pipeline.stage import Item, Outcome, Plan, Refused, Report, Stage, State, Stopped, plan, refusal
+from pipeline.stage import (
+    Item,
+    Outcome,
+    Plan,
+    Refused,
+    Report,
+    Stage,
+    State,
+    Stopped,
+    as_recorded,
+    is_made,
+    plan,
+    refusal,
+    settings_of,
+)
 
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -38,11 +52,11 @@ def make_one(stage: Stage, item: Item, claims: Claims, replace: bool = False, re
     private = stage.root / ".tmp" / f"{store.owner()}-{uuid.uuid4().hex[:8]}"
     out = private / "out"
     try:
-        fields = stage.fields(item)
-        mark = f'"fingerprint": "{store.fingerprint(fields)}"'.encode()
-        there = store.seal_bytes(item.output, item.seal)
-        if there is not None and mark in there:
+        if is_made(stage, item):
             return Outcome(item.key, State.SKIPPED)  # another process finished it since the plan was made
+        fields = stage.fields(item)
+        if remake:  # what was not known of the old output is not known of the new one
+            fields = as_recorded(stage, fields, settings_of(store.seal_bytes(item.output, item.seal) or b"{}"))
         _make_private(private)
         partial = stage.root / ".partial" / item.key / store.fingerprint(fields)
         made = stage.remake(item, item.output, out) if remake else stage.make(item, out, partial)

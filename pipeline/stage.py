@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,17 @@ class Stage(ABC):
         """Settings whose change can be applied to an existing output by `remake`, without its inputs."""
         return frozenset()
 
+    def unrecorded(self) -> frozenset[str]:
+        """Fields that outputs of earlier versions do not record. Where one is missing, the others decide."""
+        return frozenset()
+
+    def expect(self, items: list[Item]) -> None:
+        """Called before the `fields` of finished `items` are asked for: what they cost may be paid for all at once."""
+
+    def meaning(self, field: str) -> str:
+        """What it means, in words, that outputs differ in `field`; empty where the values say it."""
+        return ""
+
     def remake(self, item: Item, old: Path, out: Path) -> Made:
         """Fill `out` from the finished output `old` that differs in `remake_fields()` only."""
         raise NotImplementedError
@@ -162,47 +174,83 @@ class Report:
         return 1 if self.failures or self.stopped else 0
 
 
+_AT_ONCE = 1024  # seals held in memory while planning: 3 MB
+
+
 def plan(stage: Stage, items: Iterable[Item]) -> Plan:
     """Compare each item with what is there. Reads one small file per item (about 50 µs) and writes nothing."""
     result = Plan()
-    remakeable = stage.remake_fields()
-    for item in items:
-        raw = store.seal_bytes(item.output, item.seal)
-        if raw is None:
-            result.todo.append(item)
-            continue
-        fields = stage.fields(item)
-        if f'"fingerprint": "{store.fingerprint(fields)}"'.encode() in raw:
-            state, message = State.SKIPPED, ""
-            if b'"empty": ' in raw:
-                parsed = json.loads(raw)
-                reason = parsed.get("attributes", parsed).get("empty")
-                if reason:
-                    state, message = State.EMPTY, str(reason)
-            result.done.append(Outcome(item.key, state, message=message))
-            continue
-        try:
-            parsed = json.loads(raw)
-        except json.JSONDecodeError:
-            parsed = {}
-        old = (parsed.get("attributes") or parsed).get("settings", {})
-        differences = {
-            k: (old.get(k, "not recorded"), fields.get(k, "no longer a setting"))
-            for k in sorted(fields.keys() | old.keys())
-            if old.get(k, "not recorded") != fields.get(k, "no longer a setting")
-        } or {"fingerprint": ("damaged", store.fingerprint(fields))}
-        if differences.keys() <= remakeable:
-            result.remake.append(item)
-        else:
-            result.differ.append((item, differences))
+    every = iter(items)
+    while some := list(islice(every, _AT_ONCE)):
+        there = [(item, store.seal_bytes(item.output, item.seal)) for item in some]
+        stage.expect([item for item, raw in there if raw is not None])
+        for item, raw in there:
+            if raw is None:
+                result.todo.append(item)
+            else:
+                _compare(stage, item, raw, result)
     return result
+
+
+def _compare(stage: Stage, item: Item, raw: bytes, result: Plan) -> None:
+    """Put one finished item where it belongs in `result`."""
+    fields = stage.fields(item)
+    if not _marked(fields, raw):
+        old = settings_of(raw)
+        fields = as_recorded(stage, fields, old)
+        if not _marked(fields, raw):
+            differences = {
+                k: (old.get(k, "not recorded"), fields.get(k, "no longer a setting"))
+                for k in sorted(fields.keys() | old.keys())
+                if old.get(k, "not recorded") != fields.get(k, "no longer a setting")
+            } or {"fingerprint": ("damaged", store.fingerprint(fields))}
+            if differences.keys() <= stage.remake_fields():
+                result.remake.append(item)
+            else:
+                result.differ.append((item, differences))
+            return
+    state, message = State.SKIPPED, ""
+    if b'"empty": ' in raw:
+        parsed = json.loads(raw)
+        reason = parsed.get("attributes", parsed).get("empty")
+        if reason:
+            state, message = State.EMPTY, str(reason)
+    result.done.append(Outcome(item.key, state, message=message))
+
+
+def _marked(fields: dict[str, Any], raw: bytes) -> bool:
+    return f'"fingerprint": "{store.fingerprint(fields)}"'.encode() in raw
+
+
+def is_made(stage: Stage, item: Item) -> bool:
+    """Whether the output of `item` is there and was made with the same fields."""
+    raw = store.seal_bytes(item.output, item.seal)
+    if raw is None:
+        return False
+    fields = stage.fields(item)
+    return _marked(fields, raw) or _marked(as_recorded(stage, fields, settings_of(raw)), raw)
+
+
+def settings_of(raw: bytes) -> dict[str, Any]:
+    """The fields that a seal records; none of a damaged one."""
+    try:
+        parsed = json.loads(raw)
+    except json.JSONDecodeError:
+        return {}
+    found: dict[str, Any] = (parsed.get("attributes") or parsed).get("settings", {})
+    return found
+
+
+def as_recorded(stage: Stage, fields: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """`fields` without those that were not recorded yet when an output with the fields `old` was made."""
+    return {k: v for k, v in fields.items() if k in old or k not in stage.unrecorded()}
 
 
 def refusal(stage: Stage, differ: list[tuple[Item, dict[str, tuple[Any, Any]]]]) -> str:
     """The message for outputs of other parameters: which fields, old and new values, and the two ways out."""
     groups: dict[str, list[str]] = {}
     for item, differences in differ:
-        text = "; ".join(f"{k}: {old!r} there, {new!r} now" for k, (old, new) in differences.items())
+        text = "; ".join(_difference(stage, k, old, new) for k, (old, new) in differences.items())
         groups.setdefault(text, []).append(item.key)
     lines = [f"{stage.name}: outputs made with other parameters exist in {stage.root}; nothing was changed."]
     for text, keys in list(groups.items())[:10]:
@@ -214,3 +262,8 @@ def refusal(stage: Stage, differ: list[tuple[Item, dict[str, tuple[Any, Any]]]])
         "Either keep both by choosing another folder or name (--work, --name), or make them anew with --replace."
     )
     return "\n".join(lines)
+
+
+def _difference(stage: Stage, field: str, old: Any, new: Any) -> str:
+    meaning = stage.meaning(field)
+    return f"{field}: {old!r} there, {new!r} now" + (f" ({meaning})" if meaning else "")

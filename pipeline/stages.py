@@ -23,6 +23,7 @@ from configs.schema import Config, TileConfig, fingerprint_fields, marked
 from mil.splits import Fold
 from pipeline import store
 from pipeline.cases import Dataset, digest_of, own_settings
+from pipeline.identities import Identities
 from pipeline.listing import SlideEntry
 from pipeline.runner import make_one, open_claims
 from pipeline.stage import Item, Made, Stage, State, Stopped
@@ -44,6 +45,9 @@ class Tile(Stage):
     config: Config
     slides: list[SlideEntry]
     name = "tile"
+
+    def __post_init__(self) -> None:
+        self.identities = Identities(self.work.root)
 
     @property
     def root(self) -> Path:  # type: ignore[override]
@@ -72,16 +76,32 @@ class Tile(Stage):
     def remake_fields(self) -> frozenset[str]:
         return frozenset(f"tile.{name}" for name in marked(TileConfig, "later"))
 
+    def fields(self, item: Item) -> dict[str, Any]:
+        """With the slide's content, which is read here and not in `items`: most new slides are never planned twice."""
+        return super().fields(item) | {"input.content": self.identities.of(item.data.path)}
+
+    def unrecorded(self) -> frozenset[str]:
+        return frozenset({"input.content"})
+
+    def expect(self, items: list[Item]) -> None:
+        self.identities.expect(item.data.path for item in items)
+
+    def meaning(self, field: str) -> str:
+        return "another file has taken the place of the slide that was tiled" if field == "input.content" else ""
+
     def make(self, item: Item, out: Path, partial: Path) -> Made:
         from extract import UnreadableSlide
+        from extract.overlay import jpeg
         from extract.tiling import tile_slide
 
         slide: SlideEntry = item.data
         if slide.problem:
             raise UnreadableSlide(slide.problem)
-        tiled = tile_slide(slide.path, self.config.tile, slide.mpp, slide.regions, self._images(slide))
+        with self.identities.unchanged(slide.path) as content:
+            tiled = tile_slide(slide.path, self.config.tile, slide.mpp, slide.regions, self._images(slide))
+        tiled.attrs["content"] = content
         if tiled.overlay is not None:
-            store.write_atomic(self.work.overlay(slide.id), _jpeg(tiled.overlay), out.parent)
+            store.write_atomic(self.work.overlay(slide.id), jpeg(tiled.overlay), out.parent)
         self._write(out, tiled.arrays, tiled.attrs)
         return Made(tiled.empty, (tiled.reads, *tiled.notes), {"tiles": len(tiled.arrays["coords"])})
 
@@ -117,15 +137,6 @@ class Tile(Stage):
         return inputs
 
 
-def _jpeg(rgb: np.ndarray) -> bytes:
-    import cv2
-
-    ok, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
-    if not ok:
-        raise store.StoreError("the overlay could not be encoded as JPEG")
-    return bytes(data)
-
-
 @dataclass
 class Extract(Stage):
     """Tiles to features: `features/<encoder>/<slide id>.zarr`. One process feeds the model; reading runs ahead."""
@@ -140,6 +151,7 @@ class Extract(Stage):
         from extract.features import whole_machine
         from pipeline.encoding import Encoding
 
+        self.identities = Identities(self.work.root)
         self.identity = identity(self.config.extract)
         self.heavy = whole_machine(self.config.extract)
         self.encoding = Encoding(self.config.extract, cores=0 if self.heavy else 1)
@@ -176,11 +188,10 @@ class Extract(Stage):
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
         from extract.encoders import check_tiles
-        from pipeline.encoding import same_slide
 
         config = self.config.extract
         tiles = store.read_attrs(self.work.tile_store(item.key))
-        same_slide(item.data.path, tiles)
+        self.identities.check_same(item.data.path, tiles)
         mismatch = check_tiles(self.identity, tiles["tile_px"], tiles["mpp"], config.allow_mismatch)
         extractor = self.encoding.ready()
         job = self._job(item)
@@ -221,7 +232,7 @@ class Extract(Stage):
 
     def _attrs(self, tiles: dict[str, Any], mismatch: str) -> dict[str, Any]:
         """What the features carry: the tiles' own facts, and the encoder's."""
-        keep = ("mpp", "mpp_source", "slide_mpp", "tile_px", "tile_l0", "size_l0", "bounds_l0")
+        keep = ("mpp", "mpp_source", "slide_mpp", "tile_px", "tile_l0", "size_l0", "bounds_l0", "content")
         attrs = {k: tiles[k] for k in keep if k in tiles} | self.encoding.ready().attrs()
         return attrs | ({"mismatch": mismatch} if mismatch else {})
 
