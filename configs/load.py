@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from configs import texts, trust
 from configs.lookup import explain
 from configs.schema import Config
 
@@ -38,14 +39,14 @@ def resolve(sources: Iterable[str], overrides: Iterable[str] = (), flags: Mappin
         key, sign, value = text.partition("=")
         if not sign:
             raise ConfigError(f"--set {text!r}: write key=value, for example tile.mpp=0.5")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text!r}: {error}") from error
-        _put(merged, key.strip(), parsed)
+        _put(merged, key.strip(), _yaml(value, f"--set {text!r}"))
     for key, value in (flags or {}).items():
         if value is not None:
             _put(merged, key, value)
+    # all of it was typed in this command, or stands in a file that was named there
+    trust.allow_typed(merged)
+    if _remote_code(merged):
+        trust.allow(remote_code=True)  # no file says so, see `_read`
     return validate(merged)
 
 
@@ -69,16 +70,35 @@ def _read(source: str) -> dict[str, Any]:
                 f"no preset {source!r}; there is: {', '.join(presets())} (or give the path of a YAML file)"
             )
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = _yaml(path.read_text(), str(path))
     except FileNotFoundError as error:
         raise ConfigError(f"no settings file {path}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (UnicodeDecodeError, IsADirectoryError) as error:
         raise ConfigError(f"{path} is not readable YAML: {error}") from error
     if raw is None:
         return {}
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected sections such as `tile:` with settings below them")
+    if _remote_code(raw):
+        raise ConfigError(
+            f"{path}: {trust.REMOTE_CODE} runs code that comes with the weights, and no file may ask for it; type it: "
+            f"--set extract.encoder_params.{trust.REMOTE_CODE}=true"
+        )
     return raw
+
+
+def _yaml(text: str, called: str) -> Any:
+    try:
+        return texts.read_yaml(text, called)
+    except texts.TextError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _remote_code(raw: Any) -> bool:
+    """Whether settings ask for code that comes with weights to be run."""
+    if isinstance(raw, Mapping):
+        return any((k == trust.REMOTE_CODE and bool(v)) or _remote_code(v) for k, v in raw.items())
+    return isinstance(raw, (list, tuple)) and any(_remote_code(v) for v in raw)
 
 
 def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs import lookup
+from configs import lookup, texts
 from mil import tasks
 from mil.feed import Scale
 from mil.novelty import Profile
@@ -104,19 +105,44 @@ def read(folder: Path) -> Bundle:
     from safetensors.torch import load_file
 
     try:
-        card = json.loads((folder / CARD).read_text())
+        card = texts.read_json((folder / CARD).read_bytes(), f"{folder / CARD}")
         tensors = load_file(folder / WEIGHTS)
     except FileNotFoundError as error:
         raise BundleError(f"{folder} holds no model ({Path(str(error.filename)).name} is missing)") from error
-    except (json.JSONDecodeError, SafetensorError) as error:
+    except (texts.TextError, SafetensorError) as error:
         raise BundleError(f"the model in {folder} is damaged: {error}") from error
-    if card.get("format") != FORMAT:
-        raise BundleError(f"the model in {folder} has format {card.get('format')}, this program reads {FORMAT}")
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        found = card.get("format") if isinstance(card, dict) else "none"
+        raise BundleError(f"the model in {folder} has format {found}, this program reads {FORMAT}")
     mean, sd = tensors.pop(_MEAN, None), tensors.pop(_SD, None)
     scale = (mean.numpy(), sd.numpy()) if mean is not None and sd is not None else None
     mean, sd = tensors.pop(_BAGS_MEAN, None), tensors.pop(_BAGS_SD, None)
     profile = Profile(mean.numpy(), sd.numpy()) if mean is not None and sd is not None else None
     return Bundle(card, tensors, scale, profile)
+
+
+def card_of(folder: Path) -> dict[str, Any]:
+    """The card of the bundle in `folder`, without its weights. Raises BundleError."""
+    try:
+        card = texts.read_json((folder / CARD).read_bytes(), f"{folder / CARD}")
+    except (OSError, texts.TextError) as error:
+        raise BundleError(f"the model in {folder} cannot be read: {error}") from error
+    if not isinstance(card, dict):
+        raise BundleError(f"{folder / CARD} is no card of a model; copy the run again from where it was trained")
+    return card
+
+
+def permitted(folders: Iterable[Path]) -> None:
+    """Look up the code of every model, before any work is done with one. Raises LookupFailed naming the card."""
+    for folder in folders:
+        card = card_of(folder)
+        try:
+            params = card.get("model_params")
+            named = [card.get("model"), params.get("student") if isinstance(params, dict) else None]
+            for name in (n for n in named if n is not None):
+                lookup.find("mil.models", str(name))
+        except lookup.LookupFailed as error:
+            raise type(error)(f"{folder / CARD}: {error}") from error
 
 
 def find(run: Path) -> list[Path]:

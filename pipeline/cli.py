@@ -12,6 +12,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).resolve() != Path(__file__).parents[1]:
+    del sys.path[0]  # `python -m` puts the working folder there: nothing in it may stand before the program
+
 import typer
 
 if TYPE_CHECKING:
@@ -108,16 +111,15 @@ def gpu_numbers(text: str | None) -> list[int] | None:
 
 def grid_of(texts: list[str]) -> dict[str, Any] | None:
     """`mask_ratio_h=0.01,0.03` texts (several may stand in one, apart by blanks) as the setting train.grid."""
-    import yaml
-
     from configs.load import ConfigError
+    from configs.texts import read_yaml
 
     grid: dict[str, Any] = {}
     for text in " ".join(texts).split():
         key, _, values = text.partition("=")
         if not values:
             raise ConfigError(f"--grid {text!r}: write setting=value,value, for example mask_ratio_h=0.01,0.03,0.05")
-        grid[key] = [yaml.safe_load(v) for v in values.split(",")]
+        grid[key] = [read_yaml(v, f"--grid {text!r}") for v in values.split(",")]
     return grid or None
 
 
@@ -277,8 +279,10 @@ def score(
     list_all: ListAll = False,
 ) -> int:
     """Held-out predictions, metrics with intervals and heatmaps of a run; or predictions for new slides."""
+    from configs import trust
     from pipeline import verbs
 
+    trust.allow_typed({"model": name})
     s = session(
         work, config, set_, replace=replace, dry_run=dry_run, list_all=list_all, shard=shard, only=items,
         train__gpu=gpu, cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
@@ -332,8 +336,11 @@ _UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c._
 
 
 def _main(argv: list[str] | None) -> int:
+    from pipeline.plugins_named import taken_out
+
     try:
-        code = int(app(args=argv, standalone_mode=False) or 0)
+        args = taken_out(sys.argv[1:] if argv is None else argv)
+        code = int(app(args=args, standalone_mode=False) or 0)
         return _interrupted() if code == 130 else code  # typer turns Ctrl-C into this code and says nothing
     except (typer.Abort, KeyboardInterrupt):
         return _interrupted()

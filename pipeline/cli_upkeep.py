@@ -18,6 +18,14 @@ def common(
     log_json: Annotated[
         bool, typer.Option("--log-json", help="events as JSON lines on standard error instead of progress bars")
     ] = False,
+    allow_plugin: Annotated[
+        list[str],
+        typer.Option(
+            "--allow-plugin",
+            help="module of your own that names out of files (a run's settings, model.json) may mean; repeatable, at "
+            "any place of any command. What --encoder, --segmenter or --model name is allowed without it",
+        ),
+    ] = [],  # noqa: B006  taken out of the command before, see `plugins_named`
 ) -> None:
     if log_json:
         from pipeline import console

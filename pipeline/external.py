@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from rich.table import Table
 
-from configs.schema import Config, ScoreConfig
+from configs import load, lookup, texts
+from configs.schema import Config, ExtractConfig, ScoreConfig, TileConfig, marked
+from extract import encoders
 from mil import metrics, tasks
 from pipeline import bundle, console, decide, label_match, label_table, published, scoring, store, training
 from pipeline.cohort import CohortError
@@ -34,12 +35,7 @@ def prepare(session: Session, run: Path, slides: Path) -> tuple[Session, Path, s
     """
     from pipeline import verbs
 
-    raw = yaml.safe_load((run / "config.yaml").read_text())
-    tile = raw["tile"] | {k: getattr(session.config.tile, k) for k in OF_THE_SESSION}
-    mine = session.config.extract.model_dump()
-    config = Config.model_validate({
-        **session.config.model_dump(), "tile": tile, "extract": {**mine, **raw["extract"]},
-    })
+    config = settings_of(run, session.config)
     name = slides.stem if slides.is_file() else slides.resolve().name
     there = replace(session, work=store.Work(run / "new" / name), config=config)
     codes = [verbs.tile(there, slides)]
@@ -50,6 +46,34 @@ def prepare(session: Session, run: Path, slides: Path) -> tuple[Session, Path, s
             raise
         raise CohortError(f"none of the slides in {slides} could be tiled, as told above: nothing to score") from None
     return there, there.work.features(config.extract.encoder), name, max(codes)
+
+
+def settings_of(run: Path, own: Config) -> Config:
+    """`own`, with the settings by which a run's slides were tiled and extracted. The run's file may be a stranger's: it
+    gives values of settings that decide results and nothing else, and names no code but what this command allows.
+
+    Raises StoreError (no such file), ConfigError, or LookupFailed."""
+    file = run / "config.yaml"
+    try:
+        raw = texts.read_yaml(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise store.StoreError(f"{file} cannot be read: {error}; new slides need the settings of the run") from error
+    mine = own.model_dump()
+    for section, kind in (("tile", TileConfig), ("extract", ExtractConfig)):
+        said = raw.get(section) if isinstance(raw, dict) else None
+        if not isinstance(said, dict):
+            raise store.StoreError(f"{file} has no section `{section}:`; copy the run again from where it was trained")
+        machine = sorted(said.keys() & marked(kind, "speed"))
+        if machine:
+            raise store.StoreError(f"{file}: {section}.{machine[0]} is about the machine and no business of a run's "
+                                   "settings; if the file is yours, delete that line")
+        kept = {k: getattr(own.tile, k) for k in OF_THE_SESSION} if section == "tile" else {}
+        mine[section] = {k: v for k, v in mine[section].items() if k in marked(kind, "speed")} | said | kept
+    config = load.validate(mine)
+    for name in filter(None, (config.tile.segmenter, config.tile.fallback_segmenter)):
+        lookup.find("extract.tissue", name)
+    encoders.known(config.extract.encoder)
+    return config
 
 
 def known_rows(slides: Path | None, labels: Path | None) -> list[Row]:
@@ -176,7 +200,7 @@ def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, 
 
 
 def _cards(run: Path) -> list[dict[str, Any]]:
-    return [json.loads((folder / bundle.CARD).read_text()) for folder in scoring.folds_of(run)]
+    return [bundle.card_of(folder) for folder in scoring.folds_of(run)]
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

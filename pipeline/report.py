@@ -219,7 +219,7 @@ def _gallery(run: Path, rows: Sequence[Row], found: dict[str, Any], room: int) -
 
 
 def _settings(run: Path, found: dict[str, Any]) -> str:
-    card = json.loads((scoring.folds_of(run)[0] / bundle.CARD).read_text())
+    card = bundle.card_of(scoring.folds_of(run)[0])
     versions = _table(("program", "version"), list(card["versions"].items()))
     config = (run / "config.yaml").read_text() if (run / "config.yaml").exists() else ""
     facts = _table(("features", ""), [(k, str(v)) for k, v in found["features"].items()])

@@ -25,7 +25,7 @@ from pipeline.stages import Score
 def find(work: store.Work, name: str | None, model: str) -> Path:
     """The folder of a run: by name, by path, the one of `model`, or the only one. StoreError lists the runs."""
     if name is not None:
-        for folder in (work.run(name), Path(name)):
+        for folder in (work.run(name), Path(name), work.run(name.rsplit(".", 1)[-1])):  # a module's run has its name
             if folder.is_dir():
                 return folder
     there = sorted(p.name for p in work.runs.iterdir() if p.is_dir()) if work.runs.is_dir() else []
@@ -46,7 +46,7 @@ def held_out(work: store.Work, config: Config, run: Path) -> Score:
     slides: dict[str, list[str]] = {}
     facts: dict[str, Any] = {}
     for folder in folders:
-        card = json.loads((folder / bundle.CARD).read_text())
+        card = bundle.card_of(folder)
         facts = card["features"]
         for row in training.read_predictions(folder):
             if row["side"] == "test" and row["patient"] not in members:
@@ -64,7 +64,7 @@ def held_out(work: store.Work, config: Config, run: Path) -> Score:
 def numbers(work: store.Work, config: Config, run: Path) -> Score:
     """The held-out predictions and metrics of a run alone, without the scores of its tiles."""
     folders = scoring.folds_of(run)
-    facts = json.loads((folders[0] / bundle.CARD).read_text())["features"]
+    facts = bundle.card_of(folders[0])["features"]
     return Score(work, config, run, Dataset((), (), facts), {}, folders)
 
 
@@ -107,7 +107,7 @@ def show_folds(run: Path, out: Console) -> None:
         folders = scoring.folds_of(run)
     except store.StoreError:
         return  # every fold failed, which the stage has told
-    cards = [json.loads((f / bundle.CARD).read_text()) for f in folders]
+    cards = [bundle.card_of(f) for f in folders]
     headline = "c_index" if cards[0]["task"]["kind"] != "classification" else "auc"
     table = Table(title=f"{run.name}: {headline} per training")
     for column in ("training", "epoch", "validation", "test"):

@@ -344,7 +344,7 @@ def _truth(row: Row, task: Task) -> Row:
 
 
 def _card(folder: Path) -> dict[str, Any]:
-    card: dict[str, Any] = json.loads((folder / bundle.CARD).read_text())
+    card: dict[str, Any] = bundle.card_of(folder)
     return card
 
 

@@ -68,7 +68,8 @@ class Work:
 
     def features(self, encoder: str) -> Path:
         # an encoder's name may hold characters that a file system or shell dislikes ("timm:resnet18")
-        return self.root / "features" / "".join(c if c.isalnum() or c in "-_." else "-" for c in encoder)
+        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in encoder)
+        return self.root / "features" / (name if name.strip(".") else "-" * max(1, len(name)))  # ".." is no name
 
     def feature_store(self, encoder: str, slide_id: str) -> Path:
         return self.features(encoder) / f"{slide_id}.zarr"

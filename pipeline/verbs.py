@@ -288,9 +288,10 @@ def score(
 ) -> int:
     """Models to held-out predictions, metrics, per-tile scores and pictures; or predictions by all folds for new
     `slides` or `features`, compared with `labels` where given."""
-    from pipeline import external, runs
+    from pipeline import bundle, external, runs, scoring
 
     run = runs.find(session.work, name, session.config.train.model)
+    bundle.permitted(scoring.folds_of(run))  # told before hours of tiling
     if session.submits and not session.dry_run:
         given = [("--features", features), ("--labels", labels)]
         args = [str(slides.resolve())] if slides else []

@@ -7,9 +7,6 @@ A file offers `Params`, `VERSION` (raise it when the features change) and `build
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from configs import lookup
+from configs import lookup, source, trust
 from configs.schema import ExtractConfig
 from extract.encoders import _table
 
@@ -72,8 +69,8 @@ def build(config: ExtractConfig) -> Encoder:
         from extract.encoders import _families
 
         return _families.build(config)
-    if "." in name:
-        return _users_own(config)
+    if (own := _own(name)) is not None:
+        return _users_own(config, own)
     module = _file(name)
     encoder: Encoder = module.build(lookup.params(module, config.encoder_params))
     return encoder
@@ -100,9 +97,8 @@ def identity(config: ExtractConfig) -> dict[str, Any]:
             "tile_px": list(row.tile_px) if row else [],
             "mpp": list(row.mpp) if row else [],
         }
-    if "." in name:
-        source = _source_of(name)
-        code = hashlib.sha256(source.read_bytes()).hexdigest()
+    if (own := _own(name)) is not None:
+        code = source.code_hash(_source_of(own), own.rpartition(".")[0])
         if config.weights is not None:
             from extract import weights
 
@@ -126,6 +122,17 @@ def identity(config: ExtractConfig) -> dict[str, Any]:
         "tile_px": [],
         "mpp": [],
     }
+
+
+def known(name: str) -> None:
+    """Raises EncoderError or LookupFailed unless there is an encoder of that name which this command may use."""
+    if name in names() or name.startswith("timm:"):
+        return
+    own = _own(name)
+    if own is None:
+        _file(name)
+    else:
+        own_function(own)
 
 
 def names() -> list[str]:
@@ -182,25 +189,43 @@ def _timm_hub(config: ExtractConfig) -> tuple[str, tuple[str, ...]]:
     return _families.timm_hub_id(config.encoder), weights.HUB_FILES
 
 
+def _own(name: str) -> str | None:
+    """`module.function` of an encoder that does not ship, allowed in this command; None for one that ships."""
+    found = trust.installed("extract.encoders").get(name) if name not in names() else None
+    if found is not None:
+        return found.value.replace(":", ".")
+    if "." not in name or name.startswith("timm:"):
+        return None
+    lookup.permitted(name)
+    return name
+
+
 def _source_of(name: str) -> Path:
     """The file of the user's function. Imports the packages above it, not the module itself."""
     module, _, function = name.rpartition(".")
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file() or not function:
+    file = source.file_of(module) if module and function else None
+    if file is None:
         raise EncoderError(f"encoder {name!r}: there is no module {module!r}; is its folder on PYTHONPATH?")
-    return Path(spec.origin)
+    return file
 
 
-def _users_own(config: ExtractConfig) -> Encoder:
-    name = config.encoder
-    _source_of(name)
+def own_function(name: str) -> Callable[..., Any]:
+    """The user's function `module.function`, which is allowed. Raises EncoderError or LookupFailed.
+
+    What a module only imported from another package is not its own: a name out of a file could otherwise call it."""
     module, _, function = name.rpartition(".")
-    made = getattr(importlib.import_module(module), function, None)
+    _source_of(name)
+    made = getattr(lookup.own_module(module), function, None)
     if not callable(made):
         raise EncoderError(f"encoder {name!r}: module {module!r} has no function {function!r}")
+    home = str(getattr(made, "__module__", module)).partition(".")[0]
+    if home != module.partition(".")[0] and name not in trust.current().names:
+        raise EncoderError(f"encoder {name!r}: {function!r} is not of {module!r} but of {home!r}: name it there")
+    return made
+
+
+def _users_own(config: ExtractConfig, name: str) -> Encoder:
+    made = own_function(name)
     try:
         encoder = made(**config.encoder_params)
     except TypeError as error:

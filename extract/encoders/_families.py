@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from configs import lookup
+from configs import lookup, trust
 from configs.schema import ExtractConfig
 from extract import weights
 from extract.encoders import Encoder, EncoderError, _remap
@@ -38,6 +38,11 @@ class Params(BaseModel):
 def build(config: ExtractConfig) -> Encoder:
     """The encoder of `config.encoder`, a row of the table or `timm:<model>`."""
     params: Params = lookup.params(sys.modules[__name__], config.encoder_params)
+    if params.trust_remote_code and not trust.current().remote_code:
+        raise lookup.NotTrusted(
+            f"encoder {config.encoder!r}: {trust.REMOTE_CODE} runs code that comes with the weights, and no file may "
+            f"ask for that. If you trust it, type it: --set extract.encoder_params.{trust.REMOTE_CODE}=true"
+        )
     row = rows().get(config.encoder)
     if row is None:
         row = _row_of_timm(config.encoder.removeprefix("timm:"))

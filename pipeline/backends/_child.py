@@ -15,9 +15,10 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from configs import trust
 from pipeline.runner import leaving, make_one, open_claims
 from pipeline.stage import Item, Outcome, Stage, State, Stopped
 
@@ -26,13 +27,15 @@ _READY = "ready"
 
 @dataclass(frozen=True)
 class Order:
-    """What a child is started for. folder: where it works, so that relative paths mean what they mean to its owner."""
+    """What a child is started for. folder: where it works, so that relative paths mean what they mean to its owner.
+    trusted: which code beside the program it may import, as its owner may."""
 
     stage: Stage
     replace: bool
     remake: bool
     lease_s: float
     folder: str | None = None
+    trusted: trust.Trust = field(default_factory=trust.current)
 
 
 class Child:
@@ -87,8 +90,8 @@ class Child:
         if self._gone:
             raise Stopped("the worker processes were told to end")
         code = f"import sys; sys.path[:] = {sys.path!r}; from pipeline.backends._child import main; main()"
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=self._order.folder
+        process = subprocess.Popen(  # -P: the working folder must not stand before the program
+            [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=self._order.folder
         )
         self._process = process
         assert process.stdin is not None
@@ -149,6 +152,7 @@ def main() -> None:
     source = os.fdopen(os.dup(0), "rb")
     with leaving():
         order: Order = pickle.load(source)
+        trust.adopt(order.trusted)
         _send(answers, _READY)
         threading.Thread(target=_listen, args=(source, inbox), daemon=True).start()
         try:

@@ -125,7 +125,9 @@ def _client(params: Params, workers: int) -> Any:
             client = Client(params.scheduler, timeout=params.timeout_s, set_as_default=False)
             client.wait_for_workers(1, timeout=params.timeout_s)
         else:
-            dask.config.set({"distributed.scheduler.allowed-failures": params.retries})
+            # the folder it is started in must not stand before the program in its workers
+            safe = {"distributed.nanny.pre-spawn-environ.PYTHONSAFEPATH": "1"}
+            dask.config.set({"distributed.scheduler.allowed-failures": params.retries, **safe})
             here = LocalCluster(
                 n_workers=workers or os.cpu_count() or 1,
                 threads_per_worker=1,

@@ -22,9 +22,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from configs import load, lookup
+from configs import load, lookup, trust
 from configs.schema import ClusterConfig, Config, Settings
-from pipeline import store
+from pipeline import plugins_named, store
 from pipeline.stage import Stopped
 
 
@@ -111,7 +111,7 @@ def submit(work: store.Work, config: Config, steps: list[Step], replace: bool = 
         # the tasks run on one machine each: every core one process
         cluster = ClusterConfig(workers=of.cpus, lease_s=config.cluster.lease_s)
         settings = folder / f"{step.verb}.yaml"
-        store.write_atomic(settings, load.template(config.model_copy(update={"cluster": cluster})))
+        store.write_atomic(settings, load.template(_for_a_file(config, cluster)))
         if step.items is not None:
             store.write_atomic(folder / f"{step.verb}.items", "".join(f"{key}\n" for key in step.items))
         script = folder / f"{step.verb}.sh"
@@ -129,6 +129,13 @@ def submit(work: store.Work, config: Config, steps: list[Step], replace: bool = 
         card = {"submitted": time.time(), "command": sys.argv, "arrays": [asdict(m) for m in made]}
         store.write_atomic(folder / "job.json", json.dumps(card, indent=2) + "\n")
     return folder, made
+
+
+def _for_a_file(config: Config, cluster: ClusterConfig) -> Config:
+    """The settings of the tasks; what no file may say stands in the command line (`plugins_named.flags`)."""
+    params = {k: v for k, v in config.extract.encoder_params.items() if k != trust.REMOTE_CODE}
+    extract = config.extract.model_copy(update={"encoder_params": params})
+    return config.model_copy(update={"cluster": cluster, "extract": extract})
 
 
 def job_script(
@@ -153,10 +160,11 @@ def job_script(
         "constraint": of.constraint,
     }
     options = [f"#SBATCH --{name}={_quoted(value)}" for name, value in asked.items() if value]
-    options += ["#SBATCH --requeue", *(f"#SBATCH {option}" for option in of.extra)]
+    options += ["#SBATCH --requeue", *(f"#SBATCH {_one_line(option)}" for option in of.extra)]
     given = ["--work", str(work), "--config", str(folder / f"{step.verb}.yaml")]
     given += ["--items", str(folder / f"{step.verb}.items")] if step.items is not None else []
     given += ["--replace"] if replace else []
+    given += plugins_named.flags()
     command = f"{_program(params, of, work, step)} {shlex.join([step.verb, *step.args, *given])}"
     before = [f"module load {shlex.join(params.modules)}"] if params.modules else []
     share = f'--shard "${{SLURM_ARRAY_TASK_ID:-1}}/{tasks}"'
@@ -214,14 +222,22 @@ exit "$code"
 """
 
 
+def _one_line(value: str) -> str:
+    _quoted(value)
+    return value
+
+
 def _quoted(value: str) -> str:
-    """A value as `#SBATCH` lines want it: quoted where it holds blanks."""
+    """A value as `#SBATCH` lines want it: quoted where it holds blanks. Raises LookupFailed for one of two lines."""
+    if not value.isprintable():
+        raise lookup.LookupFailed(f"slurm: {value!r} cannot stand in a job script: it must be one line of plain text")
     return f'"{value}"' if any(c.isspace() for c in value) else value
 
 
 def _program(params: Params, of: Resources, work: Path, step: Step) -> str:
     if not params.container:
-        return f"{shlex.quote(sys.executable)} -m pipeline.cli"
+        # -P: the folder it is started in must not stand before the program
+        return f"{shlex.quote(sys.executable)} -P -m pipeline.cli"
     paths = [a for a in step.args if a.startswith("/")]
     parts = ["apptainer", "exec", *(["--nv"] if of.gpus else [])]
     for bind in dict.fromkeys([str(work), os.getcwd(), *paths, *params.bind]):

@@ -204,7 +204,7 @@ def _new_slides(folder: Path) -> ShownRun | None:
     run = folder.resolve().parent.parent
     if folder.resolve().parent.name != "new" or not (folder / "predictions.csv").exists():
         return None
-    card = json.loads((bundle.find(run)[0] / bundle.CARD).read_text())
+    card = bundle.card_of(bundle.find(run)[0])
     return _shown_run(run.name, folder, card["task"])
 
 

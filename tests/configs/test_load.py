@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs import load, lookup
+from configs import load, lookup, trust
 from configs.schema import Config, ExtractConfig, TileConfig, fingerprint_fields, marked
 
 
@@ -81,5 +81,8 @@ def test_lookup_lists_without_importing_and_names_the_file_to_add() -> None:
     assert "otsu" in lookup.names("extract.tissue")
     with pytest.raises(lookup.LookupFailed, match=r"extract/tissue/nonesuch\.py"):
         lookup.find("extract.tissue", "nonesuch")
+    with pytest.raises(lookup.NotTrusted, match=r"--allow-plugin no\.such\.module"):
+        lookup.find("extract.tissue", "no.such.module")
+    trust.allow("no.such.module")
     with pytest.raises(lookup.LookupFailed, match="PYTHONPATH"):
         lookup.find("extract.tissue", "no.such.module")

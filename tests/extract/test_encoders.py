@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from configs import trust
 from configs.schema import ExtractConfig
 from extract import encoders, weights
 from extract.encoders import EncoderError, GpuFailed, NoGpu, _families, _remap, _table, _torch
@@ -297,6 +298,7 @@ def test_identity_imports_no_torch(folder: Path) -> None:
 def test_own_encoder_that_lies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "liar_module.py").write_text("def nothing():\n    return 3\n")
     monkeypatch.syspath_prepend(str(tmp_path))
+    trust.allow("liar_module", "no_such_module_x")
     with pytest.raises(EncoderError, match="must return an extract"):
         encoders.build(ExtractConfig(encoder="liar_module.nothing"))
     with pytest.raises(EncoderError, match="no function 'missing'"):

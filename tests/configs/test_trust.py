@@ -1,0 +1,153 @@
+"""Names out of files import nothing: only what ships, what was typed, and what is installed as an entry point."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from configs import lookup, source, trust
+from configs.load import ConfigError, resolve
+
+FOLDERS = ("extract.tissue", "mil.models", "pipeline.backends")
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package in the working folder that leaves a mark when it is imported. Returns the mark."""
+    mark = tmp_path / "mark"
+    (tmp_path / "stranger_x").mkdir()
+    (tmp_path / "stranger_x" / "__init__.py").write_text(f"open({str(mark)!r}, 'a').close()\n")
+    (tmp_path / "stranger_x" / "code.py").write_text(f"open({str(mark)!r}, 'a').close()\nfrom os import system\n")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    yield mark
+    sys.path[:] = before
+    for name in [n for n in sys.modules if n.partition(".")[0] == "stranger_x"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+@pytest.mark.parametrize("name", ["stranger_x.code", "stranger_x", "subprocess.run", "os", "pipeline.demo", "..x", ""])
+def test_a_name_that_nobody_typed_imports_nothing(package: str, name: str, stranger: Path) -> None:
+    with pytest.raises(lookup.LookupFailed):
+        lookup.find(package, name)
+    assert not stranger.exists()
+
+
+@pytest.mark.parametrize("name", ["stranger_x.code.system", "subprocess.getoutput", "pipeline.demo.make_cohort"])
+def test_no_encoder_is_called_because_data_says_so(name: str, stranger: Path) -> None:
+    from configs.schema import ExtractConfig
+    from extract import encoders
+
+    for ask in (encoders.identity, encoders.build):
+        with pytest.raises(lookup.NotTrusted, match="--allow-plugin"):
+            ask(ExtractConfig(encoder=name, encoder_params={"command": f"touch {stranger}"}))
+    assert not stranger.exists()
+
+
+def test_what_an_allowed_module_only_imported_is_not_its_encoder(stranger: Path) -> None:
+    from configs.schema import ExtractConfig
+    from extract import encoders
+
+    trust.allow("stranger_x.code")
+    ran = stranger.with_name("ran")
+    with pytest.raises(encoders.EncoderError, match=r"is not of 'stranger_x\.code'"):
+        encoders.build(ExtractConfig(encoder="stranger_x.code.system", encoder_params={"command": f"touch {ran}"}))
+    assert not ran.exists()
+
+
+def test_what_is_typed_or_allowed_is_found_in_the_working_folder_behind_all_else(stranger: Path) -> None:
+    resolve([], ["tile.segmenter=stranger_x.code"])
+    assert lookup.find("extract.tissue", "stranger_x.code").__name__ == "stranger_x.code"
+    assert sys.path[-1] == str(stranger.parent)
+    trust.adopt(trust.Trust())
+    with pytest.raises(lookup.NotTrusted):
+        lookup.find("extract.tissue", "stranger_x.code")
+    resolve([], ["train.model_params={student: stranger_x.code}"])
+    lookup.find("mil.models", "stranger_x.code")
+
+
+def test_installed_plugins_are_found_by_name_and_by_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import EntryPoint
+
+    trust.adopt(trust.Trust())
+    entry = EntryPoint("colour", "tests.extract.own_encoder:mean_colour", "mhim.encoders")
+    model = EntryPoint("slow", "tests.pipeline.slow_tissue", "mhim.tissue")
+    there = {"extract.encoders": {"colour": entry}, "extract.tissue": {"slow": model}}
+    monkeypatch.setattr(trust, "installed", lambda package: there.get(package, {}))
+    from configs.schema import ExtractConfig
+    from extract import encoders
+
+    assert encoders.build(ExtractConfig(encoder="colour")).dim == 6
+    assert encoders.identity(ExtractConfig(encoder="colour"))["weights_id"].startswith("code-")
+    assert lookup.find("extract.tissue", "slow").__name__ == "tests.pipeline.slow_tissue"
+    assert lookup.find("extract.tissue", "tests.pipeline.slow_tissue")
+    with pytest.raises(lookup.NotTrusted):
+        lookup.find("mil.models", "tests.pipeline.toys")
+
+
+def test_code_that_comes_with_weights_is_typed_or_not_run(tmp_path: Path) -> None:
+    from configs.schema import ExtractConfig
+    from extract import encoders
+
+    file = tmp_path / "my.yaml"
+    file.write_text("extract:\n  encoder: keep\n  encoder_params: {trust_remote_code: true}\n")
+    with pytest.raises(ConfigError, match="type it: --set"):
+        resolve([str(file)])
+    data = ExtractConfig(encoder="hibou-b", encoder_params={"trust_remote_code": True}, offline=True)
+    with pytest.raises(lookup.NotTrusted, match="no file may"):
+        encoders.build(data)
+    assert not trust.current().remote_code
+    resolve([], ["extract.encoder_params.trust_remote_code=true"])
+    assert trust.current().remote_code
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("tile: " + "[" * 100_000, "levels deep"),
+        ("tile: " + "{a: " * 70 + "1" + "}" * 70, "levels deep"),
+        (LAUGHS, "aliases"),
+        ("a: &a [*a]", "alias"),
+        ("a: " + "x" * 2**21, "too long"),
+        ("a: [", "not readable YAML"),
+        ("a: !!python/object/apply:os.system [ls]", "not readable YAML"),
+        ("\x00", "not readable YAML"),
+    ],
+)
+def test_yaml_beyond_limits_is_one_message(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        resolve([str(file)])
+
+
+def test_the_hash_of_code_follows_what_a_module_imports_from_its_folder(tmp_path: Path) -> None:
+    import hashlib
+
+    (tmp_path / "alone_m.py").write_text("import os\n")
+    alone = source.code_hash(tmp_path / "alone_m.py", "alone_m")
+    assert alone == hashlib.sha256(b"import os\n").hexdigest()  # as features of version 0.1 say it
+    package = tmp_path / "pack_m"
+    package.mkdir()
+    texts = {"seg": "from . import one\n", "one": "from pack_m.two import x\n", "two": "x = 1\n"}
+    for name, text in {"__init__": "", "other": "", **texts}.items():
+        (package / f"{name}.py").write_text(text)
+
+    def now() -> str:
+        return source.code_hash(package / "seg.py", "pack_m.seg")
+
+    first = now()
+    (package / "other.py").write_text("unrelated = 1\n")
+    assert now() == first
+    for name in ("seg", "one", "two", "__init__"):
+        (package / f"{name}.py").write_text((package / f"{name}.py").read_text() + "y = 2\n")
+        assert now() != first
+        first = now()
