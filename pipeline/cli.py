@@ -17,6 +17,8 @@ if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).reso
 
 import typer
 
+from pipeline.cli_values import gpu_numbers, grid_of, mpps
+
 if TYPE_CHECKING:
     from pipeline.verbs import Session
 
@@ -83,44 +85,6 @@ def session(
             raise ConfigError(f"--shard {shard!r}: write i/n with 1 <= i <= n, for example 3/20")
         pair = (int(i), int(n))
     return Session(Work(work), resolved, replace, dry_run, list_all, pair, only)
-
-
-def mpps(text: str | None) -> list[float] | None:
-    """`0.5,1,2` as numbers."""
-    from configs.load import ConfigError
-
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--mpp {text!r}: write numbers, for example 0.5 or 0.5,1,2") from None
-
-
-def gpu_numbers(text: str | None) -> list[int] | None:
-    """`0,1,2` as numbers."""
-    from configs.load import ConfigError
-
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--gpus {text!r}: write the numbers of the GPUs, for example 0,1") from None
-
-
-def grid_of(texts: list[str]) -> dict[str, Any] | None:
-    """`mask_ratio_h=0.01,0.03` texts (several may stand in one, apart by blanks) as the setting train.grid."""
-    from configs.load import ConfigError
-    from configs.texts import read_yaml
-
-    grid: dict[str, Any] = {}
-    for text in " ".join(texts).split():
-        key, _, values = text.partition("=")
-        if not values:
-            raise ConfigError(f"--grid {text!r}: write setting=value,value, for example mask_ratio_h=0.01,0.03,0.05")
-        grid[key] = [read_yaml(v, f"--grid {text!r}") for v in values.split(",")]
-    return grid or None
 
 
 @app.command(rich_help_panel="Verbs", epilog="Example: pipeline tile slides/ --mpp 0.5 --tile-px 256")

@@ -27,9 +27,9 @@ from pipeline.cli import (
     WorkDir,
     Workers,
     app,
-    grid_of,
     session,
 )
+from pipeline.cli_values import grid_of
 
 
 @app.command(rich_help_panel="Look")
@@ -70,7 +70,7 @@ def check(
     """Look at every slide before any work: readable? mpp? tissue? duplicates? how long? Changes nothing but --out."""
     from configs import load
     from pipeline.check import check as run
-    from pipeline.cli import mpps
+    from pipeline.cli_values import mpps
 
     flags = {"tile.mpp": mpps(mpp), "tile.mpp_of_slides": mpp_of_slides, "cluster.workers": workers}
     return run(slides, load.resolve(config, set_, flags), out, labels)
