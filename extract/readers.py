@@ -48,8 +48,7 @@ class OpenSlideReader:
 
 def open_job(job: SlideJob) -> Slide:
     """The job's slide at the µm per px that its tiles were laid out with, whatever the file says today."""
-    x, y = job.slide_mpp
-    return open_slide(job.path, mpp=x if x == y else None)
+    return open_slide(job.path, mpp=job.slide_mpp)
 
 
 def open_reader(job: SlideJob, config: ExtractConfig) -> TileReader:
@@ -95,7 +94,8 @@ def _open(job: SlideJob, config: ExtractConfig) -> TileReader:
     try:
         if config.reader == "openslide":
             return OpenSlideReader(job, slide, "asked for")
-        from extract.direct import DirectReader, NotDirect
+        from extract.direct import DirectReader
+        from extract.planes import NotDirect
 
         try:
             return DirectReader(job, slide, config.reduction)

@@ -69,7 +69,7 @@ class Slide:
 
     def __init__(self, path: Path, source: Source, resolved: Resolved) -> None:
         self.path = path
-        self._source = source
+        self.source = source
         self._resolved = resolved
         self.vendor = source.vendor
         self.properties = source.properties
@@ -108,22 +108,20 @@ class Slide:
     def read_region(self, x_l0: int, y_l0: int, size_px: int | tuple[int, int], mpp: float) -> np.ndarray:
         """uint8 (h, w, 3): `size_px` (edge, or (w, h)) pixels of `mpp`, whose top-left corner is (x_l0, y_l0).
 
-        Area-averaged from the level of `plan_read`; white outside the slide. Raises UnreadableSlide.
+        Area-averaged from the level of `plan_read`, from its pixel nearest to that corner on (`corners_on_level`);
+        white outside the slide. Raises UnreadableSlide.
         """
         w, h = (size_px, size_px) if isinstance(size_px, int) else size_px
         mx, my = self.slide_mpp
         level = self._level_for(mpp * 1.01)
         scale = self.level_downsamples[level]
         read_w, read_h = max(1, round(w * mpp / (mx * scale))), max(1, round(h * mpp / (my * scale)))
-        rgb = self._source.read(x_l0, y_l0, level, read_w, read_h)
-        if (read_w, read_h) == (w, h):
-            return rgb
-        smaller = read_w >= w and read_h >= h
-        return cv2.resize(rgb, (w, h), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+        x, y = (round(v * scale) for v in corners_on_level(np.array((x_l0, y_l0)), scale).tolist())
+        return resized(self.source.read(x, y, level, read_w, read_h), (w, h))
 
     def read_level(self, x_l0: int, y_l0: int, level: int, w: int, h: int) -> np.ndarray:
         """uint8 (h, w, 3): `w` x `h` pixels of a level, as they are, whose corner is at level-0 (x_l0, y_l0)."""
-        return self._source.read(x_l0, y_l0, level, w, h)
+        return self.source.read(x_l0, y_l0, level, w, h)
 
     def image_at(self, mpp: float, max_px: int = 1 << 40) -> tuple[np.ndarray, tuple[float, float]]:
         """The bounds as one low-resolution image, uint8 (h, w, 3), with its true µm per px (x, y).
@@ -142,7 +140,7 @@ class Slide:
             kx, ky = kx + 1, ky + max(1, round(ky / kx))
         out = np.empty((-(-h // ky), -(-w // kx), 3), np.uint8)
         for x, y, bw, bh in _blocks(w, h, kx, ky):
-            rgb = self._source.read(x0 + round(x * scale), y0 + round(y * scale), level, bw, bh)
+            rgb = self.source.read(x0 + round(x * scale), y0 + round(y * scale), level, bw, bh)
             out_w, out_h = -(-bw // kx), -(-bh // ky)
             if (kx, ky) != (1, 1):
                 if (out_w * kx, out_h * ky) != (bw, bh):  # last block: the few px left count as a whole one
@@ -152,7 +150,7 @@ class Slide:
         return out, (mx * scale * kx, my * scale * ky)
 
     def close(self) -> None:
-        self._source.close()
+        self.source.close()
 
     def __enter__(self) -> Slide:
         return self
@@ -169,12 +167,41 @@ class Slide:
         return max(fitting, key=lambda i: self.level_downsamples[i], default=0)
 
 
+def corners_on_level(coords_l0: np.ndarray, scale: float) -> np.ndarray:
+    """Level-0 corners -> int64, the nearest whole pixels of a level that is `scale` times coarser.
+
+    The one rule for all that reads tiles: nothing starts between two pixels, where OpenSlide would mix both. (Where a
+    level is not a whole number of times coarser, OpenSlide itself can only be asked for the level-0 px nearest to it.)
+    """
+    return np.rint(np.asarray(coords_l0, np.float64) / scale).astype(np.int64)
+
+
+def resized(rgb: np.ndarray, size: tuple[int, int], out: np.ndarray | None = None) -> np.ndarray:
+    """uint8 (h, w, 3) at `size` (w, h), area-averaged where it gets smaller; into `out` if given."""
+    h, w = rgb.shape[:2]
+    if (w, h) == size and out is None:
+        return rgb
+    smaller = w >= size[0] and h >= size[1]
+    return cv2.resize(rgb, size, dst=out, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+
+
+def squared(rgb: np.ndarray, mpp: tuple[float, float]) -> tuple[np.ndarray, tuple[float, float]]:
+    """A picture, uint8 (h, w, 3), of `mpp` (x, y) and the same with square pixels, as coarse as the coarser axis, with
+    its true µm per px. Untouched where its pixels are squares to 1 %."""
+    coarse = max(mpp)
+    if coarse <= 1.01 * min(mpp):
+        return rgb, mpp
+    h, w = rgb.shape[:2]
+    size = (max(1, round(w * mpp[0] / coarse)), max(1, round(h * mpp[1] / coarse)))
+    return resized(rgb, size), (mpp[0] * w / size[0], mpp[1] * h / size[1])
+
+
 def open_slide(
-    path: Path, mpp: float | None = None, config: TileConfig | None = None, require_mpp: bool = True,
-    file_tiles: bool = False,
+    path: Path, mpp: float | tuple[float, float] | None = None, config: TileConfig | None = None,
+    require_mpp: bool = True, file_tiles: bool = False,
 ) -> Slide:
-    """Open `path`; `mpp` is the manifest's value for it. file_tiles: decode the file's own tiles where that gives the
-    same pixels as OpenSlide.
+    """Open `path`; `mpp` is the manifest's value for it, or the (x, y) that its tiles were laid out with. file_tiles:
+    decode the file's own tiles where that gives the same pixels as OpenSlide.
 
     Raises UnreadableSlide (with the cause), and MissingMpp if nothing tells the mpp, unless `require_mpp` is False.
     """
@@ -188,7 +215,11 @@ def open_slide(
             from extract.filetiles import FileTiles
 
             source = FileTiles(source, path)
-        slide = Slide(path, source, resolve(source.properties, config or TileConfig(), mpp))
+        if isinstance(mpp, tuple):
+            resolved = Resolved(mpp, "tiles")
+        else:
+            resolved = resolve(source.properties, config or TileConfig(), mpp)
+        slide = Slide(path, source, resolved)
         if require_mpp:
             slide.slide_mpp  # noqa: B018  raises MissingMpp now rather than at the first read
     except Exception:

@@ -21,7 +21,7 @@ import numpy as np
 from configs import lookup
 from configs.schema import TileConfig
 from extract import SlideError, artefacts, memory, overlay, regions
-from extract.slide import ReadPlan, Slide, open_slide
+from extract.slide import ReadPlan, Slide, open_slide, squared
 from extract.tiles import Grid, box_means
 from extract.tissue._clean import clean
 from extract.tissue.stain import background
@@ -269,10 +269,14 @@ def _at_nearest(centre: np.ndarray, where: np.ndarray, value: np.ndarray) -> np.
 
 
 def _picture(seen: _Seen, slide: Slide, grid: Grid, coords_l0: np.ndarray, config: TileConfig) -> np.ndarray:
-    per_px = np.array(seen.per_px(slide.slide_mpp))
+    rgb, mpp = squared(seen.rgb, seen.mpp)
+    mask = seen.mask
+    if mask.shape != rgb.shape[:2]:
+        mask = cv2.resize(mask.astype(np.uint8), rgb.shape[1::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
+    per_px = np.array(mpp) / slide.slide_mpp
     corners = (coords_l0 - np.array(slide.bounds_l0[:2])) / per_px
     w, h = (np.array(grid.tile_l0(config.mpp[0])) / per_px).tolist()
-    return overlay.draw(seen.rgb, seen.mask, corners, (w, h))
+    return overlay.draw(rgb, mask, corners, (w, h))
 
 
 def saved_again(

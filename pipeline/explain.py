@@ -137,7 +137,8 @@ class Draw(Stage):
         config = self.config.score
         wanted = layers(arrays, self.task, config.heatmaps)
         every = layers(arrays, self.task, "all")
-        with open_slide(slide.path, float(tiles["slide_mpp"][0]), self.config.tile) as opened:
+        x, y = map(float, tiles["slide_mpp"])
+        with open_slide(slide.path, (x, y), self.config.tile, file_tiles=True) as opened:
             if wanted:
                 picture, frame = low_resolution(opened)
             for layer in wanted:
@@ -156,10 +157,12 @@ class Draw(Stage):
 
 
 def low_resolution(slide: Any) -> tuple[np.ndarray, Frame]:
-    """A picture of the slide's bounds whose long side is about PICTURE_PX, and where it lies."""
+    """A picture of the slide's bounds whose long side is about PICTURE_PX, in square pixels, and where it lies."""
+    from extract.slide import squared
+
     x0, y0, w_l0, h_l0 = slide.bounds_l0
     mx, my = slide.slide_mpp
-    rgb, mpp = slide.image_at(max(w_l0 * mx, h_l0 * my) / PICTURE_PX)
+    rgb, mpp = squared(*slide.image_at(max(w_l0 * mx, h_l0 * my) / PICTURE_PX))
     return rgb, Frame((x0, y0), (mpp[0] / mx, mpp[1] / my), (rgb.shape[1], rgb.shape[0]), mpp[0])
 
 

@@ -85,12 +85,12 @@ class Gallery:
         return {"work": self.work.root.resolve().name, "slides": slides, "runs": runs, "version": version}
 
     def about(self, number: int) -> dict[str, Any]:
-        """Geometry of a slide, its tiles, and each run's layers with one value per tile."""
+        """Geometry of a slide, its tiles, and each run's layers with one value per tile. All but width, height and mpp
+        is in level-0 px, which `stretch` (x, y) turns into px of the finest picture."""
         shown = self._shown(number)
         assert shown.tiles is not None
         with self._slide(number) as pyramid:
-            w, h = pyramid.size_l0
-            mpp = pyramid.slide.slide_mpp[0]
+            (w, h), stretch, mpp = pyramid.size_px, pyramid.stretch, pyramid.mpp
         coords = store.read_array(self.work.tile_store(shown.id), "coords")
         place = self.layer_place(number)
         runs = []
@@ -99,7 +99,8 @@ class Gallery:
             runs.append({"run": k, "layers": [{"name": x.name, "values": _rounded(x.scores)} for x in found]})
         return {"id": shown.id, "width": w, "height": h, "mpp": mpp, "tileSize": TILE_PX,
                 "tile_l0": shown.tiles["tile_l0"], "coords": np.asarray(coords).tolist(), "runs": runs,
-                "bounds": shown.tiles["bounds_l0"], "layer_l0": place.px_l0[0] * place.size_px[0]}
+                "bounds": shown.tiles["bounds_l0"], "layer_l0": place.px_l0[0] * place.size_px[0],
+                "stretch": list(stretch)}
 
     def tile(self, number: int, level: int, column: int, row: int) -> bytes:
         """One JPEG tile of the slide: level n halves the resolution of level n + 1."""
@@ -111,14 +112,18 @@ class Gallery:
 
     def layer_place(self, number: int) -> Frame:
         """Where the pictures of a slide's layers lie: from the slide's corner, a whole number of level-0 px per px. It
-        divides the tile's edge where such a number is near: tiles are then coloured to their very edge."""
+        divides the tile's edge where such a number is near: tiles are then coloured to their very edge. (Where level
+        0 has oblong pixels that number counts along the finer of its axes: the picture's are squares.)"""
         shown = self._shown(number)
         assert shown.tiles is not None
+        mpp = shown.tiles["slide_mpp"]
+        sx, sy = (m / min(mpp) for m in mpp)
         w, h = shown.tiles["size_l0"]
-        least = max(1, math.ceil(max(w, h) / LAYER_PX))
-        fitting = (d for d in range(least, 2 * least + 1) if all(edge % d == 0 for edge in shown.tiles["tile_l0"]))
-        down = next(fitting, least)
-        return Frame((0, 0), (down, down), (-(-w // down), -(-h // down)), down * shown.tiles["slide_mpp"][0])
+        least = max(1, math.ceil(max(w * sx, h * sy) / LAYER_PX))
+        edges = [edge * s for edge, s in zip(shown.tiles["tile_l0"], (sx, sy), strict=True)]
+        down = next((d for d in range(least, 2 * least + 1) if all(edge % d == 0 for edge in edges)), least)
+        size = (math.ceil(w * sx / down), math.ceil(h * sy / down))
+        return Frame((0, 0), (down / sx, down / sy), size, down * min(mpp))
 
     def _layer_png(self, run: int, layer: int, number: int, how: str) -> bytes:
         """A layer as RGBA PNG."""
@@ -141,7 +146,9 @@ class Gallery:
         packed = store.read_array(self.work.tile_store(shown.id), "mask")
         mask = np.unpackbits(np.asarray(packed), axis=1)[:h, :w]
         k = max(1, round(1400 / max(w, h)))
-        big = cv2.resize(mask, None, fx=k, fy=k, interpolation=cv2.INTER_NEAREST)
+        mx, my = shown.tiles["mask_mpp"]
+        size = (w * k, max(1, round(h * k * my / mx)))
+        big = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
         lines, _ = cv2.findContours(big, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
         rgba = np.zeros((*big.shape, 4), np.uint8)
         cv2.drawContours(rgba, lines, -1, (0, 120, 60, 255), 2)
@@ -152,10 +159,12 @@ class Gallery:
         shown = self._shown(number)
         assert shown.tiles is not None
         with self._slide(number) as pyramid:
-            w, h = pyramid.slide.bounds_l0[2:]
-            rgb, _ = pyramid.slide.image_at(max(w, h) * pyramid.slide.slide_mpp[0] / 320)
-        k = 240 / max(rgb.shape[:2])
-        return jpeg(np.asarray(cv2.resize(rgb, None, fx=k, fy=k, interpolation=cv2.INTER_AREA)))
+            (w, h), (mx, my) = pyramid.slide.bounds_l0[2:], pyramid.slide.slide_mpp
+            rgb, (px_x, px_y) = pyramid.slide.image_at(max(w * mx, h * my) / 320)
+        h_px, w_px = rgb.shape[0] * px_y / px_x, rgb.shape[1]
+        k = 240 / max(w_px, h_px)
+        size = (max(1, round(w_px * k)), max(1, round(h_px * k)))
+        return jpeg(np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)))
 
     def _shown(self, number: int) -> Shown:
         if not 0 <= number < len(self.slides) or self.slides[number].tiles is None:
@@ -181,7 +190,8 @@ class Gallery:
             opened = self._open.pop(number, None)
             if opened is None:
                 assert shown.tiles is not None
-                opened = Pyramid(open_slide(shown.path, float(shown.tiles["slide_mpp"][0])))
+                x, y = map(float, shown.tiles["slide_mpp"])
+                opened = Pyramid(open_slide(shown.path, (x, y), file_tiles=True))
             self._open[number] = opened
             while len(self._open) > OPEN_SLIDES:
                 self._open.popitem(last=False)  # its handle closes with the last reader's reference

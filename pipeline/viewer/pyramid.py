@@ -8,7 +8,6 @@ threads. It knows no cohort and no HTTP.
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -18,7 +17,8 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from extract import direct
+from extract.filetiles import FileLevels, FileTiles, Undecodable, paste
+from extract.planes import NotDirect
 from extract.slide import Slide
 
 TILE_PX = 512
@@ -29,30 +29,29 @@ TOLERANCE = 2e-3  # a level of 4.0003 counts as 4: one pixel in 500 is dropped o
 
 
 class Pyramid:
-    """Tiles of a slide, which it owns. size_l0: (w, h). top: the level of full resolution. note: why not direct."""
+    """Tiles of a slide, which it owns. note: why not direct.
+
+    size_px: (w, h) of the finest picture, whose pixels are squares: level 0, unless its own are oblong. Then it is
+    stretched, by `stretch` (x, y), to the finer of its two µm per px. top: the level of the finest picture.
+    """
 
     def __init__(self, slide: Slide) -> None:
         self.slide = slide
-        self.size_l0 = slide.size_l0
-        self.top = math.ceil(math.log2(max(slide.size_l0)))
+        self.mpp = min(slide.slide_mpp)
+        self.stretch = (slide.slide_mpp[0] / self.mpp, slide.slide_mpp[1] / self.mpp)
+        w, h = slide.size_l0
+        self.size_px = (round(w * self.stretch[0]), round(h * self.stretch[1]))
+        self.top = math.ceil(math.log2(max(self.size_px)))
         self.note = ""
-        self._fd = -1
         self._decoded = _Kept(lambda pixels: int(pixels.nbytes))
         self._sent = _Kept(len)
-        self._planes: dict[int, direct.Plane] = {}
-        try:
-            self._planes = self._readable()
-        except direct.NotDirect as reason:
-            self.note = str(reason)
-
-    def __del__(self) -> None:  # whoever reads a slide that was put away meanwhile still holds it
-        if getattr(self, "_fd", -1) >= 0:
-            os.close(self._fd)
+        source = slide.source
+        self._file = source.levels if isinstance(source, FileTiles) else FileLevels(slide.path, source)
 
     def size_at(self, level: int) -> tuple[int, int]:
         """(w, h) of a level."""
         down = 2 ** (self.top - level)
-        return -(-self.size_l0[0] // down), -(-self.size_l0[1] // down)
+        return -(-self.size_px[0] // down), -(-self.size_px[1] // down)
 
     def tile(self, level: int, column: int, row: int) -> bytes:
         """The JPEG of one tile; those of the last column and row are smaller. LookupError where there is none."""
@@ -68,7 +67,7 @@ class Pyramid:
         return made
 
     def _read(self, down: int, x: int, y: int, w: int, h: int) -> np.ndarray:
-        """uint8 (h, w, 3) from (x, y), all in px of a plane `down` times as coarse as level 0."""
+        """uint8 (h, w, 3) from (x, y), all in px of a plane `down` times as coarse as the finest."""
         level, halvings, scale = self._source(down)
         if w * h * (down / scale) ** 2 > READ_PX and min(w, h) > 1:
             out, left, top = np.empty((h, w, 3), np.uint8), w // 2, h // 2
@@ -76,12 +75,15 @@ class Pyramid:
                                (left, top, w - left, h - top)):
                 out[c : c + f, a : a + e] = self._read(down, x + a, y + c, e, f)
             return out
-        if level in self._planes:
+        if level >= 0 and self.stretch == (1, 1):
             try:
                 return self._direct(level, halvings, round(x * down / scale), round(y * down / scale), w, h)
-            except (ValueError, OSError) as error:  # an odd tile: OpenSlide has the last word
+            except NotDirect as reason:
+                self.note = str(reason)
+            except (Undecodable, OSError) as error:  # an odd tile: OpenSlide has the last word
                 self.note = f"some tiles through OpenSlide: {error}"
-        return self.slide.read_region(x * down, y * down, (w, h), self.slide.slide_mpp[0] * down)
+        x_l0, y_l0 = round(x * down / self.stretch[0]), round(y * down / self.stretch[1])
+        return self.slide.read_region(x_l0, y_l0, (w, h), self.mpp * down)
 
     def _source(self, down: int) -> tuple[int, int, float]:
         """The coarsest level of the file from which halving leads to `down` (-1: none), how often, its own scale."""
@@ -94,55 +96,22 @@ class Pyramid:
 
     def _direct(self, level: int, halvings: int, x: int, y: int, w: int, h: int) -> np.ndarray:
         """`w` x `h` pixels, `halvings` times as coarse as the level, whose corner is (x, y) of the level."""
-        plane = self._planes[level]
+        plane = self._file.plane(level)
         k = 0  # halvings that the decoder does
         while k < min(3, halvings) and plane.can_halve and all(t % (2 << k) == 0 for t in plane.tile):
             k += 1
         rest = 1 << (halvings - k)
-        tw, th = plane.tile[0] >> k, plane.tile[1] >> k
         left, top = x >> k, y >> k
         right = min(left + w * rest, -(-plane.size[0] // (1 << k)))
         bottom = min(top + h * rest, -(-plane.size[1] // (1 << k)))
         out = np.empty((bottom - top, right - left, 3), np.uint8)
-        for r in range(top // th, -(-bottom // th)):
-            for c in range(left // tw, -(-right // tw)):
-                x0, x1 = max(left, c * tw), min(right, (c + 1) * tw)
-                y0, y1 = max(top, r * th), min(bottom, (r + 1) * th)
-                shared = (x1 - x0, y1 - y0) != (tw, th)
-                pixels = self._file_tile(plane, level, r * plane.columns + c, k, shared)
-                part = pixels[y0 - r * th : y1 - r * th, x0 - c * tw : x1 - c * tw]
-                out[y0 - top : y1 - top, x0 - left : x1 - left] = part
+
+        def tile(index: int) -> np.ndarray:
+            kept: np.ndarray = self._decoded.get((level, index, k), lambda: self._file.tile(plane, index, k))
+            return kept
+
+        paste(plane, k, left, top, out, tile)
         return cv2.resize(out, (w, h), interpolation=cv2.INTER_AREA) if out.shape[:2] != (h, w) else out
-
-    def _file_tile(self, plane: direct.Plane, level: int, index: int, k: int, shared: bool) -> np.ndarray:
-        """One tile of the file, halved `k` times. Raises ValueError if it cannot be decoded."""
-
-        def decode() -> np.ndarray:
-            offset, count = int(plane.offsets[index]), int(plane.counts[index])
-            data = os.pread(self._fd, count, offset) if count else b""
-            if not data or len(data) < count:
-                raise ValueError("the file lacks tiles")
-            return plane.decode(data, k, None)
-
-        pixels: np.ndarray = self._decoded.get((level, index, k), decode) if shared else decode()
-        return pixels
-
-    def _readable(self) -> dict[int, direct.Plane]:
-        """The levels whose tiles are decoded here, once compared with OpenSlide's pixels. Raises NotDirect."""
-        slide = self.slide
-        if slide.vendor not in direct.VENDORS or not hasattr(os, "pread"):
-            raise direct.NotDirect(f"format {slide.vendor}")
-        planes = direct.read_planes(slide.path, slide.level_dimensions, set(range(len(slide.level_dimensions))))
-        self._fd = os.open(slide.path, os.O_RDONLY)
-        for level, plane in planes.items():
-            w, h = min(plane.size[0], plane.tile[0]), min(plane.size[1], plane.tile[1])
-            try:
-                ours = self._file_tile(plane, level, 0, 0, shared=False)[:h, :w]
-            except Exception as error:  # each decoder has its own exceptions
-                raise direct.NotDirect(f"its tiles cannot be decoded directly ({error})") from error
-            if not np.array_equal(ours, slide.read_level(0, 0, level, w, h)):
-                raise direct.NotDirect("directly decoded pixels differ from OpenSlide's")
-        return planes
 
 
 class _Kept:

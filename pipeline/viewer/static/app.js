@@ -104,6 +104,11 @@
       if (mine !== asked) return;
       slide = told;
       number = i;
+      const [sx, sy] = slide.stretch;  // 1, 1 unless the slide's pixels are oblong: all below is px of the picture
+      slide.places = sx === 1 && sy === 1 ? slide.coords : slide.coords.map(([x, y]) => [x * sx, y * sy]);
+      slide.tile = [slide.tile_l0[0] * sx, slide.tile_l0[1] * sy];
+      slide.bounds = slide.bounds.map((v, k) => v * (k % 2 ? sy : sx));
+      slide.layer = slide.layer_l0 * sx;
     } catch (error) {
       fail(error.message);
       return;
@@ -111,9 +116,9 @@
     const entry = index.slides[i];
     $("title").textContent = [entry.id, entry.patient && `patient ${entry.patient}`, entry.label].filter(Boolean).join(" · ");
     document.title = entry.id;
-    const [w, h] = slide.tile_l0;
+    const [w, h] = slide.tile;
     lookup = new Map();
-    slide.coords.forEach(([x, y], k) => {
+    slide.places.forEach(([x, y], k) => {
       const key = `${Math.floor(x / w)},${Math.floor(y / h)}`;
       lookup.set(key, (lookup.get(key) || []).concat(k));
     });
@@ -187,7 +192,7 @@
     const layer = layerOf(pane);
     if (layer) {
       put("heat", `/layer/${layer.run}/${layer.at}/${number}.png?scale=${$("scale").value}&v=${index.version}`,
-        0, slide.layer_l0, 0);
+        0, slide.layer, 0);
     }
     const run = index.runs[runOf(pane)];
     pane.element.querySelector(".lack").textContent = run && $("layer").value && !layer ?
@@ -218,9 +223,9 @@
     const item = viewer.world.getItemAt(0);
     const a = item.imageToViewerElementCoordinates(new OpenSeadragon.Point(0, 0));
     const b = item.imageToViewerElementCoordinates(new OpenSeadragon.Point(slide.width, 0));
-    const scale = (b.x - a.x) / slide.width, [w, h] = slide.tile_l0;
+    const scale = (b.x - a.x) / slide.width, [w, h] = slide.tile;
     const rectangle = (k) => {
-      const [x, y] = slide.coords[k];
+      const [x, y] = slide.places[k];
       draw.strokeRect(a.x + x * scale, a.y + y * scale, w * scale, h * scale);
     };
     if ($("grid").checked && w * scale > 3) {
@@ -228,7 +233,7 @@
       draw.lineWidth = 1;
       const left = -a.x / scale - w, top = -a.y / scale - h;
       const right = left + box.width / scale + 2 * w, bottom = top + box.height / scale + 2 * h;
-      slide.coords.forEach(([x, y], k) => { if (x > left && x < right && y > top && y < bottom) rectangle(k); });
+      slide.places.forEach(([x, y], k) => { if (x > left && x < right && y > top && y < bottom) rectangle(k); });
     }
     if (pane.hover >= 0) {
       draw.strokeStyle = "#111";
@@ -243,10 +248,10 @@
   }
 
   function tileAt(x, y) {
-    const [w, h] = slide.tile_l0;
+    const [w, h] = slide.tile;
     for (const [dx, dy] of [[0, 0], [-1, 0], [0, -1], [-1, -1]]) {
       for (const k of lookup.get(`${Math.floor(x / w) + dx},${Math.floor(y / h) + dy}`) || []) {
-        const [left, top] = slide.coords[k];
+        const [left, top] = slide.places[k];
         if (x >= left && x < left + w && y >= top && y < top + h) return k;
       }
     }
@@ -278,7 +283,7 @@
     const layer = slide && sides().map(layerOf).find(Boolean);
     if (!layer) return;
     const k = layer.values.reduce((best, value, i) => (value > layer.values[best] ? i : best), 0);
-    const [x, y] = slide.coords[k], [w, h] = slide.tile_l0;
+    const [x, y] = slide.places[k], [w, h] = slide.tile;
     const box = panes[0].viewer.world.getItemAt(0).imageToViewportRectangle(x - w, y - h, 3 * w, 3 * h);
     panes[0].viewer.viewport.fitBounds(box);
     tell(k);
