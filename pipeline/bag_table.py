@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import store
+from pipeline import ids, store
 from pipeline.cohort import CohortError
 
 NAMED = ("label", "bag", "patient", "split", "fold", "site", "time", "event", "x", "y")
@@ -49,6 +49,8 @@ def read(path: Path) -> tuple[dict[str, dict[str, str]], dict[str, np.ndarray], 
         if len(line) != len(header):
             raise CohortError(f"{path}, row {number}: {len(line)} columns, expected {len(header)}")
         bag = line[named["bag"]].strip()
+        if bag not in facts and (why := ids.wrong(bag)):
+            raise CohortError(f"{path}, row {number}, column bag: {bag!r} cannot be the name of a bag: {why}")
         mine = {name: line[i].strip() for name, i in named.items() if name in CARRIED}
         if facts.setdefault(bag, mine) != mine:
             differ = next(k for k in mine if mine[k] != facts[bag][k])
@@ -89,31 +91,39 @@ def import_bags(path: Path, work: store.Work, encoder: str) -> Path:
     of the labels. Raises CohortError."""
     facts, arrays, coords = read(path)
     width = len(next(iter(arrays.values()))[0])
-    for bag, features in arrays.items():
+    labels = work.features(encoder) / "labels.csv"
+    text = _labels(facts)
+    new: dict[str, str] = {}
+    for bag, features in arrays.items():  # everything is looked at before anything is written
         digest = hashlib.sha256(features.tobytes() + coords[bag].tobytes()).hexdigest()[:16]
         final = work.feature_store(encoder, bag)
-        if store.stored(final) is not None:
-            if store.read_attrs(final).get("fingerprint") != digest:
-                raise CohortError(f"{final} holds other features already; import under another --encoder or --work")
-            continue
+        if store.stored(final) is None:
+            new[bag] = digest
+        elif store.read_attrs(final).get("fingerprint") != digest:
+            raise CohortError(f"{final} holds other features already; import under another --encoder or --work")
+    if labels.exists() and labels.read_text() != text:
+        raise CohortError(f"{labels} exists and differs; import under another --encoder or --work")
+    for bag, digest in new.items():
         out = work.features(encoder) / f".tmp-{store.owner()}"
         store.remove_store(out)
         writer = store.StoreWriter(out, {"encoder": encoder, "weights_id": "imported", "dim": width, "mpp": 0.0,
                                          "tile_l0": [1.0, 1.0], "fingerprint": digest})
-        writer.write("features", features)
+        writer.write("features", arrays[bag])
         writer.write("coords", coords[bag])
-        store.commit(out, final)
-    labels = work.features(encoder) / "labels.csv"
+        store.commit(out, work.feature_store(encoder, bag))
+    store.write_atomic(labels, text)
+    return labels
+
+
+def _labels(facts: dict[str, dict[str, str]]) -> str:
+    """The text of labels.csv: one row per bag."""
     columns = ["slide", *[c for c in CARRIED if any(f.get(c) for f in facts.values())]]
     text = io.StringIO()
     made = csv.writer(text, lineterminator="\n")
     made.writerow(columns)
     for bag, mine in facts.items():
         made.writerow([bag, *(mine.get(c, "") for c in columns[1:])])
-    if labels.exists() and labels.read_text() != text.getvalue():
-        raise CohortError(f"{labels} exists and differs; import under another --encoder or --work")
-    store.write_atomic(labels, text.getvalue())
-    return labels
+    return text.getvalue()
 
 
 def digits(witnesses: int, bags: int = 100, folds: int = 5, seed: int = 0, low: int = 50, high: int = 120) -> str:

@@ -24,13 +24,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import store
+from pipeline import hdf5_safe, ids, store
 from pipeline.cohort import CohortError
 
 SUFFIXES = (".h5", ".hdf5", ".pt", ".npy")
@@ -70,12 +71,18 @@ def import_folder(
     if not files:
         raise CohortError(f"{source}: no {', '.join(SUFFIXES)} file in it")
     seen: dict[str, Path] = {}
-    width: tuple[int, Path] | None = None
-    for file in files:
+    for file in files:  # what can be told at once is told before anything is written
         slide = file.stem
         if slide in seen:
             raise CohortError(f"{file} and {seen[slide]} are both named {slide}: import one folder at a time")
+        if why := ids.wrong(slide):
+            raise CohortError(f"{str(file)!r}: {slide!r} cannot be the name of a slide: {why}; rename the file")
         seen[slide] = file
+        if file.suffix.lower() in (".h5", ".hdf5"):
+            with _opened(file):
+                pass
+    width: tuple[int, Path] | None = None
+    for slide, file in seen.items():
         found = read(file, slide_mpp(slide) if slide_mpp else None, inner)
         width = width or (found.features.shape[1], file)
         if found.features.shape[1] != width[0]:
@@ -102,11 +109,19 @@ def read(file: Path, slide_mpp: float | None = None, inner: str | None = None) -
             raise CohortError(f"{file}: not a plain array ({error})") from error
     if kind == ".pt":
         return _read_pt(file)
+    with _opened(file) as h5:
+        return _read_h5(h5, file, slide_mpp, inner)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """An HDF5 file that holds all of its data itself. Raises CohortError."""
     h5py = _h5py()
     try:
         with h5py.File(file, "r") as h5:
-            return _read_h5(h5, file, slide_mpp, inner)
-    except OSError as error:
+            hdf5_safe.check(h5, file)
+            yield h5
+    except (OSError, RuntimeError, MemoryError) as error:
         raise CohortError(f"{file}: cannot be read as HDF5 ({error}); copy it again from its source") from error
 
 

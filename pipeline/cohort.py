@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from extract.formats import OPENSLIDE_SUFFIXES, SUFFIXES
-from pipeline import listing, store
+from pipeline import ids, listing, store
 from pipeline.label_rows import CohortError, some
 from pipeline.label_table import read_rows
 from pipeline.listing import Listing, SlideEntry
@@ -73,13 +73,20 @@ def remember(work: store.Work, slides: list[SlideEntry]) -> list[SlideEntry]:
     return list(known.values())
 
 
+def _inside(slide: str, work: store.Work) -> str:
+    """The id, unless its outputs would lie outside of the work folder (which may be a stranger's)."""
+    if why := ids.leaves_the_folder(slide):
+        raise CohortError(f"{work.cohort}: {slide!r} cannot be the id of a slide: {why}")
+    return slide
+
+
 def read_cohort(work: store.Work) -> list[SlideEntry]:
     """The slides that `tile` has seen in this work folder. Raises CohortError when there are none."""
     try:
         with open(work.cohort, newline="") as f:
             return [
                 SlideEntry(
-                    r["slide"],
+                    _inside(r["slide"], work),
                     Path(r["path"]),
                     float(r["mpp"]) if r["mpp"] else None,
                     Path(r["regions"]) if r.get("regions") else None,

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import uuid
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import store
+from pipeline import ids, store
 from pipeline.claims import Claims
 
 _BLOCK = 2**20
@@ -102,7 +103,8 @@ def _unpack_one(root: Path, packed: Path, folder: Path) -> int:
         with zipfile.ZipFile(packed) as z:
             names = z.namelist()
             if not folder.exists():
-                z.extractall(private / "out")  # checks each member's sum; never writes outside its target
+                check_members(z, packed)
+                z.extractall(private / "out")  # checks each member's sum
                 store.commit(private / "out", folder)
     except zipfile.BadZipFile as error:
         raise store.StoreError(f"{packed} is damaged ({error}); delete it and make it again") from error
@@ -110,6 +112,31 @@ def _unpack_one(root: Path, packed: Path, folder: Path) -> int:
         shutil.rmtree(private, ignore_errors=True)
     packed.unlink()
     return len(names)
+
+
+def check_members(z: zipfile.ZipFile, packed: Path) -> None:
+    """Refuse what `pack` does not write: links, names that leave the folder, a name twice, more bytes than there are.
+
+    Raises StoreError naming the member; nothing was written then."""
+    seen: set[str] = set()
+    room = packed.stat().st_size
+    for info in z.infolist():
+        name = info.filename
+        kind = info.external_attr >> 16
+        why = ids.leaves_the_folder(name) or ("it holds a backslash" if "\\" in name else "")
+        if stat.S_IFMT(kind) not in (0, stat.S_IFREG) or info.is_dir():
+            why = "it is a link, a folder or a device, not a file"
+        elif os.path.normpath(name) in seen:
+            why = "it is there twice"
+        elif info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            why = "it is compressed, and packed stores are not"
+        elif info.file_size > room:
+            why = "the members hold more bytes than the file has"
+        if why:
+            raise store.StoreError(f"{packed}: member {name!r} is refused: {why}. It is no store that `pack` made; "
+                                   "delete it and make it again")
+        seen.add(os.path.normpath(name))
+        room -= info.file_size
 
 
 def _remove(root: Path, folder: Path) -> None:
