@@ -66,7 +66,7 @@ def test_levels_in_sub_directories_are_levels(codec: str, tmp_path: Path) -> Non
                 np.testing.assert_array_equal(whole(slide, n), whole(other, n))
             mine, theirs = slide.image_at(2.0), other.image_at(2.0)
             np.testing.assert_array_equal(mine[0], theirs[0])
-    for mpp in (0.5, 1.0):
+    for mpp in (0.5, 1.0, 2.0):
         tiles = {}
         for file, reader in ((path, "auto"), (path, "openslide"), (twin, "openslide")):
             job = SlideJob(file, np.array([[0, 0], [128, 64]], np.int32), 64, mpp, (0.5, 0.5))
