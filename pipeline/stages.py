@@ -59,6 +59,7 @@ class Tile(Stage):
     def settings(self) -> dict[str, Any]:
         fields = fingerprint_fields(self.config.tile)
         fields.pop("overlay")  # a picture beside the output changes none of its bytes
+        fields.pop("regions_frame")  # of slides with regions only: see `_inputs`
         fields["segmenter_params"] = self._segmenter_params
         return flat("tile", fields)
 
@@ -129,11 +130,16 @@ class Tile(Stage):
     def _inputs(self, slide: SlideEntry) -> dict[str, Any]:
         try:
             size = slide.path.stat().st_size
-        except OSError:
-            size = None  # a dangling link or a file that is gone: `make` says so
+        except (OSError, ValueError):
+            size = None  # a dangling link, a file that is gone, a name that none can have: `make` says so
         inputs: dict[str, Any] = {"bytes": size, "mpp": slide.mpp}
         if slide.regions is not None:
-            inputs["regions"] = store.sha256(slide.regions) if slide.regions.is_file() else "missing"
+            try:
+                inputs["regions"] = store.sha256(slide.regions)
+            except (OSError, ValueError):
+                inputs["regions"] = "missing"  # or not to be read, which `make` says
+            if self.config.tile.regions_frame != "auto":  # as before there was a choice
+                inputs["regions_frame"] = self.config.tile.regions_frame
         return inputs
 
 
