@@ -55,7 +55,7 @@ class DirectReader:
         w, h = (v >> self.halvings for v in self.plan.read_px)
         direct = (w, h) == (px, px)
         region = None if direct else np.empty((h, w, 3), np.uint8)
-        whole = direct and self.plane.can_halve and self.halvings == 0 and self.plane.tile == (px, px)
+        whole = direct and self.halvings == 0 and self.plane.tile == (px, px)
         for i, (x, y) in enumerate(self._to_level(coords_l0).tolist()):
             try:
                 if whole and x % px == 0 and y % px == 0 and self._in_place(x // px, y // px, out[i]):

@@ -143,10 +143,10 @@ def _jpeg2000(tw: int, th: int, ycc: bool) -> Decode:
     import imagecodecs
 
     def decode(data: bytes, halvings: int, out: np.ndarray | None) -> np.ndarray:
-        pixels = np.asarray(imagecodecs.jpeg2k_decode(data))
+        pixels = np.asarray(imagecodecs.jpeg2k_decode(data, out=None if ycc else out))
         if pixels.shape != (th, tw, 3) or pixels.dtype != np.uint8:
             raise ValueError(f"a tile of shape {pixels.shape}, not ({th}, {tw}, 3)")
-        return _rgb(pixels) if ycc else pixels
+        return _rgb(pixels, out) if ycc else pixels
 
     return decode
 
@@ -160,11 +160,11 @@ def _chroma() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return red, np.floor(-0.34414 * c[:, None] - 0.71414 * c + 0.5).astype(np.int32), blue
 
 
-def _rgb(ycc: np.ndarray) -> np.ndarray:
-    """uint8 (h, w, 3), Y, Cb, Cr -> RGB as OpenSlide turns it, to the bit."""
+def _rgb(ycc: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    """uint8 (h, w, 3), Y, Cb, Cr -> RGB as OpenSlide turns it, to the bit; in `out` if given."""
     red, green, blue = _chroma()
     y, cb, cr = ycc[..., 0].astype(np.int32), ycc[..., 1], ycc[..., 2]
-    out = np.empty_like(ycc)
+    out = np.empty_like(ycc) if out is None else out
     for channel, added in enumerate((red[cr], green[cb, cr], blue[cb])):
         np.clip(y + added, 0, 255, out=out[..., channel], casting="unsafe")
     return out

@@ -111,19 +111,10 @@ class Gallery:
                 raise Unknown(str(error)) from error
 
     def layer_place(self, number: int) -> Frame:
-        """Where the pictures of a slide's layers lie: from the slide's corner, a whole number of level-0 px per px. It
-        divides the tile's edge where such a number is near: tiles are then coloured to their very edge. (Where level
-        0 has oblong pixels that number counts along the finer of its axes: the picture's are squares.)"""
+        """Where the pictures of a slide's layers lie."""
         shown = self._shown(number)
         assert shown.tiles is not None
-        mpp = shown.tiles["slide_mpp"]
-        sx, sy = (m / min(mpp) for m in mpp)
-        w, h = shown.tiles["size_l0"]
-        least = max(1, math.ceil(max(w * sx, h * sy) / LAYER_PX))
-        edges = [edge * s for edge, s in zip(shown.tiles["tile_l0"], (sx, sy), strict=True)]
-        down = next((d for d in range(least, 2 * least + 1) if all(edge % d == 0 for edge in edges)), least)
-        size = (math.ceil(w * sx / down), math.ceil(h * sy / down))
-        return Frame((0, 0), (down / sx, down / sy), size, down * min(mpp))
+        return layer_frame(shown.tiles)
 
     def _layer_png(self, run: int, layer: int, number: int, how: str) -> bytes:
         """A layer as RGBA PNG."""
@@ -196,6 +187,20 @@ class Gallery:
             while len(self._open) > OPEN_SLIDES:
                 self._open.popitem(last=False)  # its handle closes with the last reader's reference
         yield opened
+
+
+def layer_frame(tiles: dict[str, Any]) -> Frame:
+    """Where the pictures of a slide's layers lie: from the slide's corner, a whole number of level-0 px per px. It
+    divides the tile's edge where such a number is near: tiles are then coloured to their very edge. (Where level 0 has
+    oblong pixels that number counts along the finer of its axes: the picture's are squares.)"""
+    mpp = tiles["slide_mpp"]
+    sx, sy = (m / min(mpp) for m in mpp)
+    w, h = tiles["size_l0"]
+    least = max(1, math.ceil(max(w * sx, h * sy) / LAYER_PX))
+    edges = [edge * s for edge, s in zip(tiles["tile_l0"], (sx, sy), strict=True)]
+    down = next((d for d in range(least, 2 * least + 1) if all(edge % d == 0 for edge in edges)), least)
+    size = (math.ceil(w * sx / down), math.ceil(h * sy / down))
+    return Frame((0, 0), (down / sx, down / sy), size, down * min(mpp))
 
 
 def _attrs(path: Path) -> dict[str, Any] | None:

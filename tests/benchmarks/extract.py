@@ -1,17 +1,20 @@
 """Figures of extraction, each with its ratio to a baseline measured in the same run. Run it alone on a quiet machine:
 
     python tests/benchmarks/extract.py [SLIDE.svs] [--tiles 512] [--encoders resnet50-trunc timm:vit_small_patch16_224]
-                                       [--gpu] [--only reading bags whole]
+                                       [--gpu] [--only reading anchors bags whole]
 
 Reading (one thread, CPU time): the direct reader against OpenSlide and against bare JPEG decoding, at the file's own
-mpp and at a 2x reduction. Whole: `Extractor` against the bare model on tiles in memory and against reading alone.
-Bags: 12,000 x 1024 read from a store against .npy, .pt and HDF5. Without a slide a synthetic one is made.
+mpp and at a 2x reduction. Anchors: both, and cuCIM where it is installed (`pip install --no-deps cucim-cu12
+lazy-loader click`; needs no GPU), on a slide on and off its grid of file tiles and on other real slides, if
+`../shared/slides` has them; and what the comparison with OpenSlide costs of a job of 2,000 tiles. Whole: `Extractor`
+against the bare model on tiles in memory and against reading alone. Bags: 12,000 x 1024 read from a
+store against .npy, .pt and HDF5. Without a slide a synthetic one is made.
 
 FastSlide (0.8.1, Apache-2.0, kept up: nine releases from 0.6 on) was weighed as a further reader and not taken. On one
 loaded core it read 2213 tiles/s of an Aperio JPEG slide where the direct reader read 3911 and OpenSlide 600 (433, 1308
 and 476 of CMU's; 278, 359 and 235 of a JPEG 2000 one), so it gains nothing where the direct reader works. Its pixels
 are not OpenSlide's: every JPEG tile differs, by up to 37 grey levels, so that features would depend on the reader. It
-does not list NDPI; MRXS and iSyntax, which it does, had no sample to be judged by. It is measured here if installed.
+lists NDPI, MRXS and iSyntax, too: no sample was at hand to judge it by. It is measured here if installed.
 """
 
 from __future__ import annotations
@@ -112,6 +115,102 @@ def reading(path: Path, tiles: int) -> None:
             print(f"  {title:13} direct reading at {share:.2f} x bare decoding")
 
 
+Tiles = Callable[[np.ndarray], None]  # fills uint8 (n, 256, 256, 3)
+
+
+def through(job: SlideJob, reader: str) -> Tiles:
+    """Reading all tiles of a job by a reader of ours, which is open already."""
+    opened = open_reader(job, ExtractConfig(reader=reader))  # type: ignore[arg-type]
+
+    def work(out: np.ndarray) -> None:
+        for first in range(0, len(out), 64):
+            opened.fill(job.coords_l0[first : first + 64], out[first : first + 64])
+        opened.close()
+
+    return work
+
+
+def through_cucim(job: SlideJob) -> Tiles:
+    """The same through cuCIM."""
+    from cucim import CuImage
+
+    image = CuImage(str(job.path))
+
+    def work(out: np.ndarray) -> None:
+        for i, (x, y) in enumerate(job.coords_l0.tolist()):
+            out[i] = np.asarray(image.read_region((x, y), (256, 256), level=0))
+
+    return work
+
+
+def anchors(path: Path, tiles: int, rounds: int) -> None:
+    """OpenSlide, the direct reader and cuCIM in turns, best of `rounds`; one thread, CPU time."""
+    import importlib.util
+
+    import cv2
+
+    cv2.setNumThreads(1)
+    shared = Path(__file__).resolve().parents[3] / "shared" / "slides"
+    own = shared / "A.svs" if (shared / "A.svs").is_file() else path
+    columns = [("on the grid", own, 0.5, 0), ("off the grid", own, 0.5, 100)]
+    columns += [("real JPEG, 240 px", shared / "cmu-1-small-region.svs", 0.499, 0)]
+    columns += [("real JPEG 2000", shared / "tcga-cr-7395-01a-01-ts1.svs", 0.25, 0)]
+    print("\n256 px tiles at level 0, one thread, CPU time, x OpenSlide (tiles whose pixels differ from OpenSlide's)")
+    for title, slide, mpp, shift in columns:
+        if not slide.is_file():
+            continue
+        corners = tissue_corners(slide, 256, tiles)
+        job = SlideJob(slide, corners + shift, 256, mpp, (mpp, mpp))
+        ways: dict[str, Callable[[], Tiles]] = {
+            "openslide": lambda job=job: through(job, "openslide"),  # type: ignore[misc]
+            "direct": lambda job=job: through(job, "auto"),  # type: ignore[misc]
+        }
+        if importlib.util.find_spec("cucim"):
+            ways["cucim"] = lambda job=job: through_cucim(job)  # type: ignore[misc]
+        spent: dict[str, float] = {}
+        found: dict[str, np.ndarray] = {}
+        for _ in range(rounds):
+            for name, way in ways.items():
+                out = found.setdefault(name, np.ones((len(corners), 256, 256, 3), np.uint8))
+                opened = way()
+                began = time.process_time()
+                opened(out)
+                spent[name] = min(spent.get(name, 1e9), time.process_time() - began)
+        told = []
+        for name, seconds in spent.items():
+            unequal = int((found[name] != found["openslide"]).any((1, 2, 3)).sum())
+            told.append(f"{name} {spent['openslide'] / seconds:5.2f} ({unequal})")
+        more = f"   direct {spent['cucim'] / spent['direct']:.2f} x cuCIM" if "cucim" in spent else ""
+        print(f"  {title:18} {len(corners):5} tiles   " + "   ".join(told) + more)
+    print(f"  comparing with OpenSlide takes {checking(own, rounds):.2%} of reading 2,000 tiles on the grid")
+
+
+def checking(path: Path, rounds: int) -> float:
+    """Share of the comparison with OpenSlide in opening and reading 2,000 tiles directly, CPU time."""
+    from extract.filetiles import FileLevels
+
+    corners = tissue_corners(path, 256, 2000)
+    job = SlideJob(path, corners, 256, 0.5, (0.5, 0.5))
+    out = np.ones((len(corners), 256, 256, 3), np.uint8)
+    plain, spent, shares = FileLevels._prove, [0.0], []
+
+    def timed(self: FileLevels, *args: Any) -> None:
+        began = time.process_time()
+        plain(self, *args)
+        spent[0] += time.process_time() - began
+
+    FileLevels._prove = timed  # type: ignore[method-assign]
+    try:
+        for _ in range(rounds):
+            spent[0] = 0.0
+            began = time.process_time()
+            through(job, "auto")(out)
+            shares.append(spent[0] / (time.process_time() - began))
+    finally:
+        FileLevels._prove = plain  # type: ignore[method-assign]
+    return sorted(shares)[len(shares) // 2]
+
+
 def fastslide_rate(path: Path, corners: np.ndarray) -> float | None:
     """Tiles/s of FastSlide at level 0, where it is installed; prints how its pixels differ from OpenSlide's."""
     try:
@@ -149,7 +248,7 @@ def decode_only(reader: object, corners: np.ndarray, step: int) -> float:
             for dy in range(0, step, th)
         }
     )
-    data = [reader._read(plane, i) for i in wanted]  # type: ignore[attr-defined]
+    data = [reader.levels.data(plane, i) for i in wanted]  # type: ignore[attr-defined]
     return best(lambda: [plane.decode(d, 0, None) for d in data], clock=time.process_time)
 
 
@@ -305,12 +404,14 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--batch", type=int, default=ExtractConfig().batch, help="tiles per forward pass on a GPU")
-    parser.add_argument("--only", nargs="*", default=["reading", "bags", "whole"])
+    parser.add_argument("--only", nargs="*", default=["reading", "anchors", "bags", "whole"])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = args.slide or make_slide(Path(folder) / "bench.svs", args.tiles)
         if "reading" in args.only:
             reading(path, args.tiles)
+        if "anchors" in args.only:
+            anchors(path, args.tiles, args.rounds)
         if "bags" in args.only:
             bags()
         for name in args.encoders if "whole" in args.only else []:

@@ -57,9 +57,9 @@ def painted(w: int, h: int, seed: int = 0) -> np.ndarray:
     return np.clip(big[20 : 20 + h, 20 : 20 + w], 0, 255).astype(np.uint8)
 
 
-def levels_of(traits: Traits, seed: int = 0) -> list[np.ndarray]:
-    """The painted levels, by area average; of Philips padded level 0 (and all others, by `write`) to whole tiles."""
-    out = [painted(*traits.size, seed)]
+def levels_of(traits: Traits, rgb: np.ndarray) -> list[np.ndarray]:
+    """The levels of a picture, by area average."""
+    out = [rgb]
     for _ in traits.codecs[1:]:
         h, w = (max(1, s // traits.factor) for s in out[-1].shape[:2])
         k = traits.factor
@@ -79,9 +79,9 @@ def _coded(level: np.ndarray, codec: str) -> tuple[np.ndarray, dict[str, Any]]:
     return level, {"compression": codec}
 
 
-def write(path: Path, traits: Traits, seed: int = 0) -> list[np.ndarray]:
-    """Write the slide and return its levels as painted, uint8 (h, w, 3) each."""
-    levels = levels_of(traits, seed)
+def write(path: Path, traits: Traits, rgb: np.ndarray | None = None) -> list[np.ndarray]:
+    """Write the slide, of `rgb` or painted, and return its levels, uint8 (h, w, 3) each."""
+    levels = levels_of(traits, painted(*traits.size) if rgb is None else rgb)
     pages: list[tuple[int, np.ndarray, bool]] = [(n, level, False) for n, level in enumerate(levels)]
     if traits.shuffled:
         pages[1:] = pages[:0:-1]
