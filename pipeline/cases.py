@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ import numpy as np
 from configs.schema import TrainConfig, fingerprint_fields
 from mil import splits
 from mil.splits import Fold, SplitError
-from pipeline import published, store
+from pipeline import provenance, published, store
 from pipeline.label_match import match
 from pipeline.label_rows import CohortError, Row
+from pipeline.provenance import Made
 
 # Facts of the features that a model is bound to: scoring refuses others.
 FACTS = ("encoder", "weights_id", "mpp", "tile_px", "stain_norm", "dim")
@@ -46,12 +47,14 @@ class Patient:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Patients that can be trained on or scored. facts: what all features share. notes: what was left out, and why."""
+    """Patients that can be trained on or scored. facts: what all features share. notes: what was left out, and why.
+    made: the settings of tiling and extraction that all features share."""
 
     patients: tuple[Patient, ...]
     classes: tuple[str, ...]
     facts: dict[str, Any]
     notes: tuple[str, ...] = ()
+    made: Made = field(default_factory=dict)
 
     @property
     def survival(self) -> bool:
@@ -149,8 +152,9 @@ def labelled(rows: Sequence[Row], features: Path, config: TrainConfig) -> Datase
             assert row.label is not None
             target = classes.index(row.label)
         patients.append(patient_of(name, [i for _, i in members], stores, target, row))
-    facts = _facts({i: stores[i] for p in patients for i in p.slides})
-    return Dataset(tuple(patients), classes, facts, tuple(notes))
+    used = {i: stores[i] for p in patients for i in p.slides}
+    made, differ = _made(used, features)
+    return Dataset(tuple(patients), classes, _facts(used), (*notes, *differ), made)
 
 
 def unlabelled(features: Path, rows: Sequence[Row] = ()) -> Dataset:
@@ -171,7 +175,8 @@ def unlabelled(features: Path, rows: Sequence[Row] = ()) -> Dataset:
         alone = matched.without_row
         notes += [f"no row tells the patient of {len(alone)} slides: each is one by itself"] if alone else []
     patients = tuple(patient_of(name, of, stores) for name, of in sorted(groups.items()))
-    return Dataset(patients, (), _facts(stores), tuple(notes))
+    made, differ = _made(stores, features)
+    return Dataset(patients, (), _facts(stores), (*notes, *differ), made)
 
 
 def make_folds(dataset: Dataset, config: TrainConfig) -> list[Fold]:
@@ -241,6 +246,10 @@ def patient_of(
     digest = hashlib.sha256(json.dumps([list(slides), seals]).encode()).hexdigest()[:16]
     more = (row.split, row.fold, row.site) if row else (None, None, None)
     return Patient(name, tuple(slides), tuple(stores[i] for i in slides), target, digest, *more)
+
+
+def _made(stores: dict[str, Path], features: Path) -> tuple[Made, list[str]]:
+    return provenance.shared({i: provenance.of_features(i, path, features) for i, path in stores.items()})
 
 
 def _facts(stores: dict[str, Path]) -> dict[str, Any]:

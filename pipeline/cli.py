@@ -223,6 +223,12 @@ def score(
         Path | None, typer.Option(help="folder of features of new slides, scored without labels by all folds")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="labels of new slides: internal against external")] = None,
+    called: Annotated[
+        str | None, typer.Option("--as", help="name of the new slides' results (default: their folder's)")
+    ] = None,
+    allow_known: Annotated[
+        bool | None, typer.Option("--allow-known", help="score the run's own patients as new; noted in every output")
+    ] = None,
     heatmaps: Annotated[
         str | None, typer.Option(help="none, attention, probability, contribution or all (default: attention)")
     ] = None,
@@ -252,8 +258,9 @@ def score(
         train__gpu=gpu, cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
         cluster__backend_params__scheduler=scheduler,
         score__heatmaps=heatmaps, score__tiff=tiff, score__geojson=geojson, score__top_tiles=top_tiles,
+        score__allow_known=allow_known,
     )  # fmt: skip
-    return verbs.score(s, name, features, slides, labels)
+    return verbs.score(s, name, features, slides, labels, called)
 
 
 @app.command(rich_help_panel="Verbs", epilog="Example: pipeline run slides/ --labels labels.csv")

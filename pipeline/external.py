@@ -1,94 +1,28 @@
-"""A trained run on other slides: tile, extract and score them as the run's own were, and compare with its own numbers.
+"""A trained run on other slides: their predictions, and with labels the run's own numbers and theirs side by side.
 
-In: a run, slides or features it has not seen, perhaps their labels. Out: predictions by all its folds, and with labels
-the same metrics as inside, side by side. The slides of a patient, as a manifest or the labels name them, are one bag
-as in training, unless `score.several_slides` says otherwise; each slide keeps its own tile scores and pictures.
+In: what the `Score` stage made of them (`newcomers.py` has them tiled and extracted), perhaps their labels. Out:
+predictions by all folds, and with labels the same metrics as inside; of patients that the run knows apart. The slides
+of a patient, as a manifest or the labels name them, are one bag as in training, unless `score.several_slides` says
+otherwise; each slide keeps its own tile scores and pictures.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from configs import load, lookup, texts
-from configs.schema import Config, ExtractConfig, ScoreConfig, TileConfig, marked
-from extract import encoders
+from configs.schema import Config, ScoreConfig
 from mil import metrics, tasks
-from pipeline import (
-    bundle,
-    choices,
-    console,
-    decide,
-    estimand,
-    label_match,
-    label_table,
-    numbers,
-    published,
-    scoring,
-    store,
-    training,
-)
+from pipeline import bundle, console, decide, label_match, label_table, published, scoring, store, training
+from pipeline.cases import Dataset
 from pipeline.cohort import CohortError
 from pipeline.label_rows import Row
-from pipeline.verbs import Session
-
-BY_MODEL = "predictions_by_model.csv"
-UNIT = 8.0  # a ratio of median times that no cohort explains; days in a month: 30, months in a year: 12
-OF_THE_SESSION = ("mpp_of_slides", "assume_mpp_from_power", "overlay")  # about these slides, not about the model
-
-
-def prepare(session: Session, run: Path, slides: Path) -> tuple[Session, Path, str, int]:
-    """Tile and extract new slides with the settings of `run`, in a work folder of their own below it.
-
-    Returns the session of that folder, the folder of features, its name, and the worst exit code.
-    """
-    from pipeline import verbs
-
-    config = settings_of(run, session.config)
-    name = slides.stem if slides.is_file() else slides.resolve().name
-    there = replace(session, work=store.Work(run / "new" / name), config=config)
-    codes = [verbs.tile(there, slides)]
-    try:
-        codes.append(verbs.extract(there))
-    except CohortError:
-        if not codes[0]:
-            raise
-        raise CohortError(f"none of the slides in {slides} could be tiled, as told above: nothing to score") from None
-    return there, there.work.features(config.extract.encoder), name, max(codes)
-
-
-def settings_of(run: Path, own: Config) -> Config:
-    """`own`, with the settings by which a run's slides were tiled and extracted. The run's file may be a stranger's: it
-    gives values of settings that decide results and nothing else, and names no code but what this command allows.
-
-    Raises StoreError (no such file), ConfigError, or LookupFailed."""
-    file = run / "config.yaml"
-    try:
-        raw = texts.read_yaml(file.read_text(encoding="utf-8"), str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise store.StoreError(f"{file} cannot be read: {error}; new slides need the settings of the run") from error
-    mine = own.model_dump()
-    for section, kind in (("tile", TileConfig), ("extract", ExtractConfig)):
-        said = raw.get(section) if isinstance(raw, dict) else None
-        if not isinstance(said, dict):
-            raise store.StoreError(f"{file} has no section `{section}:`; copy the run again from where it was trained")
-        machine = sorted(said.keys() & marked(kind, "speed"))
-        if machine:
-            raise store.StoreError(f"{file}: {section}.{machine[0]} is about the machine and no business of a run's "
-                                   "settings; if the file is yours, delete that line")
-        kept = {k: getattr(own.tile, k) for k in OF_THE_SESSION} if section == "tile" else {}
-        mine[section] = {k: v for k, v in mine[section].items() if k in marked(kind, "speed")} | said | kept
-    config = load.validate(mine)
-    for name in filter(None, (config.tile.segmenter, config.tile.fallback_segmenter)):
-        lookup.find("extract.tissue", name)
-    encoders.known(config.extract.encoder)
-    return config
 
 
 def known_rows(slides: Path | None, labels: Path | None) -> list[Row]:
@@ -98,15 +32,20 @@ def known_rows(slides: Path | None, labels: Path | None) -> list[Row]:
     return label_table.read_rows(slides) if slides is not None and slides.suffix.lower() == ".csv" else []
 
 
+def patients_of(data: Dataset, rows: Sequence[Row]) -> dict[str, str]:
+    """Slide -> patient, for the slides of `data` that a row names."""
+    slides = [s for p in data.patients for s in p.slides]
+    return {slide: row.patient for row, slide in label_match.match(published.of_patients(rows, slides), slides).rows}
+
+
 def predict(
     stage: Any, rows: Sequence[Row], config: ScoreConfig
 ) -> tuple[list[scoring.Row], dict[str, Row]]:
-    """Predictions, one row per patient and model, and what `rows` know of each slide that was scored."""
+    """Predictions, one row per patient, and what `rows` know of each slide that was scored."""
     slides = [s for p in stage.data.patients for s in p.slides]
     known = {slide: row for row, slide in label_match.match(published.of_patients(rows, slides), slides).rows}
     alone = config.several_slides != "bag"
-    each = scoring.each_of_new_slides(stage, config, {s: r.patient for s, r in known.items()} if alone else None)
-    return each, known
+    return scoring.of_new_slides(stage, config, patients_of(stage.data, rows) if alone else None), known
 
 
 def with_truth(
@@ -115,7 +54,7 @@ def with_truth(
     """The predictions whose patient has a label (or time and event) that the model knows, with it; and how many have
     one of another class."""
     told: list[scoring.Row] = []
-    others: set[str] = set()
+    other = 0
     for row in rows:
         one = next((known[s] for s in row["slide"].split(";") if s in known), None)
         if one is None:
@@ -125,103 +64,61 @@ def with_truth(
         elif not task.survival and one.label in task.classes:
             told.append({**row, "label": one.label})
         elif not task.survival and one.label is not None:
-            others.add(row["patient"])
-    return told, len(others)
+            other += 1
+    return told, other
 
 
 def compare(
-    each: Sequence[scoring.Row], before: Sequence[scoring.Row], known: dict[str, Row], run: Path, config: Config
+    rows: Sequence[scoring.Row], before: Sequence[scoring.Row], known: dict[str, Row], run: Path, config: Config
 ) -> dict[str, Any]:
     """Metrics of new patients with known labels beside the run's own. Raises CohortError when none can be used.
 
-    each: predictions, one row per patient and model; before: the same without temperature scaling. As inside, a number
-    is that of one model: the mean over the models, each of which scored every new patient (`external`). Decisions are
-    those that are handed out, of all models together (column `decision`). `external_models` has the mean and standard
-    deviation over the models of every metric, `external_ensemble` every metric of all models together."""
-    folders = scoring.folds_of(run)
-    cards = [bundle.card_of(f) for f in folders]
+    before: the same predictions without temperature scaling."""
+    cards = _cards(run)
     task = tasks.from_json(cards[0]["task"])
-    told, other = with_truth(each, known, task)
-    patients = len({r["patient"] for r in each})
-    labelled = len({r["patient"] for r in told})
+    told, other = with_truth(rows, known, task)
     if not told:
         what = "time and event" if task.survival else f"a label of {', '.join(task.classes)}"
         raise CohortError(f"no scored slide has {what} in the labels: there is nothing to compare with")
 
     # as for the run's own patients: in the mean of the folds' horizons
-    horizons = numbers.mean_horizons(cards, task)
-    found = estimand.answers(told, task, together=True)
-    joined = with_truth(scoring.together(each, folders), known, task)[0]
-    as_one = estimand.answers(numbers.pooled(joined), task, together=True)
-    how = (config.score.bootstrap, config.score.confidence)
-    models = estimand.intervals(_one_seed(found), horizons, *how)
-    ensemble = estimand.intervals(as_one, horizons, *how)
-    over = metrics.over_folds(list(estimand.per_training(found, horizons).values()))
+    horizons = np.mean([c.get("horizons", []) for c in cards], axis=0).tolist() if task.survival else []
+
+    def of(drawn: np.ndarray) -> metrics.Metrics:
+        return scoring.measure([told[i] for i in drawn], task, horizons, None)
+
+    found = metrics.bootstrap(of, len(told), config.score.bootstrap, config.score.confidence)
     inside = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").exists() else {}
     made: dict[str, Any] = {
-        "numbers": store.NUMBERS, "unit": "patient", "patients": labelled,
-        "slides": sum(len(r["slide"].split(";")) for r in joined),
-        "without_label": patients - labelled - other, "of_another_class": other, "task": task.to_json(),
-        "confidence": config.score.confidence, "several_slides": config.score.several_slides, "models": len(cards),
-        "horizons": horizons,
-        "external": {k: asdict(ensemble[k] if k in estimand.DECIDED else v) for k, v in models.items()},
-        "external_models": {k: {"mean": m, "sd": sd, "n": n} for k, (m, sd, n) in over.items()},
-        "external_ensemble": {k: asdict(v) for k, v in ensemble.items()},
-        "internal": inside.get("test", {}), "internal_patients": inside.get("patients"),
-        "choices": choices.count(cards),
-        "warnings": [*_times(joined, folders, task), *numbers.one_class(numbers.pooled(joined))],
+        "unit": "patient", "patients": len(told), "slides": sum(len(r["slide"].split(";")) for r in told),
+        "without_label": len(rows) - len(told) - other, "of_another_class": other, "task": task.to_json(),
+        "confidence": config.score.confidence, "several_slides": config.score.several_slides,
+        "external": {k: _plain(asdict(v)) for k, v in found.items()}, "internal": inside.get("test", {}),
+        "internal_patients": inside.get("patients"),
     }
-    if inside and inside.get("numbers") != store.NUMBERS:
-        made["warnings"].append("the internal numbers are of version 0.1, which counted otherwise (pairs across "
-                                f"folds): run `pipeline score --name {run.name}` again")
     if not task.survival:
-        made["decision_rule"] = decide.rule(told, task, config.score)
-        made["confusion"] = estimand.confusion(as_one)
-        made["decisions"] = {"external": decide.counts(joined, task.classes), "internal": inside.get("decisions", {})}
+        made["confusion"] = scoring.confusion(told, task)
+        made["decisions"] = {"external": decide.counts(told, task.classes), "internal": inside.get("decisions", {})}
         made["reliability"] = {
-            name: scoring.calibration(with_truth(scoring.together(some, folders), known, task)[0], task)
-            for name, some in (("before", before), ("after", each))
+            name: scoring.calibration(with_truth(some, known, task)[0], task)
+            for name, some in (("before", before), ("after", rows))
         }
-    plain: dict[str, Any] = numbers.no_nan(made)
-    return plain
-
-
-def _one_seed(found: estimand.Answers) -> estimand.Answers:
-    """Every model stands for itself, whatever its seed: their values are averaged one by one."""
-    alone = tuple(replace(t, seed=k) for k, t in enumerate(found.trainings))
-    return replace(found, trainings=alone)
-
-
-def _times(rows: Sequence[scoring.Row], folders: Sequence[Path], task: tasks.Task) -> list[str]:
-    """What is odd about the times of new patients beside those that the run was trained and tested on."""
-    if not task.survival:
-        return []
-    inside = np.array([float(r["time"]) for f in folders for r in training.read_predictions(f)])
-    if not len(inside):
-        return []  # weights that were brought in
-    outside = np.array([r["time"] for r in rows])
-    said = []
-    beyond = int((outside > inside.max()).sum())
-    if beyond:
-        said.append(f"{beyond} of {len(outside)} new patients have times beyond the longest of the run's own patients "
-                    f"({outside.max():.4g} against {inside.max():.4g})")
-    ratio = float(np.median(outside) / np.median(inside)) if np.median(inside) > 0 else 1.0
-    if ratio >= UNIT or 0 < ratio <= 1 / UNIT:
-        said.append(f"the new patients' median time is {np.median(outside):.4g}, that of the run's own patients "
-                    f"{np.median(inside):.4g} ({ratio:.3g} times): another unit, such as days and months? "
-                    "Time-dependent AUCs are meaningless then")
-    return said
+    return made
 
 
 def show(found: dict[str, Any]) -> Table:
     """Internal against external, one metric per line."""
     sizes = f"{found['internal_patients']} held-out patients; external: {found['patients']} patients"
-    table = Table(title=f"internal: {sizes}, {found['models']} models")
-    for column in ("metric", "internal", "external", "all models together"):
-        table.add_column(column, no_wrap=column == "metric")
-    for name, value in found["external"].items():
-        table.add_row(numbers.label(name, found["horizons"]), numbers.text_of(found["internal"].get(name)),
-                      numbers.text_of(value), numbers.text_of(found["external_ensemble"][name]))
+    known = found.get("known")
+    if known:
+        sizes += f"; of the run's own: {known['patients']}"
+    table = Table(title=f"internal: {sizes}")
+    for column in ("metric", "internal", "external", *(["known to the run, held out"] if known else [])):
+        table.add_column(column)
+    for name in found["external"] or (known or {}).get("metrics", {}):
+        outside = _text(found["external"].get(name)) if found["external"] else "none"
+        apart = [_text(known["metrics"].get(name))] if known else []
+        table.add_row(name, _text(found["internal"].get(name)), outside, *apart)
     decisions = found.get("decisions", {})
     for name in ("sensitivity", "specificity", "undecided"):
         if decisions.get("external"):
@@ -232,18 +129,15 @@ def show(found: dict[str, Any]) -> Table:
 
 def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, config: Config) -> None:
     """Write the predictions of new slides, and with labels `metrics.json`, and tell both."""
-    each, known = predict(stage, known_as, config.score)
-    folders = scoring.folds_of(run)
-    rows = scoring.together(each, folders)
+    rows, known = predict(stage, known_as, config.score)
     for note in stage.data.notes:
         console.err.print(console.escape(note))
-    task = tasks.from_json(bundle.card_of(folders[0])["task"])
+    task = tasks.from_json(_cards(run)[0]["task"])
     truth = {r["patient"]: r for r in with_truth(rows, known, task)[0]} if labels is not None else {}
     columns = ("time", "event") if task.survival else ("label",)
     out = stage.out
-    for file, some in ((training.PREDICTIONS, rows), (BY_MODEL, each)):
-        told = [{**r, **{c: truth.get(r["patient"], {}).get(c, "") for c in columns}} if truth else r for r in some]
-        store.write_atomic(out / file, training.table(told))
+    told = [{**r, **{c: truth.get(r["patient"], {}).get(c, "") for c in columns}} if truth else r for r in rows]
+    store.write_atomic(out / training.PREDICTIONS, training.table(told))
     of = f"{sum(len(p.slides) for p in stage.data.patients)} slides of {len(rows)} patients"
     console.out.print(f"{of} scored: {console.escape(str(out / training.PREDICTIONS))}")
     for row in rows[:20]:
@@ -260,12 +154,47 @@ def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, 
         console.out.print(f"look at them: pipeline view {console.escape(str(out))}")
     if labels is not None:
         before = predict(stage, known_as, config.score.model_copy(update={"calibrate": False}))[0]
-        found = compare(each, before, known, run, config)
+        found = _apart(rows, before, known, run, config)
+        if stage.known:
+            found["warnings"] = list(stage.data.notes)
         store.write_atomic(out / "metrics.json", json.dumps(found, indent=1) + "\n")
         console.out.print(show(found))
-        if "decision_rule" in found:
-            console.out.print(console.escape(f"decisions: {found['decision_rule']}"))
-        for line in choices.lines(found["choices"]):
-            console.out.print(console.escape(line))
-        for warning in found["warnings"]:
-            console.err.print(f"[yellow]note[/]: {console.escape(warning)}")
+
+
+def _apart(
+    rows: Sequence[scoring.Row], before: Sequence[scoring.Row], known: dict[str, Row], run: Path, config: Config
+) -> dict[str, Any]:
+    """`compare` of the strangers alone; under `known` the same numbers of those whom the run knows, which are held-out
+    numbers like the internal ones and never external."""
+    def of(familiar: bool) -> tuple[list[scoring.Row], list[scoring.Row]]:
+        mine, early = ([r for r in some if ("known" in r and not config.score.allow_known) == familiar]
+                       for some in (rows, before))
+        return mine, early
+
+    (strangers, early), (familiar, familiar_early) = of(False), of(True)
+    task = tasks.from_json(_cards(run)[0]["task"])
+    inside = compare(familiar, familiar_early, known, run, config) if with_truth(familiar, known, task)[0] else {}
+    if with_truth(strangers, known, task)[0] or not inside:
+        found = compare(strangers, early, known, run, config)
+    else:
+        found = {k: v for k, v in inside.items() if k not in ("confusion", "reliability", "decisions")}
+        found |= {"patients": 0, "slides": 0, "without_label": len(strangers), "of_another_class": 0, "external": {}}
+    if inside:
+        found["known"] = {k: inside[k] for k in ("patients", "slides")} | {"metrics": inside["external"]}
+    return found
+
+
+def _cards(run: Path) -> list[dict[str, Any]]:
+    return [bundle.card_of(folder) for folder in scoring.folds_of(run)]
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: v if not isinstance(v, float) or np.isfinite(v) else None for k, v in values.items()}
+
+
+def _text(value: dict[str, Any] | None) -> str:
+    if not value or value["value"] is None:
+        return "undefined"
+    low = value.get("low")
+    return f"{value['value']:.3f}" + (f" [{low:.3f}, {value['high']:.3f}]" if low is not None else "")
+

@@ -17,7 +17,7 @@ import yaml
 from configs.schema import Config, TrainConfig, fingerprint_fields
 from mil import splits
 from mil.splits import Fold
-from pipeline import store
+from pipeline import provenance, store
 from pipeline.training import Job, baseline_config, table, whole_params
 
 TEACHER = "teacher"
@@ -60,9 +60,12 @@ def jobs(config: TrainConfig, folds: Sequence[Fold]) -> list[Job]:
     return made
 
 
-def describe(run: Path, config: Config, folds: Sequence[Fold]) -> None:
-    """Write the run's `config.yaml` (settings that decide results, ready for --config) and `splits.csv`."""
-    sections = {k: fingerprint_fields(getattr(config, k)) for k in ("tile", "extract", "train")}
+def describe(run: Path, config: Config, folds: Sequence[Fold], made: provenance.Made) -> None:
+    """Write the run's `config.yaml` (settings that decide results, ready for --config) and `splits.csv`.
+
+    made: how the features were made, as they tell themselves; of imported ones little or nothing is known."""
+    sections = {**provenance.sections(made), "train": fingerprint_fields(config.train)}
+    sections.setdefault("extract", {"encoder": config.extract.encoder})  # where the features lie
     digest = splits.digest(folds)
     rows = [{**row, "split_hash": digest} for row in splits.rows(folds)]
     for name, text in (("config.yaml", yaml.safe_dump(sections, sort_keys=False)), ("splits.csv", table(rows))):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.schema import Config
-from pipeline import bundle, cases, choices, scoring, store, training
-from pipeline import numbers as numbers_
+from pipeline import bundle, cases, external, known, scoring, store, training
 from pipeline.cases import Dataset
 from pipeline.cohort import CohortError
-from pipeline.console import escape
 from pipeline.label_rows import Row
 from pipeline.stages import Score
 
@@ -71,19 +70,27 @@ def numbers(work: store.Work, config: Config, run: Path) -> Score:
 
 
 def new_slides(
-    work: store.Work, config: Config, run: Path, features: Path, name: str | None = None, rows: Sequence[Row] = ()
+    config: Config, work: store.Work, run: Path, features: Path, out: Path, rows: Sequence[Row] = ()
 ) -> Score:
-    """Every slide of a folder of features, scored by all folds of `run`. Refuses features of another encoder or mpp.
+    """Every slide of a folder of features, scored into `out`: strangers by all folds of `run`, patients that it knows
+    by the trainings that held them out. Refuses features of another encoder or mpp.
 
     rows: tell which slides are one patient's. They are one bag, as in training, unless `score.several_slides` says that
     each is to be scored alone."""
     folders = scoring.folds_of(run)
-    data = cases.unlabelled(features, rows if config.score.several_slides == "bag" else ())
+    whole = config.score.several_slides == "bag"
+    data = cases.unlabelled(features, rows if whole else ())
     if not data.patients:
         raise CohortError(f"no slide in {features} has tiles: nothing to score")
     bundle.read(folders[0]).check(data.facts)
-    members = {p.id: folders for p in data.patients}
-    return Score(work, config, run / "new" / (name or features.name), data, members, [])
+    names = {} if whole else external.patients_of(data, rows)
+    found = known.recognise(run, folders, data, names)
+    allowed = config.score.allow_known
+    members = {p.id: list(found[p.id].folders) if p.id in found and not allowed else folders for p in data.patients}
+    unscored = [i for i, by in members.items() if not by]
+    scored = replace(data, patients=tuple(p for p in data.patients if members[p.id]),
+                     notes=(*data.notes, *known.note(found, unscored, allowed)))
+    return Score(work, config, out, scored, {i: by for i, by in members.items() if by}, [], found)
 
 
 def tell(stage: Score, out: Console) -> None:
@@ -93,17 +100,13 @@ def tell(stage: Score, out: Console) -> None:
         percent = f"{100 * found['confidence']:.0f} %"
         table = Table(title=f"{stage.out.name}: {found['patients']} held-out patients, {found['folds']} folds, "
                             f"{found['seeds']} seed(s), split {found['split_hash']}")
-        for column in ("metric", "mean ± sd over trainings", f"inside trainings, {percent} interval"):
-            table.add_column(column, no_wrap=column == "metric")
-        for row in numbers_.lines(found):
-            table.add_row(*(escape(cell) for cell in row))
+        for column in ("metric", "mean ± sd over folds", f"all patients, {percent} interval"):
+            table.add_column(column)
+        for row in scoring.lines(found):
+            table.add_row(*row)
         out.print(table)
-        if "decision_rule" in found:
-            out.print(escape(f"decisions: {found['decision_rule']}"))
-        for line in choices.lines(found["choices"]):
-            out.print(escape(line))
         for warning in found["warnings"]:
-            out.print(f"[yellow]note[/]: {escape(warning)}")
+            out.print(f"[yellow]note[/]: {warning}")
         return
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ import numpy as np
 from configs import lookup
 from configs.schema import Config, TileConfig, fingerprint_fields, marked
 from mil.splits import Fold
-from pipeline import store
+from pipeline import provenance, store
 from pipeline.cases import Dataset, digest_of, own_settings
 from pipeline.identities import Identities
 from pipeline.listing import SlideEntry
@@ -29,6 +29,7 @@ from pipeline.runner import make_one, open_claims
 from pipeline.stage import Item, Made, Stage, State, Stopped
 
 if TYPE_CHECKING:
+    from pipeline.known import Recognised
     from pipeline.training import Job
 
 
@@ -59,7 +60,6 @@ class Tile(Stage):
     def settings(self) -> dict[str, Any]:
         fields = fingerprint_fields(self.config.tile)
         fields.pop("overlay")  # a picture beside the output changes none of its bytes
-        fields.pop("regions_frame")  # of slides with regions only: see `_inputs`
         fields["segmenter_params"] = self._segmenter_params
         return flat("tile", fields)
 
@@ -130,16 +130,11 @@ class Tile(Stage):
     def _inputs(self, slide: SlideEntry) -> dict[str, Any]:
         try:
             size = slide.path.stat().st_size
-        except (OSError, ValueError):
-            size = None  # a dangling link, a file that is gone, a name that none can have: `make` says so
+        except OSError:
+            size = None  # a dangling link or a file that is gone: `make` says so
         inputs: dict[str, Any] = {"bytes": size, "mpp": slide.mpp}
         if slide.regions is not None:
-            try:
-                inputs["regions"] = store.sha256(slide.regions)
-            except (OSError, ValueError):
-                inputs["regions"] = "missing"  # or not to be read, which `make` says
-            if self.config.tile.regions_frame != "auto":  # as before there was a choice
-                inputs["regions_frame"] = self.config.tile.regions_frame
+            inputs["regions"] = store.sha256(slide.regions) if slide.regions.is_file() else "missing"
         return inputs
 
 
@@ -240,6 +235,7 @@ class Extract(Stage):
         """What the features carry: the tiles' own facts, and the encoder's."""
         keep = ("mpp", "mpp_source", "slide_mpp", "tile_px", "tile_l0", "size_l0", "bounds_l0", "content")
         attrs = {k: tiles[k] for k in keep if k in tiles} | self.encoding.ready().attrs()
+        attrs[provenance.TILING] = provenance.tiling_of(tiles)
         return attrs | ({"mismatch": mismatch} if mismatch else {})
 
 
@@ -285,9 +281,10 @@ class Train(Stage):
         return {"stage": self.name, "format": store.FORMAT, **flat("train", settings), **inputs}
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
-        from pipeline import bundle, grid, training
+        from pipeline import bundle, grid, known, training
 
-        grid.describe(self.root, self.config, self.folds)
+        known.describe(self.work, self.root, self.data)
+        grid.describe(self.root, self.config, self.folds, self.data.made)
         twin = self._twin(item)
         if twin is not None:  # the same training in another run: a plain model that serves as a teacher, say
             shutil.copytree(twin, out, ignore=shutil.ignore_patterns(store.SEAL))
@@ -329,7 +326,16 @@ class Score(Stage):
     data: Dataset
     models: dict[str, list[Path]]  # patient -> folders of the models that score it
     folds: list[Path]  # trainings that metrics.json is made of; empty for new slides
+    known: dict[str, Recognised] = field(default_factory=dict)  # of new slides: those that the run knows
     name = "score"
+
+    def known_as(self, bag: str) -> str:
+        """What the column `known` of the predictions says of a patient at hand; "" of a stranger."""
+        one = self.known.get(bag)
+        if one is None:
+            return ""
+        how = "counted as new" if self.config.score.allow_known else "scored by the trainings that held it out"
+        return f"{', '.join(one.patients)} of the run ({one.why}), {how}"
 
     def __post_init__(self) -> None:
         self._last: tuple[str, dict[str, dict[str, np.ndarray]]] = ("", {})
@@ -356,21 +362,19 @@ class Score(Stage):
         numbers = {"bootstrap", "confidence", "calibrate", "sensitivity", "specificity", "abstain"}
         settings = {k: v for k, v in self.settings().items() if item.seal and k.removeprefix("score.") in numbers}
         inputs = {f"input.{k}": v for k, v in item.inputs.items()}
-        if item.seal:
-            inputs["input.numbers"] = store.NUMBERS
         return {"stage": self.name, "format": store.FORMAT, **settings, **inputs}
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
-        from pipeline import bundle, ensemble, numbers, risk, scoring, training
+        from pipeline import bundle, risk, scoring, training
 
         if item.seal:
             rows, task = scoring.predictions(self.folds, self.config.score)
             out.mkdir(parents=True)
             (out / training.PREDICTIONS).write_text(training.table(rows))
-            found = numbers.summary(self.folds, rows, task, self.config.score)
+            found = scoring.summary(self.folds, rows, task, self.config.score)
             (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
             if task.survival:
-                risk.draw(out, ensemble.ensemble(rows))
+                risk.draw(out, scoring.ensemble(rows))
             return Made()
         patient = self.data.by_id()[item.data]
         if self._last[0] != patient.id:  # slides of one patient are one bag: scored once
@@ -384,9 +388,9 @@ class Score(Stage):
         return Made(notes=(scoring.UNLIKE,) if strange else (), numbers={"tiles": len(arrays["attention"])})
 
     def remake_fields(self) -> frozenset[str]:
-        """Newer folds of the same run, such as one that failed before, and a newer way to count: its results follow
-        without a refusal. Those of new slides also follow what becomes known of whose slides they are."""
-        return frozenset({"input.models", "input.numbers"} | (set() if self.folds else {"input.features"}))
+        """Newer folds of the same run, such as one that failed before: its results follow them without a refusal. Those
+        of new slides also follow what becomes known of whose slides they are."""
+        return frozenset({"input.models"} | (set() if self.folds else {"input.features"}))
 
     def remake(self, item: Item, old: Path, out: Path) -> Made:
         return self.make(item, out, out)

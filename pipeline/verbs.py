@@ -285,10 +285,11 @@ def score(
     features: Path | None = None,
     slides: Path | None = None,
     labels: Path | None = None,
+    called: str | None = None,
 ) -> int:
     """Models to held-out predictions, metrics, per-tile scores and pictures; or predictions by all folds for new
-    `slides` or `features`, compared with `labels` where given."""
-    from pipeline import bundle, external, runs, scoring
+    `slides` or `features`, compared with `labels` where given. called: what their results are to be called."""
+    from pipeline import bundle, external, newcomers, runs, scoring
 
     run = runs.find(session.work, name, session.config.train.model)
     bundle.permitted(scoring.folds_of(run))  # told before hours of tiling
@@ -297,20 +298,25 @@ def score(
         args = [str(slides.resolve())] if slides else []
         args += ["--name", str(run.resolve())]
         args += [part for flag, path in given if path for part in (flag, str(path.resolve()))]
+        args += ["--as", called] if called else []
         return submit(session, [slurm.Step("score", args, 1)])
     codes = []
     if labels is not None and slides is None and features is None:
         raise CohortError("--labels are those of new slides: name the slides, or their --features. The run's own "
                           "patients keep the labels that they were trained with")
     rows = external.known_rows(slides, labels)
-    if slides is not None:
-        session, features, called, code = external.prepare(session, run, slides)
-        codes.append(code)
-        if session.dry_run:
-            return code
-        stage = runs.new_slides(session.work, session.config, run, features, called, rows)
-    elif features is not None:
-        stage = runs.new_slides(session.work, session.config, run, features, rows=rows)
+    source = slides or features
+    if source is not None:
+        out = newcomers.folder_of(run / "new", source, called)
+        if not session.dry_run:
+            newcomers.remember(out, source)
+        if slides is not None:
+            session, features, code = newcomers.prepare(session, run, slides, out)
+            codes.append(code)
+            if session.dry_run:
+                return code
+        assert features is not None
+        stage = runs.new_slides(session.config, session.work, run, features, out, rows)
     else:
         stage = runs.held_out(session.work, session.config, run)
     code = run_stage(session, stage)

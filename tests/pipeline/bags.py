@@ -14,9 +14,11 @@ WIDTH = 5
 
 def make_features(
     work: store.Work, patients: int = 12, slides_each: int = 1, seed: int = 0, encoder: str = "texture",
-    shift: float = 0.0, **attrs: object,
+    shift: float = 0.0, prefix: str = "", **attrs: object,
 ) -> list[Row]:
-    """Features of `patients` patients, odd ones positive in some tiles; the rows of their labels."""
+    """Features of `patients` patients, odd ones positive in some tiles; the rows of their labels.
+
+    prefix: of the names of slides and patients, so that two cohorts have nobody in common."""
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(patients):
@@ -24,13 +26,13 @@ def make_features(
             n = int(rng.integers(4, 12))
             x = rng.normal(shift, size=(n, WIDTH)).astype(np.float16)
             x[: 1 + n // 3, 0] += 3 * (i % 2)
-            slide = f"s{i:02d}_{j}.svs"
+            slide = f"{prefix}s{i:02d}_{j}.svs"
             facts = {"encoder": encoder, "weights_id": "w1", "mpp": 0.5, "tile_px": 256, "stain_norm": "none",
                      "dim": WIDTH, "tile_l0": [256.0, 256.0], "fingerprint": f"{seed}-{i}-{j}", **attrs}
             writer = store.StoreWriter(work.feature_store(encoder, slide), facts)
             writer.write("features", x)
             writer.write("coords", (np.stack([np.arange(n) % 4, np.arange(n) // 4], 1) * 256).astype(np.int32))
-            rows.append(Row(len(rows) + 2, slide, f"p{i:02d}", ("no", "yes")[i % 2]))
+            rows.append(Row(len(rows) + 2, slide, f"{prefix}p{i:02d}", ("no", "yes")[i % 2]))
     return rows
 
 

@@ -34,7 +34,7 @@ def run(tmp_path: Path, cli: Cli) -> Path:
 def other(folder: Path, slides_each: int = 3) -> tuple[store.Work, Path]:
     """Features of four strangers with several slides each, and their labels."""
     work = store.Work(folder)
-    return work, write_labels(folder / "labels.csv", make_features(work, 4, slides_each, seed=5))
+    return work, write_labels(folder / "labels.csv", make_features(work, 4, slides_each, seed=5, prefix="x"))
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -65,9 +65,9 @@ def test_a_new_patient_s_slides_are_one_bag(run: Path, cli: Cli, tmp_path: Path)
     assert code == 0, text
     out = run / "new" / "texture"
     rows = read(out / "predictions.csv")
-    assert [r["patient"] for r in rows] == ["p00", "p01", "p02", "p03"]
+    assert [r["patient"] for r in rows] == ["xp00", "xp01", "xp02", "xp03"]
     for i, row in enumerate(rows):
-        slides = [f"s{i:02d}_{j}.svs" for j in range(3)]
+        slides = [f"xs{i:02d}_{j}.svs" for j in range(3)]
         assert row["slide"] == ";".join(slides)
         assert row["label"] == ("no", "yes")[i % 2]
         stores = [strangers.feature_store("texture", s) for s in slides]
@@ -94,7 +94,7 @@ def test_slides_scored_alone_are_joined_as_asked(run: Path, cli: Cli, tmp_path: 
     code, text = cli(*shared, "--set", f"score.several_slides={how}")
     assert code == 0, text
     for i, row in enumerate(read(run / "new" / "texture" / "predictions.csv")):
-        each = np.stack([alone(run, [strangers.feature_store("texture", f"s{i:02d}_{j}.svs")]) for j in range(3)])
+        each = np.stack([alone(run, [strangers.feature_store("texture", f"xs{i:02d}_{j}.svs")]) for j in range(3)])
         joined = each.mean(0) if how == "mean" else each.max(0)  # per fold, then over the folds
         assert float(row["p_yes"]) == pytest.approx(joined.mean(), rel=1e-5)
 
@@ -110,13 +110,13 @@ def test_without_rows_each_slide_is_a_patient_and_labels_that_come_later_join_th
     assert len(read(out / "predictions.csv")) == 12
     assert not (out / "metrics.json").exists()
     lines = labels.read_text().splitlines()
-    labels.write_text("\n".join([*lines[:-1], "gone.svs,p09,yes"]) + "\n")
+    labels.write_text("\n".join([*lines[:-1], "gone.svs,xp09,yes"]) + "\n")
     code, text = cli(*shared, "--labels", labels)
     assert code == 0, text
     assert "gone.svs" in text  # a row without features is told
     assert "no row tells the patient of 1 slides" in text
     rows = read(out / "predictions.csv")
-    assert [r["patient"] for r in rows] == ["p00", "p01", "p02", "p03", "s03_2.svs"]
+    assert [r["patient"] for r in rows] == ["xp00", "xp01", "xp02", "xp03", "xs03_2.svs"]
     assert [r["label"] for r in rows] == ["no", "yes", "no", "yes", ""]
     assert json.loads((out / "metrics.json").read_text())["without_label"] == 1
 

@@ -110,6 +110,10 @@ def test_a_poisoned_run_is_one_message_and_runs_nothing(
 def test_what_is_allowed_by_name_is_run(cli: Cli, received: Path, demo_cohort: Path) -> None:
     slides = a_new_slide(demo_cohort, received.parent / "new")
     edited(received, "tile", segmenter="tests.pipeline.slow_tissue")
+    for card in received.glob("fold_*/model.json"):  # the models' own record, with which the settings must agree
+        told = json.loads(card.read_text())
+        told["made"] |= {"tile.segmenter": "tests.pipeline.slow_tissue"}
+        card.write_text(json.dumps(told))
     assert cli("score", slides, "--name", received, "--work", "victim", *SCORE)[0] == 2
     allowed = ("--allow-plugin", "tests.pipeline.slow_tissue")
     code, text = cli("score", slides, "--name", received, "--work", "victim", *SCORE, *allowed)

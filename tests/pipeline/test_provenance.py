@@ -1,0 +1,112 @@
+"""A run tells how its slides were made from their own records, and new slides are made exactly so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import bundle, provenance, store
+from tests.pipeline.bags import make_features, write_labels
+
+Cli = Callable[..., tuple[int, str]]
+QUICK = ["--set", "train.folds=2", "--set", "train.val_fraction=0.4", "--set", "train.epochs=2", "--set",
+         "train.lr=0.01", "--set", "score.bootstrap=20", "--workers", "1"]
+TILED = ["--mpp", "1", "--tile-px", "128", "--set", "tile.min_tissue=0.6"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, demo_cohort: Path) -> Path:
+    """A work folder whose slides were tiled with other settings than the commands after `tile` were told."""
+    from pipeline.cli import _main
+
+    work = tmp_path_factory.mktemp("made") / "work"
+    shared = ["--work", str(work), *QUICK]
+    assert _main(["tile", str(demo_cohort / "slides"), *shared, *TILED]) == 1
+    assert _main(["extract", *shared]) == 0
+    assert _main(["train", *shared, "--labels", str(demo_cohort / "labels.csv"), "--model", "abmil"]) == 0
+    assert _main(["score", *shared, "--name", "abmil"]) == 0
+    return work
+
+
+def test_the_run_records_what_its_features_were_made_with(made: Path) -> None:
+    run = store.Work(made).run("abmil")
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert (settings["tile"]["mpp"], settings["tile"]["tile_px"], settings["tile"]["min_tissue"]) == ([1.0], 128, 0.6)
+    assert settings["extract"]["encoder"] == "texture"
+    card = json.loads((bundle.find(run)[0] / bundle.CARD).read_text())
+    assert card["made"]["tile.min_tissue"] == 0.6
+    assert card["made"]["encoder.weights_id"] == card["features"]["weights_id"]
+
+
+def test_new_slides_are_made_as_the_run_s_were(made: Path, demo_cohort: Path, cli: Cli, tmp_path: Path) -> None:
+    slide = sorted((demo_cohort / "slides").glob("case_*.svs"))[0]
+    shutil.copy(slide, tmp_path / "stranger.svs")
+    work = store.Work(made)
+    code, text = cli("score", tmp_path / "stranger.svs", "--work", made, "--name", "abmil", *QUICK,
+                     "--set", "tile.min_tissue=0.95", "--heatmaps", "none")
+    assert code == 0, text
+    assert "tile.min_tissue=0.95 is not used" in " ".join(text.split())
+    new = store.Work(work.run("abmil") / "new" / "stranger")
+    theirs, ours = (store.read_attrs(w.tile_store(name)) for w, name in
+                    ((work, slide.name), (new, "stranger.svs")))
+    assert provenance.tiling_of(theirs) == provenance.tiling_of(ours)
+    for array in ("features", "coords"):
+        assert (store.read_array(work.feature_store("texture", slide.name), array)
+                == store.read_array(new.feature_store("texture", "stranger.svs"), array)).all()
+
+
+def test_weights_that_differ_are_refused_before_work() -> None:
+    made = {"tile.mpp": [0.5], "encoder.weights_id": "abc", "tile.overlay": True}
+    with pytest.raises(provenance.CohortError, match=r"encoder\.weights_id was 'abc', would be 'xyz'"):
+        provenance.demand_same(made, {"tile.mpp": [0.5], "encoder.weights_id": "xyz"}, "run")
+    provenance.demand_same(made, {**made, "tile.overlay": False, "extract.dtype": "float16"}, "run")
+
+
+def test_slides_made_with_several_settings_are_told_and_not_recorded_as_one() -> None:
+    common, lines = provenance.shared({
+        "a": {"tile.mpp": [0.5], "tile.min_tissue": 0.3}, "b": {"tile.mpp": [0.5], "tile.min_tissue": 0.9},
+        "c": {"tile.mpp": [0.5]}})
+    assert common == {"tile.mpp": [0.5]}
+    assert lines == ["the slides were made with several settings: tile.min_tissue is 0.3 (1 slides), 0.9 (1 slides), "
+                     "unknown (1 slides)"]
+
+
+def test_features_that_tell_nothing_get_no_settings_made_up(tmp_path: Path, cli: Cli) -> None:
+    work = store.Work(tmp_path / "work")
+    labels = write_labels(tmp_path / "labels.csv", make_features(work, 12))
+    assert cli("train", "--work", work.root, "--labels", labels, "--model", "mean", *QUICK)[0] == 0
+    settings = yaml.safe_load((work.run("mean") / "config.yaml").read_text())
+    assert "tile" not in settings
+    assert settings["extract"] == {"encoder": "texture"}
+
+
+def test_a_run_of_the_first_version_is_read_from_its_settings_and_corrected_by_its_models() -> None:
+    card = {"features": {"encoder": "texture", "mpp": 0.35, "tile_px": 128, "weights_id": "w"}}
+    config = {"tile": {"mpp": [0.5], "tile_px": 256, "min_tissue": 0.4}, "extract": {"encoder": "texture"}}
+    assert provenance.of_run([card], config) == {
+        "tile.mpp": [0.35], "tile.tile_px": 128, "tile.min_tissue": 0.4, "extract.encoder": "texture"}
+
+
+def test_settings_that_contradict_the_models_are_refused(made: Path, cli: Cli, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(made, work)
+    file = store.Work(work).run("abmil") / "config.yaml"
+    file.write_text(file.read_text().replace("min_tissue: 0.6", "min_tissue: 0.1"))
+    code, text = cli("score", tmp_path, "--work", work, "--name", "abmil", *QUICK)
+    assert code == 2
+    assert "says tile.min_tissue=0.1" in text
+    assert "made with 0.6" in " ".join(text.split())
+
+
+def test_a_run_on_imported_features_says_how_new_slides_can_be_scored(tmp_path: Path, cli: Cli) -> None:
+    work = store.Work(tmp_path / "work")
+    labels = write_labels(tmp_path / "labels.csv", make_features(work, 12))
+    assert cli("train", "--work", work.root, "--labels", labels, "--model", "mean", *QUICK)[0] == 0
+    code, text = cli("score", tmp_path, "--work", work.root, "--name", "mean", *QUICK)
+    assert code == 2
+    assert "--features" in text
