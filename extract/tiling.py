@@ -82,11 +82,13 @@ def tile_slide(
     mpp: float | None = None,
     regions: Path | None = None,
     tiles_out: Path | None = None,
+    private: Path | None = None,
 ) -> Tiled:
     """Segment and tile one slide.
 
     mpp: the manifest's µm per px for it. regions: a QuPath GeoJSON that edits the tissue. tiles_out: folder for the
-    tile images when `config.save_tiles` asks for them. Raises SlideError (unreadable, no mpp, too coarse, bad regions).
+    tile images when `config.save_tiles` asks for them; they are collected in the folder `private` on the same disk
+    (default: beside it) and renamed when complete. Raises SlideError (unreadable, no mpp, too coarse, bad regions).
     """
     memory.keep_freed()  # each slide needs the same planes again: a sixth of its time went into faulting them in
     with open_slide(path, mpp, config, file_tiles=True) as slide:
@@ -106,7 +108,7 @@ def tile_slide(
         filtered = refilter(arrays, attrs, config)
         picture = _picture(seen, slide, grid, filtered.arrays["coords"], config) if config.overlay else None
         if config.save_tiles != "none" and tiles_out is not None:
-            _save_tiles(slide, filtered.arrays["coords"], config, tiles_out)
+            _save_tiles(slide, filtered.arrays["coords"], config, tiles_out, private)
         notes = (*slide.notes, *seen.notes, *filtered.notes)
         reads = "; ".join(f"{m:g} µm/px: {plan}" for m, plan in plans.items())
         return Tiled(filtered.arrays, attrs, picture, filtered.empty, notes, reads)
@@ -280,7 +282,7 @@ def _picture(seen: _Seen, slide: Slide, grid: Grid, coords_l0: np.ndarray, confi
 
 
 def saved_again(
-    path: Path, config: TileConfig, mpp: float | None, coords_l0: np.ndarray, folder: Path
+    path: Path, config: TileConfig, mpp: float | None, coords_l0: np.ndarray, folder: Path, private: Path | None = None,
 ) -> None:
     """Make the images in `folder` those of the tiles at `coords_l0`, after other thresholds: dropped ones are deleted,
     and only where tiles came back is the slide opened. Raises SlideError."""
@@ -289,15 +291,18 @@ def saved_again(
     missing = [xy for name, xy in wanted.items() if name not in there]
     if missing:
         with open_slide(path, mpp, config, file_tiles=True) as slide:
-            _save_tiles(slide, coords_l0, config, folder)
+            _save_tiles(slide, coords_l0, config, folder, private)
         return
     for name in there - set(wanted):
         (folder / name).unlink()
 
 
-def _save_tiles(slide: Slide, coords_l0: np.ndarray, config: TileConfig, folder: Path) -> None:
+def _save_tiles(
+    slide: Slide, coords_l0: np.ndarray, config: TileConfig, folder: Path, private: Path | None
+) -> None:
     """The main magnification's tiles as `<x>_<y>.jpg|png` (level-0 px), written aside and renamed when complete."""
-    aside = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    aside = private or folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     quality = [cv2.IMWRITE_JPEG_QUALITY, 90] if config.save_tiles == "jpg" else []

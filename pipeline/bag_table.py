@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import ids, store
+from pipeline import disk, ids, leftovers, store
 from pipeline.cohort import CohortError
 
 NAMED = ("label", "bag", "patient", "split", "fold", "site", "time", "event", "x", "y")
@@ -90,6 +90,7 @@ def import_bags(path: Path, work: store.Work, encoder: str) -> Path:
     Bags that are there already are left as they are; other features under the same name are refused. Returns the path
     of the labels. Raises CohortError."""
     facts, arrays, coords = read(path)
+    leftovers.sweep_work(work)
     width = len(next(iter(arrays.values()))[0])
     labels = work.features(encoder) / "labels.csv"
     text = _labels(facts)
@@ -104,13 +105,14 @@ def import_bags(path: Path, work: store.Work, encoder: str) -> Path:
     if labels.exists() and labels.read_text() != text:
         raise CohortError(f"{labels} exists and differs; import under another --encoder or --work")
     for bag, digest in new.items():
-        out = work.features(encoder) / f".tmp-{store.owner()}"
-        store.remove_store(out)
-        writer = store.StoreWriter(out, {"encoder": encoder, "weights_id": "imported", "dim": width, "mpp": 0.0,
-                                         "tile_l0": [1.0, 1.0], "fingerprint": digest})
-        writer.write("features", arrays[bag])
-        writer.write("coords", coords[bag])
-        store.commit(out, work.feature_store(encoder, bag))
+        attrs = {"encoder": encoder, "weights_id": "imported", "dim": width, "mpp": 0.0, "tile_l0": [1.0, 1.0],
+                 "fingerprint": digest}
+        final = work.feature_store(encoder, bag)
+        with leftovers.private(work.features(encoder)) as out, disk.naming(final):
+            writer = store.StoreWriter(out, attrs)
+            writer.write("features", arrays[bag])
+            writer.write("coords", coords[bag])
+            store.commit(out, final)
     store.write_atomic(labels, text)
     return labels
 

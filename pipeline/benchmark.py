@@ -75,6 +75,7 @@ def run(session: Session, labels: Path | None, name: str | None, picked: Sequenc
     With a scheduler as back end the trainings are submitted; the same command makes the table when they have ended."""
     config = session.config
     wanted = rows(config, picked)
+    runs.named(name, "benchmark")
     found, data = verbs.to_train_on(session, labels)
     stages = {}
     for row, settings in wanted.items():

@@ -23,6 +23,7 @@ Layouts, told apart by what is in a file, not by its name, as the programs' own 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import hdf5_safe, ids, store
+from pipeline import disk, hdf5_safe, ids, leftovers, store
 from pipeline.cohort import CohortError
 
 SUFFIXES = (".h5", ".hdf5", ".pt", ".npy")
@@ -70,6 +71,7 @@ def import_folder(
     files = _without_twins(files)
     if not files:
         raise CohortError(f"{source}: no {', '.join(SUFFIXES)} file in it")
+    leftovers.sweep_work(work)
     seen: dict[str, Path] = {}
     for file in files:  # what can be told at once is told before anything is written
         slide = file.stem
@@ -273,12 +275,11 @@ def _write(found: Foreign, file: Path, work: store.Work, encoder: str, slide: st
         attrs["tile_l0_source"] = "smallest distance of two corners: the file does not tell the tiles' size"
     if found.coords is None:
         attrs["coords_frame"] = "none: the file has no coordinates"
-    out = work.features(encoder) / f".tmp-{store.owner()}"
-    store.remove_store(out)
-    writer = store.StoreWriter(out, attrs)
-    writer.write("features", found.features)
-    writer.write("coords", coords)
-    store.commit(out, final)
+    with leftovers.private(work.features(encoder)) as out, disk.naming(final):
+        writer = store.StoreWriter(out, attrs)
+        writer.write("features", found.features)
+        writer.write("coords", coords)
+        store.commit(out, final)
 
 
 def _spacing(coords: np.ndarray) -> float:
@@ -304,6 +305,7 @@ def export(features: Path, out: Path, layout: str) -> Iterator[str]:
     )
     if not stores:
         raise CohortError(f"no features in {features}")
+    leftovers.sweep(out)
     for path in stores:
         attrs = store.read_attrs(path)
         if attrs.get("empty"):
@@ -312,7 +314,7 @@ def export(features: Path, out: Path, layout: str) -> Iterator[str]:
         data, coords = store.read_array(path, "features"), store.read_array(path, "coords")
         target = out / "h5_files" / f"{slide}.h5" if layout == "clam" else out / f"{slide}.h5"
         target.parent.mkdir(parents=True, exist_ok=True)
-        with store.aside(target) as tmp, h5py.File(tmp, "w", track_order=True) as h5:
+        with store.aside(target, out) as tmp, h5py.File(tmp, "w", track_order=True) as h5:
             h5.create_dataset("features", data=data)
             placed = h5.create_dataset("coords", data=coords)
             if layout == "trident":
@@ -320,7 +322,7 @@ def export(features: Path, out: Path, layout: str) -> Iterator[str]:
                 for key, value in _trident(attrs, slide).items():
                     placed.attrs[key] = value
         if layout == "clam":
-            _export_pt(data, out / "pt_files" / f"{slide}.pt")
+            _export_pt(data, out / "pt_files" / f"{slide}.pt", out)
         yield slide
 
 
@@ -340,9 +342,9 @@ def _trident(attrs: dict[str, Any], slide: str) -> dict[str, Any]:
     return {k: v for k, v in said.items() if v is not None}
 
 
-def _export_pt(data: np.ndarray, target: Path) -> None:
+def _export_pt(data: np.ndarray, target: Path, private: Path) -> None:
     import torch
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with store.aside(target) as tmp, open(tmp, "wb") as file:  # torch refuses names that begin with a dot
-        torch.save(torch.from_numpy(np.array(data)), file)
+    buffer = io.BytesIO()  # torch refuses names that begin with a dot, and hides the reason when a disk is full
+    torch.save(torch.from_numpy(np.array(data)), buffer)
+    store.write_atomic(target, buffer.getvalue(), private)

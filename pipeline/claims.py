@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.store import machine, owner
+from pipeline.owner import machine, owner
 
 _TORN_S = 10.0  # a claim without content for so long is the torn remains of a crash, not one being written
 

@@ -7,7 +7,6 @@ exit code 2, refusals in 3, failed items in 1, an interruption in 130.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +16,7 @@ if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).reso
 
 import typer
 
+from pipeline import ends
 from pipeline.cli_values import gpu_numbers, grid_of, mpps
 
 if TYPE_CHECKING:
@@ -299,7 +299,8 @@ def run(
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point: run a verb, turn its errors into one line and its end into the exit code."""
-    sys.exit(_main(argv))
+    ends.prepare(argv)
+    sys.exit(ends.last_words(_main(argv)))
 
 
 # newer typers carry a click of their own, so `click.ClickException` is not what a mistyped command raises everywhere
@@ -312,9 +313,9 @@ def _main(argv: list[str] | None) -> int:
     try:
         args = taken_out(sys.argv[1:] if argv is None else argv)
         code = int(app(args=args, standalone_mode=False) or 0)
-        return _interrupted() if code == 130 else code  # typer turns Ctrl-C into this code and says nothing
+        return ends.interrupted() if code == 130 else code  # typer turns Ctrl-C into this code and says nothing
     except (typer.Abort, KeyboardInterrupt):
-        return _interrupted()
+        return ends.interrupted()
     except SystemExit as ended:  # SIGTERM, or a scheduler's warning, while a stage ran
         if ended.code == 143:
             print("told to end: what is finished is kept; the same command goes on from there", file=sys.stderr)
@@ -322,47 +323,8 @@ def _main(argv: list[str] | None) -> int:
     except _UsageError as error:
         error.show()  # type: ignore[attr-defined]
         return 2
-    except BrokenPipeError:  # `pipeline config | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
-        return _explain(error)
-
-
-def _interrupted() -> int:
-    print("\ninterrupted: everything finished so far is kept; the same command goes on from there", file=sys.stderr)
-    return 130
-
-
-def _explain(error: Exception) -> int:
-    """The user's errors in one line; anything else is a fault of the program and shows where."""
-    from configs.load import ConfigError
-    from configs.lookup import LookupFailed
-    from pipeline.cohort import CohortError
-    from pipeline.stage import Refused, Stopped
-
-    known = type(error).__module__.split(".")[0] in {"pipeline", "configs", "extract", "mil"}
-    if isinstance(error, Refused):
-        print(f"refused: {error}", file=sys.stderr)
-        return 3
-    if isinstance(error, (ConfigError, LookupFailed, CohortError)):
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if isinstance(error, Stopped) or known:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if known and not isinstance(error, Stopped) else 1
-    if isinstance(error, OSError):
-        print(
-            f"error: {error.strerror or error}: {error.filename or ''}; what was finished is kept. Make room or choose "
-            "a folder you may write to with --work, then run the same command again",
-            file=sys.stderr,
-        )
-        return 1
-    import traceback
-
-    traceback.print_exc()
-    print("error: a fault of the program, not of your input; please report it with the lines above", file=sys.stderr)
-    return 1
+        return ends.explain(error)
 
 
 from pipeline import cli_tools, cli_upkeep  # noqa: E402, F401  register the other commands on `app`

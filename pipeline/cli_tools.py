@@ -172,8 +172,10 @@ def import_model(
     """Take trained weights of the authors' program: afterwards `pipeline score --name NAME` scores new slides."""
     from pipeline import store
     from pipeline.import_model import import_models
+    from pipeline.runs import named
 
     features = {"encoder": encoder, "mpp": mpp} | ({} if tile_px is None else {"tile_px": tile_px})
+    name = named(name, "imported")
     names, cuts = ([x.strip() for x in text.split(",") if x.strip()] for text in (classes, edges))
     for line in import_models(files, store.Work(work).run(name), names, cuts, features, activation):
         print(line)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mil import metrics
+from pipeline import disk
 
 Row = dict[str, Any]
 COLOURS = ("#26284f", "#d1751f", "#1f8a70", "#a3324a", "#6b5bb5", "#8a8d1f")
@@ -34,8 +35,9 @@ def save_all(out: Path, figures: dict[str, Callable[[Any], None]]) -> dict[str, 
             figure, axes = plt.subplots(figsize=(4.6, 3.6), layout="constrained")
             try:
                 draw(axes)
-                figure.savefig(out / f"{name}.svg", metadata={"Date": None, "Creator": None})
-                figure.savefig(out / f"{name}.png", dpi=130, metadata={"Software": None})
+                with disk.naming(out):
+                    figure.savefig(out / f"{name}.svg", metadata={"Date": None, "Creator": None})
+                    figure.savefig(out / f"{name}.png", dpi=130, metadata={"Software": None})
             finally:
                 plt.close(figure)
             made[name] = (out / f"{name}.svg").read_bytes()

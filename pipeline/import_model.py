@@ -7,7 +7,6 @@ with one fold per file. Knows nothing of training. A checkpoint is read as tenso
 from __future__ import annotations
 
 import pickle
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mil import reference, tasks
-from pipeline import bundle, store, training
+from pipeline import bundle, disk, leftovers, store, training
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # names under which a checkpoint may hold the weights
 
@@ -64,14 +63,11 @@ def import_models(
     if final.exists():
         raise ImportRefused(f"{final} exists; import under another --name, or delete it")
     task = tasks.Task("nll", edges=_edges(edges)) if edges else tasks.Task("classification", classes=tuple(classes))
-    aside = final.parent / f".tmp-{store.owner()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+    leftovers.sweep(final.parent)
+    with leftovers.private(final.parent) as aside, disk.naming(final):
         told = [_one(f, aside / f"fold_{k}", k, task, features, activation) for k, f in enumerate(files)]
         if not store.commit(aside, final):
             raise ImportRefused(f"{final} exists; import under another --name, or delete it")
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return told
 
 

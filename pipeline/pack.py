@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import uuid
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import ids, store
+from pipeline import disk, ids, leftovers, store
 from pipeline.claims import Claims
 
 _BLOCK = 2**20
@@ -36,8 +35,9 @@ class Packed:
 def pack(work: store.Work) -> Packed:
     """Turn every finished tile and feature store into one file. Raises OSError when the disk is full or read-only."""
     result = Packed()
+    leftovers.sweep_work(work)
     for root in _roots(work):
-        with Claims(root / ".claims", 300.0) as claims:
+        with disk.naming(root), Claims(root / ".claims", 300.0) as claims:
             for folder in list(_stores(root)):
                 if claims.take(_key(root, folder)) is not None:
                     result.busy += 1
@@ -57,8 +57,9 @@ def pack(work: store.Work) -> Packed:
 def unpack(work: store.Work) -> Packed:
     """Turn every packed store back into a folder."""
     result = Packed()
+    leftovers.sweep_work(work)
     for root in _roots(work):
-        with Claims(root / ".claims", 300.0) as claims:
+        with disk.naming(root), Claims(root / ".claims", 300.0) as claims:
             for packed in list(_zips(root)):
                 folder = packed.with_name(packed.name.removesuffix(".zip"))
                 if claims.take(_key(root, folder)) is not None:
@@ -80,7 +81,7 @@ def _pack_one(root: Path, folder: Path) -> int:
     """Pack one store; returns how many files it was."""
     members = sorted(p for p in folder.rglob("*") if p.is_file())
     packed = folder.with_name(folder.name + ".zip")
-    with store.aside(packed) as tmp:
+    with store.aside(packed, root) as tmp:
         with zipfile.ZipFile(tmp, "w", zipfile.ZIP_STORED) as z:
             for member in members:
                 info = zipfile.ZipInfo(member.relative_to(folder).as_posix(), _EPOCH)
@@ -98,18 +99,15 @@ def _pack_one(root: Path, folder: Path) -> int:
 
 def _unpack_one(root: Path, packed: Path, folder: Path) -> int:
     """Unpack one store; returns how many files it is. A folder of that name is newer and stays."""
-    private = root / ".tmp" / f"{store.owner()}-{uuid.uuid4().hex[:8]}"
     try:
-        with zipfile.ZipFile(packed) as z:
+        with leftovers.private(root) as private, disk.naming(folder), zipfile.ZipFile(packed) as z:
             names = z.namelist()
             if not folder.exists():
                 check_members(z, packed)
-                z.extractall(private / "out")  # checks each member's sum
-                store.commit(private / "out", folder)
+                z.extractall(private)  # checks each member's sum
+                store.commit(private, folder)
     except zipfile.BadZipFile as error:
         raise store.StoreError(f"{packed} is damaged ({error}); delete it and make it again") from error
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
     packed.unlink()
     return len(names)
 
@@ -141,10 +139,9 @@ def check_members(z: zipfile.ZipFile, packed: Path) -> None:
 
 def _remove(root: Path, folder: Path) -> None:
     """Remove a folder, renaming it first: half of it never has the final name, and a dead command's rest is swept."""
-    private = root / ".tmp" / f"{store.owner()}-{uuid.uuid4().hex[:8]}"
-    private.mkdir(parents=True)
-    os.rename(folder, private / "out")
-    shutil.rmtree(private)
+    with leftovers.private(root) as private:
+        os.rename(folder, private)
+        shutil.rmtree(private)
 
 
 def _roots(work: store.Work) -> Iterator[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import console, store
+from pipeline import console, leftovers, store
 from pipeline.cohort import CohortError, read_cohort
 
 
@@ -21,6 +21,7 @@ def export(work: store.Work, out: Path | None, tiles: bool = True) -> int:
 
     folder = out or work.root / "qupath"
     written, missing = 0, []
+    leftovers.sweep(folder)
     for slide in read_cohort(work):
         path = work.tile_store(slide.id)
         if store.stored(path) is None:
@@ -35,7 +36,7 @@ def export(work: store.Work, out: Path | None, tiles: bool = True) -> int:
             numbers = {n: np.asarray(store.read_array(path, n)) for n in ("tissue", *ARTEFACTS)}
             coords = np.asarray(store.read_array(path, "coords"))
             features += tile_features(coords, tuple(attrs["tile_l0"]), numbers, bounds[:2])
-        store.write_atomic(folder / f"{slide.id}.geojson", dumps(features))
+        store.write_atomic(folder / f"{slide.id}.geojson", dumps(features), folder)
         written += 1
     if not written:
         raise CohortError(f"no slide in {work.root} has tiles; run `pipeline tile` first")

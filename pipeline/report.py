@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import again, bundle, decide, figures, risk, scoring, status, store
+from pipeline import again, bundle, decide, figures, leftovers, risk, scoring, status, store
 
 BUDGET = 9 * 2**20  # bytes of the HTML file
 PICTURE_PX = 360
@@ -31,6 +31,7 @@ def write(work: store.Work, run: Path) -> Path:
     """Write the report of a scored run. Raises StoreError if it is not scored."""
     if not (run / "metrics.json").exists() or not (run / "predictions.csv").exists():
         raise store.StoreError(f"{run} is not scored; run `pipeline score --name {run.name}` first")
+    leftovers.sweep_work(work)
     found = json.loads((run / "metrics.json").read_text())
     style, script = ((ASSETS / name).read_text() for name in ("report.css", "report.js"))
     with open(run / "predictions.csv", newline="") as f:

@@ -6,7 +6,6 @@ machines; the rules stand in `stage.py`.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import signal
@@ -18,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline import store
-from pipeline.claims import Claims, owner_alive
+from pipeline import disk, leftovers, store
+from pipeline.claims import Claims
 from pipeline.stage import (
     Item,
     Outcome,
@@ -35,8 +34,6 @@ from pipeline.stage import (
     refusal,
     settings_of,
 )
-
-_FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def make_one(stage: Stage, item: Item, claims: Claims, replace: bool = False, remake: bool = False) -> Outcome:
@@ -71,13 +68,12 @@ def make_one(stage: Stage, item: Item, claims: Claims, replace: bool = False, re
         shutil.rmtree(stage.root / ".partial" / item.key, ignore_errors=True)
         state = State.SKIPPED if not first else State.EMPTY if made.empty else State.DONE
         return Outcome(item.key, state, time.perf_counter() - start, made.empty or "", made.notes, made.numbers)
-    except OSError as error:
-        if error.errno in _FATAL:
-            raise Stopped(_disk_message(stage, error)) from error
-        return _failed(item, start, error)
     except Stopped:
         raise  # what is wrong concerns every item
     except Exception as error:
+        full = disk.trouble(error, stage.root)
+        if full is not None:
+            raise Stopped(_disk_message(stage, full)) from error
         return _failed(item, start, error)
     finally:
         shutil.rmtree(private, ignore_errors=True)
@@ -104,16 +100,7 @@ def _failed(item: Item, start: float, error: Exception) -> Outcome:
 
 
 def _disk_message(stage: Stage, error: OSError) -> str:
-    what = {
-        errno.ENOSPC: "the disk is full",
-        errno.EDQUOT: "the disk quota is used up",
-        errno.EROFS: "the file system is read-only",
-    }
-    reason = what.get(error.errno or 0, error.strerror or str(error))
-    return (
-        f"{stage.name}: cannot write to {error.filename or stage.root}: {reason}. What was finished is kept; "
-        "make room or choose another --work folder, then run the same command again."
-    )
+    return disk.told(f"{stage.name}: ", error, stage.root)
 
 
 def run_items(
@@ -164,27 +151,7 @@ def leaving() -> Iterator[None]:
 
 def sweep(stage: Stage, lease_s: float) -> None:
     """Remove what dead owners left, and the empty folders of a finished stage. Others may be at work meanwhile."""
-    tmp, claims = stage.root / ".tmp", stage.root / ".claims"
-    try:
-        folders = list(tmp.iterdir())
-    except FileNotFoundError:
-        folders = []
-    for folder in folders:
-        alive = owner_alive(folder.name.rsplit("-", 1)[0])
-        if alive is None:
-            # of another machine nothing is known but the age: a living owner writes within its lease
-            with suppress(FileNotFoundError):
-                alive = time.time() - folder.stat().st_mtime <= max(86400.0, 10 * lease_s)
-        if alive is False:
-            shutil.rmtree(folder, ignore_errors=True)
-    with suppress(FileNotFoundError):
-        store.sweep_private(stage.root)
-    if claims.is_dir():
-        with suppress(OSError):  # a folder that cannot be written is told when the first item is claimed
-            Claims(claims, lease_s).sweep()
-    for folder in (tmp, claims):
-        with suppress(OSError):  # not empty: others are at work
-            folder.rmdir()
+    leftovers.sweep(stage.root, lease_s)
     # os.walk passes over what another command sweeps away meanwhile
     for name, _, _ in os.walk(stage.root / ".partial", topdown=False):
         with suppress(OSError):

@@ -40,6 +40,17 @@ def find(work: store.Work, name: str | None, model: str) -> Path:
     raise store.StoreError(f"{wanted}; there is: {', '.join(there) or 'none, run `pipeline train` first'}")
 
 
+def named(name: str | None, model: str) -> str:
+    """The name of a new run: as given, or the model's. It becomes one folder below `runs`. Raises CohortError."""
+    found = model.rsplit(".", 1)[-1] if name is None else name
+    if not found.isprintable() or found.startswith((".", "-")) or set(found) & set("/\\") or len(found.encode()) > 100:
+        found = ""
+    if not found.strip():
+        raise CohortError(f"--name {name!r}: a run's name becomes a folder: up to 100 letters, digits, blanks and "
+                          "signs, no / or \\, and no . or - at its beginning")
+    return found
+
+
 def held_out(work: store.Work, config: Config, run: Path) -> Score:
     """Every test patient with the trainings that held it out; pictures and tile scores use the first seed's."""
     folders = scoring.folds_of(run)

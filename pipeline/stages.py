@@ -99,7 +99,8 @@ class Tile(Stage):
         if slide.problem:
             raise UnreadableSlide(slide.problem)
         with self.identities.unchanged(slide.path) as content:
-            tiled = tile_slide(slide.path, self.config.tile, slide.mpp, slide.regions, self._images(slide))
+            tiled = tile_slide(
+                slide.path, self.config.tile, slide.mpp, slide.regions, self._images(slide), out.parent / "images")
         tiled.attrs["content"] = content
         if tiled.overlay is not None:
             store.write_atomic(self.work.overlay(slide.id), jpeg(tiled.overlay), out.parent)
@@ -114,7 +115,8 @@ class Tile(Stage):
         filtered = refilter(arrays, attrs, self.config.tile)
         slide: SlideEntry = item.data
         if (images := self._images(slide)) is not None:
-            saved_again(slide.path, self.config.tile, slide.mpp, filtered.arrays["coords"], images)
+            private = out.parent / "images"
+            saved_again(slide.path, self.config.tile, slide.mpp, filtered.arrays["coords"], images, private)
         self._write(out, filtered.arrays, filtered.attrs)
         return Made(filtered.empty, filtered.notes, {"tiles": len(filtered.arrays["coords"])})
 

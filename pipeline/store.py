@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -28,7 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import plain_zarr
+from pipeline import disk, plain_zarr
+from pipeline.owner import machine as machine
+from pipeline.owner import owner as owner
 
 FORMAT = 1  # raise when the meaning of a stored array or attribute changes
 SEAL = "manifest.json"  # carries the fingerprint of outputs that are not Zarr stores
@@ -285,37 +286,24 @@ def aside(path: Path, private: Path | None = None) -> Iterator[Path]:
     It lies in `private`, an item's private folder that is swept after a kill, or else in the folder of `path`."""
     tmp = (private or path.parent) / f".tmp-{owner()}-{uuid.uuid4().hex[:8]}"
     try:
-        yield tmp
-        fsync(tmp)
-        os.replace(tmp, path)
+        with disk.naming(path):
+            yield tmp
+            fsync(tmp)
+            os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
-
-
-def machine() -> str:
-    """This machine's name; containers that share a host's name but not its process numbers count as other machines."""
-    try:
-        space = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        return socket.gethostname()
-    # 4026531836 (0xEFFFFFFC) is the number of every Linux machine's own process space
-    return socket.gethostname() if space == 4026531836 else f"{socket.gethostname()}.{space}"
-
-
-def owner() -> str:
-    """This process as `machine-pid`; part of the name of everything private, so that orphans can be told."""
-    return f"{machine()}-{os.getpid()}"
 
 
 def fsync(path: Path) -> None:
     """Flush a file, or every file of a folder, to the disk."""
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
     for file in files:
-        fd = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        with disk.naming(file):
+            fd = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
 
 def commit(out: Path, final: Path) -> bool:
@@ -357,16 +345,3 @@ def remove_store(path: Path, private: Path | None = None) -> None:
         os.rename(found, doomed)
         if private is None:
             shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
-
-
-def sweep_private(folder: Path) -> None:
-    """Remove what dead processes of this machine left directly in `folder` (see `aside` and `remove_store`)."""
-    from pipeline.claims import owner_alive
-
-    for path in list(folder.glob(".tmp-*")):
-        if owner_alive(path.name.removeprefix(".tmp-").rsplit("-", 1)[0]) is not False:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)

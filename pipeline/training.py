@@ -293,9 +293,9 @@ def _checkpoint(file: Path) -> loop.State | None:
 
 
 def _save(state: loop.State, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with store.aside(file) as tmp, open(tmp, "wb") as f:
-        torch.save(state, f)
+    buffer = io.BytesIO()  # torch's own writing hides why it failed
+    torch.save(state, buffer)
+    store.write_atomic(file, buffer.getvalue())
 
 
 def _predicted(model: Any, side: str, of: Sequence[Case], task: Task, scale: Any) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs import lookup
 from configs.schema import Config
-from pipeline import cohort, console, label_match, label_table, listing, runner, store
+from pipeline import cohort, console, label_match, label_table, leftovers, listing, runner, store
 from pipeline import stage as stages_core
 from pipeline.backends import slurm
 from pipeline.cohort import CohortError
@@ -83,6 +83,7 @@ def run_stage(session: Session, stage: Stage, args: list[str] | None = None) -> 
         outcomes: Iterator[Outcome] = module.run(stage, items, replace, remake, cluster)
         return outcomes
 
+    leftovers.sweep_work(session.work, cluster.lease_s)
     log = RunLog(session.work.runs, label(stage), session.config)
     with runner.leaving(), log, console.Progressing(stage.name) as progress:
 
@@ -219,6 +220,7 @@ def run_all(session: Session, source: Path, labels: Path | None, name: str | Non
 
 def submit_all(session: Session, source: Path, labels: Path | None, name: str | None) -> int:
     """The four verbs as jobs, each after the one before. What can be wrong now is told now."""
+    from pipeline import runs
     from pipeline.stages import Tile
 
     config = session.config
@@ -230,7 +232,7 @@ def submit_all(session: Session, source: Path, labels: Path | None, name: str | 
     slides = [s.id for s in cohort.read_cohort(session.work)]
     cells = math.prod(len(values) for values in config.train.grid.values())
     trainings = cells * config.train.folds * config.train.repeats * config.train.seeds
-    called = ["--name", name or config.train.model.rsplit(".", 1)[-1]]
+    called = ["--name", runs.named(name, config.train.model)]
     steps = [slurm.Step("tile", [str(source.resolve())], len(keys), keys)] if keys else []
     steps += [
         slurm.Step("extract", [], len(slides), slides),
@@ -246,7 +248,7 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
     from pipeline.stages import Train
 
     config = session.config
-    run = name or config.train.model.rsplit(".", 1)[-1]
+    run = runs.named(name, config.train.model)
     found, data = to_train_on(session, labels)
     stage = Train(session.work, config, run, data, cases.make_folds(data, config.train))
     code = run_stage(session, stage, ["--labels", str(found.resolve()), "--name", run])
