@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.may_differ import results, unfinished
+
 SETTINGS = ["--set", "train.epochs=4", "--set", "train.folds=2", "--set", "train.patience=0", "--set", "train.seed=3"]
 
 
@@ -30,15 +32,6 @@ def commands(cohort: Path, work: Path) -> list[tuple[str, list[str], int]]:
 def start(verb: str, args: list[str], work: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pipeline.cli", verb, *args, "--work", str(work)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def tree(work: Path) -> dict[str, bytes]:
-    """Every file that is a result: all but the logs of what ran when."""
-    return {
-        p.relative_to(work).as_posix(): p.read_bytes()
-        for p in sorted(work.rglob("*"))
-        if p.is_file() and not (p.parent.name == "runs" and p.suffix in (".jsonl", ".md"))
-    }
 
 
 @pytest.mark.timeout(900)
@@ -66,6 +59,7 @@ def test_killed_verbs_end_in_the_same_bytes(demo_cohort: Path, tmp_path: Path) -
         _, text = process.communicate(timeout=300)
         assert process.returncode == code, text
     assert killed >= 3, "the kills came too late to test anything"
-    wanted, got = tree(calm), tree(shot)
+    wanted, got = results(calm), results(shot)
+    assert not unfinished(shot)
     assert got.keys() == wanted.keys()
     assert [name for name in wanted if wanted[name] != got[name]] == []

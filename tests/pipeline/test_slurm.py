@@ -18,6 +18,7 @@ from configs.lookup import LookupFailed
 from configs.schema import ClusterConfig, Config
 from pipeline.backends import slurm
 from pipeline.backends.slurm import Params, Step
+from pipeline.may_differ import results, unfinished
 from pipeline.stage import Stopped
 from pipeline.store import Work
 from tests.pipeline.slurm_cluster import Cluster, Unavailable
@@ -125,7 +126,7 @@ def slow(demo_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     """The slow segmenter's tiles, made locally and undisturbed."""
     work = tmp_path_factory.mktemp("slow")
     pipeline("tile", demo_cohort / "slides", *SLOW, "--work", work, "--workers", 2, code=1)
-    return tree(work)
+    return results(work)
 
 
 def pipeline(*args: object, env: dict[str, str] | None = None, code: int | None = 0) -> str:
@@ -149,17 +150,6 @@ def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
 
 def over(env: dict[str, str], job: str) -> bool:
     return not said(env, "squeue", "-h", "-j", job).strip()
-
-
-def tree(work: Path) -> dict[str, bytes]:
-    """Every result: all but the logs and jobs that tell how it came about. Private files count as results here."""
-    return {
-        name: p.read_bytes()
-        for p in sorted(work.rglob("*"))
-        if p.is_file()
-        and not (name := p.relative_to(work).as_posix()).startswith("jobs/")
-        and not (p.parent.name == "runs" and p.suffix in (".jsonl", ".md"))
-    }
 
 
 def params(**values: object) -> list[str]:
@@ -197,7 +187,8 @@ def test_the_four_verbs_as_jobs_end_in_the_bytes_of_a_local_run(
              "--work", local, "--workers", 1, code=1)  # fmt: skip
     text = pipeline("run", demo_cohort / "slides", "--labels", demo_cohort / "labels.csv", "--model", "abmil", *QUICK,
                     "--work", work, "--backend", "slurm", "--wait", *params(tasks=2), env=cluster, code=1)  # fmt: skip
-    assert tree(work) == tree(local)
+    assert results(work) == results(local)
+    assert not unfinished(work)
     jobs = re.findall(r"^(\w+): job \d+ \((\d) task", text, re.M)
     assert jobs == [("tile", "2"), ("extract", "2"), ("train", "2"), ("score", "1")]
     folder = next((work / "jobs").iterdir())
@@ -236,7 +227,8 @@ def test_scancel_in_the_middle_and_the_same_command_again(
     assert re.search(r"lost \(cancelled|not well", pipeline("status", "--work", tmp_path, env=cluster, code=None))
     job, _ = submit(cluster, demo_cohort, tmp_path, 0, tasks=2)
     wait_for(lambda: over(cluster, job))
-    assert tree(tmp_path) == slow
+    assert results(tmp_path) == slow
+    assert not unfinished(tmp_path)
 
 
 def test_a_killed_task_and_a_requeued_task_go_on(
@@ -258,7 +250,8 @@ def test_a_killed_task_and_a_requeued_task_go_on(
     wait_for(lambda: over(cluster, job))
     assert (1, "requeued:137") in slurm._ends(folder)["tile"]
     assert sorted(t for t, code in slurm._ends(folder)["tile"] if code in "01") == [1, 2]
-    assert tree(tmp_path) == slow
+    assert results(tmp_path) == slow
+    assert not unfinished(tmp_path)
 
 
 def test_walltime_gives_back_what_is_under_way_and_goes_on(
@@ -271,4 +264,5 @@ def test_walltime_gives_back_what_is_under_way_and_goes_on(
     assert codes[0] == "requeued:143"
     assert codes[-1] == "1", "the broken slides"
     assert "requeued" in pipeline("status", "--work", work, env=cluster, code=None)
-    assert tree(work) == slow
+    assert results(work) == slow
+    assert not unfinished(work)

@@ -1,0 +1,479 @@
+"""Chaos: what can happen to a work folder, at random, and what must hold afterwards. Run it by hand for long:
+
+    python -m tests.benchmarks.chaos --rounds 200 --seed 1        # prints a line per round, exits 1 at a broken promise
+    python -m tests.benchmarks.chaos --only 17 --seed 1 --keep    # one round again, its folder kept
+
+A round takes one verb of a tiny cohort (six slides of 512 px), does one to three of these to it, then gives the command
+once more, undisturbed:
+
+- kill: SIGKILL, SIGTERM or Ctrl-C after a random time;
+- stop: SIGSTOP past the lease while a second command works, then SIGCONT;
+- clock: claims that are years old or from the future;
+- equal: two or three commands at once;
+- other: a command with other settings at the same time;
+- full: a file system that is full after some more KiB;
+- damage: a file of a finished output cut short, flipped, zeroed or gone, or an output half-copied.
+
+Then must hold: the last command's exit code is 0 and the outputs are, byte by byte, those of an undisturbed run
+(`pipeline.may_differ`); nothing private is left; all outputs have the same settings and their slides are in the cohort;
+no command ended with a traceback, with "a fault of the program", or with a code that its outputs deny.
+`pipeline verify`, where there is one, finds exactly what was damaged.
+
+Commands are forked from this process, which has imported everything, so that a round takes seconds. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline import may_differ
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"  # before any of them is imported: a forked process has no threads of its parent
+
+VERBS = ("tile", "extract", "train", "score")
+SLIDES = 6
+LEASE_S = 0.6
+ENDS_S = 120.0
+
+
+class Broken(AssertionError):
+    """A promise that did not hold; the message says which."""
+
+
+@dataclass
+class Command:
+    """A command line under way, in a process group of its own."""
+
+    pid: int
+    args: list[str]
+    log: Path
+    began: float = field(default_factory=time.monotonic)
+    status: int | None = None
+
+    def over(self) -> bool:
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+        return self.status is not None
+
+    def send(self, number: int) -> None:
+        if not self.over():
+            os.killpg(self.pid, number)
+
+    def wait(self, seconds: float = ENDS_S) -> int:
+        """Its exit code, or minus the signal that killed it."""
+        until = time.monotonic() + seconds
+        while not self.over():
+            if time.monotonic() > until:
+                os.killpg(self.pid, signal.SIGCONT)
+                os.killpg(self.pid, signal.SIGKILL)
+                raise Broken(f"{' '.join(self.args)} did not end within {seconds:.0f} s: {self.said()[-2000:]}")
+            time.sleep(0.005)
+        assert self.status is not None
+        return self.status
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+class World:
+    """The cohort, and what undisturbed commands make of it. place: a folder of its own."""
+
+    def __init__(self, place: Path) -> None:
+        from tests.extract.slides import tissue_rgb, write_svs
+
+        self.place = place
+        self.slides, self.labels = place / "slides", place / "labels.csv"
+        self.slides.mkdir(parents=True)
+        lines = ["slide,patient,label"]
+        for k in range(SLIDES):
+            write_svs(self.slides / f"s{k}.svs", tissue_rgb(512, 512, k))
+            lines.append(f"s{k}.svs,p{k},{('a', 'b')[k % 2]}")
+        self.labels.write_text("\n".join(lines) + "\n")
+        self._n = 0
+        self.calm: dict[str, Path] = {}  # the work folder after each verb
+        self.seconds: dict[str, float] = {}
+        work = place / "calm"
+        for verb in VERBS:
+            self._import(self.start(place / "first", verb))  # what it imports, every later fork has
+            began = time.monotonic()
+            command = self.start(work, verb)
+            code = command.wait()
+            if code != 0:
+                raise Broken(f"the undisturbed {verb} ended with {code}: {command.said()}")
+            self.seconds[verb] = time.monotonic() - began
+            self.calm[verb] = shutil.copytree(work, place / f"calm-{verb}", symlinks=True)
+        self.verify = "verify" in self.run(work, "--help").said()
+
+    def _import(self, command: Command) -> None:
+        """Import here what the command imported."""
+        if command.wait() != 0:
+            raise Broken(f"the undisturbed {command.args[0]} ended with {command.wait()}: {command.said()}")
+        for name in command.log.with_suffix(".modules").read_text().split():
+            with suppress(Exception):  # some modules exist only once another one is at work
+                importlib.import_module(name)
+
+    def arguments(self, work: Path, verb: str, other: bool = False, workers: int = 1) -> list[str]:
+        """The verb's command line; other: with a setting that changes its outputs."""
+        at = ["--work", str(work), "--workers", str(workers), "--set", f"cluster.lease_s={LEASE_S}"]
+        match verb:
+            case "tile":
+                return ["tile", str(self.slides), "--tile-px", "128" if other else "64", *at]
+            case "extract":
+                return ["extract", "--set", "extract.chunk_rows=64", "--set", "extract.readers=1",
+                        "--set", f"extract.dtype=float{32 if other else 16}", *at]
+            case "train":
+                return ["train", "--labels", str(self.labels), "--model", "abmil", "--folds", "2", "--epochs", "3",
+                        "--set", f"train.lr={0.02 if other else 0.01}", "--set", "train.checkpoint_s=0.001",
+                        "--set", "train.model_params={width: 16, attention_width: 8}",
+                        "--set", "train.val_fraction=0.3", *at]
+            case "score":
+                return ["score", "--name", "abmil", "--set", f"score.bootstrap={30 if other else 20}",
+                        "--set", "score.heatmap_limit=2", *at]
+        raise ValueError(verb)
+
+    def run(self, work: Path, *args: str) -> Command:
+        command = self._fork(list(args), work)
+        command.wait()
+        return command
+
+    def start(self, work: Path, verb: str, other: bool = False, workers: int = 1) -> Command:
+        return self._fork(self.arguments(work, verb, other, workers), work)
+
+    def _fork(self, args: list[str], work: Path) -> Command:
+        self._n += 1
+        log = self.place / "logs" / f"{self._n:05}.txt"
+        log.parent.mkdir(exist_ok=True)
+        pid = os.fork()
+        if pid:
+            return Command(pid, args, log)
+        code = 70
+        try:
+            os.setsid()
+            out = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+            os.dup2(out, 1)
+            os.dup2(out, 2)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            from pipeline import cli
+
+            try:
+                code = cli._main(args)
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if len(self.calm) < len(VERBS):
+                log.with_suffix(".modules").write_text("\n".join(sys.modules))
+        finally:
+            os._exit(code)
+
+
+def beginning(world: World, verb: str, work: Path) -> None:
+    """The work folder as it is before `verb`."""
+    before = VERBS.index(verb)
+    if before:
+        shutil.copytree(world.calm[VERBS[before - 1]], work, symlinks=True, dirs_exist_ok=True)
+    else:
+        work.mkdir(parents=True, exist_ok=True)
+
+
+# ----------------------------------------------------------------------------- what can happen
+
+
+def kill(world: World, verb: str, work: Path, rng: random.Random) -> list[Command]:
+    """The command, killed up to three times at random moments."""
+    commands = []
+    for _ in range(rng.randint(1, 3)):
+        command = world.start(work, verb, workers=rng.choice((1, 1, 1, 2)))
+        time.sleep(rng.uniform(0.0, 1.1) * world.seconds[verb])
+        command.send(rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)))
+        command.wait()
+        commands.append(command)
+    return commands
+
+
+def stop(world: World, verb: str, work: Path, rng: random.Random) -> list[Command]:
+    """A command that sleeps past its lease while another one works, and wakes before, or after the other's end."""
+    slept = world.start(work, verb)
+    time.sleep(rng.uniform(0.1, 0.9) * world.seconds[verb])
+    slept.send(signal.SIGSTOP)
+    time.sleep(rng.uniform(0.5, 2.0) * LEASE_S)
+    second = world.start(work, verb)
+    if rng.random() < 0.5:
+        time.sleep(rng.uniform(0.0, 1.0) * world.seconds[verb])
+    else:
+        second.wait()
+    slept.send(signal.SIGCONT)
+    slept.wait()
+    second.wait()
+    return [slept, second]
+
+
+def clock(world: World, verb: str, work: Path, rng: random.Random) -> list[Command]:
+    """Two commands, while the times of claims jump."""
+    both = [world.start(work, verb), world.start(work, verb)]
+    until = time.monotonic() + world.seconds[verb]
+    while time.monotonic() < until and not all(c.over() for c in both):
+        for claim in list(work.rglob(".claims/*")):
+            at = time.time() + rng.choice((-1e8, -5.0, 5.0, 1e8))
+            try:
+                os.utime(claim, (at, at))
+            except FileNotFoundError:
+                continue
+        time.sleep(rng.uniform(0.005, 0.05))
+    for command in both:
+        command.wait()
+    for claim in list(work.rglob(".claims/*")):  # the clock is right again
+        os.utime(claim)
+    return both
+
+
+def equal(world: World, verb: str, work: Path, rng: random.Random) -> list[Command]:
+    """Two or three commands of the same settings; one may be killed."""
+    team = []
+    for _ in range(rng.randint(2, 3)):
+        team.append(world.start(work, verb))
+        time.sleep(rng.choice((0.0, rng.uniform(0.0, 0.5) * world.seconds[verb])))
+    if rng.random() < 0.3:
+        rng.choice(team).send(signal.SIGKILL)
+    for command in team:
+        command.wait()
+    return team
+
+
+def other(world: World, verb: str, work: Path, rng: random.Random) -> list[Command]:
+    """Two commands of other settings at once: outputs of one of them only, and the other one says so."""
+    first = rng.random() < 0.5
+    team = [world.start(work, verb, other=first)]
+    time.sleep(rng.choice((0.0, rng.uniform(0.0, 0.6) * world.seconds[verb])))
+    team.append(world.start(work, verb, other=not first))
+    codes = [command.wait() for command in team]
+    made = one_fingerprint(work, verb)
+    if codes == [0, 0] and made > 1:
+        raise Broken(f"two {verb} of other settings both ended with 0")
+    return team
+
+
+def full(world: World, verb: str, work: Path, rng: random.Random) -> list[Command]:
+    """The file system is full after some more KiB: one line, exit code 1, and going on when there is room."""
+    if os.geteuid() != 0:
+        return []
+    mounted = work.with_name(work.name + "-small")
+    mounted.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(mounted)], check=False,
+                      capture_output=True).returncode:
+        mounted.rmdir()
+        return []
+    try:
+        shutil.copytree(work, mounted / "w", symlinks=True)
+        room = rng.choice((0, 4096, 30_000, 200_000))
+        with open(mounted / "filler", "wb", buffering=0) as filler:
+            filler.write(b"\0" * max(0, shutil.disk_usage(mounted).free - room))
+        command = world.start(mounted / "w", verb)
+        code, said = command.wait(), command.said()
+        lines = [line for line in said.splitlines() if "cannot write" in line]
+        if code != 0 and (code != 1 or len(lines) != 1 or "the disk is full" not in said):
+            raise Broken(f"{verb} on a full disk ended with {code}: {said}")
+        (mounted / "filler").unlink()
+        shutil.rmtree(work)
+        shutil.copytree(mounted / "w", work, symlinks=True)
+    finally:
+        subprocess.run(["umount", "-l", str(mounted)], check=True)
+        mounted.rmdir()
+    return [command]
+
+
+def damage(world: World, verb: str, work: Path, rng: random.Random) -> list[Command]:
+    """A finished output is damaged; `verify` names exactly it, and `--repair` lets the command make it anew."""
+    world.start(work, verb).wait()
+    if not world.verify:
+        return []
+    below = {"tile": "tiles", "extract": "features", "train": "runs/abmil", "score": "runs/abmil/scores"}[verb]
+    files = sorted(p for p in (work / below).rglob("*") if p.is_file() and _of_an_output(p.relative_to(work)))
+    hurt = rng.choice(files)
+    data = hurt.read_bytes()
+    how = rng.choice(("cut", "flip", "zero", "gone", "half"))
+    if how == "cut":
+        hurt.write_bytes(data[: len(data) // 2])
+    elif how == "flip":
+        at = rng.randrange(len(data)) if data else 0
+        hurt.write_bytes(data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :] if data else b"x")
+    elif how == "zero":
+        hurt.write_bytes(bytes(len(data)) if any(data) else b"\1" * max(1, len(data)))
+    elif how == "gone":
+        hurt.unlink()
+    else:  # a copy that was cut short: everything after this file in the order of names is missing
+        root = _output_of(hurt, work)
+        for later in sorted(p for p in root.rglob("*") if p.is_file() and p >= hurt):
+            later.unlink()
+    store = _output_of(hurt, work)
+    first = world.run(work, "verify", "--work", str(work))
+    if first.wait() != 1 or store.name.removesuffix(".zarr") not in first.said():
+        raise Broken(f"verify after {how} of {hurt.relative_to(work)}: {first.wait()}: {first.said()}")
+    again = world.run(work, "verify", "--repair", "--work", str(work))
+    return [first, again]
+
+
+HAPPENINGS: dict[str, Callable[[World, str, Path, random.Random], list[Command]]] = {
+    "kill": kill, "stop": stop, "clock": clock, "equal": equal, "other": other, "full": full, "damage": damage,
+}
+
+
+def _of_an_output(name: Path) -> bool:
+    """Whether the file is part of a sealed output."""
+    return any(part.endswith(".zarr") or part.startswith("fold_") for part in name.parts)
+
+
+def _output_of(file: Path, work: Path) -> Path:
+    return next(p for p in file.parents if p.name.endswith(".zarr") or p.name.startswith("fold_"))
+
+
+# ----------------------------------------------------------------------------- what must hold
+
+
+def outputs(work: Path, verb: str) -> Iterator[Path]:
+    """Seals of the verb's finished outputs."""
+    match verb:
+        case "tile":
+            yield from work.glob("tiles/*.zarr/zarr.json")
+        case "extract":
+            yield from work.glob("features/*/*.zarr/zarr.json")
+        case "train":
+            yield from work.glob("runs/abmil/fold_*/manifest.json")
+        case "score":
+            yield from work.glob("runs/abmil/scores/*.zarr/zarr.json")
+
+
+def one_fingerprint(work: Path, verb: str) -> int:
+    """How many outputs there are; Broken if their settings (not inputs) are not all the same."""
+    found = []
+    for seal in outputs(work, verb):
+        parsed = json.loads(seal.read_text())
+        settings = parsed.get("attributes", parsed)["settings"]
+        found.append({k: v for k, v in settings.items() if not k.startswith("input.")})
+    if any(settings != found[0] for settings in found):
+        raise Broken(f"{verb}: outputs of several settings lie side by side")
+    return len(found)
+
+
+def honest(command: Command) -> None:
+    """What a command said and how it ended fit together."""
+    said, code = command.said(), command.wait()
+    if "Traceback" in said or "a fault of the program" in said:
+        raise Broken(f"{' '.join(command.args)} ended with {code}:\n{said}")
+    if code not in (0, 1, 3, 130, 143, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
+        raise Broken(f"{' '.join(command.args)} ended with {code}:\n{said}")
+
+
+def check(world: World, verb: str, work: Path, as_other: bool) -> None:
+    """The same command again, undisturbed, and every promise."""
+    last = world.start(work, verb)
+    code = last.wait()
+    honest(last)
+    if as_other and code == 3:  # the other settings were first: theirs are what must be whole
+        last = world.start(work, verb, other=True)
+        code = last.wait()
+        honest(last)
+        if code != 0:
+            raise Broken(f"{verb}: neither of two settings goes on: {code}\n{last.said()}")
+    elif code != 0:
+        raise Broken(f"{verb}, given again, ended with {code}:\n{last.said()}")
+    else:
+        compare(world.calm[verb], work)
+    if left := may_differ.unfinished(work):
+        raise Broken(f"left behind: {left}")
+    one_fingerprint(work, verb)
+    cohort = (work / "cohort.csv").read_text()
+    for store in (*work.glob("tiles/*.zarr"), *work.glob("features/*/*.zarr")):
+        if f"{store.name.removesuffix('.zarr')}," not in cohort:
+            raise Broken(f"{store} is not in cohort.csv")
+
+
+def compare(calm: Path, work: Path) -> None:
+    wanted, got = may_differ.results(calm), may_differ.results(work)
+    more, less = sorted(got.keys() - wanted.keys()), sorted(wanted.keys() - got.keys())
+    wrong = sorted(n for n in wanted.keys() & got.keys() if wanted[n] != got[n])
+    if more or less or wrong:
+        raise Broken(f"not the undisturbed outputs: more {more[:5]}, missing {less[:5]}, other bytes {wrong[:5]}")
+
+
+def round_(world: World, seed: str, keep: bool = False) -> str:
+    """One round; says what it was. Raises Broken."""
+    rng = random.Random(seed)
+    verb = rng.choice(VERBS)
+    what = [rng.choice(list(HAPPENINGS)) for _ in range(rng.choice((1, 1, 2, 3)))]
+    told = f"{verb}: {', '.join(what)}"
+    work = world.place / f"work-{seed.replace('/', '-')}"
+    beginning(world, verb, work)
+    try:
+        for name in what:
+            if name == "other" and one_fingerprint(work, verb):
+                continue  # what is there decides already
+            for command in HAPPENINGS[name](world, verb, work, rng):
+                honest(command)
+        check(world, verb, work, "other" in what)
+    except Broken as broken:
+        raise Broken(f"{told}: {broken}") from None
+    if not keep:
+        shutil.rmtree(work)
+        shutil.rmtree(world.place / "logs")
+    return told
+
+
+def main() -> int:
+    asks = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asks.add_argument("--rounds", type=int, default=200)
+    asks.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after so long")
+    asks.add_argument("--seed", default="1")
+    asks.add_argument("--only", type=int, help="this round alone")
+    asks.add_argument("--keep", action="store_true", help="keep the folders")
+    given = asks.parse_args()
+    import cv2
+    import torch
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    began, failed, done = time.monotonic(), 0, 0
+    place = Path(tempfile.mkdtemp(prefix="chaos-"))
+    try:
+        world = World(place / "world")
+        print(f"undisturbed: {', '.join(f'{v} {s:.1f} s' for v, s in world.seconds.items())}", flush=True)
+        for n in range(given.rounds) if given.only is None else [given.only]:
+            if time.monotonic() - began > given.seconds:
+                break
+            start = time.monotonic()
+            done += 1
+            try:
+                told = round_(world, f"{given.seed}/{n}", given.keep)
+                print(f"{n}: {told}, {time.monotonic() - start:.1f} s", flush=True)
+            except Broken as broken:
+                failed += 1
+                print(f"{n}: BROKEN {broken}", flush=True)
+        print(f"{done} rounds of seed {given.seed}, {failed} broken, {time.monotonic() - began:.0f} s", flush=True)
+    finally:
+        if given.keep:
+            print(f"kept: {place}")
+        else:
+            shutil.rmtree(place)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
