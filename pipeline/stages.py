@@ -205,18 +205,13 @@ class Extract(Stage):
             config.chunk_rows, config.compress,
         )
         start = 0
-        for file in sorted(partial.glob("*.npy")):  # whole chunks that an earlier run left when it was killed
-            if file.name != f"{start:012d}.npy":
-                break
-            chunk = np.load(file, allow_pickle=False)
-            features[start : start + len(chunk)] = chunk
-            start += len(chunk)
+        for first, chunk in kept_chunks.kept(partial):  # that an earlier run left when it was killed
+            features[first : first + len(chunk)] = chunk
+            start = first + len(chunk)
         for first, chunk in self.encoding.encode(job, start):
             features[first : first + len(chunk)] = chunk
             if len(job.coords_l0) > rows:  # a slide of one chunk has nothing worth keeping before its end
-                partial.mkdir(parents=True, exist_ok=True)
-                with store.aside(partial / f"{first:012d}.npy") as tmp, open(tmp, "wb") as f:
-                    np.save(f, chunk, allow_pickle=False)
+                kept_chunks.keep(partial, first, chunk)
         writer.write("coords", job.coords_l0, config.chunk_rows)
         stats = extractor.stats
         notes = (f"read through OpenSlide: {stats.note}",) if stats.note and config.reader == "auto" else ()
