@@ -21,7 +21,7 @@ import numpy as np
 from configs import lookup
 from configs.schema import Config, TileConfig, fingerprint_fields, marked
 from mil.splits import Fold
-from pipeline import provenance, store
+from pipeline import kept_chunks, provenance, store
 from pipeline.cases import Dataset, digest_of, own_settings
 from pipeline.identities import Identities
 from pipeline.listing import SlideEntry
