@@ -48,6 +48,7 @@ class TileConfig(Settings):
     min_hole_um2: float = Field(10000.0, ge=0, description="holes in the tissue smaller than this are filled, µm²")
     mpp_of_slides: float | None = Field(None, gt=0, description="µm per px of level 0 for every slide, overriding the files (a manifest column `mpp` overrides this)")
     assume_mpp_from_power: bool = Field(False, description="when nothing else tells the mpp, assume 10 / objective power")
+    regions_frame: Literal["auto", "bounds", "full"] = Field("auto", description="corner from which drawn regions count: of the scanned bounds, or of the whole level 0; auto is as the program that writes such files does (QuPath GeoJSON bounds; ASAP, ImageScope and HALO XML full)")
     blur_probe_um: float = Field(2000.0, ge=0, description="distance of the spots at which focus is measured, µm; 0 measures none")
     max_upsample: float = Field(1.25, ge=1, description="refuse a slide whose level 0 would have to be enlarged by more than this")
     max_pen: float = later(1.0, "drop tiles with a larger fraction of pen ink", ge=0, le=1)

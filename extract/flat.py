@@ -1,4 +1,5 @@
-"""The fallback reader: plain images and the TIFFs that OpenSlide leaves out (striped, flat, grey, 16-bit, palette ...).
+"""The fallback reader: plain images and the TIFFs that OpenSlide leaves out (striped, flat, grey, 16-bit, palette, in
+JPEG 2000, WebP or JPEG XL, colours in pages of their own, levels in sub-directories ...).
 
 In: a path. Out: an object with the same face as OpenSlide's (`slide.Source`). TIFFs are decoded strip by strip or tile
 by tile, PNG and JPEG as a whole and therefore up to a size only. Knows nothing of mpp: it hands on the TIFF tags.
@@ -6,6 +7,7 @@ by tile, PNG and JPEG as a whole and therefore up to a size only. Knows nothing 
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections import OrderedDict
@@ -21,20 +23,26 @@ from extract.formats import is_plain_image
 
 MAX_WHOLE_PX = 150_000_000  # 450 MB as RGB: what must be decoded in one piece may not be larger
 _CACHE_BYTES = 32 << 20
+_MAX_SAMPLE = (281, 341)  # MaxSampleValue, SMaxSampleValue
 _TO_PYRAMID = "convert it to a tiled pyramidal TIFF first (for example `vips tiffsave IN OUT.tif --tile --pyramid`)"
 
 
 class FlatImage:
-    """One image, one level (or the levels of a TIFF pyramid). Safe to read from several threads."""
+    """One image, one level (or the levels of a TIFF pyramid). Safe to read from several threads.
+
+    join: the numbers of the TIFF pages that hold red, green and blue; none: the first page holds the picture. bits: how
+    many of a sample's bits count."""
 
     associated: tuple[str, ...] = ()
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, join: tuple[int, ...] = ()) -> None:
         self._name = path.name
         self._lock = threading.Lock()
         self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._tiff: Any = None
-        self._pages: list[Any] = []
+        self._levels: list[list[Any]] = []  # the page of each level, or the three that make it up
+        self._join = join
+        self.bits = 8
         self._whole: np.ndarray | None = None
         with open(path, "rb") as file:
             magic = file.read(4)
@@ -60,7 +68,7 @@ class FlatImage:
         if self._whole is not None:
             out[y0 - y : y1 - y, x0 - x : x1 - x] = self._whole[y0:y1, x0:x1]
             return out
-        page = self._pages[level]
+        page = self._levels[level][0]
         across = -(-page.imagewidth // page.tilewidth) if page.is_tiled else 1
         seg_w, seg_h = (page.tilewidth, page.tilelength) if page.is_tiled else (level_w, page.rowsperstrip)
         for row in range(y0 // seg_h, (y1 - 1) // seg_h + 1):
@@ -82,25 +90,39 @@ class FlatImage:
 
         try:
             self._tiff = tifffile.TiffFile(path)
-            self._pages = self._levels()
+            self._levels = self._find_levels()
         except (tifffile.TiffFileError, ValueError, IndexError, KeyError, OSError, TypeError, RuntimeError) as error:
             raise UnreadableSlide(f"{path.name} is a damaged or truncated TIFF: {error}") from error
-        first = self._pages[0]
-        for page in self._pages:
+        first = self._levels[0][0]
+        for page in (p for pages in self._levels for p in pages):
             self._refuse_what_cannot_be_read(page)
         self.vendor = "tiff"
-        self.level_dimensions = tuple((int(p.imagewidth), int(p.imagelength)) for p in self._pages)
+        self.level_dimensions = tuple((int(p[0].imagewidth), int(p[0].imagelength)) for p in self._levels)
         w0, h0 = self.level_dimensions[0]
         self.level_downsamples = tuple((w0 / w + h0 / h) / 2 for w, h in self.level_dimensions)
         self.properties: Mapping[str, str] = _tiff_properties(first)
+        self.bits = self._significant_bits(first)
 
-    def _levels(self) -> list[Any]:
-        """The pages of the first image's pyramid; its first page alone where it is no simple pyramid."""
-        first = self._tiff.pages[0]
-        levels = [level.pages[0] for level in self._tiff.series[0].levels if len(level.pages) == 1]
-        sizes = [p.imagewidth for p in levels]
-        whole = len(levels) == len(self._tiff.series[0].levels) and sizes == sorted(sizes, reverse=True)
-        return levels if whole and levels and levels[0].imagewidth == first.imagewidth else [first]
+    def _find_levels(self) -> list[list[Any]]:
+        """The pages of each level, finest first: of the first image's pyramid, whether its further levels are
+        sub-directories or pages of the chain; its first page alone where it is no simple pyramid."""
+        top = [self._tiff.pages[n] for n in self._join or (0,)]
+        first = top[0]
+        below: list[list[Any]] = []
+        if first.pages:
+            below = [list(pages) for pages in zip(*(p.pages for p in top), strict=False)]
+        elif len(top) > 1:
+            sizes: dict[tuple[int, int], list[Any]] = {}
+            for page in self._tiff.pages:
+                sizes.setdefault((page.imagewidth, page.imagelength), []).append(page)
+            rank = [sorted(self._join).index(n) for n in self._join]
+            below = [[pages[i] for i in rank] for pages in sizes.values() if len(pages) == len(top)]
+        else:
+            series = self._tiff.series[0].levels
+            if series[0].pages[0].imagewidth == first.imagewidth and all(len(s.pages) == 1 for s in series):
+                below = [[s.pages[0]] for s in series[1:]]
+        smaller = [p for p in below if p[0].imagewidth < first.imagewidth and _is_level_of(p[0], first)]
+        return [top, *sorted(smaller, key=lambda p: -p[0].imagewidth)]
 
     def _refuse_what_cannot_be_read(self, page: Any) -> None:
         name = self._name
@@ -122,6 +144,29 @@ class FlatImage:
             listed = len(page.dataoffsets)
             raise UnreadableSlide(f"{name}: {listed} of its {expected} strips are listed: the file is damaged")
 
+    def _significant_bits(self, page: Any) -> int:
+        """How many bits of a sample count: 16 bits may hold the 12 of a camera. Raises UnreadableSlide where nothing
+        says how many do and the values themselves show that it is not all: any guess would be another brightness."""
+        if page.dtype.itemsize == 1 or page.bitspersample < 16:
+            return int(page.bitspersample)
+        told = [page.tags[t].value for t in _MAX_SAMPLE if t in page.tags]
+        most = max((int(np.max(v)) for v in told), default=0)
+        ome = re.search(r'<(?:\w+:)?Pixels\b[^>]*\bSignificantBits\s*=\s*"(\d+)"', str(page.description or ""))
+        if ome or 0 < most < 65535:
+            return min(16, int(ome.group(1))) if ome else most.bit_length()
+        coarse = len(self._levels) - 1
+        count = len(self._levels[coarse][0].dataoffsets)
+        highest = 0
+        for index in sorted({round(i * (count - 1) / 15) for i in range(16)}):
+            highest = max(highest, *(int(s.max()) for s in self._decoded(coarse, index) if s is not None), 0)
+        if highest >= 1 << 14:
+            return 16
+        raise UnreadableSlide(
+            f"{self._name}: its samples have 16 bits, but the highest of them is {highest}, so that only about "
+            f"{highest.bit_length()} bits count, and nothing says how many: save it as 8-bit RGB, or write the tag "
+            "MaxSampleValue"
+        )
+
     def _segment(self, level: int, index: int) -> np.ndarray:
         """Strip or tile `index` as RGB, from the cache or decoded now."""
         with self._lock:
@@ -135,11 +180,19 @@ class FlatImage:
             return rgb
 
     def _decode(self, level: int, index: int) -> np.ndarray:
-        page = self._pages[level]
-        per_plane = len(page.dataoffsets) // page.samplesperpixel
-        numbers = [index + k * per_plane for k in range(page.samplesperpixel)] if page.planarconfig == 2 else [index]
-        planes = []
-        for n in numbers:
+        """Strip or tile `index` of a level as RGB."""
+        planes = self._decoded(level, index)
+        page = self._levels[level][0]
+        if any(p is None for p in planes):  # a sparse TIFF leaves blank segments out
+            shape = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+            return np.full((*shape, 3), 255, np.uint8)
+        samples = np.concatenate([p for p in planes if p is not None], axis=2)
+        return _tiff_rgb(samples, page, self.bits)
+
+    def _decoded(self, level: int, index: int) -> list[np.ndarray | None]:
+        """(h, w, samples) of each plane of strip or tile `index`; None for one that the file leaves out."""
+        planes: list[np.ndarray | None] = []
+        for page, n in self._segments(level, index):
             offset, size = page.dataoffsets[n], page.databytecounts[n]
             try:
                 self._tiff.filehandle.seek(offset)
@@ -152,11 +205,16 @@ class FlatImage:
                     f"{self._name} opens, but strip {n} cannot be decoded ({error}): the file is damaged or truncated, "
                     "copy it again from its source"
                 ) from error
-            if segment is None:  # a sparse TIFF leaves blank segments out
-                shape = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
-                return np.full((*shape, 3), 255, np.uint8)
-            planes.append(segment[0])  # (h, w, samples)
-        return _tiff_rgb(np.concatenate(planes, axis=2) if len(planes) > 1 else planes[0], page)
+            planes.append(None if segment is None else segment[0])
+        return planes
+
+    def _segments(self, level: int, index: int) -> list[tuple[Any, int]]:
+        """Where the samples of strip or tile `index` lie: (page, number), of all pages and planes in their order."""
+        out = []
+        for page in self._levels[level]:
+            planes = page.samplesperpixel if page.planarconfig == 2 else 1
+            out += [(page, index + k * (len(page.dataoffsets) // planes)) for k in range(planes)]
+        return out
 
     def _open_plain(self, path: Path) -> None:
         from PIL import Image, UnidentifiedImageError
@@ -180,6 +238,45 @@ class FlatImage:
             raise UnreadableSlide(f"{path.name} cannot be decoded ({error}): damaged or truncated") from error
 
 
+def _is_level_of(page: Any, first: Any) -> bool:
+    """Whether a smaller page shows all of the first one: of its shape, to two px of its own."""
+    scale = first.imagewidth / page.imagewidth
+    return abs(page.imagelength * scale - first.imagelength) <= 2 * scale
+
+
+class _WithSubLevels:
+    """A source of OpenSlide's, which knows no sub-directories, with the levels that lie in them."""
+
+    def __init__(self, source: Any, flat: FlatImage) -> None:
+        self._source, self._flat = source, flat
+        self.vendor: str = source.vendor
+        self.properties: Mapping[str, str] = source.properties
+        self.associated: tuple[str, ...] = source.associated
+        self.level_dimensions = flat.level_dimensions
+        self.level_downsamples = flat.level_downsamples
+
+    def read(self, x_l0: int, y_l0: int, level: int, w: int, h: int) -> np.ndarray:
+        """uint8 (h, w, 3) of `level`, white outside."""
+        source = self._flat if level else self._source
+        return np.asarray(source.read(x_l0, y_l0, level, w, h))
+
+    def close(self) -> None:
+        self._source.close()
+        self._flat.close()
+
+
+def with_sub_levels(source: Any, path: Path) -> Any:
+    """`source`, opened by OpenSlide, with the levels of its sub-directories too, if there are any of its picture."""
+    try:
+        flat = FlatImage(path)
+    except UnreadableSlide:
+        return source
+    if len(flat.level_dimensions) > 1 and flat.level_dimensions[0] == source.level_dimensions[0]:
+        return _WithSubLevels(source, flat)
+    flat.close()
+    return source
+
+
 def _tiff_properties(page: Any) -> dict[str, str]:
     """The tags that the mpp chain reads, named as OpenSlide names them."""
     out = {"tiff.ImageDescription": str(page.description or "")}
@@ -192,13 +289,16 @@ def _tiff_properties(page: Any) -> dict[str, str]:
     return out
 
 
-def _tiff_rgb(samples: np.ndarray, page: Any) -> np.ndarray:
-    """(h, w, samples) as decoded -> uint8 (h, w, 3)."""
+def _tiff_rgb(samples: np.ndarray, page: Any, bits: int) -> np.ndarray:
+    """(h, w, samples) as decoded -> uint8 (h, w, 3). bits: how many of 16 count."""
     photometric = int(page.photometric)
     if photometric == 3 and page.colormap is not None:  # palette, 16 bits a colour
         return np.ascontiguousarray((page.colormap >> 8).astype(np.uint8).T[samples[..., 0]])
     if page.bitspersample < 8:  # 0 .. 2^bits - 1, bilevel included
         samples = (samples.astype(np.uint16) * 255 // (2**page.bitspersample - 1)).astype(np.uint8)
+    elif samples.dtype == np.uint16 and bits < 16:
+        most = 2**bits - 1
+        samples = ((np.minimum(samples, most).astype(np.uint32) * 255 + most // 2) // most).astype(np.uint8)
     elif samples.dtype == np.uint16:
         samples = (samples >> 8).astype(np.uint8)
     else:

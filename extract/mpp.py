@@ -32,6 +32,8 @@ _VENDOR_KEYS = (
     ("zeiss.Scaling.X", "zeiss.Scaling.Y", 1e6),
 )
 _UM_PER_OME_UNIT = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "Å": 1e-4}
+_UM_PER_IMAGEJ_UNIT = {"micron": 1.0, "micrometer": 1.0, "micrometre": 1.0, "nanometer": 1e-3, "millimeter": 1e3,
+                       "centimeter": 1e4, "inch": 25400.0, "inche": 25400.0}  # fmt: skip
 _UM_PER_TIFF_UNIT = {"inch": 25400.0, "centimeter": 10000.0}
 
 
@@ -102,12 +104,27 @@ def _candidates(properties: Mapping[str, str]) -> list[tuple[str, str, str, floa
                 y, x = (parts[0], parts[-1]) if parts else ("", "")
             out.append((key_x, x, y, scale))
     unit = properties.get("tiff.ResolutionUnit", "").lower()
-    if "tiff.XResolution" in properties and unit in _UM_PER_TIFF_UNIT:
+    description = properties.get("tiff.ImageDescription", properties.get("openslide.comment", ""))
+    imagej = _imagej_um_per_unit(description)
+    if imagej is not None and "tiff.XResolution" in properties:
+        x, y = properties["tiff.XResolution"], properties.get("tiff.YResolution", properties["tiff.XResolution"])
+        per_px = [None if (n := _number(t)) is None or n <= 0 else imagej / n for t in (x, y)]
+        out.append((f"ImageJ ({x} px per unit)", str(per_px[0] or x), str(per_px[1] or y), 1.0))
+    elif "tiff.XResolution" in properties and unit in _UM_PER_TIFF_UNIT:
         x, y = properties["tiff.XResolution"], properties.get("tiff.YResolution", properties["tiff.XResolution"])
         per_px = [None if (n := _number(t)) is None or n <= 0 else _UM_PER_TIFF_UNIT[unit] / n for t in (x, y)]
         out.append((f"TIFF resolution tags ({x} per {unit})", str(per_px[0] or x), str(per_px[1] or y), 1.0))
-    out.extend(_ome(properties.get("tiff.ImageDescription", properties.get("openslide.comment", ""))))
+    out.extend(_ome(description))
     return out
+
+
+def _imagej_um_per_unit(description: str) -> float | None:
+    """µm per unit of the resolution tags as ImageJ means them, whatever the tags' own unit says; None without one."""
+    if not description.startswith("ImageJ="):
+        return None
+    told = re.search(r"^unit=(.*?)\s*$", description, re.MULTILINE)
+    unit = re.sub(r"\\u([0-9a-fA-F]{4})", lambda m: chr(int(m.group(1), 16)), told.group(1)) if told else ""
+    return _UM_PER_OME_UNIT.get(unit) or _UM_PER_IMAGEJ_UNIT.get(unit.lower().removesuffix("s"))
 
 
 def _ome(description: str) -> list[tuple[str, str, str, float]]:

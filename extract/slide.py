@@ -250,16 +250,36 @@ def _open_source(path: Path) -> Source:
         raise UnreadableSlide(
             f"{name} is truncated: {missing:,} bytes or more are missing at its end; copy it again from its source"
         )
+    return _of_file(opened, name)
+
+
+def _of_file(path: Path, name: str) -> Source:
+    """OpenSlide, this project's own reader for what it leaves out, or both. name: what the user calls the slide."""
+    from extract import channels
+    from extract.flat import FlatImage, with_sub_levels
+
     try:
-        if openslide.OpenSlide.detect_format(str(opened)) is not None:
-            return _OpenSlideSource(opened)
+        vendor = openslide.OpenSlide.detect_format(str(path))
     except openslide.OpenSlideError as error:
         raise UnreadableSlide(f"{name}: OpenSlide recognises it but cannot open it: {error}") from error
-    from extract.flat import FlatImage  # rarely needed
-
-    if suffix(opened) not in SUFFIXES:
+    layout = channels.examine(path, vendor)
+    if vendor is None and suffix(path) not in SUFFIXES:
         raise UnreadableSlide(f"{name}: not a format that OpenSlide reads, nor a plain image")
-    return FlatImage(opened)
+    if vendor is None or layout.join:
+        return FlatImage(path, layout.join)
+    if vendor == "generic-tiff" and layout.bits > 8:
+        flat = FlatImage(path)
+        if flat.bits < 16:  # OpenSlide takes the upper eight of 16, which are black where the lower 12 count
+            return flat
+        flat.close()
+    try:
+        source = _OpenSlideSource(path)
+    except openslide.OpenSlideError as error:
+        if "nsupported TIFF" in str(error) and vendor in ("generic-tiff", "aperio"):
+            return FlatImage(path)  # a compression that only the library of codecs knows: JPEG 2000, WebP, JPEG XL ...
+        raise UnreadableSlide(f"{name}: OpenSlide recognises it but cannot open it: {error}") from error
+    channels.of_properties(name, source.properties)
+    return with_sub_levels(source, path) if vendor == "generic-tiff" and layout.has_sub_levels else source
 
 
 class _OpenSlideSource:

@@ -84,6 +84,15 @@ def values(file: BinaryIO, entry: bytes, order: str, big: bool) -> np.ndarray | 
     return np.frombuffer(raw, dtype).astype(np.uint64)
 
 
+def text(file: BinaryIO, entry: bytes, order: str, big: bool) -> str:
+    """The text of one directory entry; "" if it is none, is cut off, or has more than 16 MiB."""
+    kind = struct.unpack(order + "H", entry[2:4])[0]
+    as_bytes = values(file, entry[:2] + struct.pack(order + "H", 1) + entry[4:], order, big) if kind == 2 else None
+    if as_bytes is None or len(as_bytes) > 1 << 24:
+        return ""
+    return bytes(as_bytes.astype(np.uint8)).split(b"\0")[0].decode("utf-8", "replace")
+
+
 def _directory(file: BinaryIO, at: int, order: str, big: bool) -> tuple[int, int]:
     """(offset of the next directory, where this one's pixel data end). Half a directory ends the walk."""
     try:

@@ -62,7 +62,8 @@ class Tiled:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the low-resolution image shows. Masks are bool (H, W); mpp: µm per px of them, (x, y)."""
+    """What the low-resolution image shows. Masks are bool (H, W); mpp: µm per px of them, (x, y). regions: what was
+    drawn, in words, if anything; had_tissue: whether there was tissue before that was applied."""
 
     rgb: np.ndarray
     mask: np.ndarray
@@ -70,6 +71,8 @@ class _Seen:
     segmenter: str
     spoiled: dict[str, np.ndarray] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    regions: str = ""
+    had_tissue: bool = False
 
     def per_px(self, slide_mpp: tuple[float, float]) -> tuple[float, float]:
         """Level-0 px per px of the masks, (x, y)."""
@@ -86,7 +89,7 @@ def tile_slide(
 ) -> Tiled:
     """Segment and tile one slide.
 
-    mpp: the manifest's µm per px for it. regions: a QuPath GeoJSON that edits the tissue. tiles_out: folder for the
+    mpp: the manifest's µm per px for it. regions: a file of regions that edit the tissue. tiles_out: folder for the
     tile images when `config.save_tiles` asks for them; they are collected in the folder `private` on the same disk
     (default: beside it) and renamed when complete. Raises SlideError (unreadable, no mpp, too coarse, bad regions).
     """
@@ -196,9 +199,11 @@ def find_tissue(slide: Slide, config: TileConfig, regions_file: Path | None = No
     seen = _Seen(rgb, mask, image_mpp, name, spoiled, notes)
     if regions_file is None:
         return seen
-    drawn = regions.read(regions_file, slide.bounds_l0[:2])
-    mask = regions.apply(mask, drawn, slide.bounds_l0, seen.per_px(slide.slide_mpp))
-    return _Seen(rgb, mask, image_mpp, f"{name} + regions", spoiled, notes)
+    drawn = regions.read(regions_file, slide.bounds_l0[:2], config.regions_frame)
+    notes += drawn.notes
+    left = regions.apply(mask, drawn, slide.bounds_l0, seen.per_px(slide.slide_mpp))
+    what = f"the regions of {regions_file.name} ({drawn})"
+    return _Seen(rgb, left, image_mpp, f"{name} + regions", spoiled, notes, what, bool(mask.any()))
 
 
 def _segmenters(config: TileConfig) -> list[str]:
@@ -362,8 +367,11 @@ def _why_empty(slide: Slide, seen: _Seen, config: TileConfig) -> str:
     if min(w_um, h_um) < tile_um:
         return f"the slide, {w_um:.0f} x {h_um:.0f} µm, is smaller than one tile of {tile_um:g} µm"
     if not seen.mask.any():
+        if seen.regions and seen.had_tissue:
+            return f"tissue found, but nothing of it is left by {seen.regions}"
         return f"no tissue found ({' and '.join(_segmenters(config))})"
-    return f"tissue found, but no tile has {config.min_tissue:.0%} of it (tile.min_tissue)"
+    left = f" that is left by {seen.regions}" if seen.regions else ""
+    return f"tissue found, but no tile has {config.min_tissue:.0%} of it{left} (tile.min_tissue)"
 
 
 def _two(values: list[float]) -> tuple[float, float]:

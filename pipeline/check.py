@@ -48,7 +48,7 @@ class Finding:
     mpp_x: float | None = None
     mpp_y: float | None = None
     mpp_source: str = ""
-    tissue_fraction: float = 0.0
+    tissue_fraction: float | None = None  # None: it was never looked for
     tiles: int = 0
     tiles_per_s: float = 0.0
     quickhash: str = ""
@@ -72,7 +72,7 @@ def check(source: Path, config: Config, out: Path, labels: Path | None = None) -
         if p in listing.what or p.suffix.lower() not in _HARMLESS
     ]
     findings, cohort_problems = _compare(findings, labels)
-    findings.sort(key=lambda f: (f.tissue_fraction, f.slide))
+    findings.sort(key=lambda f: (-1.0 if f.tissue_fraction is None else f.tissue_fraction, f.slide))
     workers = config.cluster.workers or os.cpu_count() or 1
     summary = [*_summary(findings, workers, seconds), *cohort_problems]
     out.mkdir(parents=True, exist_ok=True)
@@ -267,8 +267,8 @@ def _show(findings: list[Finding], summary: list[str], out: Path) -> None:
         if f.mpp_y not in (None, f.mpp_x):
             mpp += f" x {f.mpp_y:.4g}"
         size = f"{f.width} x {f.height}" if f.width else ""
-        row = (f.slide, f.state, f.vendor, size, str(f.levels or ""), mpp, f.mpp_source, f"{f.tissue_fraction:.1%}",
-               str(f.tiles))  # fmt: skip
+        tissue, tiles = ("", "") if f.tissue_fraction is None else (f"{f.tissue_fraction:.1%}", str(f.tiles))
+        row = (f.slide, f.state, f.vendor, size, str(f.levels or ""), mpp, f.mpp_source, tissue, tiles)
         table.add_row(*(Text(cell) for cell in row), style="yellow" if f.problems else "")
     Console(highlight=False, width=None if console.out.is_terminal else 160).print(table)  # a file has no width
     for heading, kind in (("needs a person", "problems"), ("to be known", "warnings")):

@@ -41,7 +41,7 @@ def _card(f: Finding) -> str:
     if f.width:  # it was opened
         mpp = "mpp unknown" if f.mpp_x is None else f"{f.mpp_x:.4g} µm/px ({f.mpp_source})"
         facts += [f.vendor, f"{f.width} × {f.height} px", mpp]
-    if f.thumbnail:  # and its tissue looked for
+    if f.tissue_fraction is not None:  # and its tissue looked for
         facts += [f"{f.tissue_fraction:.1%} tissue", f"{f.tiles} tiles"]
     why = "".join(f'<div class="why">{escape(p)}</div>' for p in f.problems)
     notes = "".join(f'<div class="note">{escape(w)}</div>' for w in f.warnings)

@@ -8,7 +8,6 @@ encoded again. It knows no model: what a model cannot tell (class evidence) is l
 from __future__ import annotations
 
 import json
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -210,20 +209,13 @@ def write_tiff(
 
 
 def geojson(every: list[Layer], coords_l0: np.ndarray, tiles: dict[str, Any], slide: str) -> str:
-    """The tiles as QuPath tile objects in level-0 px, their scores as measurements."""
-    w, h = tiles["tile_l0"]
+    """The tiles as QuPath tile objects, as `pipeline qupath` writes them, their scores as measurements."""
+    from extract.geojson import dumps, tile_features
+
     ranks = heatmap.scaled(every[0].scores, "percentile").values
-    features = []
-    for i, (x, y) in enumerate(coords_l0.tolist()):
-        ring = [[x, y], [x + w, y], [x + w, y + h], [x, y + h], [x, y]]
-        measured = {layer.name: float(layer.scores[i]) for layer in every}
-        measured[f"{every[0].name} percentile"] = 100 * float(ranks[i])
-        features.append({
-            "type": "Feature", "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{slide}/{x}/{y}")),
-            "geometry": {"type": "Polygon", "coordinates": [ring]},
-            "properties": {"objectType": "tile", "name": f"tile {i}", "measurements": measured},
-        })
-    return json.dumps({"type": "FeatureCollection", "features": features}) + "\n"
+    measured = {layer.name: layer.scores for layer in every} | {f"{every[0].name} percentile": 100.0 * ranks}
+    origin = tuple(tiles.get("bounds_l0", (0, 0))[:2])
+    return dumps(tile_features(coords_l0, tuple(tiles["tile_l0"]), measured, origin, slide))
 
 
 def contact_sheet(slide: Any, layer: Layer, coords_l0: np.ndarray, tiles: dict[str, Any], k: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from typing import Any
 
 from extract.identity import identity, same, stamp
 from pipeline import store
+from pipeline.listing import SlideEntry
 
 NAME = ".slide-identities"
 _SETTLED_NS = 10_000_000_000  # file systems tick every 10 ms to 2 s; the rest is for clocks of servers that go wrong
@@ -117,3 +118,20 @@ class Identities:
 
 def _check(text: bytes) -> bytes:
     return f"{zlib.crc32(text):08x}".encode()
+
+
+def inputs_of(slide: SlideEntry, regions_frame: str) -> dict[str, Any]:
+    """What a slide's tiles depend on besides settings and content, at the cost of a `stat`: for `Item.inputs`."""
+    try:
+        size = slide.path.stat().st_size
+    except (OSError, ValueError):
+        size = None  # a dangling link, a file that is gone, a name that none can have: `make` says so
+    inputs: dict[str, Any] = {"bytes": size, "mpp": slide.mpp}
+    if slide.regions is not None:
+        try:
+            inputs["regions"] = store.sha256(slide.regions)
+        except (OSError, ValueError):
+            inputs["regions"] = "missing"  # or not to be read, which `make` says
+        if regions_frame != "auto":  # as before there was a choice
+            inputs["regions_frame"] = regions_frame
+    return inputs

@@ -19,7 +19,7 @@ COLUMNS = {
     "split": "train, val or test",
     "fold": "number of the test fold",
     "site": "where the slide comes from",
-    "regions": "QuPath GeoJSON of regions to include or exclude",
+    "regions": "file of drawn regions: QuPath GeoJSON, ASAP or ImageScope XML",
 }
 
 

@@ -16,7 +16,7 @@ from pipeline.cohort import CohortError, read_cohort
 
 def export(work: store.Work, out: Path | None, tiles: bool = True) -> int:
     """Write every tiled slide's file; 1 if a slide of the cohort has no tiles yet. Raises CohortError."""
-    from extract.regions import dumps, tile_features, tissue_features
+    from extract.geojson import dumps, tile_features, tissue_features
     from extract.tiling import ARTEFACTS, unpack_mask
 
     folder = out or work.root / "qupath"
@@ -31,11 +31,11 @@ def export(work: store.Work, out: Path | None, tiles: bool = True) -> int:
         bounds = tuple(attrs["bounds_l0"])
         per_px = tuple(m / s for m, s in zip(attrs["mask_mpp"], attrs["slide_mpp"], strict=True))
         mask = unpack_mask(store.read_array(path, "mask"), attrs["mask_px"][0])
-        features = tissue_features(mask, bounds, per_px)
+        features = tissue_features(mask, per_px)
         if tiles:
             numbers = {n: np.asarray(store.read_array(path, n)) for n in ("tissue", *ARTEFACTS)}
             coords = np.asarray(store.read_array(path, "coords"))
-            features += tile_features(coords, tuple(attrs["tile_l0"]), numbers, bounds[:2])
+            features += tile_features(coords, tuple(attrs["tile_l0"]), numbers, bounds[:2], slide.id, "Tile")
         store.write_atomic(folder / f"{slide.id}.geojson", dumps(features), folder)
         written += 1
     if not written:

@@ -23,7 +23,7 @@ from configs.schema import Config, TileConfig, fingerprint_fields, marked
 from mil.splits import Fold
 from pipeline import kept_chunks, provenance, store
 from pipeline.cases import Dataset, digest_of, own_settings
-from pipeline.identities import Identities
+from pipeline.identities import Identities, inputs_of
 from pipeline.listing import SlideEntry
 from pipeline.runner import make_one, open_claims
 from pipeline.stage import Item, Made, Stage, State, Stopped
@@ -55,11 +55,13 @@ class Tile(Stage):
         return self.work.tiles
 
     def items(self) -> list[Item]:
-        return [Item(s.id, self.work.tile_store(s.id), self._inputs(s), s) for s in self.slides]
+        frame = self.config.tile.regions_frame
+        return [Item(s.id, self.work.tile_store(s.id), inputs_of(s, frame), s) for s in self.slides]
 
     def settings(self) -> dict[str, Any]:
         fields = fingerprint_fields(self.config.tile)
         fields.pop("overlay")  # a picture beside the output changes none of its bytes
+        fields.pop("regions_frame")  # of slides with regions only: see `inputs_of`
         fields["segmenter_params"] = self._segmenter_params
         return flat("tile", fields)
 
@@ -128,16 +130,6 @@ class Tile(Stage):
         writer = store.StoreWriter(out, attrs)
         for name, array in arrays.items():
             writer.write(name, array)
-
-    def _inputs(self, slide: SlideEntry) -> dict[str, Any]:
-        try:
-            size = slide.path.stat().st_size
-        except OSError:
-            size = None  # a dangling link or a file that is gone: `make` says so
-        inputs: dict[str, Any] = {"bytes": size, "mpp": slide.mpp}
-        if slide.regions is not None:
-            inputs["regions"] = store.sha256(slide.regions) if slide.regions.is_file() else "missing"
-        return inputs
 
 
 @dataclass

@@ -32,6 +32,7 @@ from pipeline.owner import machine as machine
 from pipeline.owner import owner as owner
 
 FORMAT = 1  # raise when the meaning of a stored array or attribute changes
+NUMBERS = 2  # how `metrics.json` counts: 2 takes pairs inside trainings, and decisions by the frozen thresholds
 SEAL = "manifest.json"  # carries the fingerprint of outputs that are not Zarr stores
 
 

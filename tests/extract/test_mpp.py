@@ -34,6 +34,20 @@ def test_each_source_alone(properties: dict[str, str], mpp: tuple[float, float],
     assert found.source.startswith(source)
 
 
+@pytest.mark.parametrize(
+    ("unit", "px_per_unit", "mpp"),
+    [("micron", "2", 0.5), ("\\u00B5m", "4", 0.25), ("µm", "4", 0.25), ("um", "4", 0.25), ("microns", "2", 0.5),
+     ("nm", "0.002", 0.5), ("mm", "4000", 0.25), ("cm", "20000", 0.5), ("inch", "50800", 0.5), ("pixel", "1", None),
+     ("", "2", None)],
+)  # fmt: skip
+def test_the_unit_that_imagej_means(unit: str, px_per_unit: str, mpp: float | None) -> None:
+    """It writes px per its own unit into the tags, whose unit it leaves at none or, by other writers' default, inch."""
+    said = f"ImageJ=1.54f\nimages=1\nunit={unit}\nloop=false\n"
+    for tag in ("none", "inch"):
+        found = resolve({"tiff.ImageDescription": said, "tiff.ResolutionUnit": tag, "tiff.XResolution": px_per_unit}, DEFAULT)
+        assert found.mpp == (None if mpp is None else pytest.approx((mpp, mpp)))
+
+
 def test_the_order_of_the_chain() -> None:
     everything: dict[str, str] = {}
     for properties, _, _ in SOURCES:

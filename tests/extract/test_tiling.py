@@ -283,3 +283,62 @@ def test_saved_images_follow_a_later_threshold(inked: Path, tmp_path: Path) -> N
     assert 0 < len(fewer) < len(first)
     assert fewer < first
     assert run(1.0, tmp_path / "b.zarr", tmp_path / "c.zarr") == first, "those that came back are read again"
+
+
+def drawn(path: Path, name: str, x: int, y: int, edge: int) -> Path:
+    ring = [[x, y], [x + edge, y], [x + edge, y + edge], [x, y + edge], [x, y]]
+    one = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]},
+           "properties": {"classification": {"name": name}}}  # fmt: skip
+    path.write_text(json.dumps(one))
+    return path
+
+
+def test_where_regions_leave_nothing_the_reason_names_them(svs: Path, tmp_path: Path) -> None:
+    """Tissue was found: "no tissue found" would send people to the segmenter's settings."""
+    file = tmp_path / "r.geojson"
+    for name, x, edge, what in (("Tumor", 90_000, 500, "1 confine"), ("Exclude", 0, 3000, "1 cut out")):
+        empty = tile_slide(svs, SMALL, regions=drawn(file, name, x, x, edge)).empty
+        assert empty is not None
+        assert empty.startswith("tissue found, but nothing of it is left by the regions of r.geojson")
+        assert what in empty
+    empty = tile_slide(svs, SMALL, regions=drawn(file, "Tumor", 1000, 700, 20)).empty
+    assert empty is not None
+    assert "no tile has 30% of it that is left by the regions of r.geojson" in empty
+    white = write_svs(tmp_path / "white.svs", np.full((1024, 1024, 3), 243, np.uint8))
+    assert tile_slide(white, SMALL, regions=file).empty == "no tissue found (stain and otsu)"
+
+
+def test_regions_count_from_the_bounds_or_from_level_0(
+    svs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from extract import slide as slides
+
+    x, y = 300, 220
+    keys = dict(zip(("x", "y", "width", "height"), (x, y, 1400, 1100), strict=True))
+    opened = slides._open_source
+
+    def bounded(path: Path) -> slides.Source:
+        source = opened(path)
+        source.properties = {**source.properties, **{f"openslide.bounds-{k}": str(v) for k, v in keys.items()}}
+        return source
+
+    monkeypatch.setattr(slides, "_open_source", bounded)
+    full = SMALL.model_copy(update={"regions_frame": "full"})
+    by_bounds = tile_slide(svs, SMALL, regions=drawn(tmp_path / "b.geojson", "Tumor", 512, 256, 512))
+    of_level_0 = drawn(tmp_path / "l.geojson", "Tumor", 512 + x, 256 + y, 512)
+    by_level_0 = tile_slide(svs, full, regions=of_level_0)
+    assert len(by_bounds.arrays["coords"]) == 64
+    assert np.array_equal(by_bounds.arrays["coords"], by_level_0.arrays["coords"])
+    assert any("(300, 220)" in note for note in by_bounds.notes)
+    corners = "".join(
+        f'<Vertex X="{512 + x + dx}" Y="{256 + y + dy}"/>' for dx, dy in ((0, 0), (512, 0), (512, 512), (0, 512))
+    )
+    (tmp_path / "r.xml").write_text(
+        f"<Annotations><Annotation><Regions><Region><Vertices>{corners}</Vertices></Region></Regions></Annotation>"
+        "</Annotations>"
+    )
+    xml = tile_slide(svs, SMALL, regions=tmp_path / "r.xml")
+    assert np.array_equal(by_bounds.arrays["coords"], xml.arrays["coords"]), "ImageScope counts from level 0"
+    lost = tile_slide(svs, SMALL, regions=drawn(tmp_path / "o.geojson", "Tumor", 1350, 1050, 40)).empty
+    assert lost is not None
+    assert "the corner of the scanned bounds, here (300, 220) of level 0" in lost

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.check_html import page
@@ -88,3 +89,21 @@ def test_a_name_cannot_inject_html() -> None:
     assert "<script" not in text
     assert "&lt;script&gt;" in text
     assert "<i>" not in text
+
+
+def test_what_was_never_measured_has_no_number(tmp_path: Path, cli: Cli) -> None:
+    """An unreadable slide has no 0.0 % of tissue; an empty one has."""
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    write_svs(folder / "white.svs", np.full((600, 600, 3), 250, np.uint8))
+    write_svs(folder / "nompp.svs", tissue_rgb(600, 600), mpp=None)
+    (folder / "broken.svs").write_bytes((folder / "nompp.svs").read_bytes()[:5000])
+    (folder / "film.vsi").write_bytes(b"x")
+    _, said = cli("check", folder, "--out", tmp_path / "c", "--workers", 1)
+    found = rows(tmp_path / "c")
+    assert {name: row["tissue_fraction"] for name, row in found.items()} == {
+        "white.svs": "0.0", "nompp.svs": "", "broken.svs": "", "film.vsi": ""
+    }  # fmt: skip
+    html = (tmp_path / "c" / "check.html").read_text()
+    for text in (said, html):
+        assert text.count("0.0%") == 1

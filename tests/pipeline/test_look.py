@@ -139,6 +139,16 @@ def test_golden_a_planted_tile_is_red_where_the_slide_is_black(
     assert abs((ys.max() + 1) * down - y0 - tile) <= near
 
 
+def test_tiles_for_qupath_count_from_the_scanned_bounds() -> None:
+    """As QuPath does, as `pipeline qupath` writes and as `regions` are read."""
+    coords = np.array([[2501, 1727], [2725, 1727]])
+    tiles = {"tile_l0": [224.0, 224.0], "bounds_l0": [2501, 1503, 5000, 4000]}
+    layer = explain.Layer("attention", np.array([0.25, 0.75]))
+    features = json.loads(explain.geojson([layer], coords, tiles, "b0.scn"))["features"]
+    assert [f["geometry"]["coordinates"][0][0] for f in features] == [[0, 224], [224, 224]]
+    assert features[0]["properties"]["measurements"] == {"attention": 0.25, "attention percentile": 0.0}
+
+
 def test_a_model_without_class_evidence_still_has_its_attention() -> None:
     task = {"kind": "classification", "classes": ["a", "b"]}
     found = explain.layers({"attention": np.ones(3)}, task, "all")
