@@ -22,6 +22,10 @@ class UnreadableSlide(SlideError):
     """The file cannot be opened or decoded as a slide."""
 
 
+class SeveralPlanes(UnreadableSlide):
+    """The file is sound, but no single RGB picture: channels, focal planes or time points."""
+
+
 class MissingMpp(SlideError):
     """The slide opens, but nothing tells its µm per pixel."""
 

@@ -1,7 +1,7 @@
 """Is a file one RGB picture? The channels, focal planes and time points in it, told before a reader shows the first.
 
 In: the path of a TIFF or CZI, or the properties of a slide that OpenSlide opened. Out: for one picture nothing; the
-pages to put together where red, green and blue are stored each for itself; UnreadableSlide, naming what there is, for
+pages to put together where red, green and blue are stored each for itself; SeveralPlanes, naming what there is, for
 all else (fluorescence, other channels, Z-stacks, time series). Reads directories and metadata, decodes nothing.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from extract import UnreadableSlide
+from extract import SeveralPlanes, UnreadableSlide
 from extract.formats import suffix
 from extract.tiffcheck import entries, header, text, values
 
@@ -72,7 +72,7 @@ class Layout:
 
 
 def examine(path: Path, vendor: str | None) -> Layout:
-    """The layout of what is one RGB picture. vendor: OpenSlide's, None if it does not know the file. UnreadableSlide:
+    """The layout of what is one RGB picture. vendor: OpenSlide's, None if it does not know the file. SeveralPlanes:
     it is several planes, which the message names. Formats whose planes OpenSlide tells as properties are judged by
     `of_properties`."""
     if vendor == "zeiss" or suffix(path) == ".czi":
@@ -170,12 +170,14 @@ def _of_pages(path: Path, same: Sequence[_Page]) -> tuple[int, ...]:
 def _of_samples(path: Path, page: _Page) -> tuple[int, ...]:
     """A page of several samples that calls itself grey: channels, of which a reader would show the first."""
     if page.photometric in _PLAIN_GREY and page.samples > 2:  # two are grey and its alpha
-        raise _refusal(path, [f"{page.samples} channels in one page, which does not say that they are RGB"])
+        raise UnreadableSlide(
+            f"{path.name}: {page.samples} channels in one page, which does not say that they are RGB; {_ONE_PICTURE}"
+        )
     return ()
 
 
 def of_properties(name: str, properties: Mapping[str, str]) -> None:
-    """Raises UnreadableSlide if an opened slide counts several planes. name: of its file."""
+    """Raises SeveralPlanes if an opened slide counts several planes. name: of its file."""
     parts = [f"{n} {what}" for key, what in _COUNTS.items() if (n := _count(properties.get(key))) > 1]
     layers = {k: v for k, v in properties.items() if k.startswith("mirax.HIERARCHICAL.HIER_")}
     for key, what in layers.items():
@@ -186,11 +188,11 @@ def of_properties(name: str, properties: Mapping[str, str]) -> None:
         filters = dict.fromkeys(v for k, v in sorted(properties.items()) if k.endswith("SECTION.FILTER_NAME"))
         parts.append(f"fluorescence channels ({', '.join(filters)})")
     if parts:
-        raise UnreadableSlide(f"{name} holds {' and '.join(parts)}, where {_ONE_PICTURE}")
+        raise SeveralPlanes(f"{name} holds {' and '.join(parts)}, where {_ONE_PICTURE}")
 
 
 def _of_ndpi(path: Path) -> None:
-    """Raises UnreadableSlide for a Z-stack of Hamamatsu's, of which OpenSlide would show the plane in the middle."""
+    """Raises SeveralPlanes for a Z-stack of Hamamatsu's, of which OpenSlide would show the plane in the middle."""
     import tifffile  # NDPI keeps 64-bit offsets in 32-bit fields, which it knows how to follow
 
     try:
@@ -204,7 +206,7 @@ def _of_ndpi(path: Path) -> None:
 
 
 def _of_czi(path: Path) -> None:
-    """Raises UnreadableSlide for a CZI of several channels, focal planes or time points."""
+    """Raises SeveralPlanes for a CZI of several channels, focal planes or time points."""
     with open(path, "rb") as file:
         head = file.read(100)
         if not head.startswith(b"ZISRAWFILE") or len(head) < 100:
@@ -231,8 +233,8 @@ def _of_czi(path: Path) -> None:
         raise _refusal(path, parts)
 
 
-def _refusal(path: Path, parts: Sequence[str], more: str = "") -> UnreadableSlide:
-    return UnreadableSlide(f"{path.name} holds {' and '.join(parts)}{more}, where {_ONE_PICTURE}")
+def _refusal(path: Path, parts: Sequence[str], more: str = "") -> SeveralPlanes:
+    return SeveralPlanes(f"{path.name} holds {' and '.join(parts)}{more}, where {_ONE_PICTURE}")
 
 
 # ---------------------------------------------------------------------------------------------- small readers
@@ -303,7 +305,7 @@ def _count(said: str | None, default: int = 1) -> int:
 def _pages(file: BinaryIO) -> list[_Page]:
     order, big, at = header(file)
     seen: set[int] = set()
-    found = []
+    found: list[_Page] = []
     while at and at not in seen and len(seen) < _MOST_PAGES:
         seen.add(at)
         tags, at = entries(file, at, order, big)

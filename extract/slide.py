@@ -277,7 +277,8 @@ def _of_file(path: Path, name: str) -> Source:
     except openslide.OpenSlideError as error:
         if "nsupported TIFF" in str(error) and vendor in ("generic-tiff", "aperio"):
             return FlatImage(path)  # a compression that only the library of codecs knows: JPEG 2000, WebP, JPEG XL ...
-        raise UnreadableSlide(f"{name}: OpenSlide recognises it but cannot open it: {error}") from error
+        hint = "; convert it to OME-TIFF, in QuPath for example" if vendor in ("zeiss", "dicom") else ""
+        raise UnreadableSlide(f"{name}: OpenSlide recognises it but cannot open it: {error}{hint}") from error
     channels.of_properties(name, source.properties)
     return with_sub_levels(source, path) if vendor == "generic-tiff" and layout.has_sub_levels else source
 

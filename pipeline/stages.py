@@ -206,7 +206,7 @@ class Extract(Stage):
                 kept_chunks.keep(partial, first, chunk)
         writer.write("coords", job.coords_l0, config.chunk_rows)
         stats = extractor.stats
-        notes = (f"read through OpenSlide: {stats.note}",) if stats.note and config.reader == "auto" else ()
+        notes = (f"not read directly: {stats.note}",) if stats.note and config.reader == "auto" else ()
         return Made(notes=notes, numbers={"tiles": len(job.coords_l0), **stats.numbers()})
 
     def close(self) -> None:

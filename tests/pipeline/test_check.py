@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.check_html import page
+from tests.extract.omes import RGB_NAMES, write_ome
 from tests.extract.slides import tissue_rgb, write_svs
 
 Cli = Callable[..., tuple[int, str]]
@@ -107,3 +108,17 @@ def test_what_was_never_measured_has_no_number(tmp_path: Path, cli: Cli) -> None
     html = (tmp_path / "c" / "check.html").read_text()
     for text in (said, html):
         assert text.count("0.0%") == 1
+
+
+def test_a_sound_file_of_several_planes_is_not_called_unreadable(tmp_path: Path, cli: Cli) -> None:
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    planes = [np.ascontiguousarray(tissue_rgb(512, 512)[..., c]) for c in range(3)]
+    write_ome(folder / "if.ome.tif", planes, {"SizeC": 3}, [{"Name": n} for n in ("DAPI", "CD3", "CD8")])
+    write_ome(folder / "he.ome.tif", planes, {"SizeC": 3}, RGB_NAMES, levels=2)
+    code, said = cli("check", folder, "--out", tmp_path / "c", "--set", "tile.tile_px=128", "--workers", 1)
+    assert code == 1
+    assert "3 fluorescence channels (DAPI, CD3, CD8)" in " ".join(said.split())
+    found = rows(tmp_path / "c")
+    assert found["if.ome.tif"]["state"] == "unfit"
+    assert (found["he.ome.tif"]["state"], found["he.ome.tif"]["levels"]) == ("ok", "2")
