@@ -1,30 +1,19 @@
-"""How good predictions are: point values, bootstrap intervals by patient, paired comparison of two models.
+"""How good the predictions of one model are: point values, operating points, the temperature.
 
-In: NumPy arrays of targets and predictions, one row per patient. Out: plain floats. Classification goes through
-scikit-learn, survival through lifelines. Knows no model, no file. A metric that the cases at hand do not define (one
-class only, no event) is NaN, never a made-up number.
+In: NumPy arrays of targets and predictions, one row per patient, all of one model. Out: plain floats. Knows no file.
+The estimators themselves are in `estimators.py`, the bootstrap in `resampling.py`. A metric that the cases at hand do
+not define (one class only, no event) is NaN, never a made-up number.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from mil import estimators
+
 Metrics = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A point estimate and its bootstrap interval; `n` is the number of bootstrap samples that defined the metric."""
-
-    value: float
-    low: float
-    high: float
-    n: int
 
 
 def auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -32,80 +21,57 @@ def auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
     labels: int (n,). probabilities: float (n, C).
     """
-    from sklearn.metrics import roc_auc_score
-
-    n_classes = probabilities.shape[1]
-    if len(np.unique(labels)) < n_classes:
-        return float("nan")
-    if n_classes == 2:
-        return float(roc_auc_score(labels, probabilities[:, 1]))
-    each = [roc_auc_score(labels == c, probabilities[:, c]) for c in range(n_classes)]
+    w = np.ones((1, len(labels)))
+    each = [estimators.ratio(estimators.auc_pairs(labels == c, probabilities[:, c], w)) for c in _ranked(probabilities)]
     return float(np.mean(each))
 
 
 def auprc(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Average precision: of the last class for two classes, macro one-vs-rest for more; NaN if a class lacks."""
-    from sklearn.metrics import average_precision_score
-
-    n_classes = probabilities.shape[1]
-    if len(np.unique(labels)) < n_classes:
-        return float("nan")
-    classes = [1] if n_classes == 2 else range(n_classes)
-    return float(np.mean([average_precision_score(labels == c, probabilities[:, c]) for c in classes]))
+    w = np.ones((1, len(labels)))
+    each = [estimators.average_precision(labels == c, probabilities[:, c], w) for c in _ranked(probabilities)]
+    return float(np.mean(each))
 
 
 def ece(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> float:
     """Expected calibration error (Guo et al. 2017): mean |accuracy - confidence| over equal-width confidence bins."""
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = sum(abs(right[which == b].sum() - confidence[which == b].sum()) for b in np.unique(which))
-    return float(gap / len(labels))
+    return float(estimators.ece(labels, probabilities, np.ones((1, len(labels))), bins)[0])
 
 
 def brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Brier score: mean squared distance to the one-hot truth, halved for two classes so that it is the usual one."""
-    truth = np.eye(probabilities.shape[1])[labels]
-    scale = 0.5 if probabilities.shape[1] == 2 else 1.0
-    return float(scale * ((probabilities - truth) ** 2).sum(axis=1).mean())
+    return float(estimators.brier(labels, probabilities, np.ones((1, len(labels))))[0])
 
 
-def classification(labels: np.ndarray, probabilities: np.ndarray, threshold: float | None = None) -> Metrics:
+def call(probabilities: np.ndarray, threshold: float | None = None) -> np.ndarray:
+    """int (n,) class that is called: for two classes and a threshold the last one where its probability is at least
+    that, else the most probable one."""
+    if threshold is not None and probabilities.shape[1] == 2:
+        return (probabilities[:, 1] >= threshold).astype(np.int64)
+    return probabilities.argmax(axis=1)
+
+
+def classification(
+    labels: np.ndarray, probabilities: np.ndarray, threshold: float | None = None, called: np.ndarray | None = None
+) -> Metrics:
     """All classification metrics. labels: int (n,); probabilities: float (n, C), rows sum to one.
 
-    threshold: for two classes, predict the last class where its probability is at least this; None takes the most
-    probable class. A class with no case is left out of balanced accuracy.
+    Balanced accuracy, F1, accuracy and kappa are those of `called`, int (n,), -1 for who was left undecided and counts
+    in none of them; None: as `call` calls them. A class with no case is left out of balanced accuracy.
     """
-    from sklearn.metrics import cohen_kappa_score, f1_score
-
-    n_classes = probabilities.shape[1]
-    if threshold is not None and n_classes == 2:
-        predicted = (probabilities[:, 1] >= threshold).astype(int)
-    else:
-        predicted = probabilities.argmax(axis=1)
-    recalls = [float((predicted[labels == c] == c).mean()) for c in np.unique(labels)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # kappa of one class is 0/0, which is NaN here as documented
-        kappa = float(cohen_kappa_score(labels, predicted, labels=list(range(n_classes))))
+    if called is None:
+        called = call(probabilities, threshold)
+    counts = estimators.confusion(labels, called, probabilities.shape[1], np.ones((1, len(labels))))
+    decided = {name: float(v[0]) for name, v in estimators.of_confusion(counts).items()}
     return {
-        "auc": auc(labels, probabilities),
-        "auprc": auprc(labels, probabilities),
-        "balanced_accuracy": float(np.mean(recalls)),
-        "f1": float(f1_score(labels, predicted, average="macro", labels=list(range(n_classes)), zero_division=0)),
-        "accuracy": float((predicted == labels).mean()),
-        "kappa": kappa,
-        "brier": brier(labels, probabilities),
-        "ece": ece(labels, probabilities),
+        "auc": auc(labels, probabilities), "auprc": auprc(labels, probabilities), **decided,
+        "brier": brier(labels, probabilities), "ece": ece(labels, probabilities),
     }
 
 
 def c_index(time: np.ndarray, event: np.ndarray, risk: np.ndarray) -> float:
     """Harrell's concordance of risk (larger = earlier event) with time; NaN when no pair is comparable."""
-    from lifelines.utils import concordance_index
-
-    try:
-        return float(concordance_index(time, -np.asarray(risk, dtype=np.float64), event))
-    except ZeroDivisionError:
-        return float("nan")
+    return float(estimators.ratio(estimators.concordance_pairs(time, event, risk, np.ones((1, len(time)))))[0])
 
 
 def time_auc(time: np.ndarray, event: np.ndarray, risk: np.ndarray, at: float) -> float:
@@ -114,18 +80,7 @@ def time_auc(time: np.ndarray, event: np.ndarray, risk: np.ndarray, at: float) -
     Cases are weighted by the inverse Kaplan–Meier probability of not being censored before their event. NaN without
     a case or a control.
     """
-    from lifelines import KaplanMeierFitter
-
-    case, control = (event.astype(bool)) & (time <= at), time > at
-    if not case.any() or not control.any():
-        return float("nan")
-    censoring = KaplanMeierFitter().fit(time, 1 - event.astype(int))
-    # Just before the event: the probability of still being under observation then.
-    kept = censoring.survival_function_at_times(np.nextafter(time[case], 0)).to_numpy()
-    weight = 1.0 / np.clip(kept, 1e-3, None)
-    higher = risk[case][:, None] > risk[control][None, :]
-    equal = risk[case][:, None] == risk[control][None, :]
-    return float((weight[:, None] * (higher + 0.5 * equal)).sum() / (weight.sum() * control.sum()))
+    return float(estimators.ratio(estimators.time_auc_pairs(time, event, risk, at, np.ones((1, len(time)))))[0])
 
 
 def survival(time: np.ndarray, event: np.ndarray, risk: np.ndarray, horizons: Sequence[float] = ()) -> Metrics:
@@ -137,21 +92,29 @@ def survival(time: np.ndarray, event: np.ndarray, risk: np.ndarray, horizons: Se
 
 
 def kaplan_meier(time: np.ndarray, event: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Step times and survival probabilities of the Kaplan–Meier estimate, starting at (0, 1)."""
-    from lifelines import KaplanMeierFitter
+    """Step times and survival probabilities of the Kaplan–Meier estimate, starting at time 0."""
+    times, alive = estimators.survival_steps(time.astype(np.float64), event, np.ones((1, len(time))))
+    if times[0] > 0:
+        return np.concatenate([[0.0], times]), np.concatenate([[1.0], alive[0]])
+    return times, alive[0]
 
-    curve = KaplanMeierFitter().fit(time, event).survival_function_
-    return curve.index.to_numpy(dtype=np.float64), curve.iloc[:, 0].to_numpy(dtype=np.float64)
 
-
-def log_rank(time: np.ndarray, event: np.ndarray, high: np.ndarray) -> float:
-    """p value of the log-rank test between high-risk (True) and low-risk patients; NaN if a group is empty."""
-    from lifelines.statistics import logrank_test
+def log_rank(time: np.ndarray, event: np.ndarray, high: np.ndarray, strata: np.ndarray | None = None) -> float:
+    """p value of the log-rank test (Mantel 1966) between high-risk (True) and low-risk patients; NaN if a group is
+    empty or nothing is seen in it. strata: (n,), patients are compared with those of their own stratum only."""
+    from scipy.special import chdtrc
 
     high = high.astype(bool)
-    if high.all() or not high.any():
-        return float("nan")
-    return float(logrank_test(time[high], time[~high], event[high], event[~high]).p_value)
+    strata = np.zeros(len(time)) if strata is None else strata
+    excess = variance = 0.0
+    for stratum in np.unique(strata):
+        t, e, h = (v[strata == stratum] for v in (time, event.astype(bool), high))
+        for at in np.unique(t[e]):
+            there, died = t >= at, (t == at) & e
+            n, d, n_high = there.sum(), died.sum(), (there & h).sum()
+            excess += (died & h).sum() - d * n_high / n
+            variance += d * (n_high / n) * (1 - n_high / n) * (n - d) / (n - 1) if n > 1 else 0.0
+    return float(chdtrc(1, excess**2 / variance)) if variance > 0 else float("nan")
 
 
 def youden(labels: np.ndarray, probability: np.ndarray) -> float:
@@ -202,52 +165,6 @@ def temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(np.exp(found.x))
 
 
-def bootstrap(
-    metric: Callable[[np.ndarray], Metrics], n_patients: int, samples: int, confidence: float, seed: int = 0,
-    strata: np.ndarray | None = None,
-) -> dict[str, Interval]:
-    """Percentile intervals of every value of `metric` over patients drawn with replacement.
-
-    metric: row indices -> values; it is called with all rows first for the point estimate. strata: int (n,); draws
-    keep the number of patients of each stratum (of each fold, say). samples 0 gives NaN intervals.
-    """
-    point = metric(np.arange(n_patients))
-    rng = np.random.default_rng(seed)
-    draws: dict[str, list[float]] = {name: [] for name in point}
-    for _ in range(samples):
-        for name, value in metric(_resample(rng, n_patients, strata)).items():
-            if np.isfinite(value):
-                draws[name].append(value)
-    return {name: _interval(value, draws[name], confidence) for name, value in point.items()}
-
-
-def paired(
-    metric: Callable[[np.ndarray, int], float], n_patients: int, samples: int, confidence: float, seed: int = 0,
-) -> dict[str, Any]:
-    """Difference of one metric between model 1 and model 0 on the same resampled patients.
-
-    metric: (row indices, which model) -> value. Returns the difference with its interval, the two-sided bootstrap p
-    value, and the verdict: better, worse or no difference (the interval holds 0).
-    """
-    rows = np.arange(n_patients)
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(samples):
-        drawn = _resample(rng, n_patients, None)
-        difference = metric(drawn, 1) - metric(drawn, 0)
-        if np.isfinite(difference):
-            draws.append(difference)
-    found = _interval(metric(rows, 1) - metric(rows, 0), draws, confidence)
-    verdict = "no difference"
-    if draws and found.low > 0:
-        verdict = "better"
-    elif draws and found.high < 0:
-        verdict = "worse"
-    tail = min(np.mean(np.array(draws) <= 0), np.mean(np.array(draws) >= 0)) if draws else float("nan")
-    p_value = min(1.0, 2 * max(float(tail), 1 / (len(draws) + 1))) if draws else float("nan")
-    return {"difference": found, "p": p_value, "verdict": verdict}
-
-
 def over_folds(per_fold: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float, int]]:
     """Mean, standard deviation (n - 1) and number of the defined values of each metric over folds or seeds."""
     found: dict[str, tuple[float, float, int]] = {}
@@ -258,16 +175,7 @@ def over_folds(per_fold: Sequence[Mapping[str, float]]) -> dict[str, tuple[float
     return found
 
 
-def _resample(rng: np.random.Generator, n: int, strata: np.ndarray | None) -> np.ndarray:
-    if strata is None:
-        return rng.integers(n, size=n)
-    groups = [np.flatnonzero(strata == s) for s in np.unique(strata)]
-    return np.concatenate([g[rng.integers(len(g), size=len(g))] for g in groups])
-
-
-def _interval(value: float, draws: Sequence[float], confidence: float) -> Interval:
-    if not draws:
-        return Interval(value, float("nan"), float("nan"), 0)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Interval(value, float(low), float(high), len(draws))
+def _ranked(probabilities: np.ndarray) -> Sequence[int]:
+    """The classes whose ranking counts: the last of two, each of several."""
+    n_classes = probabilities.shape[1]
+    return [1] if n_classes == 2 else range(n_classes)

@@ -2,8 +2,8 @@
 
 In: features, labels and the settings `train` and `benchmark`. Out: one ordinary run per model (so a killed benchmark
 goes on where it stopped, and each run can be looked at, compared and scored by itself), and beside them the table as
-`<name>.md` and `<name>.csv`: mean ± sd over folds and seeds, all patients with interval, and for a model that was
-taught by a plain one the paired difference to it. Knows no model.
+`<name>.md` and `<name>.csv`: mean ± sd over folds and seeds, the value inside trainings with interval, for a model that
+was taught by a plain one the paired difference to it, and what was chosen how often. Knows no model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.table import Table
 from configs import load, lookup
 from configs.load import ConfigError
 from configs.schema import Config, TrainConfig
-from pipeline import cases, compare, console, runs, scoring, store, training, verbs
+from pipeline import cases, choices, compare, console, estimand, numbers, runs, scoring, store, training, verbs
 from pipeline.stages import Train
 from pipeline.verbs import Session
 
@@ -122,13 +122,20 @@ def _line(row: str, folder: Path) -> Line:
                   "patients": found["patients"], "folds": found["folds"], "seeds": found["seeds"],
                   "split": found["split_hash"], "encoder": found["features"].get("encoder"),
                   "protocol": found["protocol"],
-                  "fell_back": sum("fallback" in f for f in found["per_fold"])}
+                  "fell_back": sum("fallback" in f for f in found["per_fold"]),
+                  "horizons": found.get("horizons", []), "counted": choices.lines(found["choices"]),
+                  "one_class": numbers.one_class(estimand.read(folder / training.PREDICTIONS)),
+                  "rule": found.get("decision_rule", "")}
+    for key in estimand.RANKING:
+        if key in found.get("pooled", {}):
+            line[f"{key}_pooled"] = found["pooled"][key]["value"]
     for metric in SHOWN:
         if metric in found["over_folds"]:
             over, test = found["over_folds"][metric], found["test"][metric]
             line |= {f"{metric}_mean": over["mean"], f"{metric}_sd": over["sd"], f"{metric}_all": test["value"],
                      f"{metric}_low": test["low"], f"{metric}_high": test["high"]}
     cells = scoring.cell_table(folder)
+    line |= {k: found["choices"][k] for k in ("watched", choices.ALARM, choices.VALIDATION)}
     return line | ({"cells": cells} if cells else {})
 
 
@@ -161,20 +168,24 @@ def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str,
         return
     first = made[0]
     shown = [m for m in SHOWN if f"{m}_mean" in first]
-    header = ["model", *(m.replace("_", " ") for m in shown),
-              f"{first['headline'].replace('_', ' ')}, all patients", "against its plain model"]
+    horizons = {name: numbers.label(name, first["horizons"]) for name in shown}
+    header = ["model", *(horizons[m].replace("_", " ") for m in shown),
+              f"{first['headline'].replace('_', ' ')}, inside trainings", "against its plain model"]
     table = [[line["model"], *(_pm(line, m) for m in shown), _whole(line, first["headline"]), _verdict(line)]
              for line in made]
     missing = [line["model"] for line in lines if not line["trainings"]]
     notes = [
         f"{first['patients']} held-out patients, {first['folds']} folds x {first['seeds']} seeds, features "
-        f"{first['encoder']}, split {first['split']}, protocol {first['protocol']}; mean ± sd over trainings; all "
-        f"patients: predictions averaged over seeds, {100 * config.score.confidence:.0f} % interval over patients.",
+        f"{first['encoder']}, split {first['split']}, protocol {first['protocol']}; mean ± sd over trainings; "
+        f"inside trainings: pairs of patients whom the same training held out, added up over folds, mean over seeds, "
+        f"{100 * config.score.confidence:.0f} % interval over patients drawn inside their folds.",
+        *([f"decisions: {first['rule']}"] if first["rule"] else []),
         *(["optimistic: the epoch was chosen on the test fold"] if first["protocol"] == "paper" else []),
         *(f"{line['model']}: {line['trainings']} trainings, where {first['model']} has {first['trainings']}"
           for line in made if line["trainings"] != first["trainings"]),
         *(f"{line['model']}: {line['fell_back']} of {line['trainings']} trainings fell back to the plain model"
-          for line in made if line["fell_back"]),
+          for line in made if line["watched"]),
+        *(f"{line['model']}: {told}" for line in made for told in (*line["counted"], *line["one_class"])),
         *(f"{line['model']}: grid of {', '.join(wanted[line['model']].grid)}, cell chosen on validation fold by fold; "
           + "; ".join(line["cells"]) for line in made if "cells" in line),
         *([f"not there yet: {', '.join(missing)}"] if missing else []),
@@ -183,7 +194,8 @@ def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str,
     text += ["| " + " | ".join(row) + " |" for row in table] + [""] + [f"- {note}" for note in notes]
     out.parent.mkdir(parents=True, exist_ok=True)
     store.write_atomic(out.with_name(f"{out.name}.md"), "\n".join(text) + "\n")
-    flat = [{k: v for k, v in line.items() if k != "cells"} for line in made]
+    flat = [{k: v for k, v in line.items() if k not in ("cells", "horizons", "counted", "one_class", "rule")}
+            for line in made]
     store.write_atomic(out.with_name(f"{out.name}.csv"), training.table(flat))
     rich = Table(title=f"{out.name}: mean ± sd")
     for column in header:

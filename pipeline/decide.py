@@ -1,12 +1,13 @@
 """From a probability to a decision: thresholds and the undecided band, found on validation and frozen.
 
 In: the folder of a trained fold, whose predictions of its validation patients were written when it was trained. Out: an
-operating point, and what it says of a probability. No test patient is looked at here.
+operating point, and what it says of a probability: the column `decision`, which every metric that needs a class
+follows. No test patient is looked at here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,24 +75,49 @@ def _between(labels: np.ndarray, p: np.ndarray, sensitivity: float, specificity:
 
 
 def columns(at: Point | None, positive: float, classes: Sequence[str]) -> dict[str, Any]:
-    """The columns that tell a decision: threshold, the band, and the class or "undecided"."""
+    """The columns that tell a decision: threshold, the band, and the class or "undecided"; none without a point."""
     if at is None:
         return {}
     numbers = {"threshold": at.threshold, "undecided_from": at.low, "undecided_to": at.high}
-    return {**numbers, "decision": called(positive, numbers, classes)}
+    return {**numbers, "decision": _of_threshold(positive, numbers, classes)}
 
 
-def called(positive: float, row: dict[str, Any], classes: Sequence[str]) -> str:
-    """The decision for the probability of the positive class, by the numbers of `columns`."""
+def called(row: Mapping[str, Any], classes: Sequence[str]) -> str:
+    """The decision on a row of probabilities: by its threshold and band where it has them, else the likeliest class.
+
+    The one rule of every metric that needs a class."""
+    if len(classes) == 2 and row.get("threshold") not in (None, ""):
+        return _of_threshold(row[f"p_{classes[1]}"], row, classes)
+    return max(classes, key=lambda c: row[f"p_{c}"])
+
+
+def rule(rows: Sequence[Mapping[str, Any]], task: Task, config: ScoreConfig) -> str:
+    """By what rule the column `decision` was filled, in words."""
+    if len(task.classes) != 2:
+        return f"the most probable of {len(task.classes)} classes"
+    without = sum(r.get("threshold") in (None, "") for r in rows)
+    if without == len(rows):
+        return "the most probable class (.5): there were no validation patients to find a threshold on"
+    wishes = [f"{name} {value:g}" for name, value in
+              (("sensitivity", config.sensitivity), ("specificity", config.specificity)) if value is not None]
+    found = " and ".join(wishes) or "Youden's J"
+    told = f"each training's threshold, found on its validation patients ({found}) and frozen"
+    if config.abstain or len(wishes) == 2:
+        told += "; who is left undecided counts in no metric of decisions"
+    return told + (f"; without one, the most probable class ({without} of {len(rows)} rows)" if without else "")
+
+
+def _of_threshold(positive: float, row: Mapping[str, Any], classes: Sequence[str]) -> str:
     if row["undecided_from"] < positive < row["undecided_to"]:
         return UNDECIDED
     return classes[int(positive >= row["threshold"])]
 
 
-def counts(rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> dict[str, Any]:
-    """Sensitivity, specificity and the share left undecided, over patients with a label and a decision."""
+def counts(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str, Any]:
+    """Sensitivity, specificity and the share left undecided, over rows with a label and a decision. patients: how many
+    these are; rows: more than that where a patient was held out by several trainings."""
     told = [r for r in rows if r.get("decision") and r.get("label")]
-    if not told:
+    if not told or len(classes) != 2:
         return {}
     decided = [r for r in told if r["decision"] != UNDECIDED]
 
@@ -99,8 +125,10 @@ def counts(rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> dict[str, 
         own = [r for r in decided if r["label"] == label]
         return sum(r["decision"] == label for r in own) / len(own) if own else None
 
-    return {"sensitivity": share(classes[1]), "specificity": share(classes[0]),
-            "undecided": 1 - len(decided) / len(told), "patients": len(told)}
+    patients = len({r.get("patient", k) for k, r in enumerate(told)})
+    made = {"sensitivity": share(classes[1]), "specificity": share(classes[0]),
+            "undecided": 1 - len(decided) / len(told), "patients": patients}
+    return made | ({"rows": len(told)} if len(told) != patients else {})
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from configs.load import resolve
-from pipeline import console, demo, status, store, verbs
+from pipeline import choices, console, demo, numbers, status, store, verbs
 
 MODELS = ("abmil", "mhim")
 EXPECTED = {demo.NO_MPP: "failed", demo.TRUNCATED: "failed", demo.NO_TISSUE: "empty"}
@@ -67,18 +67,18 @@ def _show_metrics(work: store.Work, folder: Path) -> None:
     table = Table(title="Held-out results (every slide scored by models that never saw its patient)")
     table.add_column("model")
     rows: list[tuple[str, list[str]]] = []
+    counted: list[str] = []
     for model in MODELS:
         metrics = json.loads((work.run(model) / "metrics.json").read_text())
-        rows.append((model, [_interval(metrics["test"][k]) for k in ("auc", "balanced_accuracy", "f1")]))
+        rows.append((model, [numbers.text_of(metrics["test"][k]) for k in ("auc", "balanced_accuracy", "f1")]))
+        counted += [f"{model}: {line}" for line in choices.lines(metrics["choices"])]
     for name in ("AUC", "balanced accuracy", "F1", "AUC of tile scores against the planted tumour"):
         table.add_column(name, justify="right")
     for model, cells in rows:
         table.add_row(model, *cells, f"{instance_auc(work, model, folder):.3f}")
     console.out.print(table)
-
-
-def _interval(entry: dict[str, float]) -> str:
-    return f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
+    for line in counted:
+        console.out.print(console.escape(line))
 
 
 def instance_auc(work: store.Work, run: str, folder: Path) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,27 @@ from rich.table import Table
 
 from configs.schema import Config, ScoreConfig
 from mil import metrics, tasks
-from pipeline import bundle, console, decide, label_match, label_table, published, scoring, store, training
+from pipeline import (
+    bundle,
+    choices,
+    console,
+    decide,
+    ensemble,
+    estimand,
+    label_match,
+    label_table,
+    numbers,
+    published,
+    scoring,
+    store,
+    training,
+)
 from pipeline.cases import Dataset
 from pipeline.cohort import CohortError
 from pipeline.label_rows import Row
+
+BY_MODEL = "predictions_by_model.csv"
+UNIT = 8.0  # a ratio of median times that no cohort explains; days in a month: 30, months in a year: 12
 
 
 def known_rows(slides: Path | None, labels: Path | None) -> list[Row]:
@@ -41,11 +58,11 @@ def patients_of(data: Dataset, rows: Sequence[Row]) -> dict[str, str]:
 def predict(
     stage: Any, rows: Sequence[Row], config: ScoreConfig
 ) -> tuple[list[scoring.Row], dict[str, Row]]:
-    """Predictions, one row per patient, and what `rows` know of each slide that was scored."""
+    """Predictions, one row per patient and model, and what `rows` know of each slide that was scored."""
     slides = [s for p in stage.data.patients for s in p.slides]
     known = {slide: row for row, slide in label_match.match(published.of_patients(rows, slides), slides).rows}
     alone = config.several_slides != "bag"
-    return scoring.of_new_slides(stage, config, patients_of(stage.data, rows) if alone else None), known
+    return scoring.each_of_new_slides(stage, config, patients_of(stage.data, rows) if alone else None), known
 
 
 def with_truth(
@@ -54,7 +71,7 @@ def with_truth(
     """The predictions whose patient has a label (or time and event) that the model knows, with it; and how many have
     one of another class."""
     told: list[scoring.Row] = []
-    other = 0
+    others: set[str] = set()
     for row in rows:
         one = next((known[s] for s in row["slide"].split(";") if s in known), None)
         if one is None:
@@ -64,46 +81,96 @@ def with_truth(
         elif not task.survival and one.label in task.classes:
             told.append({**row, "label": one.label})
         elif not task.survival and one.label is not None:
-            other += 1
-    return told, other
+            others.add(row["patient"])
+    return told, len(others)
 
 
 def compare(
-    rows: Sequence[scoring.Row], before: Sequence[scoring.Row], known: dict[str, Row], run: Path, config: Config
+    each: Sequence[scoring.Row], before: Sequence[scoring.Row], known: dict[str, Row], run: Path, config: Config,
+    held_out: bool = False,
 ) -> dict[str, Any]:
     """Metrics of new patients with known labels beside the run's own. Raises CohortError when none can be used.
 
-    before: the same predictions without temperature scaling."""
-    cards = _cards(run)
+    each: predictions, one row per patient and model; before: the same without temperature scaling. As inside, a number
+    is that of one model: the mean over the models, each of which scored every new patient (`external`). Decisions are
+    those that are handed out, of all models together (column `decision`). `external_models` has the mean and standard
+    deviation over the models of every metric, `external_ensemble` every metric of all models together.
+
+    held_out: the patients are the run's own, each scored by the trainings that held it out; then the numbers are
+    counted as the internal ones are."""
+    folders = scoring.folds_of(run)
+    cards = [bundle.card_of(f) for f in folders]
     task = tasks.from_json(cards[0]["task"])
-    told, other = with_truth(rows, known, task)
+    told, other = with_truth(each, known, task)
+    patients = len({r["patient"] for r in each})
+    labelled = len({r["patient"] for r in told})
     if not told:
         what = "time and event" if task.survival else f"a label of {', '.join(task.classes)}"
         raise CohortError(f"no scored slide has {what} in the labels: there is nothing to compare with")
 
     # as for the run's own patients: in the mean of the folds' horizons
-    horizons = np.mean([c.get("horizons", []) for c in cards], axis=0).tolist() if task.survival else []
-
-    def of(drawn: np.ndarray) -> metrics.Metrics:
-        return scoring.measure([told[i] for i in drawn], task, horizons, None)
-
-    found = metrics.bootstrap(of, len(told), config.score.bootstrap, config.score.confidence)
+    horizons = numbers.mean_horizons(cards, task)
+    found = estimand.answers(told, task, together=not held_out)
+    joined = with_truth(scoring.together(each, folders), known, task)[0]
+    as_one = estimand.answers(numbers.pooled(joined), task, together=True)
+    how = (config.score.bootstrap, config.score.confidence)
+    models = estimand.intervals(found if held_out else _one_seed(found), horizons, *how)
+    joint = estimand.intervals(as_one, horizons, *how)
+    over = metrics.over_folds(list(estimand.per_training(found, horizons).values()))
     inside = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").exists() else {}
     made: dict[str, Any] = {
-        "unit": "patient", "patients": len(told), "slides": sum(len(r["slide"].split(";")) for r in told),
-        "without_label": len(rows) - len(told) - other, "of_another_class": other, "task": task.to_json(),
-        "confidence": config.score.confidence, "several_slides": config.score.several_slides,
-        "external": {k: _plain(asdict(v)) for k, v in found.items()}, "internal": inside.get("test", {}),
-        "internal_patients": inside.get("patients"),
+        "numbers": store.NUMBERS, "unit": "patient", "patients": labelled,
+        "slides": sum(len(r["slide"].split(";")) for r in joined),
+        "without_label": patients - labelled - other, "of_another_class": other, "task": task.to_json(),
+        "confidence": config.score.confidence, "several_slides": config.score.several_slides, "models": len(cards),
+        "horizons": horizons,
+        "external": {k: asdict(joint[k] if k in estimand.DECIDED and not held_out else v) for k, v in models.items()},
+        "external_models": {k: {"mean": m, "sd": sd, "n": n} for k, (m, sd, n) in over.items()},
+        "external_ensemble": {k: asdict(v) for k, v in joint.items()},
+        "internal": inside.get("test", {}), "internal_patients": inside.get("patients"),
+        "choices": choices.count(cards),
+        "warnings": [*_times(joined, folders, task), *numbers.one_class(numbers.pooled(joined))],
     }
+    if inside and inside.get("numbers") != store.NUMBERS:
+        made["warnings"].append("the internal numbers are of version 0.1, which counted otherwise (pairs across "
+                                f"folds): run `pipeline score --name {run.name}` again")
     if not task.survival:
-        made["confusion"] = scoring.confusion(told, task)
-        made["decisions"] = {"external": decide.counts(told, task.classes), "internal": inside.get("decisions", {})}
+        made["decision_rule"] = decide.rule(told, task, config.score)
+        made["confusion"] = estimand.confusion(as_one)
+        made["decisions"] = {"external": decide.counts(joined, task.classes), "internal": inside.get("decisions", {})}
         made["reliability"] = {
-            name: scoring.calibration(with_truth(some, known, task)[0], task)
-            for name, some in (("before", before), ("after", rows))
+            name: scoring.calibration(with_truth(scoring.together(some, folders), known, task)[0], task)
+            for name, some in (("before", before), ("after", each))
         }
-    return made
+    plain: dict[str, Any] = numbers.no_nan(made)
+    return plain
+
+
+def _one_seed(found: estimand.Answers) -> estimand.Answers:
+    """Every model stands for itself, whatever its seed: their values are averaged one by one."""
+    alone = tuple(replace(t, seed=k) for k, t in enumerate(found.trainings))
+    return replace(found, trainings=alone)
+
+
+def _times(rows: Sequence[scoring.Row], folders: Sequence[Path], task: tasks.Task) -> list[str]:
+    """What is odd about the times of new patients beside those that the run was trained and tested on."""
+    if not task.survival:
+        return []
+    inside = np.array([float(r["time"]) for f in folders for r in training.read_predictions(f)])
+    if not len(inside):
+        return []  # weights that were brought in
+    outside = np.array([r["time"] for r in rows])
+    said = []
+    beyond = int((outside > inside.max()).sum())
+    if beyond:
+        said.append(f"{beyond} of {len(outside)} new patients have times beyond the longest of the run's own patients "
+                    f"({outside.max():.4g} against {inside.max():.4g})")
+    ratio = float(np.median(outside) / np.median(inside)) if np.median(inside) > 0 else 1.0
+    if ratio >= UNIT or 0 < ratio <= 1 / UNIT:
+        said.append(f"the new patients' median time is {np.median(outside):.4g}, that of the run's own patients "
+                    f"{np.median(inside):.4g} ({ratio:.3g} times): another unit, such as days and months? "
+                    "Time-dependent AUCs are meaningless then")
+    return said
 
 
 def show(found: dict[str, Any]) -> Table:
@@ -112,13 +179,18 @@ def show(found: dict[str, Any]) -> Table:
     known = found.get("known")
     if known:
         sizes += f"; of the run's own: {known['patients']}"
-    table = Table(title=f"internal: {sizes}")
-    for column in ("metric", "internal", "external", *(["known to the run, held out"] if known else [])):
-        table.add_column(column)
+    table = Table(title=f"internal: {sizes}; {found['models']} models")
+    strangers = bool(found["external"])
+    columns = ["metric", "internal", "external", *(["all models together"] if strangers else []),
+               *(["known to the run, held out"] if known else [])]
+    for column in columns:
+        table.add_column(column, no_wrap=column == "metric")
     for name in found["external"] or (known or {}).get("metrics", {}):
-        outside = _text(found["external"].get(name)) if found["external"] else "none"
-        apart = [_text(known["metrics"].get(name))] if known else []
-        table.add_row(name, _text(found["internal"].get(name)), outside, *apart)
+        outside = ([numbers.text_of(found[key].get(name)) for key in ("external", "external_ensemble")]
+                   if strangers else ["none"])
+        apart = [numbers.text_of(known["metrics"].get(name))] if known else []
+        inside = numbers.text_of(found["internal"].get(name))
+        table.add_row(numbers.label(name, found["horizons"]), inside, *outside, *apart)
     decisions = found.get("decisions", {})
     for name in ("sensitivity", "specificity", "undecided"):
         if decisions.get("external"):
@@ -129,22 +201,28 @@ def show(found: dict[str, Any]) -> Table:
 
 def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, config: Config) -> None:
     """Write the predictions of new slides, and with labels `metrics.json`, and tell both."""
-    rows, known = predict(stage, known_as, config.score)
+    each, known = predict(stage, known_as, config.score)
+    folders = scoring.folds_of(run)
+    rows = scoring.together(each, folders)
     for note in stage.data.notes:
         console.err.print(console.escape(note))
-    task = tasks.from_json(_cards(run)[0]["task"])
+    task = tasks.from_json(bundle.card_of(folders[0])["task"])
     truth = {r["patient"]: r for r in with_truth(rows, known, task)[0]} if labels is not None else {}
     columns = ("time", "event") if task.survival else ("label",)
     out = stage.out
-    told = [{**r, **{c: truth.get(r["patient"], {}).get(c, "") for c in columns}} if truth else r for r in rows]
-    store.write_atomic(out / training.PREDICTIONS, training.table(told))
+    for file, some in ((training.PREDICTIONS, rows), (BY_MODEL, each)):
+        told = [{**r, **{c: truth.get(r["patient"], {}).get(c, "") for c in columns}} if truth else r for r in some]
+        store.write_atomic(out / file, training.table(told))
     of = f"{sum(len(p.slides) for p in stage.data.patients)} slides of {len(rows)} patients"
     console.out.print(f"{of} scored: {console.escape(str(out / training.PREDICTIONS))}")
     for row in rows[:20]:
         shown = [k for k in row if k.startswith("p_") or k == "risk"]
-        values = ", ".join(f"{k.removeprefix('p_')} {row[k]:.3f}" for k in shown)
+        placed = "risk position" if len(folders) > 1 else "risk"  # of several models: see NUMBERS.md
+        values = ", ".join(f"{placed if k == 'risk' else k.removeprefix('p_')} {row[k]:.3f}" for k in shown)
         spread = f" (sd {row['spread']:.3f} over the folds)" if row.get("spread") is not None else ""
         decided = f" -> {row['decision']}" if "decision" in row else ""
+        high = ensemble.high(row) if task.survival else None
+        decided = decided if high is None else f" -> {'high' if high else 'low'} risk"
         decided += " (unlike what the model knows)" if row.get("unlike", 0.0) > 1 else ""
         whose = row["slide"] if row["patient"] == row["slide"] else f"{row['patient']} ({row['slide']})"
         console.out.print(console.escape(f"  {whose}: {values}{spread}{decided}"))
@@ -154,11 +232,17 @@ def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, 
         console.out.print(f"look at them: pipeline view {console.escape(str(out))}")
     if labels is not None:
         before = predict(stage, known_as, config.score.model_copy(update={"calibrate": False}))[0]
-        found = _apart(rows, before, known, run, config)
+        found = _apart(each, before, known, run, config)
         if stage.known:
-            found["warnings"] = list(stage.data.notes)
+            found["warnings"] = [*stage.data.notes, *found.get("warnings", [])]
         store.write_atomic(out / "metrics.json", json.dumps(found, indent=1) + "\n")
         console.out.print(show(found))
+        if "decision_rule" in found:
+            console.out.print(console.escape(f"decisions: {found['decision_rule']}"))
+        for line in choices.lines(found["choices"]):
+            console.out.print(console.escape(line))
+        for warning in [w for w in found["warnings"] if w not in stage.data.notes]:
+            console.err.print(f"[yellow]note[/]: {console.escape(warning)}")
 
 
 def _apart(
@@ -172,29 +256,15 @@ def _apart(
         return mine, early
 
     (strangers, early), (familiar, familiar_early) = of(False), of(True)
-    task = tasks.from_json(_cards(run)[0]["task"])
-    inside = compare(familiar, familiar_early, known, run, config) if with_truth(familiar, known, task)[0] else {}
+    task = tasks.from_json(bundle.card_of(scoring.folds_of(run)[0])["task"])
+    told = with_truth(familiar, known, task)[0]
+    inside = compare(familiar, familiar_early, known, run, config, held_out=True) if told else {}
     if with_truth(strangers, known, task)[0] or not inside:
         found = compare(strangers, early, known, run, config)
     else:
         found = {k: v for k, v in inside.items() if k not in ("confusion", "reliability", "decisions")}
-        found |= {"patients": 0, "slides": 0, "without_label": len(strangers), "of_another_class": 0, "external": {}}
+        found |= {"patients": 0, "slides": 0, "without_label": len({r["patient"] for r in strangers}),
+                  "of_another_class": 0, "external": {}, "external_models": {}, "external_ensemble": {}}
     if inside:
         found["known"] = {k: inside[k] for k in ("patients", "slides")} | {"metrics": inside["external"]}
     return found
-
-
-def _cards(run: Path) -> list[dict[str, Any]]:
-    return [bundle.card_of(folder) for folder in scoring.folds_of(run)]
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: v if not isinstance(v, float) or np.isfinite(v) else None for k, v in values.items()}
-
-
-def _text(value: dict[str, Any] | None) -> str:
-    if not value or value["value"] is None:
-        return "undefined"
-    low = value.get("low")
-    return f"{value['value']:.3f}" + (f" [{low:.3f}, {value['high']:.3f}]" if low is not None else "")
-

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from mil import metrics
+from mil import metrics, resampling
 from pipeline import disk
+from pipeline.estimand import Answers
 
 Row = dict[str, Any]
 COLOURS = ("#26284f", "#d1751f", "#1f8a70", "#a3324a", "#6b5bb5", "#8a8d1f")
@@ -44,34 +45,47 @@ def save_all(out: Path, figures: dict[str, Callable[[Any], None]]) -> dict[str, 
     return made
 
 
-def curve(kind: str, labels: np.ndarray, p: np.ndarray, classes: Sequence[str]) -> Callable[[Any], None]:
-    """ROC ("roc") or precision-recall ("pr") with a 95 % band over patients drawn with replacement.
+def curve(kind: str, answers: Answers, classes: Sequence[str]) -> Callable[[Any], None]:
+    """ROC ("roc") or precision-recall ("pr") inside trainings, with a 95 % band over patients drawn inside their folds.
 
-    labels: int (n,). p: (n, C). Two classes give one curve, more give one against the rest each."""
+    Each training has its own curve. ROC curves are averaged at each specificity, weighted by their pairs, so that the
+    area below is the AUC of the tables; precision is averaged at each recall, as AUPRC is over trainings. Two classes
+    give one curve, more give one against the rest each."""
     at = np.linspace(0, 1, 101)
 
-    def points(truth: np.ndarray, score: np.ndarray) -> np.ndarray:
+    def points(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
         from sklearn.metrics import precision_recall_curve, roc_curve
 
         if kind == "roc":
-            fpr, tpr, _ = roc_curve(truth, score)
-            return np.interp(at, fpr, tpr)
-        precision, recall, _ = precision_recall_curve(truth, score)
-        return np.interp(at, recall[::-1], precision[::-1])
+            fpr, tpr, _ = roc_curve(truth, score, sample_weight=weights, drop_intermediate=False)
+            return np.asarray(np.interp(at, fpr, tpr))
+        precision, recall, _ = precision_recall_curve(truth, score, sample_weight=weights)
+        return np.asarray(np.interp(at, recall[::-1], precision[::-1]))
+
+    def line(c: int, weights: np.ndarray) -> np.ndarray | None:
+        total, summed = 0.0, np.zeros(len(at))
+        for one in answers.trainings:
+            w, truth = weights[one.who], one.truth == c
+            up, down = w[truth].sum(), w[~truth].sum()
+            if up and down:
+                share = float(up * down) if kind == "roc" else 1.0
+                summed += share * points(truth[w > 0], one.score[w > 0, c], w[w > 0])
+                total += share
+        return summed / total if total else None
 
     def draw(axes: Any) -> None:
-        rng = np.random.default_rng(0)
+        n = len(answers.patients)
         for k, c in enumerate([len(classes) - 1] if len(classes) == 2 else range(len(classes))):
-            truth, score = labels == c, p[:, c]
-            if truth.all() or not truth.any():
+            whole = line(c, np.ones(n))
+            if whole is None:
                 continue
-            drawn = [rng.integers(len(truth), size=len(truth)) for _ in range(DRAWS)]
-            lines = [points(truth[d], score[d]) for d in drawn if 0 < truth[d].sum() < len(d)]
+            drawn = [line(c, w) for block in resampling.draws(n, DRAWS, answers.strata) for w in block]
+            lines = [one for one in drawn if one is not None]
             colour = COLOURS[k % len(COLOURS)]
             if lines:
                 low, high = np.quantile(lines, [0.025, 0.975], axis=0)
                 axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-            axes.plot(at, points(truth, score), color=colour, label=classes[c])
+            axes.plot(at, whole, color=colour, label=classes[c])
         if kind == "roc":
             axes.plot([0, 1], [0, 1], color="#999", linestyle=":", linewidth=1)
         names = ("1 - specificity", "sensitivity") if kind == "roc" else ("recall", "precision")

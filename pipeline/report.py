@@ -19,7 +19,22 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import again, bundle, decide, figures, leftovers, risk, scoring, status, store
+from mil import tasks
+from pipeline import (
+    again,
+    bundle,
+    choices,
+    decide,
+    ensemble,
+    estimand,
+    figures,
+    leftovers,
+    numbers,
+    risk,
+    scoring,
+    status,
+    store,
+)
 
 BUDGET = 9 * 2**20  # bytes of the HTML file
 PICTURE_PX = 360
@@ -34,12 +49,15 @@ def write(work: store.Work, run: Path) -> Path:
     leftovers.sweep_work(work)
     found = json.loads((run / "metrics.json").read_text())
     style, script = ((ASSETS / name).read_text() for name in ("report.css", "report.js"))
-    with open(run / "predictions.csv", newline="") as f:
-        rows = scoring.ensemble([_numbers(r) for r in csv.DictReader(f)])
+    if found.get("numbers") != store.NUMBERS:
+        raise store.StoreError(f"the numbers of {run.name} are of version 0.1, which counted otherwise; run `pipeline "
+                               f"score --name {run.name}` first, which takes seconds")
+    each = estimand.read(run / "predictions.csv")
+    rows = ensemble.ensemble(each)
     rows = [row | {"mistake": wrong} for row, wrong in zip(rows, _mistakes(rows, found), strict=True)]
     classes = found["task"]["classes"]
     rows.sort(key=lambda row: (not _wrong(row, classes), -row["mistake"]))
-    svg = figures.save_all(run / "report", _figures(run, found, rows))
+    svg = figures.save_all(run / "report", _figures(run, found, rows, each))
     head = [f"<h1>{_e(run.name)}</h1>", _summary(found), *(f'<p class="note">{_e(w)}</p>' for w in found["warnings"])]
     parts = [
         *head, "<h2>Results</h2>", _metrics_table(found), _pictures(svg),
@@ -61,7 +79,9 @@ def write(work: store.Work, run: Path) -> Path:
     return run / "report.html"
 
 
-def _figures(run: Path, found: dict[str, Any], rows: Sequence[Row]) -> dict[str, Callable[[Any], None]]:
+def _figures(
+    run: Path, found: dict[str, Any], rows: Sequence[Row], each: Sequence[Row]
+) -> dict[str, Callable[[Any], None]]:
     classes = found["task"]["classes"]
     histories = {}
     for folder in scoring.folds_of(run):
@@ -70,9 +90,8 @@ def _figures(run: Path, found: dict[str, Any], rows: Sequence[Row]) -> dict[str,
                 histories[folder.name] = list(csv.DictReader(f))
     made: dict[str, Callable[[Any], None]] = {}
     if classes:
-        labels = np.array([classes.index(r["label"]) for r in rows])
-        p = np.array([[r[f"p_{c}"] for c in classes] for r in rows])
-        made |= {"roc": figures.curve("roc", labels, p, classes), "pr": figures.curve("pr", labels, p, classes),
+        answers = estimand.answers(each, tasks.from_json(found["task"]))
+        made |= {"roc": figures.curve("roc", answers, classes), "pr": figures.curve("pr", answers, classes),
                  "confusion": figures.confusion(found["confusion"], classes)}
         if "reliability" in found:
             made["reliability"] = figures.reliability(found["reliability"])
@@ -92,13 +111,21 @@ def _summary(found: dict[str, Any]) -> str:
     what = f"{found['model']} on {found['features'].get('encoder')} features"
     size = f"{found['patients']} held-out {found['unit']}s, {found['folds']} folds, {found['seeds']} seed(s)"
     level = f"{100 * found['confidence']:.0f} %"
-    told = f"{what}; {size}; split {found['split_hash']}; intervals {level} over patients."
+    told = f"{what}; {size}; split {found['split_hash']}; {level} intervals over "
+    told += "patients drawn inside their folds; ranking is of pairs of patients whom the same training held out."
     return (f'<p class="soft">{_e(told)}</p>'
             f'<div class="big">{cells}</div>')
 
 
 def _metrics_table(found: dict[str, Any]) -> str:
-    made = _table(("metric", "mean ± sd over folds", "all patients, with interval"), scoring.lines(found))
+    made = _table(("metric", "mean ± sd over trainings", "inside trainings, with interval"), numbers.lines(found))
+    counted = choices.lines(found["choices"])
+    if "decision_rule" in found:
+        counted.insert(0, f"Decisions: {found['decision_rule']}.")
+    if found.get("log_rank_stratified_p") is not None:
+        counted.append(f"log-rank test of the risk groups: p = {found['log_rank_p']:.3g}; stratified by fold: p = "
+                       f"{found['log_rank_stratified_p']:.3g}")
+    made += "".join(f"<p>{_e(line)}</p>" for line in counted)
     told = found.get("decisions")
     if told:
         shares = [f"{k} {told[k]:.3f}" for k in ("sensitivity", "specificity") if told.get(k) is not None]
@@ -108,7 +135,8 @@ def _metrics_table(found: dict[str, Any]) -> str:
 
 
 def _pictures(svg: dict[str, bytes]) -> str:
-    names = {"roc": "ROC", "pr": "Precision and recall", "confusion": "Confusion (most probable class)",
+    names = {"roc": "ROC inside trainings", "pr": "Precision and recall inside trainings",
+             "confusion": "Confusion (decisions)",
              "reliability": "Calibration before and after temperature scaling", "kaplan_meier": "Kaplan–Meier",
              "loss": "Training", "validation": "Validation"}
     each = [f'<figure><img alt="{_e(names[k])}" src="data:image/svg+xml;base64,{base64.b64encode(v).decode()}">'
@@ -130,7 +158,7 @@ def _patients(rows: Sequence[Row], found: dict[str, Any]) -> str:
         else:
             cells += [f'<td class="n">{float(r["time"]):g}</td>', f"<td>{_e(str(r['event']))}</td>",
                       f'<td class="n">{r["risk"]:.4f}</td>',
-                      f"<td>{'high' if r['risk'] > r['risk_threshold'] else 'low'} risk</td>",
+                      f"<td>{ {True: 'high risk', False: 'low risk', None: ''}[ensemble.high(r)] }</td>",
                       f'<td class="n{" wrong" * (r["mistake"] > 0.5)}">{100 * r["mistake"]:.0f} %</td>']
         body.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th><button>{_e(c)}</button></th>" for c in columns)
@@ -152,8 +180,8 @@ def _cohort(work: store.Work, found: dict[str, Any]) -> str:
             ("µm per px of level 0", ", ".join(f"{k}: {n}" for k, n in sorted(mpps.items()))),
             ("scanner format", ", ".join(f"{k}: {n}" for k, n in sorted(vendors.items()))),
             ("tissue, mm²", f"{sum(t.get('tissue_um2', 0) for t in tiles) / 1e6:.1f}")]
-    if "confusion" in found:
-        counts = (f"{c}: {sum(r)}" for c, r in zip(found["task"]["classes"], found["confusion"], strict=True))
+    if "class_patients" in found:
+        counts = (f"{c}: {n}" for c, n in sorted(found["class_patients"].items()))
         rows.append(("patients per class", ", ".join(counts)))
     return _table(("", ""), rows)
 
@@ -187,7 +215,9 @@ def _trainings(found: dict[str, Any]) -> str:
         rows.append((one["repeat"], one["fold"], one["seed"], one["patients"], one["epoch"], one["cell"] or "",
                      "undefined" if value is None else f"{value:.3f}", one.get("fallback", {}).get("why", "")))
     measured = headline.replace("_", " ")
-    return _table(("repeat", "fold", "seed", "patients", "epoch", "cell of the grid", measured, "fell back"), rows)
+    counted = "".join(f"<p>{_e(line)}</p>" for line in choices.lines(found["choices"]))
+    columns = ("repeat", "fold", "seed", "patients", "epoch", "cell of the grid", measured, "fell back")
+    return counted + _table(columns, rows)
 
 
 def _gallery(run: Path, rows: Sequence[Row], found: dict[str, Any], room: int) -> str:
@@ -242,18 +272,15 @@ def _small_jpeg(path: Path) -> bytes:
     return bytes(data)
 
 
-def _numbers(row: dict[str, str]) -> Row:
-    numeric = ("risk", *scoring.AVERAGED)
-    return {k: float(v) if (k in numeric or k.startswith(("p_", "free_after"))) and v else v for k, v in row.items()}
-
-
 def _mistakes(rows: Sequence[Row], found: dict[str, Any]) -> list[float]:
     """How wrong each prediction is: the probability that is missing for the true class; for survival the share of the
-    comparable patients with whom the risks stand in the wrong order."""
+    comparable patients of the same fold with whom the risks stand in the wrong order."""
     if found["task"]["classes"]:
         return [1.0 - float(row[f"p_{row['label']}"]) for row in rows]
     time, event, risk = (np.array([float(r[k]) for r in rows]) for k in ("time", "event", "risk"))
+    fold = np.array([r.get("fold", 0) for r in rows])
     earlier = (time[:, None] < time[None, :]) & (event[:, None] > 0)  # [i, j]: i is known to have come before j
+    earlier &= fold[:, None] == fold[None, :]  # the risks of two models have no common scale
     wrong = earlier * ((risk[:, None] < risk[None, :]) + 0.5 * (risk[:, None] == risk[None, :]))
     pairs = earlier.sum(1) + earlier.sum(0)
     return ((wrong.sum(1) + wrong.sum(0)) / np.maximum(pairs, 1)).tolist()
@@ -264,7 +291,7 @@ def _wrong(row: Row, classes: Sequence[str]) -> bool:
 
 
 def _decision(row: Row, classes: Sequence[str]) -> str:
-    return str(row.get("decision") or max(classes, key=lambda c: row[f"p_{c}"]))
+    return str(row.get("decision") or decide.called(row, classes))
 
 
 def _interval(value: dict[str, Any]) -> str:

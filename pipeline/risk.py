@@ -1,8 +1,9 @@
 """Risk groups of a survival run: held-out patients above and below the threshold that others gave, and their picture.
 
-In: one row per held-out patient with its truth, pooled over its trainings. Out: the groups, their log-rank test, and
+In: one row per held-out patient with its truth (`ensemble.py`). Out: the groups, their log-rank test, and
 `kaplan_meier.svg`, `.png` (curves with the number at risk below) and `.csv` beside the run. The threshold of a training
-is the median risk of its validation patients: no patient that is drawn had a part in it.
+is the median risk of its validation patients: no patient that is drawn had a part in it, and each patient's risk is
+compared with the threshold of the very training that gave it.
 """
 
 from __future__ import annotations
@@ -15,31 +16,34 @@ from typing import Any
 import numpy as np
 
 from mil import metrics
-from pipeline import figures, training
+from pipeline import ensemble, figures, training
 
 Row = dict[str, Any]
 NAME = "kaplan_meier"
 
 
-def groups(pooled: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def groups(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """time (n,), event (n,) 0 or 1, high risk bool (n,), one per patient; None if a training has no threshold.
 
-    pooled: one row per patient, risk and risk_threshold averaged over its trainings (seeds, repetitions).
-    """
-    risk, cut, time, event = (np.array([float(r[k] if r[k] not in (None, "") else "nan") for r in pooled])
-                              for k in ("risk", "risk_threshold", "time", "event"))
-    return None if np.isnan(cut).any() else (time, event, risk > cut)
+    rows: one per patient (`ensemble.ensemble`)."""
+    high = [ensemble.high(r) for r in rows]
+    if any(h is None for h in high):
+        return None
+    time, event = (np.array([float(r[k]) for r in rows]) for k in ("time", "event"))
+    return time, event, np.array(high, dtype=bool)
 
 
-def log_rank(pooled: Sequence[Row]) -> float:
-    """p value of the log-rank test between the groups; NaN where there are none."""
-    found = groups(pooled)
-    return math.nan if found is None else metrics.log_rank(*found)
+def log_rank(rows: Sequence[Row], by_fold: bool = False) -> float:
+    """p value of the log-rank test between the groups; NaN where there are none. by_fold: stratified, so that only
+    patients whom the same fold held out are compared."""
+    found = groups(rows)
+    strata = np.array([r["fold"] for r in rows]) if by_fold else None
+    return math.nan if found is None else metrics.log_rank(*found, strata)
 
 
-def draw(out: Path, pooled: Sequence[Row]) -> None:
+def draw(out: Path, rows: Sequence[Row]) -> None:
     """Write the picture and its numbers into `out`; nothing where there are no groups."""
-    found = groups(pooled)
+    found = groups(rows)
     if found is None:
         return
     figures.save_all(out, {NAME: figures.kaplan_meier(*found, metrics.log_rank(*found))})

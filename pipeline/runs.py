@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.schema import Config
-from pipeline import bundle, cases, external, known, scoring, store, training
+from pipeline import bundle, cases, choices, external, known, scoring, store, training
+from pipeline import numbers as numbers_
 from pipeline.cases import Dataset
 from pipeline.cohort import CohortError
+from pipeline.console import escape
 from pipeline.label_rows import Row
 from pipeline.stages import Score
 
@@ -111,13 +113,17 @@ def tell(stage: Score, out: Console) -> None:
         percent = f"{100 * found['confidence']:.0f} %"
         table = Table(title=f"{stage.out.name}: {found['patients']} held-out patients, {found['folds']} folds, "
                             f"{found['seeds']} seed(s), split {found['split_hash']}")
-        for column in ("metric", "mean ± sd over folds", f"all patients, {percent} interval"):
-            table.add_column(column)
-        for row in scoring.lines(found):
-            table.add_row(*row)
+        for column in ("metric", "mean ± sd over trainings", f"inside trainings, {percent} interval"):
+            table.add_column(column, no_wrap=column == "metric")
+        for row in numbers_.lines(found):
+            table.add_row(*(escape(cell) for cell in row))
         out.print(table)
+        if "decision_rule" in found:
+            out.print(escape(f"decisions: {found['decision_rule']}"))
+        for line in choices.lines(found["choices"]):
+            out.print(escape(line))
         for warning in found["warnings"]:
-            out.print(f"[yellow]note[/]: {warning}")
+            out.print(f"[yellow]note[/]: {escape(warning)}")
         return
 
 

@@ -1,17 +1,14 @@
-"""From trained folds to numbers: out-of-fold predictions, metrics with intervals, per-tile scores.
+"""From trained folds to predictions: of the patients they held out, of new ones, and per tile.
 
-In: the folders of a run's folds. Out: the rows of `predictions.csv`, the content of `metrics.json`, the arrays of a
-patient's scores. Every number carries the hash of the split, the unit (patient), and how many folds and seeds it is
-of. Knows nothing of stages.
+In: the folders of a run's folds. Out: the rows of `predictions.csv`, one per patient and training, and the arrays of a
+patient's scores. What is counted over the rows is in `numbers.py`. Knows nothing of stages.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +20,13 @@ from mil import metrics, mining, tasks
 from mil import train as loop
 from mil.feed import Feed
 from mil.tasks import Task
-from pipeline import bundle, decide, grid, risk, training
+from pipeline import bundle, decide, ensemble, estimand, grid, training
 from pipeline.cases import Patient, StoredBag
 from pipeline.store import StoreError, array_names, read_array, stored
 
 Row = dict[str, Any]
 UNLIKE = ("features unlike those of all slides that the model was trained and tested on (other staining, scanner or "
           "tissue?): do not rely on its answer; a model for such slides must be trained on some")
-AVERAGED = ("risk", "risk_threshold", "threshold", "undecided_from", "undecided_to")
 
 
 def folds_of(run: Path) -> list[Path]:
@@ -38,10 +34,11 @@ def folds_of(run: Path) -> list[Path]:
     cells = sorted({p.parent.parent for p in run.glob(f"grid/*/*/{bundle.CARD}")})
     if not cells:
         return bundle.find(run)
-    cards = {str(cell): [_card(f) for f in bundle.find(cell)] for cell in cells}
+    cards = {str(cell): [bundle.card_of(f) for f in bundle.find(cell)] for cell in cells}
     headline = "c_index" if next(iter(cards.values()))[0]["task"]["kind"] != "classification" else "auc"
     chosen = grid.choose(cards, headline)
-    return [f for cell in cells for f in bundle.find(cell) if chosen[_place(_card(f))] == str(cell)]
+    return [f for cell in cells for f in bundle.find(cell)
+            if chosen[estimand.place(_place(bundle.card_of(f)))[:2]] == str(cell)]
 
 
 def predictions(folders: Sequence[Path], config: ScoreConfig) -> tuple[list[Row], Task]:
@@ -49,15 +46,13 @@ def predictions(folders: Sequence[Path], config: ScoreConfig) -> tuple[list[Row]
     rows: list[Row] = []
     task: Task | None = None
     for folder in folders:
-        card = _card(folder)
+        card = bundle.card_of(folder)
         task = tasks.from_json(card["task"])
         test = [r for r in training.read_predictions(folder) if r["side"] == "test"]
         at = decide.point(folder, card, task, config)
         for row, answer in zip(test, answers(training.logits_of(test), task, card, config), strict=True):
-            rows.append({"slide": ";".join(json.loads(row["slides"])), "patient": row["patient"],
-                         "repeat": card["split"]["repeat"], "fold": card["split"]["fold"], "seed": card["seed"],
-                         **_truth(row, task), **answer, **decide.columns(at, _positive(answer, task), task.classes),
-                         **_group(card, task)})
+            rows.append({"slide": ";".join(json.loads(row["slides"])), "patient": row["patient"], **_place(card),
+                         **_truth(row, task), **_verdict(answer, at, card, task)})
     if task is None:
         raise StoreError("no trained fold to score; run `pipeline train` first")
     return rows, task
@@ -77,78 +72,6 @@ def answers(logits: np.ndarray, task: Task, card: dict[str, Any], config: ScoreC
         for row, curve in zip(rows, task.survival_curve(scaled).numpy(), strict=True):
             row |= {f"free_after_bin_{k}": float(v) for k, v in enumerate(curve)}
     return rows
-
-
-def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: ScoreConfig) -> dict[str, Any]:
-    """The content of `metrics.json`."""
-    cards = [_card(f) for f in folders]
-    per_fold = []
-    for folder, card in zip(folders, cards, strict=True):
-        own = [r for r in rows if (r["repeat"], r["fold"], r["seed"]) == (*_place(card), card["seed"])]
-        values = measure(own, task, _horizons(card), _threshold(card, config))
-        per_fold.append({"repeat": card["split"]["repeat"], "fold": card["split"]["fold"], "seed": card["seed"],
-                         "patients": len(own), "epoch": card["epoch"],
-                         "cell": folder.parent.name if folder.parent.parent.name == "grid" else "",
-                         **({"fallback": card["fallback"]} if "fallback" in card else {}), "metrics": values})
-    pooled = ensemble(rows)
-    # each fold has its own horizons, from its training part; the pooled patients are looked at in their mean
-    horizons = np.mean([_horizons(c) for c in cards], axis=0).tolist() if task.survival else []
-
-    def of_rows(drawn: np.ndarray) -> metrics.Metrics:
-        return measure([pooled[i] for i in drawn], task, horizons, None)
-
-    interval = metrics.bootstrap(of_rows, len(pooled), config.bootstrap, config.confidence)
-    over = metrics.over_folds([f["metrics"] for f in per_fold])
-    hashes = sorted({c["split"]["hash"] for c in cards})
-    found: dict[str, Any] = {
-        "unit": "patient", "patients": len(pooled), "model": cards[0]["model"], "task": task.to_json(),
-        "headline": task.headline, "split_hash": hashes[0] if len(hashes) == 1 else hashes,
-        "folds": len({_place(c) for c in cards}), "seeds": len({c["seed"] for c in cards}),
-        "protocol": cards[0]["protocol"], "features": cards[0]["features"],
-        "warnings": _missing(folders, cards) + _warnings(cards, task),
-        "over_folds": {k: {"mean": m, "sd": sd, "n": n} for k, (m, sd, n) in over.items()},
-        "test": {k: asdict(v) for k, v in interval.items()}, "confidence": config.confidence,
-        "bootstrap": config.bootstrap, "per_fold": per_fold,
-    }
-    if task.survival:
-        found["log_rank_p"] = risk.log_rank(pooled)
-    else:
-        found["confusion"] = confusion(pooled, task)
-        found["decisions"] = decide.counts(pooled, task.classes)
-        found["reliability"] = {name: _reliability(folders, task, config.model_copy(update={"calibrate": scaled}))
-                                for name, scaled in (("before", False), ("after", True))}
-    plain: dict[str, Any] = _no_nan(found)
-    return plain
-
-
-def ensemble(rows: Sequence[Row]) -> list[Row]:
-    """One row per patient: probabilities, risks and thresholds averaged over seeds and repetitions, the decision made
-    anew from them. spread: standard deviation of the positive class's probability (or the risk) over the trainings."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["patient"], []).append(row)
-    made = []
-    for members in groups.values():
-        row = dict(members[0])
-        for key in row:
-            if key in AVERAGED or key.startswith(("p_", "free_after_bin_")):
-                row[key] = float(np.mean([m[key] for m in members]))
-        classes = [k.removeprefix("p_") for k in row if k.startswith("p_")]
-        if "decision" in row:
-            row["decision"] = decide.called(row[f"p_{classes[1]}"], row, classes)
-        of = f"p_{classes[-1]}" if classes else "risk"
-        row["spread"] = float(np.std([m[of] for m in members], ddof=1)) if len(members) > 1 else None
-        made.append(row)
-    return made
-
-
-def confusion(rows: Sequence[Row], task: Task) -> list[list[int]]:
-    """counts[true class][most probable class] over patients."""
-    counts = [[0] * len(task.classes) for _ in task.classes]
-    for row in rows:
-        p = [row[f"p_{c}"] for c in task.classes]
-        counts[task.classes.index(row["label"])][p.index(max(p))] += 1
-    return counts
 
 
 def slide_scores(
@@ -196,8 +119,8 @@ def strangeness(unlike: np.ndarray) -> float:
     return float(known.mean()) if len(known) else math.nan
 
 
-def of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str] | None = None) -> list[Row]:
-    """One row per patient scored by all folds: the folds' probabilities (or risks), averaged.
+def each_of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str] | None = None) -> list[Row]:
+    """One row per patient and fold that scored it, as a run's own `predictions.csv` has them.
 
     patients: slide -> patient, where each slide was scored alone (`score.several_slides`): a fold's answer for a
     patient is then the mean over the slides, or that of the most positive one (of several classes: the surest one).
@@ -213,7 +136,7 @@ def of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str] | No
             if "unlike" in array_names(path) and not math.isnan(far := strangeness(read_array(path, "unlike"))):
                 unlike[name] = max(far, unlike.get(name, 0.0))
     each: dict[str, list[Row]] = {name: [] for name in groups}
-    cards = {folder: _card(folder) for folders in stage.models.values() for folder in folders}
+    cards = {folder: bundle.card_of(folder) for folders in stage.models.values() for folder in folders}
     points = {f: decide.point(f, card, tasks.from_json(card["task"]), config) for f, card in cards.items()}
     for name, bags in groups.items():
         slides = ";".join(s for bag, _ in bags for s in bag.slides)
@@ -222,12 +145,38 @@ def of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str] | No
             card = cards[folder]
             task = tasks.from_json(card["task"])
             found = answers(np.stack([logits[k] for _, logits in bags]), task, card, config)
-            answer = _joined(found, task, config.several_slides)
-            verdict = decide.columns(points[folder], _positive(answer, task), task.classes) | _group(card, task)
+            verdict = _verdict(_joined(found, task, config.several_slides), points[folder], card, task)
             strange = {"unlike": unlike[name]} if name in unlike else {}
             familiar = {"known": text} if (text := stage.known_as(bags[0][0].id)) else {}
-            each[name].append({"slide": slides, "patient": name, **answer, **verdict, **strange, **familiar})
-    return [row for members in each.values() for row in ensemble(members)]
+            each[name].append({"slide": slides, "patient": name, **_place(card), **verdict, **strange, **familiar})
+    return [row for members in each.values() for row in members]
+
+
+def held_out_risks(folders: Sequence[Path]) -> dict[estimand.Place, np.ndarray]:
+    """Training -> risks of the patients it held out: what a new patient's risk is placed among, model by model."""
+    made = {}
+    for folder in folders:
+        card = bundle.card_of(folder)
+        test = [r for r in training.read_predictions(folder) if r["side"] == "test"]
+        if test:
+            risks = tasks.from_json(card["task"]).risk(torch.from_numpy(training.logits_of(test))).numpy()
+            made[estimand.place(_place(card))] = risks
+    return made
+
+
+def of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str] | None = None) -> list[Row]:
+    """One row per patient out of `each_of_new_slides`: see `ensemble.ensemble`."""
+    rows = each_of_new_slides(stage, config, patients)
+    return together(rows, sorted({folder for folders in stage.models.values() for folder in folders}))
+
+
+def together(rows: Sequence[Row], folders: Sequence[Path]) -> list[Row]:
+    """One row per new patient out of those of all folds, without the columns that tell a single training."""
+    known = held_out_risks(folders) if rows and "risk" in rows[0] else {}
+    # weights that were brought in know no patients: then new ones are placed among themselves
+    complete = known if all(estimand.place(r) in known for r in rows) else None
+    return [{k: v for k, v in row.items() if k not in ("repeat", "fold", "seed")}
+            for row in ensemble.ensemble(rows, complete)]
 
 
 def _joined(found: Sequence[Row], task: Task, how: str) -> Row:
@@ -244,7 +193,7 @@ def cell_table(run: Path) -> list[str]:
     chosen = [f.parent for f in folds_of(run)] if cells else []
     made = []
     for cell in cells:
-        cards = [_card(f) for f in bundle.find(cell)]
+        cards = [bundle.card_of(f) for f in bundle.find(cell)]
         headline = "c_index" if cards[0]["task"]["kind"] != "classification" else "auc"
         values = [c["validation"].get(headline) for c in cards]
         mean, sd, n = metrics.over_folds([{"v": math.nan if v is None else v} for v in values])["v"]
@@ -253,91 +202,22 @@ def cell_table(run: Path) -> list[str]:
     return made
 
 
-def lines(found: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(metric, mean ± sd over folds, pooled value with interval) for a table."""
-    made = []
-    for name, over in found["over_folds"].items():
-        pooled = found["test"].get(name)
-        mean = "undefined" if over["mean"] is None else f"{over['mean']:.3f}" + (
-            f" ± {over['sd']:.3f}" if over["sd"] is not None else "")
-        whole = ""
-        if pooled and pooled["value"] is not None:
-            whole = f"{pooled['value']:.3f}"
-            whole += f" [{pooled['low']:.3f}, {pooled['high']:.3f}]" if pooled["low"] is not None else ""
-        made.append((name, mean, whole))
-    return made
-
-
-def measure(rows: Sequence[Row], task: Task, horizons: Sequence[float], threshold: float | None) -> metrics.Metrics:
-    """All metrics of prediction rows that carry their truth; survival adds the AUC at each horizon."""
-    if task.survival:
-        time, event, told = (np.array([r[k] for r in rows], dtype=np.float64) for k in ("time", "event", "risk"))
-        return metrics.survival(time, event, told, horizons)
-    labels = np.array([task.classes.index(r["label"]) for r in rows])
-    p = np.array([[r[f"p_{c}"] for c in task.classes] for r in rows])
-    return metrics.classification(labels, p, threshold)
-
-
 def calibration(rows: Sequence[Row], task: Task) -> dict[str, Any]:
     """How far the probabilities of labelled rows can be believed."""
     labels = np.array([task.classes.index(r["label"]) for r in rows])
     return decide.reliability(labels, np.array([[r[f"p_{c}"] for c in task.classes] for r in rows]))
 
 
-def _group(card: dict[str, Any], task: Task) -> Row:
-    """What divides high from low risk; nothing where there are classes."""
-    return {"risk_threshold": float(card.get("risk_threshold", math.nan))} if task.survival else {}
-
-
-def _threshold(card: dict[str, Any], config: ScoreConfig) -> float | None:
-    """The frozen operating point; it was found on calibrated probabilities."""
-    return card.get("threshold") if config.calibrate else None
-
-
-def _horizons(card: dict[str, Any]) -> list[float]:
-    return list(card.get("horizons", []))
-
-
-def _missing(folders: Sequence[Path], cards: Sequence[dict[str, Any]]) -> list[str]:
-    """Folds of the splits that have no model: their patients are in no number."""
-    file = next((p / "splits.csv" for p in folders[0].parents[:3] if (p / "splits.csv").exists()), None)
-    if file is None:
-        return []  # weights that were brought in
-    with open(file, newline="") as f:
-        wanted = {(int(r["repeat"]), int(r["fold"])) for r in csv.DictReader(f)}
-    seeds = {c["seed"] for c in cards}
-    lacking = sorted((*place, s) for place in wanted for s in seeds - {c["seed"] for c in cards if _place(c) == place})
-    if not lacking:
-        return []
-    told = ", ".join(f"fold {fold}" + (f" of repetition {repeat}" if repeat else "") + f" with seed {seed}"
-                     for repeat, fold, seed in lacking[:5]) + (" ..." if len(lacking) > 5 else "")
-    return [f"{len(lacking)} of {len(wanted) * len(seeds)} trainings are missing ({told}): they failed or were never "
-            "made, and the patients that only they held out are in no number here"]
-
-
-def _warnings(cards: Sequence[dict[str, Any]], task: Task) -> list[str]:
-    """What a reader must know before believing the numbers."""
-    said = []
-    if cards[0]["protocol"] == "paper":
-        said.append("optimistic: the epoch was chosen on the test fold (train.protocol=paper)")
-    if len({c["seed"] for c in cards}) == 1:
-        what = "C-index" if task.survival else "AUC"
-        said.append(f"one seed: differences of about one point of {what} between models mean nothing")
-    fallen = [c for c in cards if "fallback" in c]
-    if fallen:
-        why = fallen[0]["fallback"]["why"]
-        said.append(f"{len(fallen)} of {len(cards)} trainings fell back to the plain model: {why}")
-    return said
+def _verdict(answer: Row, at: decide.Point | None, card: dict[str, Any], task: Task) -> Row:
+    """An answer with what it decides: a class by the frozen rule, or the risk that divides high from low."""
+    if task.survival:
+        return {**answer, "risk_threshold": float(card.get("risk_threshold", math.nan))}
+    found = answer | decide.columns(at, _positive(answer, task), task.classes)
+    return found | {"decision": decide.called(found, task.classes)}
 
 
 def _positive(answer: Row, task: Task) -> float:
     return float(answer["risk"]) if task.survival else float(answer[f"p_{task.classes[-1]}"])
-
-
-def _reliability(folders: Sequence[Path], task: Task, config: ScoreConfig) -> dict[str, Any]:
-    """Calibration of the held-out patients, before or after the temperature of their fold."""
-    rows = ensemble(predictions(folders, config)[0])
-    return calibration(rows, task)
 
 
 def _truth(row: Row, task: Task) -> Row:
@@ -346,21 +226,5 @@ def _truth(row: Row, task: Task) -> Row:
     return {"label": task.classes[int(row["target"])]}
 
 
-def _card(folder: Path) -> dict[str, Any]:
-    card: dict[str, Any] = bundle.card_of(folder)
-    return card
-
-
-def _place(card: dict[str, Any]) -> tuple[int, int]:
-    return card["split"]["repeat"], card["split"]["fold"]
-
-
-def _no_nan(value: Any) -> Any:
-    """NaN has no place in JSON: None says undefined."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _no_nan(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_no_nan(v) for v in value]
-    return value
+def _place(card: dict[str, Any]) -> Row:
+    return {"repeat": card["split"]["repeat"], "fold": card["split"]["fold"], "seed": card["seed"]}

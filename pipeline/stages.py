@@ -351,19 +351,21 @@ class Score(Stage):
         numbers = {"bootstrap", "confidence", "calibrate", "sensitivity", "specificity", "abstain"}
         settings = {k: v for k, v in self.settings().items() if item.seal and k.removeprefix("score.") in numbers}
         inputs = {f"input.{k}": v for k, v in item.inputs.items()}
+        if item.seal:
+            inputs["input.numbers"] = store.NUMBERS
         return {"stage": self.name, "format": store.FORMAT, **settings, **inputs}
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
-        from pipeline import bundle, risk, scoring, training
+        from pipeline import bundle, ensemble, numbers, risk, scoring, training
 
         if item.seal:
             rows, task = scoring.predictions(self.folds, self.config.score)
             out.mkdir(parents=True)
             (out / training.PREDICTIONS).write_text(training.table(rows))
-            found = scoring.summary(self.folds, rows, task, self.config.score)
+            found = numbers.summary(self.folds, rows, task, self.config.score)
             (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
             if task.survival:
-                risk.draw(out, scoring.ensemble(rows))
+                risk.draw(out, ensemble.ensemble(rows))
             return Made()
         patient = self.data.by_id()[item.data]
         if self._last[0] != patient.id:  # slides of one patient are one bag: scored once
@@ -377,9 +379,9 @@ class Score(Stage):
         return Made(notes=(scoring.UNLIKE,) if strange else (), numbers={"tiles": len(arrays["attention"])})
 
     def remake_fields(self) -> frozenset[str]:
-        """Newer folds of the same run, such as one that failed before: its results follow them without a refusal. Those
-        of new slides also follow what becomes known of whose slides they are."""
-        return frozenset({"input.models"} | (set() if self.folds else {"input.features"}))
+        """Newer folds of the same run, such as one that failed before, and a newer way to count: its results follow
+        without a refusal. Those of new slides also follow what becomes known of whose slides they are."""
+        return frozenset({"input.models", "input.numbers"} | (set() if self.folds else {"input.features"}))
 
     def remake(self, item: Item, old: Path, out: Path) -> Made:
         return self.make(item, out, out)

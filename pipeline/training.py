@@ -29,7 +29,7 @@ from mil import train as loop
 from mil.feed import Case, Feed
 from mil.splits import Fold
 from mil.tasks import Task
-from pipeline import bundle, explog, store
+from pipeline import bundle, choices, explog, store
 from pipeline.cases import Dataset, Patient, StoredBag, own_settings
 
 PREDICTIONS, HISTORY, CHECKPOINT = "predictions.csv", "history.csv", "state.pt"
@@ -123,13 +123,15 @@ def train_fold(
     model.load_state_dict(weights)
     named: dict[str, Any] = {"model": config.model, "model_params": config.model_params}
     rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
-    why = alarm(model, teacher, train_cases, task, scale, config) if teacher else None
+    why, by = alarm(model, teacher, train_cases, task, scale, config) if teacher else None, choices.ALARM
     if why is None and teacher is not None and config.select == "best" and config.fallback is not None:
-        why = outdone(_metrics_of(rows, task, train), teacher, task)
+        why = outdone(_metrics_of(rows, task, train, operating_points(rows, task)), teacher, task)
+        by = choices.VALIDATION
     if why is not None and teacher is not None:
         model, weights, scale = teacher.model().to(device(config.gpu)), teacher.weights, teacher.scale
-        named = {k: teacher.card[k] for k in named} | {"fallback": {"from": config.model, "why": why}}
+        named = {k: teacher.card[k] for k in named} | {"fallback": {"from": config.model, "by": by, "why": why}}
         rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
+    points = operating_points(rows, task)
     rows += _predicted(model, "test", cases(test, mpp), task, scale)
     sizes = {"train": len(train), "val": len(val), "test": len(test)}
     card = {
@@ -138,9 +140,9 @@ def train_fold(
         "split": {"hash": job.split_hash, "repeat": fold.repeat, "fold": fold.fold, **sizes},
         "seed": job.seed, "protocol": config.protocol, "train": own_settings(config),
         "versions": bundle.versions(), "epoch": state["best"]["epoch"] + 1, "epochs": state["epoch"] + 1,
-        "validation": _finite(_metrics_of([r for r in rows if r["side"] == "val"], task, train)),
-        "test": _finite(_metrics_of([r for r in rows if r["side"] == "test"], task, train)),
-        **operating_points(rows, task), **({"horizons": horizons(train)} if task.survival else {}),
+        "validation": _finite(_metrics_of([r for r in rows if r["side"] == "val"], task, train, points)),
+        "test": _finite(_metrics_of([r for r in rows if r["side"] == "test"], task, train, points)),
+        **({"taught": True} if teacher else {}), **points, **({"horizons": horizons(train)} if task.survival else {}),
     }
     profile = novelty.profile(c.load()[0] for c in train_cases)
     if profile is not None:
@@ -309,15 +311,18 @@ def _predicted(model: Any, side: str, of: Sequence[Case], task: Task, scale: Any
     return rows
 
 
-def _metrics_of(rows: Sequence[dict[str, Any]], task: Task, train: Sequence[Patient]) -> dict[str, float]:
-    """Metrics of some predictions, at the horizons of the training part."""
+def _metrics_of(
+    rows: Sequence[dict[str, Any]], task: Task, train: Sequence[Patient], points: dict[str, Any]
+) -> dict[str, float]:
+    """Metrics of predictions, at the horizons of the training part, by the temperature and threshold of `points`."""
     if not rows:
         return {}
     logits = torch.from_numpy(logits_of(rows))
     if task.survival:
         target = targets_of(rows)
         return metrics.survival(target[:, 0], target[:, 1], task.risk(logits).numpy(), horizons(train))
-    return metrics.classification(targets_of(rows), task.probabilities(logits).numpy())
+    scaled = task.probabilities(logits / points.get("temperature", 1.0)).numpy()
+    return metrics.classification(targets_of(rows), scaled, points.get("threshold"))
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:

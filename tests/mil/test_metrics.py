@@ -111,39 +111,6 @@ def test_operating_points_reach_what_they_promise():
     assert j(metrics.youden(labels, p)) == pytest.approx(max(j(c) for c in p))
 
 
-def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    inside = 0
-    for trial in range(60):
-        x = rng.normal(size=80)
-        found = metrics.bootstrap(lambda rows, x=x: {"mean": float(x[rows].mean())}, 80, 200, 0.9, seed=trial)["mean"]
-        inside += found.low <= 0.0 <= found.high
-    assert 45 <= inside <= 60  # 54 expected
-
-
-def test_bootstrap_is_seeded_and_keeps_strata():
-    strata = np.repeat([0, 1], [3, 27])
-
-    def share(rows):
-        return {"share": float((strata[rows] == 0).mean())}
-
-    kept = metrics.bootstrap(share, 30, 50, 0.95, strata=strata)["share"]
-    assert kept.low == kept.high == pytest.approx(0.1)
-    assert metrics.bootstrap(share, 30, 50, 0.95, seed=4) == metrics.bootstrap(share, 30, 50, 0.95, seed=4)
-    assert np.isnan(metrics.bootstrap(share, 30, 0, 0.95)["share"].low)
-
-
-def test_paired_comparison_says_better_worse_or_no_difference():
-    rng = np.random.default_rng(2)
-    base = rng.normal(size=100)
-    models = {"same": base + rng.normal(size=100) * 0.1, "up": base + 0.2, "down": base - 0.2}
-    for name, verdict in (("same", "no difference"), ("up", "better"), ("down", "worse")):
-        both = (base, models[name])
-        found = metrics.paired(lambda rows, m, both=both: float(both[m][rows].mean()), 100, 300, 0.95)
-        assert found["verdict"] == verdict
-        assert found["difference"].low <= found["difference"].value <= found["difference"].high
-
-
 def test_over_folds_leaves_out_what_is_undefined():
     mean, sd, n = metrics.over_folds([{"auc": 0.8}, {"auc": 0.6}, {"auc": float("nan")}])["auc"]
     assert (mean, n) == (pytest.approx(0.7), 2)
