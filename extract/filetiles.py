@@ -39,8 +39,8 @@ class FileLevels:
         self._path = path
         self._source = source
         self._pages: list[Page] | None = None
-        self._fd: int | None = None
-        self._seek = threading.Lock()  # for systems without pread
+        self._files: dict[Path, int] = {}  # descriptors: one, but for DICOM
+        self._lock = threading.Lock()  # of the former, and of reading on systems without pread
         self._settled: dict[int, Plane | NotDirect] = {}
 
     def plane(self, level: int, wanted: np.ndarray | None = None) -> Plane:
@@ -81,27 +81,30 @@ class FileLevels:
         offset, count = int(plane.offsets[index]), int(plane.counts[index])
         if count == 0:
             raise Undecodable("the file leaves out tiles")
-        if self._fd is None:
-            with self._seek:
-                if self._fd is None:
-                    self._fd = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        path = plane.path or self._path
+        fd = self._files.get(path)
+        if fd is None:
+            with self._lock:
+                fd = self._files.get(path)
+                if fd is None:
+                    fd = self._files[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         if hasattr(os, "pread"):
-            data = os.pread(self._fd, count, offset)
+            data = os.pread(fd, count, offset)
         else:
-            with self._seek:
-                os.lseek(self._fd, offset, os.SEEK_SET)
-                data = os.read(self._fd, count)
+            with self._lock:
+                os.lseek(fd, offset, os.SEEK_SET)
+                data = os.read(fd, count)
         if len(data) < count:
             raise Undecodable("the file ends before its tiles do")
         return data
 
     def close(self) -> None:
-        fd, self._fd = self._fd, None
-        if fd is not None:
+        files, self._files = self._files, {}
+        for fd in files.values():
             os.close(fd)
 
     def __del__(self) -> None:
-        if hasattr(self, "_fd"):
+        if hasattr(self, "_files"):
             self.close()
 
     def _prove(self, plane: Plane, level: int, wanted: np.ndarray) -> None:
@@ -151,8 +154,10 @@ def _distance(tile: np.ndarray, theirs: np.ndarray, at: tuple[int, int], shift: 
     Where level 0 has no whole pixel at that place, OpenSlide interpolates between two of the level, `shift` px away:
     then the same is what lies as near to that interpolation as its rounding allows (the outermost px are left out)."""
     (x, y), (h, w) = at, theirs.shape[:2]
-    ours = tile[y : y + h, x : x + w].astype(np.float32)
-    inner = theirs
+    cut, inner = tile[y : y + h, x : x + w], theirs
+    if np.array_equal(cut, theirs):
+        return 0
+    ours = cut.astype(np.float32)
     for axis, s in ((1, shift[0]), (0, shift[1])):
         if abs(s) > _SAME and ours.shape[axis] > 2:
             mid, after, before = (np.take(ours, np.arange(1 + d, ours.shape[axis] - 1 + d), axis) for d in (0, 1, -1))

@@ -1,4 +1,4 @@
-"""Which page of a TIFF is which of OpenSlide's levels, where its tiles lie, and how one of them is decoded.
+"""Which page of a TIFF, or image of a DICOM series, is which level, where its tiles lie, and how one is decoded.
 
 In: a path, and what OpenSlide says of it. Out: `Plane`s. Pages are counted as OpenSlide counts them, vendor by vendor,
 and a page is a level's only if it has the level's very size (Philips alone pads its pages to whole tiles). What is not
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.tiffpages import Page, read_pages
+from extract.tiffpages import Page, read_pages, sub_pages
 
-VENDORS = frozenset({"aperio", "generic-tiff", "philips"})  # one plane per level, no overlaps, no gaps in between
+VENDORS = frozenset({"aperio", "dicom", "generic-tiff", "philips"})  # one plane per level, no overlaps, no gaps
 _JPEG, _JPEG2000, _JPEG2000_YCC = {7}, {33003, 33004, 33005, 34712}, 33003
 _ADOBE_RGB = bytes.fromhex("ffee000e41646f626500640000000000")  # APP14 that says: three plain channels, no YCbCr
 
@@ -34,7 +34,7 @@ class Plane:
 
     offsets, counts: int64 (tiles,), row by row; a count of 0 is a tile that OpenSlide must make.
     decode: (bytes, halvings, where to or None) -> uint8 (tile_h >> halvings, tile_w >> halvings, 3).
-    can_halve: JPEG only.
+    can_halve: JPEG only. path: the file they lie in, None for the slide's own.
     """
 
     size: tuple[int, int]
@@ -45,6 +45,7 @@ class Plane:
     counts: np.ndarray
     decode: Decode
     can_halve: bool
+    path: Path | None = None
 
 
 def level_pages(path: Path, vendor: str, levels: Sequence[tuple[int, int]]) -> list[Page]:
@@ -52,11 +53,19 @@ def level_pages(path: Path, vendor: str, levels: Sequence[tuple[int, int]]) -> l
     if vendor not in VENDORS:
         raise NotDirect(f"format {vendor}")
     try:
-        pages = read_pages(path)
+        if vendor == "dicom":
+            from extract import dicompages  # the library takes a quarter of a second to import
+
+            pages = dicompages.level_pages(path)
+        else:
+            pages = read_pages(path)
+            if vendor == "generic-tiff":  # of the pages after the first those marked as reduced, by falling width
+                pages = [p for p in pages if p.index == 0 or p.reduced]
+                if len(pages) == 1 < len(levels):  # OpenSlide knows no sub-directories, `flat.py` does
+                    pages += sub_pages(path, pages[0])
+                pages.sort(key=lambda p: -p.imagewidth)
     except (ValueError, IndexError, OSError, struct.error) as error:
-        raise NotDirect(f"unusual TIFF structure ({type(error).__name__}: {error})") from error
-    if vendor == "generic-tiff":  # of the pages after the first those marked as reduced, by falling width
-        pages = sorted((p for p in pages if p.index == 0 or p.reduced), key=lambda p: -p.imagewidth)
+        raise NotDirect(f"unusual structure ({type(error).__name__}: {error})") from error
     if len(pages) != len(levels):
         raise NotDirect(f"{len(pages)} tiled pages for {len(levels)} levels")
     for level, (page, size) in enumerate(zip(pages, levels, strict=True)):
@@ -84,7 +93,7 @@ def plane_of(pages: Sequence[Page], level: int, size: tuple[int, int], vendor: s
     if vendor == "aperio" and level:
         counts = np.where(_made_of_missing(pages, level), 0, counts)
     decode = _jpeg(page) if code in _JPEG else _jpeg2000(tw, th, code == _JPEG2000_YCC)
-    return Plane(size, (tw, th), columns, rows, offsets, counts, decode, code in _JPEG)
+    return Plane(size, (tw, th), columns, rows, offsets, counts, decode, code in _JPEG, page.path)
 
 
 def _made_of_missing(pages: Sequence[Page], level: int) -> np.ndarray:

@@ -211,7 +211,7 @@ def open_slide(
         for w, h in source.level_dimensions:
             if not (0 < w <= _MAX_SIDE_L0 and 0 < h <= _MAX_SIDE_L0):
                 raise UnreadableSlide(f"{path.name}: its header claims {w} x {h} px: the file is damaged")
-        if file_tiles and path.is_file():
+        if file_tiles:
             from extract.filetiles import FileTiles
 
             source = FileTiles(source, path)

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 _OFFSETS, _COUNTS = (273, 324), (279, 325)  # strip and tile; offsets, byte counts
-_TYPES = {1: "u1", 3: "u2", 4: "u4", 7: "u1", 13: "u4", 16: "u8"}  # byte, short, long, undefined, ifd, long8
+_TYPES = {1: "u1", 3: "u2", 4: "u4", 7: "u1", 13: "u4", 16: "u8", 18: "u8"}  # byte, short, long, any, ifd, long8, ifd8
 
 
 def missing_bytes(path: Path) -> int:

@@ -1,7 +1,7 @@
 """The tiled pages of a TIFF: sizes, compression, and where each tile's bytes lie, as arrays.
 
-In: a path. Out: `Page`s, named as tifffile names them. Follows the chain of
-directories only, no sub-directories; decodes nothing. A slide of 450,000 tiles costs 8 MB and 5 ms here, 29 MB and
+In: a path. Out: `Page`s, named as tifffile names them, of the chain of directories, and on request of the
+sub-directories of one; decodes nothing. A slide of 450,000 tiles costs 8 MB and 5 ms here, 29 MB and
 25 ms through tifffile, which makes a Python number of each offset.
 """
 
@@ -18,6 +18,7 @@ from extract.tiffcheck import entries, header, values
 
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR = 254, 256, 257, 258, 259, 262, 277, 284
 _TILE_WIDTH, _TILE_HEIGHT, _OFFSETS, _COUNTS, _FORMAT, _TABLES, _DEPTH = 322, 323, 324, 325, 339, 347, 32997
+_SUB_DIRECTORIES = 330
 _MOST_PAGES = 4096
 
 
@@ -41,7 +42,8 @@ class Page:
     jpegtables: bytes
     dataoffsets: np.ndarray
     databytecounts: np.ndarray
-    is_tiled: bool = True
+    path: Path | None = None  # the file in which they lie, where the slide has several
+    sub_directories: tuple[int, ...] = ()  # where they stand in the file
 
 
 def read_pages(path: Path) -> list[Page]:
@@ -58,6 +60,21 @@ def read_pages(path: Path) -> list[Page]:
                 raise ValueError(f"a TIFF directory is cut off ({error})") from error
             if _TILE_WIDTH in tags:
                 out.append(_page(file, tags, order, big, len(seen) - 1))
+    return out
+
+
+def sub_pages(path: Path, page: Page) -> list[Page]:
+    """The tiled sub-directories of a page, in its order. Raises ValueError as `read_pages`."""
+    out = []
+    with open(path, "rb") as file:
+        order, big, _ = header(file)
+        for at in page.sub_directories[:_MOST_PAGES]:
+            try:
+                tags, _ = entries(file, at, order, big)
+            except struct.error as error:
+                raise ValueError(f"a TIFF directory is cut off ({error})") from error
+            if _TILE_WIDTH in tags:
+                out.append(_page(file, tags, order, big, page.index))
     return out
 
 
@@ -78,4 +95,5 @@ def _page(file: BinaryIO, tags: dict[int, bytes], order: str, big: bool, index: 
         np.dtype(np.uint8) if eight else None, one(_SAMPLES, 1), one(_PLANAR, 1), one(_COMPRESSION, 1),
         one(_PHOTOMETRIC), many(_TABLES).astype(np.uint8).tobytes() if _TABLES in tags else b"",
         many(_OFFSETS), many(_COUNTS),
+        sub_directories=tuple(many(_SUB_DIRECTORIES).tolist()) if _SUB_DIRECTORIES in tags else (),
     )  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 import tifffile
 
 from extract import UnreadableSlide, filetiles
+from extract.flat import FlatImage
 from extract.slide import open_slide
 from extract.tiffpages import read_pages
 from tests.extract.slides import tissue_rgb, write_svs, write_tiff
@@ -91,6 +92,29 @@ def test_a_damaged_tile_is_told_as_openslide_tells_it(svs: Path) -> None:
         slide.read_region(0, 0, 256, 0.5)
         with pytest.raises(UnreadableSlide, match="cannot be decoded"):
             slide.read_region(300, 300, 256, 0.5)
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000"])
+def test_levels_in_sub_directories(tmp_path: Path, compression: str) -> None:
+    """As an OME-TIFF keeps them. OpenSlide sees level 0 only: the judge is whoever read the others."""
+    path = tmp_path / "a.ome.tif"
+    with tifffile.TiffWriter(path, bigtiff=True) as tif:
+        for n in range(3):
+            level = np.ascontiguousarray(tissue_rgb(1100, 1303)[:: 2**n, :: 2**n])
+            tif.write(level, tile=(256, 256), photometric="rgb", compression=compression, metadata=None,
+                      subifds=2 if n == 0 else None, subfiletype=int(n > 0))  # fmt: skip
+    flat = FlatImage(path)
+    assert len(flat.level_dimensions) == 3
+    flat.vendor = "generic-tiff"  # so it is called where OpenSlide opens the file
+    levels = filetiles.FileLevels(path, flat)
+    for n in range(3):
+        plane = levels.plane(n)
+        out = np.empty((300, 300, 3), np.uint8)
+        filetiles.paste(plane, 0, 40, 70, out, lambda index, plane=plane: levels.tile(plane, index))  # type: ignore[misc]
+        scale = flat.level_downsamples[n]
+        np.testing.assert_array_equal(out, flat.read(round(40 * scale), round(70 * scale), n, 300, 300))
+    levels.close()
+    flat.close()
 
 
 @pytest.mark.parametrize("big", [False, True])
