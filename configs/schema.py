@@ -10,15 +10,15 @@ result comes, never the result. Forgetting the mark costs a refusal, never a wro
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, and an unknown key is an error that names it."""
+    """Base of all settings: immutable; an unknown key is an error that names it; numbers are finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 def speed(default: Any, description: str, **bounds: Any) -> Any:
@@ -34,7 +34,7 @@ def later(default: Any, description: str, **bounds: Any) -> Any:
 class TileConfig(Settings):
     """Tissue segmentation and tiling (`pipeline tile`)."""
 
-    mpp: tuple[float, ...] = Field((0.5,), min_length=1, description="µm per tile pixel; several values give several magnifications on one aligned grid, the first is the main one")
+    mpp: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.5,), min_length=1, description="µm per tile pixel; several values give several magnifications on one aligned grid, the first is the main one")
     tile_px: int = Field(256, ge=16, le=4096, description="tile edge in px at `mpp`")
     overlap_um: float = Field(0.0, ge=0, description="overlap of neighbouring tiles in µm")
     min_tissue: float = Field(0.3, ge=0, le=1, description="smallest fraction of a tile that must be tissue")
