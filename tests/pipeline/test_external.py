@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
-from pipeline import bundle, store
+from pipeline import bundle, external, store, training
 from pipeline.cases import StoredBag
 from tests.pipeline.bags import make_features, write_labels
+from tests.pipeline.numbered import COX
 
 Cli = Callable[..., tuple[int, str]]
 QUICK = ["--set", "train.folds=2", "--set", "train.val_fraction=0.4", "--set", "train.epochs=4",
@@ -82,6 +84,16 @@ def test_a_new_patient_s_slides_are_one_bag(run: Path, cli: Cli, tmp_path: Path)
     assert found["decisions"]["external"]["patients"] == 4
     assert found["decisions"]["internal"]["patients"] == 16
     assert set(found["reliability"]) == {"before", "after"}
+    each = read(out / "predictions_by_model.csv")  # a ranking is the mean of the models', a decision the one handed out
+    aucs = [roc_auc_score([r["label"] == "yes" for r in own], [float(r["p_yes"]) for r in own])
+            for own in ([r for r in each if r["fold"] == k] for k in ("0", "1"))]
+    assert found["external"]["auc"]["value"] == pytest.approx(np.mean(aucs), abs=1e-9)
+    assert found["external_models"]["auc"]["sd"] == pytest.approx(np.std(aucs, ddof=1), abs=1e-9)
+    joint = roc_auc_score([r["label"] == "yes" for r in rows], [float(r["p_yes"]) for r in rows])
+    assert found["external_ensemble"]["auc"]["value"] == pytest.approx(joint, abs=1e-9)
+    right = [r["label"] == r["decision"] for r in rows]
+    assert found["external"]["accuracy"]["value"] == pytest.approx(np.mean(right), abs=1e-9)
+    assert np.trace(found["confusion"]) == sum(right)
     assert "sensitivity, frozen thresholds" in text
 
 
@@ -119,6 +131,24 @@ def test_without_rows_each_slide_is_a_patient_and_labels_that_come_later_join_th
     assert [r["patient"] for r in rows] == ["xp00", "xp01", "xp02", "xp03", "xs03_2.svs"]
     assert [r["label"] for r in rows] == ["no", "yes", "no", "yes", ""]
     assert json.loads((out / "metrics.json").read_text())["without_label"] == 1
+
+
+@pytest.mark.parametrize(("factor", "says"), [
+    (30.4, ["12 of 12 new patients have times beyond the", "30.4 times): another unit, such as days and months"]),
+    (1 / 30.4, ["0.0329 times): another unit"]),
+    (1.5, ["7 of 12 new patients have times beyond the longest"]),
+    (1.0, []),
+])
+def test_times_in_another_unit_are_told(tmp_path: Path, factor: float, says: list[str]) -> None:
+    folder = tmp_path / "fold_0"
+    folder.mkdir()
+    times = [float(t) for t in range(10, 22)]
+    rows = [{"side": "test", "patient": f"p{t}", "time": t, "event": 1, "logit_0": 0.0} for t in times]
+    (folder / training.PREDICTIONS).write_text(training.table(rows))
+    told = external._times([{"time": factor * t} for t in times], [folder], COX)
+    assert len(told) == len(says)
+    for said, expected in zip(told, says, strict=True):
+        assert expected in said
 
 
 def test_labels_without_new_slides_are_refused(run: Path, cli: Cli, tmp_path: Path) -> None:
