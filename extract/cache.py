@@ -83,6 +83,9 @@ def make_room(folder: Path, room: int) -> None:
                 used.add(name)
             else:
                 file.unlink(missing_ok=True)
+        elif file.name.startswith(".") and (maker := file.name.rpartition(".")[2]).isdigit():
+            if not _alive(int(maker)):
+                file.unlink(missing_ok=True)  # half a copy, whose process was killed
         elif not file.name.startswith(".") and file.suffix.lower() in ONE_FILE:
             stat = file.stat()
             copies.append((stat.st_mtime, stat.st_size, file))

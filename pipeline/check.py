@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from configs.schema import Config, TileConfig
-from pipeline import check_html, cohort, console, label_match, label_table, store
+from pipeline import check_html, cohort, console, label_match, label_table, leftovers, store
 from pipeline.cohort import CohortError
 from pipeline.listing import SlideEntry
 
@@ -76,6 +76,7 @@ def check(source: Path, config: Config, out: Path, labels: Path | None = None) -
     workers = config.cluster.workers or os.cpu_count() or 1
     summary = [*_summary(findings, workers, seconds), *cohort_problems]
     out.mkdir(parents=True, exist_ok=True)
+    leftovers.sweep(out)
     store.write_atomic(out / "check.csv", _csv(findings))
     store.write_atomic(out / "check.html", check_html.page(str(source), findings, summary))
     _show(findings, summary, out)

@@ -59,9 +59,9 @@ def sweep_work(work: store.Work, lease_s: float = 300.0) -> None:
     root = work.root
     roots = [root, work.tiles, work.overlays, root / "tile_images", *_folders(root / "features")]
     for run in (work.runs, *_folders(work.runs)):
-        roots += [run, run / "report", *_folders(run / "new")]
+        roots += [run, run / "report", run / "heatmaps", *_folders(run / "new")]
     for new in [r for r in roots if r.parent.name == "new"]:  # a work folder of its own, of new slides
-        roots += [new / "tiles", new / "overlays", *_folders(new / "features")]
+        roots += [new / "tiles", new / "overlays", new / "heatmaps", *_folders(new / "features")]
     for found in roots:
         sweep(found, lease_s)
 

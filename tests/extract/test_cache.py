@@ -82,3 +82,14 @@ def test_what_cannot_be_cached_is_read_in_place(slides: list[Path], tmp_path: Pa
     many = tmp_path / "x.mrxs"
     many.write_bytes(b"x")
     assert cache.stage(many, settings(tmp_path / "cache", 1 << 30)).path == many
+
+
+def test_half_copies_of_the_dead_go_and_those_of_the_living_stay(slides: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    dead, living = folder / f".a.svs.{2**22 + 1}", folder / f".b.svs.{os.getpid()}"
+    for half in (dead, living):
+        half.write_bytes(b"half")
+    cache.make_room(folder, 1 << 30)
+    assert not dead.exists()
+    assert living.exists()

@@ -142,14 +142,15 @@ def test_the_same_bytes_again_and_from_every_epoch(name: str, extra: dict[str, o
     config = TrainConfig(epochs=3, lr=0.01, patience=0, standardize=True, cache_gb=0.0 if "merge" in extra else 1.0)
     data = cases()
 
-    def fit(start: object = None) -> list[train.State]:
+    def fit(start: object = None, within: bool = False) -> list[train.State]:
         with train.seeded(1):
             model = make(name, extra).to(GPU)
-        return list(train.fit(model, data, cases(4), TWO, config, 7, start))  # type: ignore[arg-type]
+        return list(train.fit(model, data, cases(4), TWO, config, 7, start, lambda: within))  # type: ignore[arg-type]
 
     whole = fit()
     assert flat_bytes(fit()[-1]) == flat_bytes(whole[-1])
-    for state in whole[:-1]:
+    inside = [s for s in fit(within=True) if s["within"] is not None]
+    for state in (*whole[:-1], inside[1], inside[-2]):
         torch.rand(3, device=GPU)
         assert flat_bytes(fit(through_disk(state))[-1]) == flat_bytes(whole[-1])
 
