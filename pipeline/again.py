@@ -46,10 +46,7 @@ def _roots(slides: list[SlideEntry]) -> dict[str, bool]:
     """The folders that were tiled -> whether something besides the files is known of their slides (mpp, regions)."""
     found: dict[str, bool] = {}
     for slide in slides:
-        depth = len(Path(slide.id).parts)
-        whole = slide.path.parts[-depth:] == Path(slide.id).parts
-        # a DICOM slide is listed under the name of its folder, its path is one of the files in it
-        root = slide.path.parents[depth - 1] if whole else slide.path.parents[min(depth, len(slide.path.parents) - 1)]
+        root = slide.root
         found[str(root)] = found.get(str(root), False) or slide.mpp is not None or slide.regions is not None
     return found
 

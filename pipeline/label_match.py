@@ -71,7 +71,7 @@ def find_labels(given: Path | None, work: store.Work) -> Path:
         return given
     places = [work.root]
     if work.cohort.exists():
-        roots = {s.path.parents[len(Path(s.id).parts) - 1] for s in read_cohort(work)}
+        roots = {s.root for s in read_cohort(work)}
         places += sorted(roots) + sorted({r.parent for r in roots})
     for place in places:
         if (place / "labels.csv").is_file():

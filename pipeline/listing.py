@@ -31,6 +31,13 @@ class SlideEntry:
     series: str = ""
     problem: str = ""
 
+    @property
+    def root(self) -> Path:
+        """The folder from which the id counts. A DICOM slide may go by its folder: its file lies one deeper."""
+        name = Path(self.id).name
+        deeper = bool(self.series) and name == self.path.parent.name
+        return self.path.parents[min(len(Path(self.id).parts) - 1 + deeper, len(self.path.parents) - 1)]
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -85,7 +92,8 @@ def walk(root: Path, suffixes: frozenset[str]) -> Listing:
     visit(root, "")
     what: dict[Path, str] = {}
     folders = [d for d in listed if isinstance(d, _Dicom)]
-    found = iter(_survey([d.files for d in folders]))
+    surveyed = _survey([d.files for d in folders])
+    found = iter(surveyed)
     slides: list[SlideEntry] = []
     for one in listed:
         if isinstance(one, SlideEntry):
@@ -95,7 +103,23 @@ def walk(root: Path, suffixes: frozenset[str]) -> Listing:
         slides += _of_folder(one, here)
         what |= here.others
         others += [*here.others, *here.not_dicom]
-    return Listing(slides, others, what)
+    apart = _in_pieces(surveyed)
+    return Listing([replace(s, problem=apart.get(s.series, "")) for s in slides], others, what)
+
+
+def _in_pieces(folders: Sequence[Found]) -> dict[str, str]:
+    """Series whose images lie in several folders, and what to do: OpenSlide looks into one, and would take what is
+    there for the whole slide. (A copy of a whole series is a slide of its own, which `check` calls the same.)"""
+    places: dict[str, dict[str, Path]] = {}  # series -> the finest image in a folder -> that folder
+    for found in folders:
+        for series, one in found.slides.items():
+            places.setdefault(series, {}).setdefault(one.uid, one.path.parent)
+    return {
+        series: f"the images of DICOM series {series} lie in several folders "
+        f"({', '.join(str(p) for p in sorted(by_image.values()))}): put them into one"
+        for series, by_image in places.items()
+        if len(by_image) > 1
+    }
 
 
 def _survey(folders: Sequence[Sequence[Path]]) -> list[Found]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cohort, listing
+from pipeline import cohort, label_match, listing
 from pipeline.listing import SlideEntry
 from pipeline.store import Work
 from tests.extract.dicoms import write_annotations, write_instance, write_series
@@ -215,6 +215,32 @@ def test_what_a_file_calls_its_series_never_becomes_a_path(tmp_path: Path, serie
     write_instance(folder / "1.dcm", tissue_rgb(256, 256), "1.2.3", "1.2.3.1", kind, SeriesInstanceUID=series)
     write_instance(folder / "2.dcm", tissue_rgb(256, 256), "1.2.4", "1.2.4.1", kind)
     assert ids(tmp_path / "s") == ["p", "p/1.dcm"]
+
+
+def test_a_series_in_pieces_is_no_two_slides(made: Path, tmp_path: Path, cli: Cli) -> None:
+    """Its levels in a folder each; and a copy of a whole series, which stays a slide."""
+    source = tmp_path / "s"
+    lay(made, source / "one", "b")
+    lay(made, source / "copy", "b")
+    for level in ("a1", "a2"):
+        (source / level).mkdir()
+        shutil.copy(made / "a" / f"{level}.dcm", source / level)
+    code, said = cli("tile", source, "--work", tmp_path / "w", "--tile-px", 128, "--workers", 1)
+    assert code == 1
+    assert tiled(tmp_path / "w") == ["copy", "one"]
+    said = " ".join(said.replace("│", " ").split())
+    assert f"DICOM series {A} lie in several folders" in said
+
+
+def test_labels_beside_the_folder_of_dicom_slides_are_found(made: Path, tmp_path: Path) -> None:
+    source, work = tmp_path / "s", Work(tmp_path / "w")
+    lay(made, source / "p", "a")
+    cohort.remember(work, cohort.list_slides(source).slides)
+    lay(made, source / "q", "b", "c")
+    both = cohort.list_slides(source).slides
+    assert {s.root for s in both} == {source}, [s.id for s in both]
+    (tmp_path / "labels.csv").write_text("slide,label\n")
+    assert label_match.find_labels(None, work) == tmp_path / "labels.csv"
 
 
 def test_a_series_without_volume_is_no_slide(tmp_path: Path) -> None:
