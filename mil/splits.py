@@ -56,8 +56,9 @@ def k_fold(
     """Stratified folds over patients, each with an inner validation part of the rest.
 
     strata: patient -> class index (survival: `survival_strata`). sites: patient -> site; when given, a site is wholly
-    in one fold (the validation part may share sites with training). Raises SplitError when a fold or class is too
-    small. The same arguments give the same folds; the order of `strata` does not matter.
+    in one fold, and the validation part holds whole sites too where that leaves every class in training. Raises
+    SplitError when a fold or class is too small. The same arguments give the same folds; the order of
+    `strata` does not matter.
     """
     patients = sorted(strata)
     if folds > len(patients):
@@ -76,7 +77,8 @@ def k_fold(
             test_of = _deal_sites(patients, strata, sites, folds, rng)
         for k in range(folds):
             rest = [p for p in patients if test_of[p] != k]
-            val = _inner(rest, strata, val_fraction, rng)
+            val = _inner_sites(rest, strata, sites, val_fraction, rng) if sites else set()
+            val = val or _inner(rest, strata, val_fraction, rng)
             train = tuple(p for p in rest if p not in val)
             made.append(Fold(repeat, k, train, tuple(sorted(val)), tuple(p for p in patients if test_of[p] == k)))
     return made
@@ -190,6 +192,28 @@ def _deal_sites(
         held[k] += count[site]
         fold_of_site[site] = k
     return {p: fold_of_site[sites[p]] for p in patients}
+
+
+def _inner_sites(
+    rest: Sequence[str], strata: Mapping[str, int], sites: Mapping[str, str], fraction: float, rng: np.random.Generator
+) -> set[str]:
+    """The validation part of `rest` as whole sites; nothing where no choice of sites leaves every class on both sides.
+
+    Of random orders of the sites, each taken until the part would grow too large, the one nearest to `fraction`."""
+    names = sorted({sites[p] for p in rest})
+    wanted = {strata[p] for p in rest}
+    best: tuple[float, set[str]] = (float("inf"), set())
+    for _ in range(min(200, 20 * len(names))):
+        val: set[str] = set()
+        for i in rng.permutation(len(names)):
+            more = val | {p for p in rest if sites[p] == names[i]}
+            if abs(len(more) / len(rest) - fraction) < abs(len(val) / len(rest) - fraction):
+                val = more
+        off = abs(len(val) / len(rest) - fraction)
+        both = {strata[p] for p in val}, {strata[p] for p in rest if p not in val}
+        if both == (wanted, wanted) and off < best[0]:
+            best = (off, val)
+    return best[1] if best[0] <= 0.5 * (1 - fraction) else set()
 
 
 def _inner(rest: Sequence[str], strata: Mapping[str, int], fraction: float, rng: np.random.Generator) -> set[str]:

@@ -76,7 +76,7 @@ def run(session: Session, labels: Path | None, name: str | None, picked: Sequenc
     config = session.config
     wanted = rows(config, picked)
     runs.named(name, "benchmark")
-    found, data = verbs.to_train_on(session, labels)
+    found, data, config = verbs.to_train_on(session, labels)
     stages = {}
     for row, settings in wanted.items():
         own = config.model_copy(update={"train": settings})

@@ -1,8 +1,8 @@
-"""Features of other programs in, and ours out: CLAM, TRIDENT, STAMP and AtlasPatch files, plain .pt and .npy folders.
+"""Features of other programs in: CLAM, TRIDENT, STAMP, AtlasPatch and slide2vec files, plain .pt and .npy folders.
 
 In: a folder (or file) of one of these layouts. Out: stores that `train` takes at once, one per file, with where they
-came from; or, the other way, files of CLAM's or TRIDENT's layout. Coordinates become level-0 px. What a file does not
-say stays unknown (mpp 0, no tile size): a nominal magnification is no mpp and is never turned into one.
+came from (`bridges_out.py` goes the other way). Coordinates become level-0 px. What a file does not say stays unknown
+(mpp 0, no tile size): a nominal magnification is no mpp and is never turned into one.
 
 Layouts, told apart by what is in a file, not by its name, as the programs' own sources write them:
 
@@ -23,8 +23,7 @@ Layouts, told apart by what is in a file, not by its name, as the programs' own 
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,11 +31,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import disk, hdf5_safe, ids, leftovers, store
-from pipeline.cohort import CohortError
+from pipeline import disk, hdf5_safe, ids, label_match, leftovers, slide2vec, store
+from pipeline.cohort import CohortError, read_cohort
 
 SUFFIXES = (".h5", ".hdf5", ".pt", ".npy")
-FORMATS = ("clam", "trident")
+FEATURES = ("features", "feats", "embeddings", "embedding", "feature", "feat")
+COORDS = ("coords", "coordinates", "coord")
+NO_TILES = "the file holds no tiles"
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ def import_folder(
     slide_mpp: µm per level-0 px of a slide id where it is known (STAMP's coordinates in µm need it). inner: which
     encoder of AtlasPatch files. Raises CohortError naming the file.
     """
-    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
-    files = _without_twins(files)
+    files = files_in(source)
     if not files:
         raise CohortError(f"{source}: no {', '.join(SUFFIXES)} file in it")
     leftovers.sweep_work(work)
@@ -86,13 +86,36 @@ def import_folder(
     width: tuple[int, Path] | None = None
     for slide, file in seen.items():
         found = read(file, slide_mpp(slide) if slide_mpp else None, inner)
-        width = width or (found.features.shape[1], file)
-        if found.features.shape[1] != width[0]:
-            raise CohortError(
-                f"{file} has {found.features.shape[1]} numbers per tile, {width[1]} has {width[0]}: two encoders?"
-            )
+        if len(found.features):
+            width = width or (found.features.shape[1], file)
+            if found.features.shape[1] != width[0]:
+                raise CohortError(
+                    f"{file} has {found.features.shape[1]} numbers per tile, {width[1]} has {width[0]}: two encoders?"
+                )
         _write(found, file, work, encoder, slide)
     return list(seen)
+
+
+def mpp_of_slides(work: store.Work, names: Iterable[str]) -> dict[str, float]:
+    """µm per level-0 px of those slides that were tiled in `work`, by the names of their files of features."""
+    if not work.cohort.exists():
+        return {}
+    found = {}
+    for name, slide in label_match.files_of(names, [s.id for s in read_cohort(work)]).items():
+        tiles = work.tile_store(slide)
+        mpp = store.read_attrs(tiles).get("slide_mpp") if store.stored(tiles) is not None else None
+        if mpp:
+            found[name] = float(mpp[0])
+    return found
+
+
+def files_in(source: Path) -> list[Path]:
+    """The files of features below a folder, each slide once."""
+    if source.is_file():
+        return [source]
+    files = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
+    whole = ("slide_embeddings", "patient_embeddings", "slide_latents")  # slide2vec: one vector for all tiles
+    return _without_twins([p for p in files if p.parent.name not in whole])
 
 
 def _without_twins(files: list[Path]) -> list[Path]:
@@ -118,21 +141,14 @@ def read(file: Path, slide_mpp: float | None = None, inner: str | None = None) -
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
     """An HDF5 file that holds all of its data itself. Raises CohortError."""
-    h5py = _h5py()
+    import h5py
+
     try:
         with h5py.File(file, "r") as h5:
             hdf5_safe.check(h5, file)
             yield h5
     except (OSError, RuntimeError, MemoryError) as error:
         raise CohortError(f"{file}: cannot be read as HDF5 ({error}); copy it again from its source") from error
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise CohortError('HDF5 files need the package h5py: pip install "mhim-pipeline[h5]"') from error
-    return h5py
 
 
 def _read_pt(file: Path) -> Foreign:
@@ -147,13 +163,21 @@ def _read_pt(file: Path) -> Foreign:
         raise CohortError(f"{file}: not a plain tensor file, refused or damaged ({first})") from error
     coords = None
     if isinstance(content, dict):
-        names = {"features": ("features", "feats", "embeddings"), "coords": ("coords", "coordinates")}
-        picked = {k: next((content[n] for n in options if n in content), None) for k, options in names.items()}
-        content, coords = picked["features"], picked["coords"]
+        picked = [next((content[n] for n in options if n in content), None) for options in (FEATURES, COORDS)]
+        if picked[0] is None:
+            raise CohortError(f"{file}: has {', '.join(map(str, content)) or 'nothing'}; features are expected under "
+                              f"one of the names {', '.join(FEATURES)}")
+        content, coords = picked
     if not isinstance(content, torch.Tensor):
         raise CohortError(f"{file}: holds {type(content).__name__}, not a tensor (tiles, width)")
-    xy = None if coords is None else _corners(np.asarray(coords), len(content), file)
-    return Foreign("pt", _matrix(content.detach().float().numpy(), file), xy)
+    half = content.dtype == torch.float16
+    features = _matrix((content.detach() if half else content.detach().double()).numpy(), file)
+    told = slide2vec.beside(file)
+    if told is not None and coords is None:
+        xy = _corners(told.coords, len(features), file) if told.coords is not None else None
+        return Foreign("slide2vec", features, xy, told.mpp, told.tile_px, told.tile_l0, told.facts)
+    xy = None if coords is None else _corners(np.asarray(coords), len(features), file)
+    return Foreign("pt", features, xy)
 
 
 def _read_h5(h5: Any, file: Path, slide_mpp: float | None, inner: str | None) -> Foreign:
@@ -161,15 +185,16 @@ def _read_h5(h5: Any, file: Path, slide_mpp: float | None, inner: str | None) ->
 
     if "feats" in h5:
         return _read_stamp(h5, file, slide_mpp)
-    if "features" not in h5:
-        raise CohortError(
-            f"{file}: has {', '.join(h5) or 'nothing'}; features (CLAM, TRIDENT, AtlasPatch) or feats (STAMP) expected"
-        )
+    called = next((n for n in FEATURES if n in h5), None)
+    if called is None:
+        raise CohortError(f"{file}: has {', '.join(h5) or 'nothing'}; features are expected under one of the names "
+                          f"{', '.join(FEATURES)}: rename the array")
     attrs = {**_plain(h5.attrs)}
-    if "coords" in h5:
-        attrs |= _plain(h5["coords"].attrs)
+    placed = next((n for n in COORDS if n in h5), None)
+    if placed:
+        attrs |= _plain(h5[placed].attrs)
     layout = "trident" if "patch_size_level0" in attrs or "target_magnification" in attrs else "clam"
-    array = h5["features"]
+    array = h5[called]
     if isinstance(array, h5py.Group):
         layout = "atlaspatch"
         names = sorted(array)
@@ -179,7 +204,7 @@ def _read_h5(h5: Any, file: Path, slide_mpp: float | None, inner: str | None) ->
         attrs["inner"] = name
         array = array[name]
     features = _matrix(array[...], file)
-    coords = _corners(h5["coords"][...], len(features), file) if "coords" in h5 else None
+    coords = _corners(h5[placed][...], len(features), file) if placed else None
     size, level0 = _number(attrs.get("patch_size")), _number(attrs.get("patch_size_level0"))
     if level0 is None and size is not None and "patch_level" in attrs:  # CLAM: px of that level
         downsample = attrs.get("downsample")
@@ -234,20 +259,39 @@ def _plain(attrs: Any) -> dict[str, Any]:
     return out
 
 
+def _flat(array: np.ndarray) -> np.ndarray:
+    """Without an axis of one that programs put before the tiles, (1, N, D), or behind them, (N, 1, D)."""
+    if array.ndim == 3 and array.shape[0] == 1:
+        return array[0]
+    return array[:, 0] if array.ndim == 3 and array.shape[1] == 1 else array
+
+
 def _matrix(array: np.ndarray, file: Path) -> np.ndarray:
-    """(N, D) in float16 or float32; a leading axis of one is dropped. Raises CohortError for NaN and other shapes."""
-    array = array[0] if array.ndim == 3 and len(array) == 1 else array
-    if array.ndim != 2 or not array.shape[1] or not np.issubdtype(array.dtype, np.floating):
-        raise CohortError(f"{file}: features are {array.dtype} of shape {array.shape}, not numbers (tiles, width)")
+    """(N, D) in float16 or float32, of any numbers; (0, D) without tiles. CohortError for NaN and other shapes."""
+    array = _flat(array)
+    if array.size == 0:
+        return np.zeros((0, array.shape[-1] if array.ndim == 2 and array.shape[-1] else 1), np.float32)
+    if array.ndim != 2 or not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
+        raise CohortError(f"{file}: features are {array.dtype} of shape {array.shape}, not numbers (tiles, width): "
+                          "save them as one such array")
     if not np.isfinite(array).all():
         row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
-        raise CohortError(f"{file}: NaN or Inf in the features of tile {row}")
+        raise CohortError(f"{file}: NaN or Inf in the features of tile {row}: extract the slide again"
+                          + (" in float32 (they overflow float16)" if array.dtype == np.float16 else ""))
+    largest = float(np.abs(array).max())
+    if largest > float(np.finfo(np.float32).max):
+        raise CohortError(f"{file}: features as large as {largest:.3g} fit no float32: divide all files by one number")
     return np.ascontiguousarray(array, np.float16 if array.dtype == np.float16 else np.float32)
 
 
 def _corners(coords: np.ndarray, n: int, file: Path) -> np.ndarray:
+    coords = _flat(coords)
+    if n == 0 and coords.size == 0:
+        return np.zeros((0, 2), np.int32)
     if coords.ndim != 2 or coords.shape[1] < 2 or len(coords) != n:
-        raise CohortError(f"{file}: {n} tiles, but coordinates of shape {coords.shape}")
+        raise CohortError(f"{file}: {n} tiles, but coordinates of shape {coords.shape}: one x and y per tile needed")
+    if not np.isfinite(coords[:, :2]).all() or np.abs(coords[:, :2]).max() > np.iinfo(np.int32).max:
+        raise CohortError(f"{file}: coordinates that are no places on a slide: write level-0 px, or leave them out")
     return np.ascontiguousarray(np.rint(coords[:, :2]), np.int32)
 
 
@@ -273,6 +317,8 @@ def _write(found: Foreign, file: Path, work: store.Work, encoder: str, slide: st
         attrs["tile_px"] = found.tile_px
     if found.tile_l0 is None:
         attrs["tile_l0_source"] = "smallest distance of two corners: the file does not tell the tiles' size"
+    if not n:
+        attrs["empty"] = NO_TILES
     if found.coords is None:
         attrs["coords_frame"] = "none: the file has no coordinates"
     with leftovers.private(work.features(encoder)) as out, disk.naming(final):
@@ -286,65 +332,3 @@ def _spacing(coords: np.ndarray) -> float:
     """Smallest distance of two rows or columns of corners; 1 if there is only one of each."""
     steps = np.concatenate([np.diff(np.unique(coords[:, axis])) for axis in (0, 1)])
     return float(steps.min()) if len(steps) else 1.0
-
-
-# --------------------------------------------------------------------------------------------- out
-
-
-def export(features: Path, out: Path, layout: str) -> Iterator[str]:
-    """Write every store under `features` to `out` in CLAM's or TRIDENT's layout; yields the slide ids.
-
-    CLAM: h5_files/<id>.h5 and pt_files/<id>.pt. TRIDENT: <id>.h5 with the attributes of its coordinates. Files that
-    are there already are replaced, each by a rename.
-    """
-    if layout not in FORMATS:
-        raise CohortError(f"--format {layout}: there is {', '.join(FORMATS)}")
-    h5py = _h5py()
-    stores = sorted(
-        p for p in features.rglob("*.zarr") if not any(part.startswith(".") for part in p.relative_to(features).parts)
-    )
-    if not stores:
-        raise CohortError(f"no features in {features}")
-    leftovers.sweep(out)
-    for path in stores:
-        attrs = store.read_attrs(path)
-        if attrs.get("empty"):
-            continue
-        slide = path.relative_to(features).as_posix().removesuffix(".zarr")
-        data, coords = store.read_array(path, "features"), store.read_array(path, "coords")
-        target = out / "h5_files" / f"{slide}.h5" if layout == "clam" else out / f"{slide}.h5"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with store.aside(target, out) as tmp, h5py.File(tmp, "w", track_order=True) as h5:
-            h5.create_dataset("features", data=data)
-            placed = h5.create_dataset("coords", data=coords)
-            if layout == "trident":
-                h5["features"].attrs["encoder"] = str(attrs.get("encoder", ""))
-                for key, value in _trident(attrs, slide).items():
-                    placed.attrs[key] = value
-        if layout == "clam":
-            _export_pt(data, out / "pt_files" / f"{slide}.pt", out)
-        yield slide
-
-
-def _trident(attrs: dict[str, Any], slide: str) -> dict[str, Any]:
-    """Attributes of TRIDENT's coordinates, as far as they are known; magnification as 10 µm/px over mpp, exactly."""
-    tile_l0 = attrs.get("tile_l0")
-    level0 = tile_l0[0] if isinstance(tile_l0, list) else tile_l0
-    said: dict[str, Any] = {"name": Path(slide).stem, "patch_size": attrs.get("tile_px"), "overlap": 0}
-    said["patch_size_level0"] = None if level0 is None else round(float(level0))
-    if attrs.get("mpp"):
-        said["target_magnification"] = 10 / float(attrs["mpp"])
-    slide_mpp = attrs.get("slide_mpp")
-    if slide_mpp:
-        said["level0_magnification"] = 10 / float(slide_mpp[0] if isinstance(slide_mpp, list) else slide_mpp)
-    if attrs.get("size_l0"):
-        said["level0_width"], said["level0_height"] = (int(v) for v in attrs["size_l0"])
-    return {k: v for k, v in said.items() if v is not None}
-
-
-def _export_pt(data: np.ndarray, target: Path, private: Path) -> None:
-    import torch
-
-    buffer = io.BytesIO()  # torch refuses names that begin with a dot, and hides the reason when a disk is full
-    torch.save(torch.from_numpy(np.array(data)), buffer)
-    store.write_atomic(target, buffer.getvalue(), private)

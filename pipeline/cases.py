@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import numpy as np
 from configs.schema import TrainConfig, fingerprint_fields
 from mil import splits
 from mil.splits import Fold, SplitError
-from pipeline import provenance, published, store
+from pipeline import provenance, store
 from pipeline.label_match import match
+from pipeline.label_patients import joint_sites, mixed_tissue
 from pipeline.label_rows import CohortError, Row
 from pipeline.provenance import Made
 
@@ -59,6 +61,12 @@ class Dataset:
     @property
     def survival(self) -> bool:
         return not self.classes
+
+    @property
+    def order(self) -> list[str]:
+        """The classes in their order, to be told: which of two is the positive one decides what every number means."""
+        of = f"; the positive one is {self.classes[-1]} (other order: train.classes)" if len(self.classes) == 2 else ""
+        return [f"classes: {', '.join(self.classes)}{of}"] if self.classes else []
 
     def by_id(self) -> dict[str, Patient]:
         return {p.id: p for p in self.patients}
@@ -123,8 +131,9 @@ def feature_stores(root: Path) -> dict[str, Path]:
 def labelled(rows: Sequence[Row], features: Path, config: TrainConfig) -> Dataset:
     """The patients of `rows` that have a label and features. Raises CohortError when nothing can be trained on."""
     stores = _usable(features)
-    matched = match(published.of_patients(rows, stores), stores)
-    notes = _left_out(matched.without_row, "slides have features but no row in the labels")
+    matched = match(rows, stores)
+    notes = list(matched.notes)
+    notes += _left_out(matched.without_row, "slides have features but no row in the labels")
     bare = {i for i in feature_stores(features) if i not in stores}
     notes += _left_out([r.slide for r in matched.without_slide if r.slide in bare], "slides have no tiles")
     notes += _left_out([r.slide for r in matched.without_slide if r.slide not in bare],
@@ -141,9 +150,12 @@ def labelled(rows: Sequence[Row], features: Path, config: TrainConfig) -> Datase
     groups: dict[str, list[tuple[Row, str]]] = {}
     for row, slide in known:
         groups.setdefault(row.patient, []).append((row, slide))
+    sites, joined = joint_sites([r for r, _ in known], config.split_by)
+    notes += joined + mixed_tissue({name: [i for _, i in members] for name, members in groups.items()})
     patients = []
     for name, members in sorted(groups.items()):
-        row = members[0][0]
+        members.sort(key=lambda member: member[1])  # by slide: the order of the table is nobody's business
+        row = replace(members[0][0], site=sites.get(name))
         if survival:
             assert row.time is not None
             assert row.event is not None
@@ -162,15 +174,16 @@ def unlabelled(features: Path, rows: Sequence[Row] = ()) -> Dataset:
 
     Raises CohortError where a slide without row bears the name of a patient."""
     stores = _usable(features)
-    matched = match(published.of_patients(rows, stores), stores)
+    matched = match(rows, stores)
     groups: dict[str, list[str]] = {}
-    for row, slide in matched.rows:
+    for row, slide in sorted(matched.rows, key=lambda pair: pair[1]):
         groups.setdefault(row.patient, []).append(slide)
     for slide in matched.without_row:
         if slide in groups:
             raise CohortError(f"slide {slide} has no row, but a patient of other slides is called so: add its row")
         groups[slide] = [slide]
-    notes = _left_out([r.slide for r in matched.without_slide], "rows have no features")
+    notes = [*matched.notes, *_left_out([r.slide for r in matched.without_slide], "rows have no features")]
+    notes += mixed_tissue(groups)
     if rows:
         alone = matched.without_row
         notes += [f"no row tells the patient of {len(alone)} slides: each is one by itself"] if alone else []
@@ -277,7 +290,17 @@ def _classes(labels: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
         return tuple(given)
     if len(present) < 2:
         raise CohortError(f"all {len(labels)} labelled slides are {labels[0]!r}: two classes are needed to train")
+    if all(_number(v) is not None for v in present):
+        return tuple(sorted(present, key=lambda v: (_number(v), v)))
     return tuple(sorted(present, key=lambda v: (0, float(v), "") if v.isdigit() else (1, 0.0, v)))
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _strata(dataset: Dataset) -> dict[str, int]:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from configs.schema import Config, TileConfig
-from pipeline import check_html, cohort, console, label_match, label_table, leftovers, store
+from configs.schema import Config, LabelsConfig, TileConfig
+from pipeline import check_html, console, label_match, label_table, label_use, leftovers, store
 from pipeline.cohort import CohortError
 from pipeline.listing import SlideEntry
 
@@ -62,7 +62,12 @@ def check(source: Path, config: Config, out: Path, labels: Path | None = None) -
     """Inspect every file and report; 0 if nothing needs a person, else 1. Raises CohortError."""
     if _inside(out, source) or any((out / mark).exists() for mark in ("cohort.csv", "tiles")):
         raise CohortError(f"--out {out} lies among the slides or in a work folder: check never writes there")
-    listing = cohort.list_slides(source, plain_images=config.tile.mpp_of_slides is not None)
+    wrong = ""
+    try:
+        listing = label_use.slides_of(source, config, labels)
+    except CohortError as error:  # of the labels, which is one of the things to be told; or of the slides
+        listing = label_use.slides_of(source, config)
+        wrong = str(error)
     started = time.perf_counter()
     findings = list(_inspect_all(listing.slides, config))
     seconds = time.perf_counter() - started
@@ -71,10 +76,11 @@ def check(source: Path, config: Config, out: Path, labels: Path | None = None) -
         for p in listing.others
         if p in listing.what or p.suffix.lower() not in _HARMLESS
     ]
-    findings, cohort_problems = _compare(findings, labels)
+    findings, cohort_problems = _compare(findings, None if wrong else labels, config.labels)
+    cohort_problems += [wrong] if wrong else []
     findings.sort(key=lambda f: (-1.0 if f.tissue_fraction is None else f.tissue_fraction, f.slide))
     workers = config.cluster.workers or os.cpu_count() or 1
-    summary = [*_summary(findings, workers, seconds), *cohort_problems]
+    summary = [*_summary(findings, workers, seconds), *listing.notes, *cohort_problems]
     out.mkdir(parents=True, exist_ok=True)
     leftovers.sweep(out)
     store.write_atomic(out / "check.csv", _csv(findings))
@@ -193,7 +199,9 @@ def _no_slide(path: Path, source: Path, what: str | None) -> Finding:
     return Finding(name, UNSUPPORTED, problems=(why,))
 
 
-def _compare(findings: list[Finding], labels: Path | None) -> tuple[list[Finding], list[str]]:
+def _compare(
+    findings: list[Finding], labels: Path | None, settings: LabelsConfig
+) -> tuple[list[Finding], list[str]]:
     """Add what only the whole cohort shows: duplicates, equal names, labels without slide and the reverse."""
     by_hash: dict[str, list[str]] = defaultdict(list)
     for f in findings:
@@ -211,7 +219,7 @@ def _compare(findings: list[Finding], labels: Path | None) -> tuple[list[Finding
     if labels is not None:
         try:
             readable = [f.slide for f in findings if f.state not in (UNSUPPORTED, NO_SLIDE)]
-            matched = label_match.match(label_table.read_rows(labels), readable)
+            matched = label_match.match(label_table.read_rows(labels, settings), readable)
         except CohortError as error:
             return out, [str(error)]
         problems += [f"{labels.name}, row {r.number}: there is no slide {r.slide}" for r in matched.without_slide]

@@ -17,6 +17,7 @@ if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).reso
 import typer
 
 from pipeline import ends
+from pipeline.cli_labels import table_flags
 from pipeline.cli_values import gpu_numbers, grid_of, mpps
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be don
 ListAll = Annotated[bool, typer.Option("--list", help="with --dry-run: each item by name, however many there are")]
 Slides = Annotated[Path, typer.Argument(help="folder with slides (searched recursively), one slide, or a manifest CSV")]
 Labels = Annotated[
-    Path | None, typer.Option(help="CSV: slide, patient, label or time+event (default: labels.csv beside the slides)")
+    Path | None, typer.Option(help="table: slide, patient, label or time+event (default: labels.csv beside the slides)")
 ]
+Table = dict[str, Any]  # settings of the flags that `table_flags` adds
 Mpp = Annotated[str | None, typer.Option(help="µm per tile px; several as 0.5,1,2 (default: 0.5)")]
 TilePx = Annotated[int | None, typer.Option(help="tile edge in px at --mpp (default: 256)")]
 MppOfSlides = Annotated[float | None, typer.Option(help="µm per px of level 0, for slides whose files do not tell")]
@@ -88,8 +90,10 @@ def session(
 
 
 @app.command(rich_help_panel="Verbs", epilog="Example: pipeline tile slides/ --mpp 0.5 --tile-px 256")
+@table_flags
 def tile(
     slides: Slides,
+    labels: Annotated[Path | None, typer.Option(help="table whose columns mpp and regions are obeyed")] = None,
     work: WorkDir = Path("work"),
     mpp: Mpp = None,
     tile_px: TilePx = None,
@@ -116,6 +120,8 @@ def tile(
     replace: Replace = False,
     dry_run: DryRun = False,
     list_all: ListAll = False,
+    *,
+    table: Table,
 ) -> int:
     """Find the tissue of every slide and cut it into tiles of exact µm."""
     from pipeline import verbs
@@ -126,9 +132,9 @@ def tile(
         tile__overlap_um=overlap_um, tile__max_pen=max_pen, tile__max_blur=max_blur, tile__save_tiles=save_tiles,
         tile__mpp_of_slides=mpp_of_slides, tile__assume_mpp_from_power=assume_mpp_from_power,
         cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
-        cluster__backend_params__scheduler=scheduler,
+        cluster__backend_params__scheduler=scheduler, **table,
     )  # fmt: skip
-    return verbs.tile(s, slides)
+    return verbs.tile(s, slides, labels)
 
 
 @app.command(rich_help_panel="Verbs", epilog="Example: pipeline extract --encoder texture")
@@ -171,6 +177,7 @@ def extract(
 
 
 @app.command(rich_help_panel="Verbs", epilog="Example: pipeline train --labels labels.csv --model mhim")
+@table_flags
 def train(
     work: WorkDir = Path("work"),
     labels: Labels = None,
@@ -196,6 +203,8 @@ def train(
     replace: Replace = False,
     dry_run: DryRun = False,
     list_all: ListAll = False,
+    *,
+    table: Table,
 ) -> int:
     """Train a MIL model by patient-grouped cross-validation (MHIM-MIL: its teacher first, on the same folds)."""
     from pipeline import verbs
@@ -205,7 +214,7 @@ def train(
         train__model=model, extract__encoder=encoder, train__folds=folds, train__epochs=epochs, train__seeds=seeds,
         train__grid=grid_of(grid), train__protocol=protocol, train__gpu=gpu,
         cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
-        cluster__backend_params__scheduler=scheduler,
+        cluster__backend_params__scheduler=scheduler, **table,
     )  # fmt: skip
     return verbs.train(s, labels, name)
 
@@ -213,6 +222,7 @@ def train(
 @app.command(
     rich_help_panel="Verbs", epilog="Examples: pipeline score --heatmaps all; pipeline score --model mhim new_slide.svs"
 )
+@table_flags
 def score(
     slides: Annotated[
         Path | None, typer.Argument(help="new slides (folder, file or CSV): tiled, extracted and scored by all folds")
@@ -247,6 +257,8 @@ def score(
     replace: Replace = False,
     dry_run: DryRun = False,
     list_all: ListAll = False,
+    *,
+    table: Table,
 ) -> int:
     """Held-out predictions, metrics with intervals and heatmaps of a run; or predictions for new slides."""
     from configs import trust
@@ -258,12 +270,13 @@ def score(
         train__gpu=gpu, cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
         cluster__backend_params__scheduler=scheduler,
         score__heatmaps=heatmaps, score__tiff=tiff, score__geojson=geojson, score__top_tiles=top_tiles,
-        score__allow_known=allow_known,
+        score__allow_known=allow_known, **table,
     )  # fmt: skip
     return verbs.score(s, name, features, slides, labels, called)
 
 
 @app.command(rich_help_panel="Verbs", epilog="Example: pipeline run slides/ --labels labels.csv")
+@table_flags
 def run(
     slides: Slides,
     labels: Labels = None,
@@ -283,6 +296,8 @@ def run(
     scheduler: Scheduler = None,
     wait: Wait = None,
     replace: Replace = False,
+    *,
+    table: Table,
 ) -> int:
     """All four verbs in order: slides in, scored models out."""
     from pipeline import verbs
@@ -292,7 +307,7 @@ def run(
         tile__mpp=mpps(mpp), tile__tile_px=tile_px, tile__mpp_of_slides=mpp_of_slides, extract__encoder=encoder,
         extract__weights=weights, extract__gpu=gpu, train__gpu=gpu, train__model=model,
         cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
-        cluster__backend_params__scheduler=scheduler,
+        cluster__backend_params__scheduler=scheduler, **table,
     )  # fmt: skip
     return verbs.run_all(s, slides, labels, name)
 

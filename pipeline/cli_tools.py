@@ -23,12 +23,14 @@ from pipeline.cli import (
     Scheduler,
     Sets,
     Slides,
+    Table,
     Wait,
     WorkDir,
     Workers,
     app,
     session,
 )
+from pipeline.cli_labels import table_flags
 from pipeline.cli_values import grid_of
 
 
@@ -57,15 +59,20 @@ def qupath(
 
 
 @app.command(rich_help_panel="Look")
+@table_flags
 def check(
     slides: Slides,
-    labels: Annotated[Path | None, typer.Option(help="CSV whose rows are to be matched with the slides")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="table whose rows are matched with the slides, mpp and regions obeyed")
+    ] = None,
     out: Annotated[Path, typer.Option(help="folder of the report: check.csv and check.html")] = Path("check"),
     mpp: Mpp = None,
     mpp_of_slides: MppOfSlides = None,
     config: ConfigFiles = [],  # noqa: B006
     set_: Sets = [],  # noqa: B006
     workers: Workers = None,
+    *,
+    table: Table,
 ) -> int:
     """Look at every slide before any work: readable? mpp? tissue? duplicates? how long? Changes nothing but --out."""
     from configs import load
@@ -73,6 +80,7 @@ def check(
     from pipeline.cli_values import mpps
 
     flags = {"tile.mpp": mpps(mpp), "tile.mpp_of_slides": mpp_of_slides, "cluster.workers": workers}
+    flags |= {k.replace("__", "."): v for k, v in table.items()}
     return run(slides, load.resolve(config, set_, flags), out, labels)
 
 
@@ -118,7 +126,8 @@ def fetch(
 @app.command("import", rich_help_panel="Bring in")
 def import_(
     source: Annotated[
-        Path, typer.Argument(help="folder of CLAM, TRIDENT, STAMP, AtlasPatch, .pt or .npy files; or a CSV of bags")
+        Path,
+        typer.Argument(help="files of CLAM, TRIDENT, STAMP, AtlasPatch, slide2vec, .pt or .npy; or a CSV of bags"),
     ],
     work: WorkDir = Path("work"),
     encoder: Annotated[str, typer.Option(help="name under which the features are kept")] = "imported",
@@ -133,7 +142,9 @@ def import_(
     if source.suffix.lower() != ".csv":
         from pipeline import bridges
 
-        slides = bridges.import_folder(source, store.Work(work), encoder, lambda slide: slide_mpp, inner)
+        names = [file.stem for file in bridges.files_in(source)]
+        known = bridges.mpp_of_slides(store.Work(work), names) if slide_mpp is None else dict.fromkeys(names, slide_mpp)
+        slides = bridges.import_folder(source, store.Work(work), encoder, known.get, inner)
         print(f"imported {len(slides)} slides; now: pipeline train --work {work} --encoder {encoder} --labels CSV")
         return 0
 
@@ -147,12 +158,12 @@ def export(
     out: Annotated[Path, typer.Argument(help="folder to write to")],
     work: WorkDir = Path("work"),
     encoder: Annotated[str, typer.Option(help="whose features")] = "texture",
-    layout: Annotated[str, typer.Option("--format", help="clam or trident")] = "clam",
+    layout: Annotated[str, typer.Option("--format", help="clam, trident, stamp, atlaspatch or slide2vec")] = "clam",
 ) -> int:
     """Write features in the layout of another program."""
-    from pipeline import bridges, store
+    from pipeline import bridges_out, store
 
-    slides = list(bridges.export(store.Work(work).features(encoder), out, layout))
+    slides = list(bridges_out.export(store.Work(work).features(encoder), out, layout))
     print(f"{len(slides)} slides written to {out}")
     return 0
 
@@ -246,6 +257,7 @@ def report(
 
 
 @app.command(rich_help_panel="Verbs")
+@table_flags
 def benchmark(
     work: WorkDir = Path("work"),
     labels: Labels = None,
@@ -271,6 +283,8 @@ def benchmark(
     replace: Replace = False,
     dry_run: DryRun = False,
     list_all: ListAll = False,
+    *,
+    table: Table,
 ) -> int:
     """Train and score every model on the same splits, and tabulate mean ± sd: a paper's table in one command."""
     from pipeline import benchmark
@@ -280,7 +294,7 @@ def benchmark(
         extract__encoder=encoder, train__folds=folds, train__epochs=epochs, train__seeds=seeds,
         train__grid=grid_of(grid), train__protocol=protocol, train__gpu=gpu,
         cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
-        cluster__backend_params__scheduler=scheduler,
+        cluster__backend_params__scheduler=scheduler, **table,
     )  # fmt: skip
     return benchmark.run(s, labels, name, models.split(",") if models else [])
 

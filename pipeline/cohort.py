@@ -12,27 +12,31 @@ import io
 from collections import Counter
 from pathlib import Path
 
+from configs.schema import LabelsConfig
 from extract.formats import OPENSLIDE_SUFFIXES, SUFFIXES
 from pipeline import ids, listing, store
+from pipeline.label_cells import is_table
 from pipeline.label_rows import CohortError, some
-from pipeline.label_table import read_rows
+from pipeline.label_table import read_table
 from pipeline.listing import Listing, SlideEntry
 
 # ---------------------------------------------------------------------------------------------- folders
 
 
-def list_slides(source: Path, plain_images: bool = False) -> Listing:
-    """Every slide below a folder, one slide file, or the slides of a manifest CSV. Raises CohortError.
+def list_slides(source: Path, plain_images: bool = False, table: LabelsConfig | None = None) -> Listing:
+    """Every slide below a folder, one slide file, or the slides of a manifest. Raises CohortError.
 
-    plain_images: PNG and JPEG files of a folder count as slides too (they carry no mpp, so one must be given)."""
+    plain_images: PNG and JPEG files of a folder count as slides too (they carry no mpp, so one must be given). table:
+    how a manifest is read."""
     if not source.exists():
         raise CohortError(f"{source} does not exist; give a folder with slides, a slide, or a manifest CSV")
-    if source.is_file() and source.suffix.lower() == ".csv":
-        slides = listing.of_rows(read_rows(source), source)
+    if source.is_file() and is_table(source):
+        found_rows = read_table(source, table)
+        slides = listing.of_rows(found_rows.rows, source)
         twice = [i for i, n in Counter(s.id for s in slides).items() if n > 1]
         if twice:
             raise CohortError(f"{source}: several slides would get the id {some(twice)}; keep them below its folder")
-        return Listing(slides)
+        return Listing(slides, notes=found_rows.notes)
     if source.is_file():
         return Listing([listing.of_file(source)])
     suffixes = SUFFIXES if plain_images else OPENSLIDE_SUFFIXES

@@ -8,7 +8,7 @@ encoded again. It knows no model: what a model cannot tell (class evidence) is l
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +17,10 @@ import numpy as np
 from configs.schema import Config, ScoreConfig
 from mil import heatmap
 from mil.heatmap import Frame, Scaled
-from pipeline import store
+from pipeline import imported, label_match, store
 from pipeline.cohort import read_cohort
 from pipeline.identities import Identities
+from pipeline.label_rows import some
 from pipeline.listing import SlideEntry
 from pipeline.stage import Item, Made, Stage
 
@@ -42,14 +43,22 @@ class Layer:
 
 
 def drawing(session_work: store.Work, config: Config, scored: Any) -> tuple[Draw, list[str]]:
-    """The pictures of a scored stage, and the slides whose files are not known here (only their numbers are)."""
+    """The pictures of a scored stage, and of which slides there are none, and why. Features that were brought in find
+    their slide by its name, as labels do."""
     known = {s.id: s for s in read_cohort(session_work)} if session_work.cohort.exists() else {}
     stores = {s: p for patient in scored.data.patients for s, p in zip(patient.slides, patient.stores, strict=True)}
     folders = next(iter(scored.models.values()))
     task = json.loads((folders[0] / "model.json").read_text())["task"]
-    slides = [known[s] for s in sorted(stores) if s in known]
-    unknown = [s for s in sorted(stores) if s not in known]
-    return Draw(session_work, config, scored.out, slides, stores, task), unknown
+    file_of = {s: s for s in stores if s in known} | label_match.files_of((s for s in stores if s not in known), known)
+    slides, lacking = [], {"their files are not in cohort.csv": [s for s in sorted(stores) if s not in file_of]}
+    for slide in sorted(file_of):
+        why = imported.unplaced(store.read_attrs(stores[slide]))
+        if why:
+            lacking.setdefault(why, []).append(slide)
+        else:
+            slides.append(replace(known[file_of[slide]], id=slide))
+    told = [f"no pictures of {len(of)} slides ({some(of)}): {why}" for why, of in lacking.items() if of]
+    return Draw(session_work, config, scored.out, slides, stores, task), told
 
 
 def layers(arrays: dict[str, np.ndarray], task: dict[str, Any], which: str) -> list[Layer]:
@@ -136,8 +145,10 @@ class Draw(Stage):
         config = self.config.score
         wanted = layers(arrays, self.task, config.heatmaps)
         every = layers(arrays, self.task, "all")
-        x, y = map(float, tiles["slide_mpp"])
-        with open_slide(slide.path, (x, y), self.config.tile, file_tiles=True) as opened:
+        told = tiles.get("slide_mpp")
+        mpp = (float(told[0]), float(told[1])) if told else slide.mpp
+        with open_slide(slide.path, mpp, self.config.tile, file_tiles=True) as opened:
+            tiles = imported.placed(tiles, opened, arrays["coords"])
             if wanted:
                 picture, frame = low_resolution(opened)
             for layer in wanted:

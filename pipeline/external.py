@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from configs.schema import Config, ScoreConfig
+from configs.schema import Config, LabelsConfig, ScoreConfig
 from mil import metrics, tasks
 from pipeline import (
     bundle,
@@ -26,10 +26,11 @@ from pipeline import (
     decide,
     ensemble,
     estimand,
+    label_cells,
     label_match,
     label_table,
+    label_use,
     numbers,
-    published,
     scoring,
     store,
     training,
@@ -42,17 +43,23 @@ BY_MODEL = "predictions_by_model.csv"
 UNIT = 8.0  # a ratio of median times that no cohort explains; days in a month: 30, months in a year: 12
 
 
-def known_rows(slides: Path | None, labels: Path | None) -> list[Row]:
+def known_rows(slides: Path | None, labels: Path | None, settings: LabelsConfig) -> list[Row]:
     """What is known of new slides: the rows of the labels, else those of the manifest. Tell whose the slides are."""
-    if labels is not None:
-        return label_table.read_rows(labels)
-    return label_table.read_rows(slides) if slides is not None and slides.suffix.lower() == ".csv" else []
+    from pipeline import verbs
+
+    source = labels if labels is not None else slides if slides is not None and slides.is_file() else None
+    if source is None or not label_cells.is_table(source):
+        return []
+    table = label_table.read_table(source, settings)
+    told = label_use.unused_by_score(table, slides is not None)
+    verbs.tell((*(() if slides is not None else table.notes), *told))  # else told where the slides are listed
+    return table.rows
 
 
 def patients_of(data: Dataset, rows: Sequence[Row]) -> dict[str, str]:
     """Slide -> patient, for the slides of `data` that a row names."""
     slides = [s for p in data.patients for s in p.slides]
-    return {slide: row.patient for row, slide in label_match.match(published.of_patients(rows, slides), slides).rows}
+    return {slide: row.patient for row, slide in label_match.match(rows, slides).rows}
 
 
 def predict(
@@ -60,7 +67,7 @@ def predict(
 ) -> tuple[list[scoring.Row], dict[str, Row]]:
     """Predictions, one row per patient and model, and what `rows` know of each slide that was scored."""
     slides = [s for p in stage.data.patients for s in p.slides]
-    known = {slide: row for row, slide in label_match.match(published.of_patients(rows, slides), slides).rows}
+    known = {slide: row for row, slide in label_match.match(rows, slides).rows}
     alone = config.several_slides != "bag"
     return scoring.each_of_new_slides(stage, config, patients_of(stage.data, rows) if alone else None), known
 

@@ -61,14 +61,17 @@ def jobs(config: TrainConfig, folds: Sequence[Fold]) -> list[Job]:
 
 
 def describe(run: Path, config: Config, folds: Sequence[Fold], made: provenance.Made) -> None:
-    """Write the run's `config.yaml` (settings that decide results, ready for --config) and `splits.csv`.
+    """Write the run's `config.yaml` (settings that decide results, ready for --config), `splits.csv`, and
+    `labels.yaml` (which columns of the table were read, for --config with that table).
 
     made: how the features were made, as they tell themselves; of imported ones little or nothing is known."""
     sections = {**provenance.sections(made), "train": fingerprint_fields(config.train)}
     sections.setdefault("extract", {"encoder": config.extract.encoder})  # where the features lie
     digest = splits.digest(folds)
     rows = [{**row, "split_hash": digest} for row in splits.rows(folds)]
-    for name, text in (("config.yaml", yaml.safe_dump(sections, sort_keys=False)), ("splits.csv", table(rows))):
+    read = yaml.safe_dump({"labels": fingerprint_fields(config.labels)}, sort_keys=False)
+    texts = {"config.yaml": yaml.safe_dump(sections, sort_keys=False), "splits.csv": table(rows), "labels.yaml": read}
+    for name, text in texts.items():
         file = run / name
         if not file.exists() or file.read_text() != text:
             store.write_atomic(file, text)

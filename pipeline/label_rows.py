@@ -6,7 +6,9 @@ In: the cells of one line. Out: a `Row`, or an error that names the column. Know
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 COLUMNS = {
@@ -20,6 +22,12 @@ COLUMNS = {
     "fold": "number of the test fold",
     "site": "where the slide comes from",
     "regions": "file of drawn regions: QuPath GeoJSON, ASAP or ImageScope XML",
+}
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+          "testing": "test"}
+EVENTS = {
+    **dict.fromkeys(("dead", "deceased", "died", "death", "event", "yes", "true", "progressed", "recurred"), 1),
+    **dict.fromkeys(("alive", "living", "censored", "no", "false", "diseasefree", "disease free", "no event"), 0),
 }
 
 
@@ -44,49 +52,86 @@ class Row:
     regions: str | None = None
 
 
-def row_of(number: int, cells: dict[str, str]) -> Row:
+def row_of(
+    number: int, cells: Mapping[str, str], patient: str, separator: str = ",", words: Mapping[str, int] | None = None
+) -> Row:
+    """The row that `cells` (our column -> text, missing ones blank) stand for. patient: whose it is where no cell says.
+
+    separator: of the table, which decides what a comma in a number means. words: further words of `event`. Raises
+    ValueError that names the column."""
+
     def number_of(column: str, low: float) -> float | None:
         text = cells.get(column, "")
         if not text:
             return None
-        try:
-            value = float(text)
-        except ValueError:
-            raise ValueError(f"column {column}: {text!r} is not a number") from None
+        value = plain_number(column, text, separator)
         if not math.isfinite(value) or value < low:
             raise ValueError(f"column {column}: {text!r} must be a number of at least {low:g}")
         return value
 
     if not cells["slide"]:
-        raise ValueError("column slide: it is empty")
+        raise ValueError("column slide: it is empty, or says that it is missing")
     mpp = number_of("mpp", 0.0)
     if mpp == 0:
         raise ValueError("column mpp: it must be above 0")
-    event = cells.get("event", "")
-    if event not in ("", "0", "1"):
-        raise ValueError(f"column event: {event!r} must be 0 or 1")
-    fold = cells.get("fold", "")
-    if fold and not fold.isdigit():
-        raise ValueError(f"column fold: {fold!r} must be a whole number from 0")
+    event = event_of(cells.get("event", ""), words or {})
+    fold = number_of("fold", 0.0)
+    if fold is not None and fold != int(fold):
+        raise ValueError(f"column fold: {cells['fold']!r} must be a whole number from 0")
     split = cells.get("split", "")
-    if split not in ("", "train", "val", "test"):
+    if split and split.casefold() not in SPLITS:
         raise ValueError(f"column split: {split!r} must be train, val or test")
     time = number_of("time", 0.0)
-    if (time is None) != (event == ""):
-        raise ValueError("columns time and event: give both or none")
+    if (time is None) != (event is None):
+        raise ValueError(f"columns time and event: give both or none; {'time' if time is None else 'event'} is missing")
     return Row(
         number=number,
         slide=cells["slide"],
-        patient=cells.get("patient") or cells["slide"],
+        patient=cells.get("patient") or patient,
         label=cells.get("label") or None,
         time=time,
-        event=int(event) if event else None,
+        event=event,
         mpp=mpp,
-        split=split or None,
-        fold=int(fold) if fold else None,
+        split=SPLITS[split.casefold()] if split else None,
+        fold=None if fold is None else int(fold),
         site=cells.get("site") or None,
         regions=cells.get("regions") or None,
     )
+
+
+def plain_number(column: str, text: str, separator: str) -> float:
+    """A number, with a decimal comma where the table's own separator leaves no doubt. Raises ValueError."""
+    if "," in text and re.fullmatch(r"[+-]?\d*,\d+", text):
+        thousands = re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", text)
+        if separator == ";" or (separator != "," and not thousands):
+            text = text.replace(",", ".")
+        else:
+            raise ValueError(f"column {column}: is the comma of {text!r} a decimal or a thousands one? Write a point")
+    try:
+        return float(text.replace("_", "x"))  # Python's own 1_000 is no number of a table
+    except ValueError:
+        raise ValueError(f"column {column}: {text!r} is not a number") from None
+
+
+def event_of(text: str, words: Mapping[str, int]) -> int | None:
+    """1, 0, or None for blank: a number, a word, or a number before a word as cBioPortal writes it (1:DECEASED)."""
+    if not text:
+        return None
+    word = " ".join(text.casefold().split())
+    known = EVENTS | {" ".join(k.casefold().split()): v for k, v in words.items()}
+    if word in known:
+        return known[word]
+    digit = re.match(r"([01])\s*:", word)
+    if digit:
+        return int(digit[1])
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if value not in (0.0, 1.0):
+        raise ValueError(f"column event: {text!r} must be 0 or 1, or a word such as dead and alive; say what it means "
+                         f"with --set 'labels.event_words={{{text}: 1}}'")
+    return int(value)
 
 
 def contradictions(rows: list[Row]) -> list[str]:
@@ -95,18 +140,43 @@ def contradictions(rows: list[Row]) -> list[str]:
     first_slide: dict[str, Row] = {}
     first_patient: dict[str, Row] = {}
     for row in rows:
-        other = first_slide.setdefault(row.slide, row)
+        other = first_slide.setdefault(same(row.slide), row)
         if other is not row:
             wrong.append(f"row {row.number}, column slide: {row.slide!r} stands in row {other.number} already")
         patient = first_patient.setdefault(row.patient, row)
         for column in ("label", "time", "event", "split", "fold"):
             a, b = getattr(patient, column), getattr(row, column)
             if a != b:
+                here, there = ("nothing" if v is None else repr(v) for v in (b, a))
                 wrong.append(
-                    f"row {row.number}, column {column}: patient {row.patient!r} has {b!r} here "
-                    f"and {a!r} in row {patient.number}"
+                    f"row {row.number}, column {column}: patient {row.patient!r} has {here} here "
+                    f"and {there} in row {patient.number}"
                 )
     return wrong
+
+
+def look_alikes(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ, but only in case, blanks, or how a number is written: likely one and the same."""
+    first: dict[str, str] = {}
+    pairs = []
+    for name in sorted(set(names)):
+        other = first.setdefault(_folded(name), name)
+        if other != name:
+            pairs.append((other, name))
+    return pairs
+
+
+def _folded(name: str) -> str:
+    plain = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    try:
+        return repr(float(plain))
+    except ValueError:
+        return plain
+
+
+def same(text: str) -> str:
+    """One form for what reads the same: Unicode composed (NFC), whichever system wrote it."""
+    return unicodedata.normalize("NFC", text)
 
 
 def some(things: Iterable[object], most: int = 5) -> str:

@@ -7,6 +7,7 @@ one file is that entry's failure, told when it is made. Opens DICOM headers only
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,11 +43,12 @@ class SlideEntry:
 @dataclass(frozen=True)
 class Listing:
     """Slides of a folder or manifest. others: files that are no slides this program reads; what: what some of them are
-    (DICOM objects that are no images), where that is known."""
+    (DICOM objects that are no images), where that is known. notes: to be told."""
 
     slides: list[SlideEntry]
     others: list[Path] = field(default_factory=list)
     what: Mapping[Path, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------- folders
@@ -154,10 +156,10 @@ def of_rows(rows: Iterable[Row], source: Path) -> list[SlideEntry]:
     row_of: dict[tuple[Path, str], int] = {}
     for row in rows:
         path = Path(row.slide)
-        full = path if path.is_absolute() else base / path
+        full = beside(source, row.slide)
         slide_id = path.relative_to(base).as_posix() if path.is_absolute() and path.is_relative_to(base) else None
         slide_id = slide_id or (path.name if path.is_absolute() or ".." in path.parts else path.as_posix())
-        regions = base / row.regions if row.regions else None
+        regions = beside(source, row.regions) if row.regions else None
         slide = SlideEntry(slide_id, full, row.mpp, regions)
         if may_be_dicom(full) or full.suffix.lower() not in SUFFIXES:
             slide = _dicom_of(slide)
@@ -168,6 +170,13 @@ def of_rows(rows: Iterable[Row], source: Path) -> list[SlideEntry]:
                 slide = replace(slide, problem=why)
         slides.append(slide)
     return slides
+
+
+def beside(table: Path, name: str) -> Path:
+    """A path that a table names, relative to it; in the spelling (Unicode, separators) under which it is there."""
+    base = table.resolve().parent
+    spelled = [name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name), name.replace("\\", "/")]
+    return next((base / s for s in spelled if (base / s).exists()), base / name)
 
 
 def _dicom_of(slide: SlideEntry) -> SlideEntry:

@@ -63,8 +63,11 @@ def _mark(source: Path) -> str:
     return hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
 
 
-def prepare(session: Session, run: Path, slides: Path, out: Path) -> tuple[Session, Path, int]:
-    """Tile and extract new slides as those of `run` were, in the work folder `out`.
+def prepare(
+    session: Session, run: Path, slides: Path, out: Path, labels: Path | None = None
+) -> tuple[Session, Path, int]:
+    """Tile and extract new slides as those of `run` were, in the work folder `out`. labels: tell their mpp and
+    regions.
 
     Returns the session of that folder, the folder of features, and the worst exit code. Raises as `settings_of`, and
     CohortError where what lies here (weights, plug-ins) would make them otherwise, or where no slide could be tiled.
@@ -78,7 +81,7 @@ def prepare(session: Session, run: Path, slides: Path, out: Path) -> tuple[Sessi
     there = replace(session, work=store.Work(out), config=config)
     now = Tile(there.work, config, []).settings() | Extract(there.work, config, []).settings()
     provenance.demand_same(_card(run).get("made", {}), now, run.name)
-    codes = [verbs.tile(there, slides)]
+    codes = [verbs.tile(there, slides, labels)]
     try:
         codes.append(verbs.extract(there))
     except CohortError:

@@ -222,7 +222,7 @@ class Extract(Stage):
 
     def _attrs(self, tiles: dict[str, Any], mismatch: str) -> dict[str, Any]:
         """What the features carry: the tiles' own facts, and the encoder's."""
-        keep = ("mpp", "mpp_source", "slide_mpp", "tile_px", "tile_l0", "size_l0", "bounds_l0", "content")
+        keep = ("mpp", "mpp_source", "slide_mpp", "tile_px", "tile_l0", "overlap_um", "size_l0", "bounds_l0", "content")
         attrs = {k: tiles[k] for k in keep if k in tiles} | self.encoding.ready().attrs()
         attrs[provenance.TILING] = provenance.tiling_of(tiles)
         return attrs | ({"mismatch": mismatch} if mismatch else {})

@@ -17,7 +17,9 @@ from rich.table import Table
 
 from pipeline import cohort, console, runlog, store
 from pipeline.backends import slurm
+from pipeline.cases import feature_stores
 from pipeline.claims import running_keys
+from pipeline.imported import is_imported
 from pipeline.stage import State
 
 STATES = ("done", "empty", "failed", "running", "missing")
@@ -34,13 +36,18 @@ class StageStatus:
 
 def read(work: store.Work) -> list[StageStatus]:
     """The state of every stage of `work`, in order. Raises CohortError when nothing was tiled there."""
-    slides = [s.id for s in cohort.read_cohort(work)]
+    features = work.root / "features"
+    brought = {f: imports for f in _folders(features) if (imports := _imported(f)) is not None}
+    # features may have come without slides
+    slides = [] if brought and not work.cohort.exists() else [s.id for s in cohort.read_cohort(work)]
     last = runlog.last_outcomes(work.runs)
     failed = {key: outcome.message for key, outcome in last.items() if outcome.state == State.FAILED}
     tile = _stage("tile", slides, work.tiles, {i: work.tile_store(i) for i in slides}, failed)
     stages = [tile]
-    features = work.root / "features"
-    for folder in sorted(p for p in features.iterdir() if p.is_dir()) if features.is_dir() else []:
+    for folder in _folders(features):
+        if folder in brought:
+            stages.append(_stage(f"import {folder.name}", brought[folder], folder, brought[folder], failed))
+            continue
         wanted = tile.keys["done"]
         outputs = {i: folder / f"{i}.zarr" for i in wanted}
         stages.append(_stage(f"extract {folder.name}", wanted, folder, outputs, failed))
@@ -48,6 +55,21 @@ def read(work: store.Work) -> list[StageStatus]:
     for run in sorted(p for p in work.runs.iterdir() if p.is_dir()) if work.runs.is_dir() else []:
         stages.append(_run(run, failed, wanted_folds.get(f"train {run.name}", set())))
     return stages
+
+
+def _folders(features: Path) -> list[Path]:
+    return sorted(p for p in features.iterdir() if p.is_dir()) if features.is_dir() else []
+
+
+def _imported(folder: Path) -> dict[str, Path] | None:
+    """The stores of features that were brought in, by slide; None where they were extracted here."""
+    stores = feature_stores(folder)
+    for path in stores.values():
+        try:
+            return stores if is_imported(store.read_attrs(path)) else None
+        except (store.StoreError, ValueError, OSError):  # damaged: the next one tells
+            continue
+    return None
 
 
 def _stage(

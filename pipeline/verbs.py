@@ -7,14 +7,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs import lookup
 from configs.schema import Config
-from pipeline import cohort, console, label_match, label_table, leftovers, listing, runner, store
+from pipeline import (
+    cohort,
+    console,
+    label_match,
+    label_patients,
+    label_table,
+    label_use,
+    leftovers,
+    listing,
+    runner,
+    store,
+)
 from pipeline import stage as stages_core
 from pipeline.backends import slurm
 from pipeline.cohort import CohortError
@@ -161,23 +172,31 @@ def _difference(fields: dict[str, tuple[Any, Any]], values: bool = True) -> str:
                      for k, (old, new) in fields.items())
 
 
-def tile(session: Session, source: Path) -> int:
-    """Slides to tiles."""
+def tile(session: Session, source: Path, labels: Path | None = None) -> int:
+    """Slides to tiles, with the mpp and regions that `labels` (or a manifest) tell of them."""
     from pipeline.stages import Tile
 
-    slides = _slides(session, source)
+    slides = _slides(session, source, labels)
     if not session.dry_run:
         cohort.remember(session.work, slides)
-    return run_stage(session, Tile(session.work, session.config, slides), [str(source.resolve())])
+    args = [str(source.resolve()), *(["--labels", str(labels.resolve())] if labels else [])]
+    return run_stage(session, Tile(session.work, session.config, slides), args)
 
 
-def _slides(session: Session, source: Path) -> list[SlideEntry]:
+def tell(notes: Iterable[str]) -> None:
+    """What was guessed, left out or left alone, one line each."""
+    for note in notes:
+        console.err.print(console.escape(note))
+
+
+def _slides(session: Session, source: Path, labels: Path | None) -> list[SlideEntry]:
     """The slides of `source` under the ids that the work folder knows them by. Tells which files are none."""
     known = cohort.read_cohort(session.work) if session.work.cohort.exists() else []
     wanted = session.wanted
     if wanted is not None and wanted <= {s.id for s in known}:
         return known  # a task of a scheduler: who submitted it has listed the slides, hundreds need not do it again
-    found = cohort.list_slides(source, plain_images=session.config.tile.mpp_of_slides is not None)
+    found = label_use.slides_of(source, session.config, labels)
+    tell(found.notes)
     if found.others:
         names = ", ".join(p.name for p in found.others[:5]) + (" ..." if len(found.others) > 5 else "")
         console.err.print(f"not slides, left alone: {len(found.others)} files ({console.escape(names)})")
@@ -210,30 +229,33 @@ def extract(session: Session) -> int:
 
 def run_all(session: Session, source: Path, labels: Path | None, name: str | None) -> int:
     """The four verbs in order. Failed items do not stop the next verb; the worst exit code is returned."""
-    if labels is not None:
-        label_table.read_rows(labels)  # a wrong label file is told before hours of tiling
+    # a wrong or missing table is told before hours of tiling, and its mpp and regions decide the tiles
+    if labels is None:
+        own = label_use.of_manifest(source, session.config.labels)
+        labels = source if own else label_match.labels_beside(source, session.work)
+    rows = label_table.read_rows(labels, session.config.labels)
+    label_patients.joint_sites(rows, session.config.train.split_by)
     if session.submits:
         return submit_all(session, source, labels, name)
-    codes = [tile(session, source), extract(session), train(session, labels, name), score(session, name)]
+    codes = [tile(session, source, labels), extract(session), train(session, labels, name), score(session, name)]
     return max(codes)
 
 
-def submit_all(session: Session, source: Path, labels: Path | None, name: str | None) -> int:
+def submit_all(session: Session, source: Path, labels: Path, name: str | None) -> int:
     """The four verbs as jobs, each after the one before. What can be wrong now is told now."""
     from pipeline import runs
     from pipeline.stages import Tile
 
     config = session.config
-    tiled = _slides(session, source)
+    found = labels.resolve()
+    tiled = _slides(session, source, found)
     cohort.remember(session.work, tiled)
-    found = label_match.find_labels(labels, session.work).resolve()
-    label_table.read_rows(found)
     keys = to_do(session, Tile(session.work, config, tiled))
     slides = [s.id for s in cohort.read_cohort(session.work)]
     cells = math.prod(len(values) for values in config.train.grid.values())
     trainings = cells * config.train.folds * config.train.repeats * config.train.seeds
     called = ["--name", runs.named(name, config.train.model)]
-    steps = [slurm.Step("tile", [str(source.resolve())], len(keys), keys)] if keys else []
+    steps = [slurm.Step("tile", [str(source.resolve()), "--labels", str(found)], len(keys), keys)] if keys else []
     steps += [
         slurm.Step("extract", [], len(slides), slides),
         slurm.Step("train", ["--labels", str(found), *called], trainings),
@@ -249,7 +271,7 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
 
     config = session.config
     run = runs.named(name, config.train.model)
-    found, data = to_train_on(session, labels)
+    found, data, config = to_train_on(session, labels)
     stage = Train(session.work, config, run, data, cases.make_folds(data, config.train))
     code = run_stage(session, stage, ["--labels", str(found.resolve()), "--name", run])
     if not (session.dry_run or session.submits):
@@ -257,8 +279,9 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
     return code
 
 
-def to_train_on(session: Session, labels: Path | None) -> tuple[Path, Dataset]:
-    """The path of the labels and the patients of a training. Tells what is left out, and what would stop it later."""
+def to_train_on(session: Session, labels: Path | None) -> tuple[Path, Dataset, Config]:
+    """The path of the labels, the patients of a training, and the settings with the columns that were read. Tells what
+    is left out, and what would stop it later."""
     from pipeline import bag_table, cases, explog, training
 
     config = session.config
@@ -268,17 +291,22 @@ def to_train_on(session: Session, labels: Path | None) -> tuple[Path, Dataset]:
     if not (session.work.root / "features").is_dir():
         raise CohortError(f"{session.work.root} holds no features; run `pipeline tile`, then `pipeline extract` first")
     found = label_match.find_labels(labels, session.work)
-    rows = label_table.read_rows(found)
-    data = cases.labelled(rows, session.work.features(config.extract.encoder), config.train)
-    for note in (*data.notes, *cases.duplicates(data, session.work)):
-        console.err.print(console.escape(note))
+    table = label_table.read_table(found, config.labels)
+    if not table.has_outcome:
+        raise CohortError(f"{found} tells neither a class nor time and event; it has the columns "
+                          f"{', '.join(table.header)}: say which with --label-column, or --time-column and "
+                          "--event-column")
+    features = session.work.features(config.extract.encoder)
+    data = cases.labelled(table.rows, features, config.train)
+    late = label_use.too_late(table, features, session.work)
+    tell((*table.notes, *data.notes, *data.order, *late, *cases.duplicates(data, session.work)))
     if config.train.protocol == "paper":
         console.err.print("[yellow]protocol paper[/]: the epoch is chosen on the test fold; the numbers are optimistic")
     if config.cluster.backend == "local":
         training.device(config.train.gpu)  # told before any work; on a cluster only the nodes can tell
     if not session.submits:
         explog.check(config.train.log)
-    return found, data
+    return found, data, config.model_copy(update={"labels": table.settings(config.labels)})
 
 
 def score(
@@ -306,14 +334,14 @@ def score(
     if labels is not None and slides is None and features is None:
         raise CohortError("--labels are those of new slides: name the slides, or their --features. The run's own "
                           "patients keep the labels that they were trained with")
-    rows = external.known_rows(slides, labels)
+    rows = external.known_rows(slides, labels, session.config.labels)
     source = slides or features
     if source is not None:
         out = newcomers.folder_of(run / "new", source, called)
         if not session.dry_run:
             newcomers.remember(out, source)
         if slides is not None:
-            session, features, code = newcomers.prepare(session, run, slides, out)
+            session, features, code = newcomers.prepare(session, run, slides, out, labels)
             codes.append(code)
             if session.dry_run:
                 return code
@@ -337,10 +365,6 @@ def draw(session: Session, scored: Stage) -> int:
     wanted = session.config.score
     if wanted.heatmaps == "none" and not (wanted.tiff or wanted.geojson or wanted.top_tiles):
         return 0
-    stage, unknown = explain.drawing(session.work, session.config, scored)
-    if unknown:
-        console.err.print(
-            f"no pictures of {len(unknown)} slides: their files are not in {session.work.cohort} "
-            f"({console.escape(', '.join(unknown[:5]))})"
-        )
+    stage, lacking = explain.drawing(session.work, session.config, scored)
+    tell(lacking)
     return run_stage(session, stage)

@@ -111,3 +111,21 @@ def test_rows_list_every_patient_of_every_fold():
 def test_impossible_splits_are_refused_with_the_reason(make, says):
     with pytest.raises(SplitError, match=says):
         make()
+
+
+def test_validation_holds_whole_sites_where_every_class_stays_on_both_sides():
+    """Under split_by=site a site is of training, of validation or of test, and never of two of them."""
+    strata = {f"P{i:03d}": i % 2 for i in range(80)}
+    site = {p: f"S{i % 10}" for i, p in enumerate(sorted(strata, key=lambda p: (strata[p], p)))}
+    for f in splits.k_fold(strata, 4, 0.2, 3, sites=site):
+        of = [{site[p] for p in side} for side in (f.train, f.val, f.test)]
+        assert all(of)
+        assert sum(map(len, of)) == len(set().union(*of)) == 10
+        assert {strata[p] for p in f.val} == {strata[p] for p in f.train} == {0, 1}
+        assert 0.1 <= len(f.val) / len(strata) <= 0.3
+    assert splits.k_fold(strata, 4, 0.2, 3, sites=site) == splits.k_fold(strata, 4, 0.2, 3, sites=dict(
+        reversed(site.items())))
+    # each class at a site of its own: no choice of whole sites has both classes, so patients are drawn as before
+    apart = {p: f"{c}{i % 2}" for i, (p, c) in enumerate(sorted(strata.items(), key=lambda kv: (kv[1], kv[0])))}
+    made = splits.k_fold(strata, 2, 0.2, 3, sites=apart)
+    assert all({strata[p] for p in f.val} == {0, 1} for f in made if {strata[p] for p in f.train} == {0, 1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import bridges, store
+from pipeline import bridges, cases, store
 from pipeline.cohort import CohortError
 
 h5py = pytest.importorskip("h5py")
@@ -171,40 +172,6 @@ def test_plain_folders(tmp_path: Path, features: np.ndarray, corners: np.ndarray
         bridges.import_folder(tmp_path / "f", work, "imported")
 
 
-@pytest.mark.parametrize("layout", bridges.FORMATS)
-def test_round_trip(tmp_path: Path, features: np.ndarray, corners: np.ndarray, layout: str) -> None:
-    """Out in the other program's layout, and in again: every number and corner as it was."""
-    work = store.Work(tmp_path / "work")
-    for slide, size in (("sub/a.svs", N), ("b", 5)):
-        writer = store.StoreWriter(
-            work.feature_store("mine", slide),
-            {
-                "encoder": "mine",
-                "mpp": 0.5,
-                "slide_mpp": [0.25, 0.25],
-                "tile_px": 256,
-                "tile_l0": 512.0,
-                "size_l0": [9, 8],
-            },
-        )
-        writer.write("features", features[:size].astype(np.float16))
-        writer.write("coords", corners[:size].astype(np.int32))
-    assert list(bridges.export(work.features("mine"), tmp_path / "out", layout)) == ["b", "sub/a.svs"]
-    back = store.Work(tmp_path / "back")
-    assert sorted(bridges.import_folder(tmp_path / "out", back, "imported")) == ["a.svs", "b"]
-    got, coords, attrs = load(back, "a.svs")
-    np.testing.assert_array_equal(got, features.astype(np.float16))
-    np.testing.assert_array_equal(coords, corners)
-    assert attrs["imported"]["layout"] == layout
-    if layout == "trident":
-        assert attrs["tile_px"] == 256
-        assert attrs["tile_l0"] == [512, 512]
-        assert attrs["imported"]["target_magnification"] == 20
-    else:
-        flat = torch.load(tmp_path / "out" / "pt_files" / "b.pt", weights_only=True)
-        np.testing.assert_array_equal(flat.numpy(), features[:5].astype(np.float16))
-
-
 class _Trap:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return print, ("sprung",)
@@ -225,6 +192,8 @@ def test_bad_files_are_named(tmp_path: Path, features: np.ndarray, corners: np.n
         "trap.pt": (lambda p: p.write_bytes(pickle.dumps(_Trap())), "refused"),
         "text.h5": (text, "HDF5"),
         "other.h5": (lambda p: h5(p, {"x": features}), "has x"),
+        "huge.npy": (lambda p: np.save(p, features.astype(np.float64) * 1e39), "divide all files"),
+        "text.npy": (lambda p: np.save(p, np.array([["a", "b"]])), "not numbers"),
         "rows.h5": (lambda p: h5(p, {"features": features, "coords": corners[:5]}), "37 tiles"),
     }
     for name, (make, message) in cases.items():
@@ -236,3 +205,57 @@ def test_bad_files_are_named(tmp_path: Path, features: np.ndarray, corners: np.n
     with pytest.raises(CohortError, match=r"no .* file in it"):
         bridges.import_folder(tmp_path / "nowhere", work, "imported")
     assert not list(work.root.rglob("*.zarr"))
+
+
+@pytest.mark.parametrize("kind", ["npy", "pt", "h5"])
+@pytest.mark.parametrize("shape", [(1, N, D), (N, 1, D), (N, D)])
+def test_an_axis_of_one_and_any_usual_name(tmp_path: Path, features: np.ndarray, corners: np.ndarray, shape: Any,
+                                           kind: str) -> None:
+    """Doubles beyond float16 come in as float32, whatever the arrays are called and however they are wrapped."""
+    big = (features * 1e5).astype(np.float64).reshape(shape)
+    (tmp_path / "f").mkdir()
+    if kind == "npy":
+        np.save(tmp_path / "f" / "a.npy", big)
+    elif kind == "pt":
+        torch.save({"embeddings": torch.from_numpy(big), "coordinates": torch.from_numpy(corners[None])},
+                   tmp_path / "f" / "a.pt")
+    else:
+        h5(tmp_path / "f" / "a.h5", {"embeddings": big, "coords": corners[None]})
+    work = store.Work(tmp_path / "work")
+    bridges.import_folder(tmp_path / "f", work, "imported")
+    got, coords, _ = load(work, "a")
+    np.testing.assert_array_equal(got, (features * 1e5).astype(np.float64).astype(np.float32))
+    if kind != "npy":
+        np.testing.assert_array_equal(coords, corners)
+
+
+def test_a_file_without_tiles_is_an_empty_slide(tmp_path: Path, features: np.ndarray) -> None:
+    h5(tmp_path / "f" / "a.h5", {"features": features[:0], "coords": np.zeros((0, 2), np.int64)})
+    np.save(tmp_path / "f" / "b.npy", features)
+    torch.save(torch.empty(0), tmp_path / "f" / "c.pt")
+    work = store.Work(tmp_path / "work")
+    assert bridges.import_folder(tmp_path / "f", work, "imported") == ["a", "b", "c"]
+    assert load(work, "a")[2]["empty"] == load(work, "c")[2]["empty"] == bridges.NO_TILES
+    assert list(cases._usable(work.features("imported"))) == ["b"]
+
+
+def test_slide2vec(tmp_path: Path, features: np.ndarray, corners: np.ndarray) -> None:
+    """tile_embeddings/<id>.pt, its sidecar, and the coordinates under tiles/, as docs/output-layout tells."""
+    root = tmp_path / "run"
+    (root / "tiles").mkdir(parents=True)
+    (root / "tile_embeddings").mkdir()
+    (root / "slide_embeddings").mkdir()
+    torch.save(torch.from_numpy(features), root / "tile_embeddings" / "a.pt")
+    torch.save(torch.zeros(3), root / "slide_embeddings" / "a.pt")
+    said = {"encoder_name": "x", "requested_tile_size_px": 224, "requested_spacing_um": 0.5, "tile_size_lv0": 448}
+    (root / "tile_embeddings" / "a.meta.json").write_text(json.dumps(said))
+    np.savez(root / "tiles" / "a.coordinates.npz", x=corners[:, 0], y=corners[:, 1])
+    work = store.Work(tmp_path / "work")
+    assert bridges.import_folder(root, work, "imported") == ["a"]
+    got, coords, attrs = load(work, "a")
+    np.testing.assert_array_equal(got, features)
+    np.testing.assert_array_equal(coords, corners)
+    assert (attrs["mpp"], attrs["tile_px"], attrs["tile_l0"]) == (0.5, 224, [448, 448])
+    (root / "tiles" / "a.coordinates.npz").write_bytes(b"damaged")
+    with pytest.raises(CohortError, match=r"a\.pt: what slide2vec wrote"):
+        bridges.import_folder(root, store.Work(tmp_path / "again"), "imported")

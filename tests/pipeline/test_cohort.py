@@ -52,12 +52,11 @@ def test_missing_and_empty_folders(tmp_path: Path, make, words: str) -> None:  #
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("slide,grade\na,1\n", ["unknown column grade", "patient"]),
         ("patient,label\na,1\n", ["no column `slide`"]),
         ("slide,label\na,1\nb,2\na,1\n", ["row 4", "column slide", "row 2"]),
         ("slide,patient,label\na,p,0\nb,p,1\n", ["row 3", "column label", "patient 'p'", "'1' here and '0' in row 2"]),
         ("slide,time,event\na,-1,1\n", ["row 2", "column time"]),
-        ("slide,time,event\na,nan,1\n", ["row 2", "column time"]),
+        ("slide,time,event\na,nan,1\n", ["row 2", "time and event", "time is missing"]),
         ("slide,time,event\na,5,2\n", ["row 2", "column event"]),
         ("slide,time,event\na,5,\n", ["row 2", "time and event"]),
         ("slide,time\na,5\n", ["belong together"]),
