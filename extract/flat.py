@@ -280,6 +280,9 @@ def with_sub_levels(source: Any, path: Path) -> Any:
 def _tiff_properties(page: Any) -> dict[str, str]:
     """The tags that the mpp chain reads, named as OpenSlide names them."""
     out = {"tiff.ImageDescription": str(page.description or "")}
+    if out["tiff.ImageDescription"].startswith("Aperio"):  # of its pages only those in rare codecs come here
+        told = re.search(r"\|\s*MPP\s*=\s*([^|\s]+)", out["tiff.ImageDescription"])
+        out |= {"aperio.MPP": told.group(1)} if told else {}
     unit = page.tags.get("ResolutionUnit")
     out["tiff.ResolutionUnit"] = {1: "none", 2: "inch", 3: "centimeter"}.get(int(unit.value) if unit else 2, "none")
     for axis in "XY":

@@ -9,7 +9,7 @@ import imagecodecs
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEGBaseline8Bit
+from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
 
 from tests.extract.slides import MPP
 
@@ -37,11 +37,12 @@ def write_series(
 
 
 def write_instance(
-    path: Path, rgb: np.ndarray, series: str, uid: str, image_type: list[str], mpp: float = MPP, **more: object
+    path: Path, rgb: np.ndarray, series: str, uid: str, image_type: list[str], mpp: float = MPP,
+    lossless: bool = False, **more: object,
 ) -> Path:
-    """One whole-slide instance in JPEG tiles of 256 px. more: further attributes by keyword."""
+    """One whole-slide instance in JPEG, or lossless JPEG 2000, tiles of 256 px. more: further attributes by keyword."""
     h, w = rgb.shape[:2]
-    data = _head(WHOLE_SLIDE, uid, str(JPEGBaseline8Bit))
+    data = _head(WHOLE_SLIDE, uid, str(JPEG2000Lossless if lossless else JPEGBaseline8Bit))
     data.ImageType = image_type
     data.Modality = "SM"
     data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = f"{series}.7", series, f"{series}.8"
@@ -49,7 +50,8 @@ def write_instance(
     data.NumberOfOpticalPaths = 1
     tile_h, tile_w = (TILE, TILE) if image_type[2] == "VOLUME" else (h, w)  # others are one frame
     data.Rows, data.Columns = tile_h, tile_w
-    data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "YBR_FULL_422", 0
+    data.SamplesPerPixel, data.PlanarConfiguration = 3, 0
+    data.PhotometricInterpretation = "RGB" if lossless else "YBR_FULL_422"
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
     data.DimensionOrganizationType = "TILED_FULL"
     spacing = Dataset()
@@ -62,8 +64,10 @@ def write_instance(
     padded = np.full((-(-h // tile_h) * tile_h, -(-w // tile_w) * tile_w, 3), 243, np.uint8)
     padded[:h, :w] = rgb
     frames = [
-        imagecodecs.jpeg_encode(padded[y : y + tile_h, x : x + tile_w].copy(), level=90)
-        for y in range(0, h, tile_h) for x in range(0, w, tile_w)
+        imagecodecs.jpeg2k_encode(cut, codecformat="j2k", reversible=True, mct=False)
+        if lossless else imagecodecs.jpeg_encode(cut, level=90)
+        for cut in (padded[y : y + tile_h, x : x + tile_w].copy()
+        for y in range(0, h, tile_h) for x in range(0, w, tile_w))
     ]  # fmt: skip
     data.NumberOfFrames = len(frames)
     data.PixelData = encapsulate([bytes(f) for f in frames])

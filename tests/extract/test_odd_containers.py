@@ -15,6 +15,7 @@ from extract import SlideJob, UnreadableSlide
 from extract.readers import open_reader
 from extract.slide import Slide, open_slide
 from extract.tiling import tile_slide
+from tests.extract.dicoms import write_instance
 from tests.extract.omes import halved, ome_xml, write_ome
 from tests.extract.slides import tissue_rgb, write_tiff
 
@@ -49,6 +50,35 @@ def test_codecs_that_openslide_leaves_out(codec: str, args: dict[str, Any], tmp_
         for n, level in enumerate(LEVELS):
             np.testing.assert_array_equal(whole(slide, n), level)
     assert not tile_slide(path, TileConfig(tile_px=128, overlay=False), 0.5).empty
+
+
+def test_aperio_in_a_codec_of_our_own_keeps_its_mpp(tmp_path: Path) -> None:
+    about = "Aperio Image Library v12.4.3 \r\n768x512 [0,0 768x512] (256x256)|AppMag = 40|MPP = 0.2527"
+    path = tmp_path / "a.svs"
+    with tifffile.TiffWriter(path) as out:
+        for n, level in enumerate(LEVELS):
+            out.write(level, tile=(256, 256), photometric="rgb", description=about, metadata=None, compression="webp",
+                      compressionargs={"lossless": True})  # fmt: skip
+            if n == 0:  # as in every slide of Aperio's
+                out.write(LEVELS[1], photometric="rgb", description=about, metadata=None, rowsperstrip=16)
+    with open_slide(path) as slide:
+        assert (slide.slide_mpp, slide.mpp_source) == ((0.2527, 0.2527), "aperio.MPP")
+        assert slide.level_dimensions == SIZES
+        np.testing.assert_array_equal(whole(slide, 2), LEVELS[2])
+
+
+def test_dicom_in_jpeg_2000_has_the_very_pixels(tmp_path: Path) -> None:
+    kind = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    path = write_instance(tmp_path / "a.dcm", PICTURE, "1.2.3", "1.2.3.1", kind, lossless=True)
+    corners = np.array([[0, 0], [200, 100], [512, 256]], np.int32)
+    for reader in ("auto", "openslide"):
+        opened = open_reader(SlideJob(path, corners, 256, 0.5, (0.5, 0.5)), ExtractConfig(reader=reader))  # type: ignore[arg-type]
+        got = np.empty((3, 256, 256, 3), np.uint8)
+        opened.fill(corners, got)
+        opened.close()
+        assert opened.kind == ("direct" if reader == "auto" else "openslide"), opened.note
+        for tile, (x, y) in zip(got, corners, strict=True):
+            np.testing.assert_array_equal(tile, PICTURE[y : y + 256, x : x + 256])
 
 
 @pytest.mark.parametrize("codec", ["zlib", "jpeg"])
