@@ -47,7 +47,8 @@ class DirectReader:
             self.levels.close()
             raise
         self._tiles = _Shared(self._decode, CACHE_BYTES)
-        self._tiles.expect(uses)
+        self._tiles.expect(uses, self.levels.compared if self.halvings == 0 else {})
+        self.levels.compared = {}
 
     def fill(self, coords_l0: np.ndarray, out: np.ndarray) -> None:
         """Tiles at int (n, 2) level-0 corners into uint8 (n, tile_px, tile_px, 3). Raises SlideError."""
@@ -135,8 +136,13 @@ class _Shared:
         self.tile_bytes = 0
         self.lock = threading.Lock()
 
-    def expect(self, uses: np.ndarray) -> None:
+    def expect(self, uses: np.ndarray, decoded: dict[int, np.ndarray]) -> None:
+        """uses: how often each file tile will be asked for. decoded: some that are decoded already."""
         self.left = uses
+        for index, pixels in decoded.items():
+            if uses[index] > 0:
+                self.kept[index] = Future()
+                self.kept[index].set_result(pixels)
 
     def get(self, index: int) -> np.ndarray:
         with self.lock:

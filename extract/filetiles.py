@@ -42,6 +42,7 @@ class FileLevels:
         self._files: dict[Path, int] = {}  # descriptors: one, but for DICOM
         self._lock = threading.Lock()  # of the former, and of reading on systems without pread
         self._settled: dict[int, Plane | NotDirect] = {}
+        self.compared: dict[int, np.ndarray] = {}  # the file tiles last compared, for who will want them again
 
     def plane(self, level: int, wanted: np.ndarray | None = None) -> Plane:
         """The level's plane, once compared with OpenSlide's pixels; settled when it is first asked for.
@@ -51,6 +52,8 @@ class FileLevels:
             try:
                 plane = self.unproven(level)
                 self._prove(plane, level, np.arange(len(plane.counts)) if wanted is None else wanted)
+                if wanted is None:
+                    self.compared = {}
                 self._settled[level] = plane
             except NotDirect as reason:
                 self._settled[level] = reason
@@ -117,6 +120,7 @@ class FileLevels:
         if scale != round(scale) and plane.counts[0] and places:
             places.append(0)  # the one place that is exact on any level
         reasons: list[str] = []
+        self.compared = {}
         for index in places:
             row, column = divmod(index, plane.columns)
             x, w = _window(column * plane.tile[0], plane.tile[0], plane.size[0], scale)
@@ -124,7 +128,7 @@ class FileLevels:
             if w <= 0 or h <= 0:
                 continue  # padding only
             try:
-                tile = self.tile(plane, index)
+                tile = self.compared[index] = self.tile(plane, index)
             except Undecodable as error:  # maybe damaged: OpenSlide would tell when it is asked for it
                 reasons.append(str(error))
                 continue
