@@ -3,7 +3,7 @@
     python -m tests.benchmarks.chaos --rounds 200 --seed 1        # prints a line per round, exits 1 at a broken promise
     python -m tests.benchmarks.chaos --only 17 --seed 1 --keep    # one round again, its folder kept
 
-A round takes one verb of a tiny cohort (six slides of 512 px), does one to three of these to it, then gives the command
+A round takes one verb of a tiny cohort (six slides of 320 px), does one to three of these to it, then gives the command
 once more, undisturbed:
 
 - kill: SIGKILL, SIGTERM or Ctrl-C after a random time;
@@ -74,7 +74,10 @@ class Command:
 
     def send(self, number: int) -> None:
         if not self.over():
-            os.killpg(self.pid, number)
+            try:
+                os.killpg(self.pid, number)
+            except ProcessLookupError:  # it has only just begun, and no group of its own yet
+                os.kill(self.pid, number)
 
     def wait(self, seconds: float = ENDS_S) -> int:
         """Its exit code, or minus the signal that killed it."""
@@ -103,7 +106,7 @@ class World:
         self.slides.mkdir(parents=True)
         lines = ["slide,patient,label"]
         for k in range(SLIDES):
-            write_svs(self.slides / f"s{k}.svs", tissue_rgb(512, 512, k))
+            write_svs(self.slides / f"s{k}.svs", tissue_rgb(320, 320, k))
             lines.append(f"s{k}.svs,p{k},{('a', 'b')[k % 2]}")
         self.labels.write_text("\n".join(lines) + "\n")
         self._n = 0
@@ -160,6 +163,7 @@ class World:
         self._n += 1
         log = self.place / "logs" / f"{self._n:05}.txt"
         log.parent.mkdir(exist_ok=True)
+        log.touch()
         pid = os.fork()
         if pid:
             return Command(pid, args, log)
