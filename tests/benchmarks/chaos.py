@@ -3,7 +3,7 @@
     python -m tests.benchmarks.chaos --rounds 200 --seed 1        # prints a line per round, exits 1 at a broken promise
     python -m tests.benchmarks.chaos --only 17 --seed 1 --keep    # one round again, its folder kept
 
-A round takes one verb of a tiny cohort (six slides of 320 px), does one to three of these to it, then gives the command
+A round takes one verb of a tiny cohort (six slides of 512 px), does one to three of these to it, then gives the command
 once more, undisturbed:
 
 - kill: SIGKILL, SIGTERM or Ctrl-C after a random time;
@@ -106,7 +106,7 @@ class World:
         self.slides.mkdir(parents=True)
         lines = ["slide,patient,label"]
         for k in range(SLIDES):
-            write_svs(self.slides / f"s{k}.svs", tissue_rgb(320, 320, k))
+            write_svs(self.slides / f"s{k}.svs", tissue_rgb(512, 512, k))
             lines.append(f"s{k}.svs,p{k},{('a', 'b')[k % 2]}")
         self.labels.write_text("\n".join(lines) + "\n")
         self._n = 0
@@ -137,7 +137,7 @@ class World:
         at = ["--work", str(work), "--workers", str(workers), "--set", f"cluster.lease_s={LEASE_S}"]
         match verb:
             case "tile":
-                return ["tile", str(self.slides), "--tile-px", "128" if other else "64", *at]
+                return ["tile", str(self.slides), "--tile-px", "128" if other else "96", *at]
             case "extract":
                 return ["extract", "--set", "extract.chunk_rows=64", "--set", "extract.readers=1",
                         "--set", f"extract.dtype=float{32 if other else 16}", *at]
