@@ -112,8 +112,8 @@ def _of_ome(path: Path, first: _Page, same: Sequence[_Page]) -> tuple[int, ...]:
     """By the first image of the OME-XML; by pattern, because a file may hold a hostile XML."""
     image = re.split(r"<(?:\w+:)?Image\b", first.description, maxsplit=2)[1:2]
     pixels = _elements(image[0], "Pixels")[:1] if image else []
-    if not pixels:
-        return _of_samples(path, first)
+    if not pixels:  # the metadata lie in another file
+        return _of_pages(path, same) if len(same) > 1 else _of_samples(path, first)
     counts = {axis: _count(pixels[0].get(f"Size{axis}")) for axis in "CZT"}
     channels = _elements(image[0], "Channel")
     names = [c.get("Name") or c.get("Fluor") or f"channel {i}" for i, c in enumerate(channels)]

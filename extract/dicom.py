@@ -179,7 +179,8 @@ def look_into(folder: Path) -> Found:
 def candidates(folder: Path) -> list[Path]:
     """The files right in `folder` whose name may be that of a DICOM file, by name."""
     with os.scandir(folder) as entries:
-        return sorted(Path(e.path) for e in entries if may_be_dicom(Path(e.name)) and e.is_file())
+        some = (e for e in entries if may_be_dicom(Path(e.name)) and not e.name.startswith("."))
+        return sorted(Path(e.path) for e in some if e.is_file())
 
 
 def to_open(path: Path) -> Path:

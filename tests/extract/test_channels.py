@@ -118,6 +118,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "plain RGB pages": (lambda p: pages(p, [PICTURE, PICTURE[::-1].copy()]), "2 planes of 768 x 512 px"),
     "images of one size in one OME-TIFF": (  # so does tifffile write them, one `write` each
         lambda p: pages(p.with_name("b.ome.tif"), PLANES), "3 planes of 768 x 512 px"),
+    "metadata in another file": (
+        lambda p: pages(p, PLANES, description='<OME><BinaryOnly MetadataFile="a.ome" UUID="x"/></OME>'), "3 planes"),
     "named pages": (lambda p: pages(p, PLANES, ["DAPI", "CD3", "CD8"]), "DAPI, CD3, CD8"),
     "grey samples without a word": (
         lambda p: pages(p, [SEPARATE], planarconfig="separate", photometric="minisblack"), "3 channels in one page"),

@@ -195,6 +195,7 @@ def test_a_broken_file_is_its_own_failure(made: Path, tmp_path: Path, cli: Cli) 
     (source / "p" / "0.dcm").write_bytes(whole[:500])  # before the size of its image
     (source / "p" / "1.dcm").write_bytes(b"no DICOM at all")
     (source / "p" / "2.dcm").write_bytes(b"")
+    (source / "p" / "._a1.dcm").write_bytes(b"what macOS leaves beside a file")
     (source / "q").mkdir()
     (source / "q" / "README").write_text("a name without suffix is no reason to be taken for DICOM")
     write_svs(source / "q" / "x.svs", tissue_rgb(512, 512))
