@@ -5,16 +5,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from configs.schema import LabelsConfig
-from pipeline import cases, label_use, tcga
+from configs.schema import Config, LabelsConfig, TrainConfig
+from pipeline import cases, cohort, explain, label_use, status, tcga
 from pipeline.label_match import Finder, files_of, match, without_suffix
 from pipeline.label_patients import joint_sites, mixed_tissue
 from pipeline.label_rows import CohortError, Row
 from pipeline.label_table import read_rows, read_table
 from pipeline.listing import Listing, SlideEntry
+from pipeline.store import StoreWriter, Work
+from tests.pipeline.bags import make_features
 
 PLAIN = [("s1", "a"), ("s2", "b")]
 
@@ -259,3 +263,57 @@ def test_mpp_and_regions_of_a_table_reach_the_slides(tmp_path: Path) -> None:
     other = replace(listed, slides=[SlideEntry("a.svs", tmp_path / "a.svs", 0.25)])
     with pytest.raises(CohortError, match=r"row 2, column mpp: 0.5 of a.svs, but the manifest says 0.25"):
         label_use.obeyed(other, read_table(path))
+
+
+# ------------------------------------------------------------------------------------- with features
+
+
+def test_the_order_of_rows_changes_no_training(tmp_path: Path) -> None:
+    """Slides of a patient stand in one order, whatever the table's: the same patients, digests and folds."""
+    work = Work(tmp_path / "work")
+    rows = make_features(work, 6, slides_each=3)
+    config = TrainConfig(folds=2)
+    one = cases.labelled(rows, work.features("texture"), config)
+    two = cases.labelled(rows[::-1], work.features("texture"), config)
+    assert one.patients == two.patients
+    assert list(one.patients[0].slides) == sorted(one.patients[0].slides)
+    assert cases.make_folds(one, config) == cases.make_folds(two, config)
+    assert cases.unlabelled(work.features("texture"), rows) == cases.unlabelled(work.features("texture"), rows[::-1])
+    assert one.order == ["classes: no, yes; the positive one is yes (other order: train.classes)"]
+
+
+def test_train_tells_of_columns_that_only_tiling_obeys(tmp_path: Path) -> None:
+    work = Work(tmp_path / "work")
+    make_features(work, 3, slide_mpp=[0.25, 0.25])
+    path = written(tmp_path / "t.csv", "slide,label,mpp,regions\ns00_0,x,0.25,\ns01_0,y,0.5,\ns02_0,x,,r.geojson\n")
+    mpp, regions = label_use.too_late(read_table(path), work.features("texture"), work)
+    assert "s01_0.svs (tiles 0.25, the table 0.5)" in mpp
+    assert "s00_0" not in mpp
+    assert "regions of 1 slides were not there" in regions
+    assert "s02_0.svs" in regions
+    plain = written(tmp_path / "u.csv", "slide,label\ns00_0,x\n")
+    assert label_use.too_late(read_table(plain), work.features("texture"), work) == []
+    assert "split and mpp" in " ".join(label_use.unused_by_score(
+        read_table(written(tmp_path / "v.csv", "slide,split,mpp\na,test,1\n")), False))
+
+
+def test_imported_features_find_the_slide_of_their_name(tmp_path: Path) -> None:
+    """Pictures of what lies on a slide at hand; of the rest, why there are none."""
+    work = Work(tmp_path / "work")
+    work.root.mkdir()
+    cohort.remember(work, [SlideEntry(f"ward/{n}.tif", tmp_path / f"{n}.tif") for n in ("a", "b", "d")])
+    stores = {}
+    for name, more in {"a": {}, "b": {"coords_frame": "none: no coordinates"}, "c": {}}.items():
+        writer = StoreWriter(work.feature_store("e", name), {"weights_id": "imported", **more})
+        writer.write("features", np.zeros((2, 3), np.float32))
+        stores[name] = work.feature_store("e", name)
+    (tmp_path / "fold").mkdir()
+    (tmp_path / "fold" / "model.json").write_text('{"task": {}}')
+    patients = [SimpleNamespace(slides=(n,), stores=(p,)) for n, p in stores.items()]
+    scored = SimpleNamespace(data=SimpleNamespace(patients=patients), models={"a": [tmp_path / "fold"]}, out=tmp_path)
+    stage, told = explain.drawing(work, Config(), scored)
+    assert [(s.id, s.path.name) for s in stage.slides] == [("a", "a.tif")]
+    assert sorted(told) == ["no pictures of 1 slides (b): their features came without coordinates",
+                            "no pictures of 1 slides (c): their files are not in cohort.csv"]
+    assert [s.name for s in status.read(work)][:2] == ["tile", "import e"]
+    assert status.read(work)[1].keys["done"] == ["a", "b", "c"]
