@@ -6,7 +6,6 @@ for by their number in lists made here: no name or path that comes from outside 
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import threading
@@ -23,7 +22,7 @@ import numpy as np
 
 from mil import heatmap
 from mil.heatmap import Frame
-from pipeline import bundle, cohort, explain, store
+from pipeline import bundle, cohort, ensemble, estimand, explain, store
 from pipeline.viewer.pyramid import TILE_PX, Pyramid, jpeg
 
 OPEN_SLIDES = 8
@@ -41,12 +40,12 @@ class Shown:
 
 @dataclass(frozen=True)
 class ShownRun:
-    """One scored run. rows: slide id -> the columns of its line in predictions.csv."""
+    """One scored run. rows: slide id -> the columns of its patient in predictions.csv."""
 
     name: str
     folder: Path
     task: dict[str, Any]
-    rows: dict[str, dict[str, str]]
+    rows: dict[str, estimand.Row]
     seal: str
 
 
@@ -225,15 +224,14 @@ def _new_slides(folder: Path) -> ShownRun | None:
 
 def _shown_run(name: str, folder: Path, task: dict[str, Any]) -> ShownRun:
     file = folder / "predictions.csv"
-    rows: dict[str, dict[str, str]] = {}
-    with open(file, newline="") as f:
-        for row in csv.DictReader(f):
-            for slide in row["slide"].split(";"):
-                rows.setdefault(slide, row)
+    rows: dict[str, estimand.Row] = {}
+    for row in ensemble.ensemble(estimand.read(file)):  # of several trainings the answer that the report shows too
+        for slide in row["slide"].split(";"):
+            rows.setdefault(slide, row)
     return ShownRun(name, folder, task, rows, store.sha256(file))
 
 
-def _told(row: dict[str, str], task: dict[str, Any]) -> dict[str, Any]:
+def _told(row: estimand.Row, task: dict[str, Any]) -> dict[str, Any]:
     """A line of predictions.csv as the list shows it."""
     classes = task["classes"]
     p = {c: float(row[f"p_{c}"]) for c in classes}
@@ -243,7 +241,7 @@ def _told(row: dict[str, str], task: dict[str, Any]) -> dict[str, Any]:
     value = p[of] if classes else float(row["risk"])
     label = row.get("label", "")
     if "time" in row:
-        label = f"{row['time']} {'event' if row['event'] == '1' else 'censored'}"
+        label = f"{row['time']} {'event' if row['event'] == 1 else 'censored'}"
     return {"patient": row["patient"], "label": label, "decision": best, "value": value, "of": of,
             "wrong": best in classes and label in classes and best != label}
 

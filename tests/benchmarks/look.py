@@ -129,6 +129,8 @@ def report(folder: Path, n: int = 1000) -> None:
     (run / "splits.csv").write_text("repeat,fold,patient,split\n")  # the columns that are read
     task = {"kind": "classification", "classes": ["a", "b"], "edges": [], "weights": [], "alpha": 0.0}
     (run / "metrics.json").write_text(json.dumps({
+        "numbers": store.NUMBERS, "choices": {"trainings": 5, "watched": 0, "taught": 0, "alarm": 0, "validation": 0},
+        "per_fold": [],
         "task": task, "warnings": [], "model": "abmil", "features": {}, "patients": n, "unit": "patient", "folds": 5,
         "seeds": 1, "split_hash": "x", "confidence": 0.95, "headline": "auc", "over_folds": {}, "test": {},
         "confusion": [[300, 200], [200, 300]]}))
