@@ -9,17 +9,17 @@ from __future__ import annotations
 import csv
 import io
 import os
+import queue
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 from configs.schema import Config, LabelsConfig, TileConfig
 from pipeline import check_html, console, label_match, label_table, label_use, leftovers, store
+from pipeline.backends._child import Child, Died, Order
 from pipeline.cohort import CohortError
 from pipeline.listing import SlideEntry
 
@@ -130,7 +130,7 @@ def inspect(entry: SlideEntry, config: TileConfig) -> Finding:
     except SlideError as error:
         states = {MissingMpp: NO_MPP, UnreadableSlide: UNREADABLE}
         return replace(found, state=states.get(type(error), UNFIT), problems=(str(error),))
-    except (OSError, ValueError, MemoryError) as error:
+    except Exception as error:  # decoders raise whatever the bytes at hand do
         return replace(found, state=UNREADABLE, problems=(f"{type(error).__name__}: {error}",))
 
 
@@ -157,28 +157,35 @@ def _warnings(slide: object) -> tuple[str, ...]:
 
 
 def _inspect_all(slides: list[SlideEntry], config: Config) -> Iterator[Finding]:
-    """All slides, in processes of their own. One that kills its process is named and the others go on."""
-    workers = min(config.cluster.workers or os.cpu_count() or 1, len(slides))
-    if workers <= 1:
-        yield from (inspect(s, config.tile) for s in slides)
-        return
-    left = list(slides)
-    while left:
-        done = 0
+    """All slides, in order, in processes that are not this one: a damaged file may abort whoever reads it."""
+    workers = max(1, min(config.cluster.workers or os.cpu_count() or 1, len(slides)))
+    team: queue.SimpleQueue[Child] = queue.SimpleQueue()
+    children = [Child(Order(None, call=_job)) for _ in range(workers)]
+    for child in children:
+        team.put(child)
+
+    def looked_at(entry: SlideEntry) -> Finding:
+        child = team.get()
         try:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                for finding in pool.map(_job, [(s, config.tile) for s in left]):
-                    done += 1
-                    yield finding
-            return
-        except BrokenProcessPool:
-            # The first one without an answer may be innocent: it is tried alone, and only then blamed.
-            suspect, left = left[done], left[done + 1 :]
-            try:
-                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                    yield pool.submit(inspect, suspect, config.tile).result()
-            except BrokenProcessPool:
-                yield Finding(suspect.id, UNREADABLE, problems=("reading it kills the process: the file is damaged",))
+            finding: Finding = child.ask((entry, config.tile))
+            return finding
+        except Died as error:
+            why = f"the process that reads it {error}: its file is damaged: copy it anew, or leave it out"
+            return Finding(entry.id, UNREADABLE, problems=(why,))
+        finally:
+            team.put(child)
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(looked_at, slides)
+    except BaseException:
+        for child in children:
+            child.stop()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        for child in children:
+            child.close()
 
 
 def _job(pair: tuple[SlideEntry, TileConfig]) -> Finding:

@@ -104,6 +104,7 @@ class Draw(Stage):
     slides: list[SlideEntry]
     stores: dict[str, Path]  # slide id -> feature store, whose attributes tell the tiles' geometry
     task: dict[str, Any]
+    untrusted = True
 
     def __post_init__(self) -> None:
         self.name = f"draw {self.out.name}"

@@ -86,12 +86,14 @@ class Stage(ABC):
     """One verb's work. Instances are picklable and hold settings and paths only.
 
     root: folder whose `.tmp`, `.claims` and `.partial` hold everything private. heavy: True if one item uses the whole
-    machine (all cores or the GPU), so that the local back end runs items one after the other.
+    machine (all cores or the GPU), so that the local back end runs items one after the other. untrusted: True if its
+    items parse files from anywhere, which may end the process that does it: never the command's own.
     """
 
     name: str
     root: Path
     heavy: bool = False
+    untrusted: bool = False
 
     @abstractmethod
     def items(self) -> list[Item]:

@@ -46,6 +46,7 @@ class Tile(Stage):
     config: Config
     slides: list[SlideEntry]
     name = "tile"
+    untrusted = True
 
     def __post_init__(self) -> None:
         self.identities = Identities(self.work.root)
@@ -140,6 +141,7 @@ class Extract(Stage):
     config: Config
     slides: list[SlideEntry]
     name = "extract"
+    untrusted = True
 
     def __post_init__(self) -> None:
         from extract.encoders import identity

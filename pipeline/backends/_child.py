@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -27,15 +28,21 @@ _READY = "ready"
 
 @dataclass(frozen=True)
 class Order:
-    """What a child is started for. folder: where it works, so that relative paths mean what they mean to its owner.
-    trusted: which code beside the program it may import, as its owner may."""
+    """What a child is started for: the items of a stage, or answers by `call`, a function of a module. folder: where it
+    works, so that relative paths mean what they mean to its owner. trusted: which code beside the program it may
+    import, as its owner may."""
 
-    stage: Stage
-    replace: bool
-    remake: bool
-    lease_s: float
+    stage: Stage | None
+    replace: bool = False
+    remake: bool = False
+    lease_s: float = 0.0
     folder: str | None = None
     trusted: trust.Trust = field(default_factory=trust.current)
+    call: Callable[[Any], Any] | None = None
+
+
+class Died(Exception):
+    """The process died over what it was asked; the message says how."""
 
 
 class Child:
@@ -52,13 +59,31 @@ class Child:
         return self._process is not None
 
     def make(self, item: Item, ahead: Item | None = None) -> Outcome:
-        """Have `item` made, and `ahead`, which comes next, prefetched. A process that dies costs this item only.
-        Raises Stopped."""
+        """Have `item` made, and `ahead`, which comes next, prefetched. A process that dies costs this item only, and
+        only if it also dies over it alone: it may have died over the other one. Raises Stopped."""
+        try:
+            answer = self._exchange((item, ahead))
+        except Died as error:
+            if ahead is not None and not self._gone:
+                return self.make(item)
+            advice = "if it does so again, its file is damaged: copy it anew from its source, or leave it out"
+            return Outcome(item.key, State.FAILED, message=f"the process working on it {error}; {advice}")
+        if isinstance(answer, str):
+            self._end()
+            raise Stopped(answer)
+        outcome: Outcome = answer
+        return outcome
+
+    def ask(self, question: Any) -> Any:
+        """What the order's `call` says of `question`. Raises Died if the process does, Stopped if none can be had."""
+        return self._exchange((question, None))
+
+    def _exchange(self, message: tuple[Any, Any]) -> Any:
         for _ in range(2):
             process = self._process or self._start()
             assert process.stdin is not None
             try:
-                _send(process.stdin, (item, ahead))
+                _send(process.stdin, message)
                 break
             except (BrokenPipeError, OSError):
                 self._end()  # it died while idle: not this item's fault
@@ -66,14 +91,9 @@ class Child:
             raise Stopped("worker processes die before they are given work; is there enough memory?")
         assert process.stdout is not None
         try:
-            answer: Any = pickle.load(process.stdout)
+            return pickle.load(process.stdout)
         except (EOFError, pickle.UnpicklingError):
-            return Outcome(item.key, State.FAILED, message=f"the process working on it died ({self._how()})")
-        if isinstance(answer, str):
-            self._end()
-            raise Stopped(answer)
-        outcome: Outcome = answer
-        return outcome
+            raise Died(f"died ({self._how()})") from None
 
     def stop(self) -> None:
         """Stop at once, from any thread: an item under way is given back, nothing of it is kept but its checkpoints."""
@@ -147,7 +167,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's; it ends us by SIGTERM
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
-    inbox: queue.SimpleQueue[tuple[Item, Item | None] | None] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[tuple[Any, Any] | None] = queue.SimpleQueue()
     # not sys.stdin: its lock, held by the listening thread, would abort the interpreter when it ends
     source = os.fdopen(os.dup(0), "rb")
     with leaving():
@@ -161,7 +181,7 @@ def main() -> None:
             sys.exit(143)  # the owner is gone
 
 
-def _listen(source: BinaryIO, inbox: queue.SimpleQueue[tuple[Item, Item | None] | None]) -> None:
+def _listen(source: BinaryIO, inbox: queue.SimpleQueue[tuple[Any, Any] | None]) -> None:
     while True:
         try:
             inbox.put(pickle.load(source))
@@ -175,8 +195,16 @@ def _listen(source: BinaryIO, inbox: queue.SimpleQueue[tuple[Item, Item | None] 
 _busy = threading.Event()
 
 
-def _serve(order: Order, inbox: queue.SimpleQueue[tuple[Item, Item | None] | None], answers: BinaryIO) -> None:
+def _serve(order: Order, inbox: queue.SimpleQueue[tuple[Any, Any] | None], answers: BinaryIO) -> None:
+    if order.call is not None:
+        while (asked := inbox.get()) is not None:
+            _busy.set()
+            answer = order.call(asked[0])
+            _busy.clear()
+            _send(answers, answer)
+        return
     stage = order.stage
+    assert stage is not None
     try:
         with open_claims(stage, order.lease_s) as claims:
             try:

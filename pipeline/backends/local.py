@@ -19,16 +19,19 @@ class Params(Settings):
 
 
 def run(stage: Stage, items: list[Item], replace: bool, remake: bool, cluster: ClusterConfig) -> Iterator[Outcome]:
-    """One process, or `cluster.workers` of them (0: one per core) for stages whose items use one core each."""
+    """One process, or `cluster.workers` of them (0: one per core) for stages whose items use one core each. It is this
+    one only where the items parse nothing that comes from elsewhere: a damaged file may abort whoever reads it."""
     parts = stage.parts()
     if parts:
         yield from _pool([Order(part, replace, remake, cluster.lease_s) for part in parts], items, ahead=True)
         return
     workers = min(cluster.workers or os.cpu_count() or 1, len(items))
-    if workers <= 1 or stage.heavy:
+    if stage.heavy:
+        workers = min(1, workers)
+    if workers <= 1 and not stage.untrusted:
         yield from run_items(stage, items, cluster.lease_s, replace, remake)
-    else:
-        yield from _pool([Order(stage, replace, remake, cluster.lease_s)] * workers, items)
+    elif workers:
+        yield from _pool([Order(stage, replace, remake, cluster.lease_s)] * workers, items, ahead=workers == 1)
 
 
 def _pool(orders: list[Order], items: list[Item], ahead: bool = False) -> Iterator[Outcome]:
