@@ -38,7 +38,6 @@ _RULE = "1"  # first character of every identity: raise when the rule changes, s
 _SEVERAL_FILES = frozenset({".mrxs", ".vms", ".vmu"})
 _GOLDEN = 0.6180339887498949
 _READERS = 8  # blocks read at once: the way to a file server takes longer than the reading
-_SUB_DIRECTORIES = 330
 _OFFSETS_AND_COUNTS = ((324, 325), (273, 279))  # of tiles, of strips
 
 
@@ -148,7 +147,7 @@ def _digest(file: Path, size: int, total: int) -> str:
             while some := f.read(1 << 20):
                 found.update(some)
             return found.hexdigest()
-        for part in _directories(f, size):
+        for part in _directories(f):
             found.update(part)
         n = max(4, -(-BLOCKS * size // total))
         with ThreadPoolExecutor(_READERS) as pool:
@@ -169,32 +168,19 @@ def _places(size: int, blocks: int) -> Iterator[tuple[int, int]]:
     yield size - END_BYTES, END_BYTES
 
 
-def _directories(file: BinaryIO, size: int) -> Iterator[bytes]:
+def _directories(file: BinaryIO) -> Iterator[bytes]:
     """Of a TIFF: its directories, their offsets and byte counts, and the bytes of its small images. Else nothing.
 
     A damaged structure ends the walk; the blocks still count."""
-    try:
-        order, big, first = tiffcheck.header(file)
-    except (ValueError, struct.error):
-        return
     left = _DIRECTORY_BYTES
-    to_do, seen = [first], set[int]()
-    while to_do and left > 0 and len(seen) < 4096:
-        at = to_do.pop()
-        if not 0 < at < size or at in seen:
-            continue
-        seen.add(at)
-        try:
-            tags, following = tiffcheck.entries(file, at, order, big)
-            subs = tiffcheck.values(file, tags[_SUB_DIRECTORIES], order, big) if _SUB_DIRECTORIES in tags else None
-            arrays = [
-                [tiffcheck.values(file, tags[t], order, big) if t in tags else None for t in pair]
-                for pair in _OFFSETS_AND_COUNTS
-            ]
-        except (ValueError, struct.error, OverflowError):
-            continue
-        to_do += [following, *([int(s) for s in subs[:64]] if subs is not None else [])]
+    for tags, order, big in tiffcheck.walk(file):
+        if left <= 0:
+            return
         yield b"".join(tags[t] for t in sorted(tags))
+        arrays = [
+            [tiffcheck.values(file, tags[t], order, big) if t in tags else None for t in pair]
+            for pair in _OFFSETS_AND_COUNTS
+        ]
         for offsets, counts in arrays:
             for array in (offsets, counts):
                 if array is not None:

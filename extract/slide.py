@@ -25,7 +25,7 @@ from configs.schema import TileConfig
 from extract import MissingMpp, UnreadableSlide
 from extract.formats import SUFFIXES, may_be_dicom, suffix
 from extract.mpp import Resolved, resolve
-from extract.tiffcheck import missing_bytes
+from extract.tiffcheck import missing_bytes, vast_tile
 
 CACHE_BYTES = 32 << 20  # decoded file tiles kept per process, shared by all its slides
 _BLOCK_PX = 1 << 22  # pixels read at once: 16 MiB as RGBA
@@ -249,6 +249,10 @@ def _open_source(path: Path) -> Source:
     if missing:
         raise UnreadableSlide(
             f"{name} is truncated: {missing:,} bytes or more are missing at its end; copy it again from its source"
+        )
+    if (tile := vast_tile(opened)) is not None:
+        raise UnreadableSlide(
+            f"{name}: its header claims a tile of {tile[0]} x {tile[1]} px, as no scanner writes: the file is damaged"
         )
     return _of_file(opened, name)
 

@@ -2,19 +2,23 @@
 
 In: a path, or an open file. Out: the number of bytes missing at the end; the entries of a directory and their numbers.
 Reads directories only (a few hundred KB), decodes nothing. OpenSlide opens a slide whose pixels were cut off and fails
-at the first missing tile, hours later.
+at the first missing tile, hours later; of one whose header promises a vast tile it ends the process.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 _OFFSETS, _COUNTS = (273, 324), (279, 325)  # strip and tile; offsets, byte counts
+_TILE_SIDES, _SUB_DIRECTORIES = (322, 323), 330
+_MOST_DIRECTORIES = 4096
+MAX_TILE_PX = 1 << 26  # of one tile, which is unpacked as a whole: 256 MiB as RGBA. Scanners write 240 to 4,096 px
 _TYPES = {1: "u1", 3: "u2", 4: "u4", 7: "u1", 13: "u4", 16: "u8", 18: "u8"}  # byte, short, long, any, ifd, long8, ifd8
 
 
@@ -37,6 +41,40 @@ def missing_bytes(path: Path) -> int:
             at, data_end = _directory(file, at, order, big)
             end = max(end, data_end)
     return max(0, end - size)
+
+
+def walk(file: BinaryIO) -> Iterator[tuple[dict[int, bytes], str, bool]]:
+    """(tag -> its raw entry, byte order, whether BigTIFF) of every directory that can be read, sub-directories too;
+    nothing of a file that is no TIFF."""
+    size = os.fstat(file.fileno()).st_size
+    try:
+        order, big, first = header(file)
+    except (ValueError, struct.error):
+        return
+    to_do, seen = [first], set[int]()
+    while to_do and len(seen) < _MOST_DIRECTORIES:
+        at = to_do.pop()
+        if not 0 < at < size or at in seen:
+            continue
+        seen.add(at)
+        try:
+            tags, following = entries(file, at, order, big)
+            subs = values(file, tags[_SUB_DIRECTORIES], order, big) if _SUB_DIRECTORIES in tags else None
+        except (ValueError, struct.error, OverflowError):
+            continue
+        yield tags, order, big
+        to_do += [following, *([int(s) for s in subs[:64]] if subs is not None else [])]
+
+
+def vast_tile(path: Path) -> tuple[int, int] | None:
+    """(w, h) of the first tile that has more than MAX_TILE_PX px; None if there is none, or the file is no TIFF."""
+    with open(path, "rb") as file:
+        for tags, order, big in walk(file):
+            sides = [values(file, tags[t], order, big) if t in tags else None for t in _TILE_SIDES]
+            w, h = (int(s[0]) if s is not None and len(s) else 0 for s in sides)
+            if w * h > MAX_TILE_PX:
+                return w, h
+    return None
 
 
 def header(file: BinaryIO) -> tuple[str, bool, int]:
