@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from configs.schema import Config, LabelsConfig, TileConfig
-from pipeline import check_html, console, label_match, label_table, label_use, leftovers, store
+from pipeline import check_html, console, label_match, label_table, label_use, leftovers, names, store
 from pipeline.backends._child import Child, Died, Order
 from pipeline.cohort import CohortError
 from pipeline.listing import SlideEntry
@@ -84,7 +84,7 @@ def check(source: Path, config: Config, out: Path, labels: Path | None = None) -
     out.mkdir(parents=True, exist_ok=True)
     leftovers.sweep(out)
     store.write_atomic(out / "check.csv", _csv(findings))
-    store.write_atomic(out / "check.html", check_html.page(str(source), findings, summary))
+    store.write_atomic(out / "check.html", check_html.page(names.readable(str(source)), findings, summary))
     _show(findings, summary, out)
     return 1 if cohort_problems or any(f.problems for f in findings) else 0
 
@@ -129,9 +129,9 @@ def inspect(entry: SlideEntry, config: TileConfig) -> Finding:
         )  # fmt: skip
     except SlideError as error:
         states = {MissingMpp: NO_MPP, UnreadableSlide: UNREADABLE}
-        return replace(found, state=states.get(type(error), UNFIT), problems=(str(error),))
+        return replace(found, state=states.get(type(error), UNFIT), problems=(names.readable(str(error)),))
     except Exception as error:  # decoders raise whatever the bytes at hand do
-        return replace(found, state=UNREADABLE, problems=(f"{type(error).__name__}: {error}",))
+        return replace(found, state=UNREADABLE, problems=(names.readable(f"{type(error).__name__}: {error}"),))
 
 
 def _rate(entry: SlideEntry, config: TileConfig, corners: list[list[int]]) -> float:
@@ -198,6 +198,7 @@ def _no_slide(path: Path, source: Path, what: str | None) -> Finding:
 
     absolute = source.absolute()
     name = path.absolute().relative_to(absolute).as_posix() if path.absolute().is_relative_to(absolute) else path.name
+    name = names.readable(name)
     if what is not None:
         return Finding(name, NO_SLIDE, warnings=(what,))
     plain = "a plain image: list it in a manifest with its mpp, or give --mpp-of-slides"

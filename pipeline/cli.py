@@ -7,6 +7,7 @@ exit code 2, refusals in 3, failed items in 1, an interruption in 130.
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -314,6 +315,9 @@ def run(
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point: run a verb, turn its errors into one line and its end into the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding cannot show stops nothing
+            stream.reconfigure(errors="backslashreplace")
     ends.prepare(argv)
     sys.exit(ends.last_words(_main(argv)))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from configs.schema import LabelsConfig
 from extract.formats import OPENSLIDE_SUFFIXES, SUFFIXES
-from pipeline import ids, listing, store
+from pipeline import ids, listing, names, store
 from pipeline.label_cells import is_table
 from pipeline.label_rows import CohortError, some
 from pipeline.label_table import read_table
@@ -71,7 +71,7 @@ def remember(work: store.Work, slides: list[SlideEntry]) -> list[SlideEntry]:
     writer.writerow(["slide", "path", "mpp", "regions", "series"])
     for _, slide in sorted(known.items()):
         mpp = "" if slide.mpp is None else repr(slide.mpp)
-        writer.writerow([slide.id, slide.path, mpp, slide.regions or "", slide.series])
+        writer.writerow([slide.id, names.of_path(slide.path), mpp, names.of_path(slide.regions), slide.series])
     if not work.cohort.exists() or work.cohort.read_text() != text.getvalue():
         store.write_atomic(work.cohort, text.getvalue())
     return list(known.values())
@@ -91,9 +91,9 @@ def read_cohort(work: store.Work) -> list[SlideEntry]:
             return [
                 SlideEntry(
                     _inside(r["slide"], work),
-                    Path(r["path"]),
+                    names.to_path(r["path"]),
                     float(r["mpp"]) if r["mpp"] else None,
-                    Path(r["regions"]) if r.get("regions") else None,
+                    names.to_path(r["regions"]) if r.get("regions") else None,
                     r.get("series") or "",
                 )
                 for r in csv.DictReader(f)

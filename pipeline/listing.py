@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extract.formats import SUFFIXES, may_be_dicom
+from pipeline.names import free, readable
 
 if TYPE_CHECKING:
     from extract.dicom import Found
@@ -106,6 +107,8 @@ def walk(root: Path, suffixes: frozenset[str]) -> Listing:
         what |= here.others
         others += [*here.others, *here.not_dicom]
     apart = _in_pieces(surveyed)
+    taken = {s.id for s in slides if readable(s.id) == s.id}
+    slides = [s if s.id in taken else replace(s, id=free(s.id, taken)) for s in slides]
     return Listing([replace(s, problem=apart.get(s.series, "")) for s in slides], others, what)
 
 
@@ -210,7 +213,7 @@ def _dicom_of(slide: SlideEntry) -> SlideEntry:
 
 def of_file(path: Path) -> SlideEntry:
     """The one slide that was given as a file."""
-    slide = SlideEntry(path.name, path.resolve())
+    slide = SlideEntry(readable(path.name), path.resolve())
     return _dicom_of(slide) if may_be_dicom(path) else slide
 
 

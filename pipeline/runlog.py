@@ -124,7 +124,7 @@ class RunLog:
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
             with open(self.path, "ab", buffering=0) as f:  # one write per line: a kill tears the last line at most
-                f.write(line.encode())
+                f.write(line.encode(errors="backslashreplace"))  # as JSON itself writes what is no text
         except OSError as error:
             self.broken = f"{self.path}: {error.strerror or error}"
 

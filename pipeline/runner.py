@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline import disk, leftovers, store
+from pipeline import disk, leftovers, names, store
 from pipeline.claims import Claims
 from pipeline.stage import (
     Item,
@@ -93,10 +93,11 @@ def _make_private(private: Path) -> None:
 
 
 def _failed(item: Item, start: float, error: Exception) -> Outcome:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = names.readable(" ".join(str(error).split())) or type(error).__name__
     known = type(error).__module__.split(".")[0] in {"extract", "mil", "pipeline", "configs"}
     message = text if known else f"{type(error).__name__}: {text}"
-    return Outcome(item.key, State.FAILED, time.perf_counter() - start, message, trace=traceback.format_exc())
+    trace = names.readable(traceback.format_exc())
+    return Outcome(item.key, State.FAILED, time.perf_counter() - start, message, trace=trace)
 
 
 def _disk_message(stage: Stage, error: OSError) -> str:

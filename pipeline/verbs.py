@@ -30,6 +30,7 @@ from pipeline import stage as stages_core
 from pipeline.backends import slurm
 from pipeline.cohort import CohortError
 from pipeline.listing import SlideEntry
+from pipeline.names import readable
 from pipeline.runlog import RunLog, label
 from pipeline.stage import Item, Outcome, Plan, Stage
 
@@ -198,7 +199,7 @@ def _slides(session: Session, source: Path, labels: Path | None) -> list[SlideEn
     found = label_use.slides_of(source, session.config, labels)
     tell(found.notes)
     if found.others:
-        names = ", ".join(p.name for p in found.others[:5]) + (" ..." if len(found.others) > 5 else "")
+        names = ", ".join(readable(p.name) for p in found.others[:5]) + (" ..." if len(found.others) > 5 else "")
         console.err.print(f"not slides, left alone: {len(found.others)} files ({console.escape(names)})")
     kinds: dict[str, list[str]] = {}
     for path, what in found.what.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from configs.schema import ClusterConfig
 from extract.encoders import _families, _table
 from pipeline import store
+from pipeline.backends import local
+from pipeline.runner import run_items
+from pipeline.stage import Item, Outcome, Stage
 from tests.pipeline import failing_encoders
 
 Cli = Callable[..., tuple[int, str]]
@@ -39,6 +43,17 @@ def features(work: Path, encoder: str) -> Path:
     return store.Work(work).feature_store(encoder, "case_01.svs")
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items are made here, where a test has put things in place of others; commands never do that with slides."""
+
+    def run(stage: Stage, items: list[Item], replace: bool, remake: bool, cluster: ClusterConfig) -> Iterator[Outcome]:
+        return run_items(stage, items, cluster.lease_s, replace, remake)
+
+    monkeypatch.setattr(local, "run", run)
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_tiles_of_another_size_are_refused_and_on_request_recorded(
     cli: Cli, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +90,7 @@ def test_stain_normalisation_is_part_of_the_fingerprint(cli: Cli, work: Path) ->
     assert np.abs(plain - store.read_array(features(work, "texture"), "features")).max() > 0.01
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_broken_slide_goes_on_at_its_last_whole_chunk(
     cli: Cli, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
