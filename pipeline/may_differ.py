@@ -17,6 +17,8 @@ MAY_DIFFER: dict[str, str] = {
     "check/*": "`pipeline check` tells the rate of this machine",
     "runs/*/tensorboard/*": "an experiment log holds the time of each entry",
     ".slide-identities": "time stamps of the slide files, so that they are not hashed again",
+    ".verified*": "how far a stopped `pipeline verify` had come",
+    "damaged/*": "what `pipeline verify --repair` moved out of the way",
     "*/.partial/*": "a checkpoint of what is not finished yet: how far it came depends on when it was stopped",
     "*.tmp/*": "under way, or left by a killed command; the next one removes it",
     "*.tmp-*": "the same",
