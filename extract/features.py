@@ -93,10 +93,14 @@ class Extractor:
         return self._encoder
 
     def attrs(self) -> dict[str, Any]:
-        """What is stored with the features: encoder, weights, width, pooling, transform, precision, licence."""
+        """What is stored with the features: encoder, weights, width, pooling, transform, precision, licence.
+
+        The encoder is called as the settings call it; what it calls itself (`encoder_name`) is a note."""
         e = self.encoder
+        own = {"encoder_name": e.name} if e.name != self.config.encoder else {}
         return {
-            "encoder": e.name,
+            "encoder": self.config.encoder,
+            **own,
             "weights_id": e.weights_id,
             "dim": e.dim,
             **e.info,

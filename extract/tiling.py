@@ -117,6 +117,19 @@ def tile_slide(
         return Tiled(filtered.arrays, attrs, picture, filtered.empty, notes, reads)
 
 
+def drawn_again(
+    path: Path, config: TileConfig, mpp: float | None, arrays: Mapping[str, np.ndarray], attrs: dict[str, Any]
+) -> np.ndarray:
+    """The overlay of a slide that is tiled, from what was stored: uint8 (h, w, 3). Raises SlideError.
+
+    arrays, attrs: of a `Tiled`. mpp: the manifest's µm per px for the slide."""
+    with open_slide(path, mpp, config) as slide:
+        rgb, image_mpp = slide.image_at(config.segment_mpp, MAX_IMAGE_PX)
+        seen = _Seen(rgb, unpack_mask(arrays["mask"], rgb.shape[1]), image_mpp, "")
+        grid = Grid(slide.bounds_l0, slide.slide_mpp, config.tile_px, config.overlap_um)
+        return _picture(seen, slide, grid, arrays["coords"], config)
+
+
 def refilter(arrays: Mapping[str, np.ndarray], attrs: dict[str, Any], config: TileConfig) -> Tiled:
     """Apply the thresholds `max_pen`, `max_fold`, `max_haze`, `max_blur` to what a tiling stored, without the slide.
 

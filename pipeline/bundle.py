@@ -69,6 +69,8 @@ class Bundle:
         """Refuse features of another encoder, weights, mpp or tile size. Raises BundleError naming each difference."""
         wrong = []
         for key, mine in self.card["features"].items():
+            if key == "encoder_name" or (key == "encoder" and mine == facts.get("encoder_name")):
+                continue  # a model of version 0.1 says how a user's own encoder calls itself
             if key in facts and facts[key] != mine:
                 wrong.append(f"{key}: trained on {mine!r}, given {facts[key]!r}")
             elif key in ("encoder", "mpp", "dim") and key not in facts:

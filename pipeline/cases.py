@@ -27,7 +27,7 @@ from pipeline.label_rows import CohortError, Row
 from pipeline.provenance import Made
 
 # Facts of the features that a model is bound to: scoring refuses others.
-FACTS = ("encoder", "weights_id", "mpp", "tile_px", "stain_norm", "dim")
+FACTS = ("encoder", "weights_id", "mpp", "tile_px", "stain_norm", "dim", "pooling", "transform", "encoder_name")
 
 Target = int | tuple[float, float]
 
@@ -187,7 +187,7 @@ def unlabelled(features: Path, rows: Sequence[Row] = ()) -> Dataset:
     if rows:
         alone = matched.without_row
         notes += [f"no row tells the patient of {len(alone)} slides: each is one by itself"] if alone else []
-    patients = tuple(patient_of(name, of, stores) for name, of in sorted(groups.items()))
+    patients = tuple(patient_of(name, sorted(of), stores) for name, of in sorted(groups.items()))
     made, differ = _made(stores, features)
     return Dataset(patients, (), _facts(stores), (*notes, *differ), made)
 
@@ -265,13 +265,38 @@ def _made(stores: dict[str, Path], features: Path) -> tuple[Made, list[str]]:
     return provenance.shared({i: provenance.of_features(i, path, features) for i, path in stores.items()})
 
 
+def facts_of(attrs: dict[str, Any]) -> dict[str, Any]:
+    """What a model is bound to, out of a feature store's attributes.
+
+    An encoder has one name, by which the settings call it and its folder is called. Version 0.1 stored the one that a
+    user's own encoder gives itself, and the other among the settings: `encoder_name` keeps it for its models."""
+    facts = {k: attrs[k] for k in FACTS if k in attrs}
+    named = attrs.get("settings", {}).get("extract.encoder")
+    if named and named != attrs.get("encoder"):
+        return facts | {"encoder": named, "encoder_name": attrs.get("encoder")}
+    return facts
+
+
+def features_of(work: store.Work, facts: dict[str, Any]) -> Path:
+    """The folder of the features that a model with these facts was trained on: by its encoder's name, or, where a model
+    of version 0.1 has the name that a user's own encoder gives itself, the folder whose stores say that name."""
+    usual = work.features(str(facts.get("encoder")))
+    if not usual.is_dir():
+        for folder in sorted((work.root / "features").glob("[!.]*")):
+            first = next(iter(feature_stores(folder).values()), None)
+            if first is not None:
+                attrs = store.read_attrs(first)
+                if facts.get("encoder") in (attrs.get("encoder"), attrs.get("encoder_name")):
+                    return folder
+    return usual
+
+
 def _facts(stores: dict[str, Path]) -> dict[str, Any]:
     """What all features share. Raises CohortError naming two slides that differ."""
     shared: dict[str, Any] = {}
     first = next(iter(stores), "")
     for slide, path in stores.items():
-        attrs = store.read_attrs(path)
-        facts = {k: attrs[k] for k in FACTS if k in attrs}
+        facts = facts_of(store.read_attrs(path))
         shared = shared or facts
         for key in facts.keys() | shared.keys():
             if facts.get(key) != shared.get(key):

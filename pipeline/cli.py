@@ -265,7 +265,8 @@ def score(
     from configs import trust
     from pipeline import verbs
 
-    trust.allow_typed({"model": name})
+    if name and "." in name and not (Path(name).exists() or (work / "runs" / name).exists()):
+        trust.allow(name)  # a module's name and no folder's: `--model my.module` finds the run `module`
     s = session(
         work, config, set_, replace=replace, dry_run=dry_run, list_all=list_all, shard=shard, only=items,
         train__gpu=gpu, cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,

@@ -32,7 +32,7 @@ from pipeline.stage import (
     is_made,
     plan,
     refusal,
-    settings_of,
+    seal_of,
 )
 
 
@@ -50,10 +50,14 @@ def make_one(stage: Stage, item: Item, claims: Claims, replace: bool = False, re
     out = private / "out"
     try:
         if is_made(stage, item):
-            return Outcome(item.key, State.SKIPPED)  # another process finished it since the plan was made
+            if not stage.lacks(item):
+                return Outcome(item.key, State.SKIPPED)  # another process finished it since the plan was made
+            _make_private(private)
+            stage.make_beside(item, private)
+            return Outcome(item.key, State.DONE, time.perf_counter() - start)
         fields = stage.fields(item)
         if remake:  # what was not known of the old output is not known of the new one
-            fields = as_recorded(stage, fields, settings_of(store.seal_bytes(item.output, item.seal) or b"{}"))
+            fields = as_recorded(stage, item, fields, seal_of(store.seal_bytes(item.output, item.seal) or b"{}"))
         _make_private(private)
         partial = stage.root / ".partial" / item.key / store.fingerprint(fields)
         made = stage.remake(item, item.output, out) if remake else stage.make(item, out, partial)

@@ -66,11 +66,12 @@ def held_out(work: store.Work, config: Config, run: Path) -> Score:
             if row["side"] == "test" and row["patient"] not in members:
                 members[row["patient"]] = [folder]
                 slides[row["patient"]] = json.loads(row["slides"])
-    stores = cases.feature_stores(work.features(facts["encoder"]))
+    folder = cases.features_of(work, facts)
+    stores = cases.feature_stores(folder)
     missing = [s for of in slides.values() for s in of if s not in stores]
     if missing:
         raise store.StoreError(f"the features of {missing[0]} ({len(missing)} slides in all) that {run.name} was "
-                               f"trained on are not in {work.features(facts['encoder'])}; extract them again")
+                               f"trained on are not in {folder}; extract them again")
     patients = tuple(cases.patient_of(p, of, stores) for p, of in sorted(slides.items()))
     return Score(work, config, run, Dataset(patients, (), facts), members, folders)
 

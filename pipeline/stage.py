@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
+from pipeline import fingerprints, store
 
 
 class Refused(Exception):
@@ -124,12 +124,24 @@ class Stage(ABC):
         """Fields that outputs of earlier versions do not record. Where one is missing, the others decide."""
         return frozenset()
 
+    def implied(self, item: Item, field: str, value: Any, seal: dict[str, Any]) -> bool:
+        """Whether the finished output of `item`, whose record `seal` lacks `field`, was made with `value` of it."""
+        return field in self.unrecorded() or fingerprints.implied(field, value, seal, item.output)
+
     def expect(self, items: list[Item]) -> None:
         """Called before the `fields` of finished `items` are asked for: what they cost may be paid for all at once."""
 
     def meaning(self, field: str) -> str:
         """What it means, in words, that outputs differ in `field`; empty where the values say it."""
         return ""
+
+    def lacks(self, item: Item) -> bool:
+        """Whether something beside the finished output of `item`, such as a picture of it, is wanted and missing."""
+        return False
+
+    def make_beside(self, item: Item, private: Path) -> None:
+        """Make what `lacks` misses, without touching the output. private: an existing folder for what is half-made."""
+        raise NotImplementedError
 
     def remake(self, item: Item, old: Path, out: Path) -> Made:
         """Fill `out` from the finished output `old` that differs in `remake_fields()` only."""
@@ -198,8 +210,9 @@ def _compare(stage: Stage, item: Item, raw: bytes, result: Plan) -> None:
     """Put one finished item where it belongs in `result`."""
     fields = stage.fields(item)
     if not _marked(fields, raw):
-        old = settings_of(raw)
-        fields = as_recorded(stage, fields, old)
+        seal = seal_of(raw)
+        old = seal.get("settings", {})
+        fields = as_recorded(stage, item, fields, seal)
         if not _marked(fields, raw):
             differences = {
                 k: (old.get(k, "not recorded"), fields.get(k, "no longer a setting"))
@@ -211,6 +224,9 @@ def _compare(stage: Stage, item: Item, raw: bytes, result: Plan) -> None:
             else:
                 result.differ.append((item, differences))
             return
+    if stage.lacks(item):
+        result.remake.append(item)
+        return
     state, message = State.SKIPPED, ""
     if b'"empty": ' in raw:
         parsed = json.loads(raw)
@@ -230,22 +246,24 @@ def is_made(stage: Stage, item: Item) -> bool:
     if raw is None:
         return False
     fields = stage.fields(item)
-    return _marked(fields, raw) or _marked(as_recorded(stage, fields, settings_of(raw)), raw)
+    return _marked(fields, raw) or _marked(as_recorded(stage, item, fields, seal_of(raw)), raw)
 
 
-def settings_of(raw: bytes) -> dict[str, Any]:
-    """The fields that a seal records; none of a damaged one."""
+def seal_of(raw: bytes) -> dict[str, Any]:
+    """What a seal records, its fields under `settings`; nothing of a damaged one."""
     try:
         parsed = json.loads(raw)
-    except json.JSONDecodeError:
+        found: dict[str, Any] = parsed.get("attributes") or parsed
+    except (ValueError, AttributeError, RecursionError):
         return {}
-    found: dict[str, Any] = (parsed.get("attributes") or parsed).get("settings", {})
-    return found
+    return found if isinstance(found.get("settings", {}), dict) else {}
 
 
-def as_recorded(stage: Stage, fields: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-    """`fields` without those that were not recorded yet when an output with the fields `old` was made."""
-    return {k: v for k, v in fields.items() if k in old or k not in stage.unrecorded()}
+def as_recorded(stage: Stage, item: Item, fields: dict[str, Any], seal: dict[str, Any]) -> dict[str, Any]:
+    """`fields` without those that an output of an earlier version does not record, and was made with all the same."""
+    old = seal.get("settings", {})
+    known = {k: v for k, v in fields.items() if k in old or not stage.implied(item, k, v, seal)}
+    return {k: fingerprints.as_once_called(k, v, old.get(k), fields) for k, v in known.items()}
 
 
 def refusal(stage: Stage, differ: list[tuple[Item, dict[str, tuple[Any, Any]]]]) -> str:

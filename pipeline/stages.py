@@ -18,24 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from configs import lookup
 from configs.schema import Config, TileConfig, fingerprint_fields, marked
 from mil.splits import Fold
-from pipeline import kept_chunks, provenance, store
-from pipeline.cases import Dataset, digest_of, own_settings
+from pipeline import fingerprints, kept_chunks, provenance, store
+from pipeline.cases import Dataset, digest_of
 from pipeline.identities import Identities, inputs_of
 from pipeline.listing import SlideEntry
 from pipeline.runner import make_one, open_claims
-from pipeline.stage import Item, Made, Stage, State, Stopped
+from pipeline.stage import Item, Made, Stage, State, Stopped, is_made
 
 if TYPE_CHECKING:
     from pipeline.known import Recognised
     from pipeline.training import Job
-
-
-def flat(section: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """Settings named as in the configuration file: `section.field`."""
-    return {f"{section}.{k}": v for k, v in fields.items()}
 
 
 @dataclass
@@ -60,22 +54,12 @@ class Tile(Stage):
         return [Item(s.id, self.work.tile_store(s.id), inputs_of(s, frame), s) for s in self.slides]
 
     def settings(self) -> dict[str, Any]:
-        fields = fingerprint_fields(self.config.tile)
-        fields.pop("overlay")  # a picture beside the output changes none of its bytes
-        fields.pop("regions_frame")  # of slides with regions only: see `inputs_of`
-        fields["segmenter_params"] = self._segmenter_params
-        return flat("tile", fields)
+        return self._settings
 
     @cached_property
-    def _segmenter_params(self) -> dict[str, Any]:
-        """Asked for by every slide, looked up once. Weights count by their hash, not by where they lie."""
-        params = self.config.tile.segmenter_params
-        if not params:
-            return {}
-        module = lookup.find("extract.tissue", self.config.tile.segmenter)
-        if not hasattr(module, "identity"):
-            return fingerprint_fields(self.config.tile)["segmenter_params"]
-        return dict(module.identity(lookup.params(module, params)))
+    def _settings(self) -> dict[str, Any]:
+        """Asked for by every slide, looked up once."""
+        return fingerprints.tile(self.config.tile)
 
     def remake_fields(self) -> frozenset[str]:
         return frozenset(f"tile.{name}" for name in marked(TileConfig, "later"))
@@ -86,6 +70,20 @@ class Tile(Stage):
 
     def unrecorded(self) -> frozenset[str]:
         return frozenset({"input.content"})
+
+    def lacks(self, item: Item) -> bool:
+        """The picture of a slide that was tiled without one."""
+        wanted = self.config.tile.overlay and not self.work.overlay(item.key).is_file()
+        return wanted and item.data.path.is_file()
+
+    def make_beside(self, item: Item, private: Path) -> None:
+        from extract.overlay import jpeg
+        from extract.tiling import drawn_again
+
+        arrays = {name: store.read_array(item.output, name) for name in ("mask", "coords")}
+        attrs = store.read_attrs(item.output)
+        picture = drawn_again(item.data.path, self.config.tile, item.data.mpp, arrays, attrs)
+        store.write_atomic(self.work.overlay(item.key), jpeg(picture), private)
 
     def expect(self, items: list[Item]) -> None:
         self.identities.expect(item.data.path for item in items)
@@ -169,7 +167,7 @@ class Extract(Stage):
         return items
 
     def settings(self) -> dict[str, Any]:
-        return flat("extract", fingerprint_fields(self.config.extract)) | flat("encoder", self.identity)
+        return fingerprints.extract(self.config.extract, self.identity)
 
     def parts(self) -> list[Stage]:
         """One per GPU of `extract.gpus`: they share the list of slides."""
@@ -257,19 +255,26 @@ class Train(Stage):
         known = self.data.by_id()
         sides = {s: [known[p] for p in getattr(job.fold, s)] for s in ("train", "val", "test")}
         inputs: dict[str, Any] = {s: digest_of(patients) for s, patients in sides.items()}
-        inputs |= {"seed": job.seed, "split": job.split_hash} | flat("features", self.data.facts)
+        inputs |= {"seed": job.seed, "split": job.split_hash} | fingerprints.flat("features", self.data.facts)
+        if self.data.classes:  # targets are numbers: the names are facts of their own
+            inputs["classes"] = list(self.data.classes)
         if job.teacher:
-            inputs["teacher"] = store.fingerprint(self.fields(self.item(job.teacher)))
+            inputs["teacher"] = self._mark(self.item(job.teacher))
         return Item(f"{job.cell}/{job.name}" if job.cell else job.name, self.root / job.cell / job.name, inputs, job)
 
     def settings(self) -> dict[str, Any]:
-        return flat("train", fingerprint_fields(self.config.train))
+        return fingerprints.flat("train", fingerprint_fields(self.config.train))
 
     def fields(self, item: Item) -> dict[str, Any]:
         """Those of the item's own settings: a cell of a grid equals the same training made alone."""
-        settings = own_settings(item.data.config)
         inputs = {f"input.{k}": v for k, v in item.inputs.items()}
-        return {"stage": self.name, "format": store.FORMAT, **flat("train", settings), **inputs}
+        return {"stage": self.name, "format": store.FORMAT, **fingerprints.training(item.data.config), **inputs}
+
+    def _mark(self, teacher: Item) -> str:
+        """The fingerprint of a baseline: as recorded where it is made, also by version 0.1, or as it will be."""
+        if is_made(self, teacher):
+            return str(store.read_attrs(teacher.output).get("fingerprint"))
+        return store.fingerprint(self.fields(teacher))
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
         from pipeline import bundle, grid, known, training
@@ -346,7 +351,7 @@ class Score(Stage):
         return items
 
     def settings(self) -> dict[str, Any]:
-        return flat("score", fingerprint_fields(self.config.score))
+        return fingerprints.flat("score", fingerprint_fields(self.config.score))
 
     def fields(self, item: Item) -> dict[str, Any]:
         """Settings of the numbers do not concern a slide's scores, and those of pictures concern no output here."""

@@ -79,7 +79,8 @@ def build(config: ExtractConfig) -> Encoder:
 def identity(config: ExtractConfig) -> dict[str, Any]:
     """What decides the features besides the settings: name, weights, recipe. Builds no model and imports no torch.
 
-    Keys: encoder, weights_id, pooling, transform, tile_px and mpp (accepted values; empty: any). Weights that are not
+    Keys: encoder, weights_id, pooling, transform, precision (what `auto` becomes; `own` where the encoder is not
+    asked), tile_px and mpp (accepted values; empty: any). Weights that are not
     on this machine yet are fetched, unless `offline`. Raises as `build`, as far as it can be told without building.
     """
     name = config.encoder
@@ -92,8 +93,9 @@ def identity(config: ExtractConfig) -> dict[str, Any]:
         return {
             "encoder": name,
             "weights_id": weights.sha256(path),
-            "pooling": str(config.encoder_params.get("pooling", row.pooling if row else "model")),
+            "pooling": str(config.encoder_params.get("pooling") or (row.pooling if row else "model")),
             "transform": _recipe_text(row) if row else "timm's own of the model",
+            "precision": resolved_precision(config, row.precision if row else "float32"),
             "tile_px": list(row.tile_px) if row else [],
             "mpp": list(row.mpp) if row else [],
         }
@@ -109,6 +111,7 @@ def identity(config: ExtractConfig) -> dict[str, Any]:
             "weights_id": f"code-{code}",
             "pooling": "own",
             "transform": "own",
+            "precision": "own",
             "tile_px": [],
             "mpp": [],
         }
@@ -119,9 +122,17 @@ def identity(config: ExtractConfig) -> dict[str, Any]:
         "weights_id": module.VERSION,
         "pooling": "own",
         "transform": "own",
+        "precision": "own",
         "tile_px": [],
         "mpp": [],
     }
+
+
+def resolved_precision(config: ExtractConfig, own: str) -> str:
+    """The arithmetic that `extract.precision` means for an encoder whose own it is `own`."""
+    if config.precision != "auto":
+        return config.precision
+    return own if config.gpu or config.gpus else "float32"
 
 
 def known(name: str) -> None:

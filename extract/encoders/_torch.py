@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from configs.schema import ExtractConfig
 from extract import memory
-from extract.encoders import GpuFailed, NoGpu
+from extract.encoders import GpuFailed, NoGpu, resolved_precision
 
 CPU_BATCH = 8  # larger batches spend half their time on page faults of activations (25 MB each at 8 for a ResNet-50)
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -85,7 +85,7 @@ class Runner:
             memory.keep_freed()
         self.dim = dim
         self.recipe = recipe
-        self.precision = (precision if self.cuda else "float32") if config.precision == "auto" else config.precision
+        self.precision = resolved_precision(config, precision)
         self.batch = config.batch if self.cuda else CPU_BATCH
         self.halvings = 0
         module = module.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
