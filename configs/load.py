@@ -32,22 +32,30 @@ def resolve(sources: Iterable[str], overrides: Iterable[str] = (), flags: Mappin
 
     sources: names of presets or paths of YAML files. overrides: texts like `tile.mpp=0.5`, the value read as YAML.
     flags: dotted key -> value; None means not given. Raises ConfigError."""
-    merged: dict[str, Any] = {}
+    settings = merged(sources, overrides, flags)
+    # all of it was typed in this command, or stands in a file that was named there
+    trust.allow_typed(settings)
+    if _remote_code(settings):
+        trust.allow(remote_code=True)  # no file says so, see `_read`
+    return validate(settings)
+
+
+def merged(
+    sources: Iterable[str], overrides: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Settings of several sources as `resolve` takes them, one over the other, not validated. Allows no plug-in."""
+    found: dict[str, Any] = {}
     for source in sources:
-        _merge(merged, _read(source))
+        merge(found, _read(source))
     for text in overrides:
         key, sign, value = text.partition("=")
         if not sign:
             raise ConfigError(f"--set {text!r}: write key=value, for example tile.mpp=0.5")
-        _put(merged, key.strip(), _yaml(value, f"--set {text!r}"))
+        _put(found, key.strip(), _yaml(value, f"--set {text!r}"))
     for key, value in (flags or {}).items():
         if value is not None:
-            _put(merged, key, value)
-    # all of it was typed in this command, or stands in a file that was named there
-    trust.allow_typed(merged)
-    if _remote_code(merged):
-        trust.allow(remote_code=True)  # no file says so, see `_read`
-    return validate(merged)
+            _put(found, key, value)
+    return found
 
 
 def validate(raw: Mapping[str, Any]) -> Config:
@@ -101,7 +109,7 @@ def _remote_code(raw: Any) -> bool:
     return isinstance(raw, (list, tuple)) and any(_remote_code(v) for v in raw)
 
 
-def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
     """`new` over `into`, section by section. The params of a plug-in belong to its name: another name drops them."""
     for key, value in new.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
@@ -113,7 +121,7 @@ def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
             ):
                 if name in value and name in here and value[name] != here[name]:
                     here.pop(owned, None)
-            _merge(here, value)
+            merge(here, value)
         else:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
@@ -125,7 +133,7 @@ def _put(into: dict[str, Any], dotted: str, value: Any) -> None:
     for part in parents:
         level = level.setdefault(part, {})
     level[last] = value
-    _merge(into, nested)
+    merge(into, nested)
 
 
 def template(config: BaseModel) -> str:

@@ -19,6 +19,7 @@ import typer
 
 from pipeline import ends
 from pipeline.cli_labels import table_flags
+from pipeline.cli_read import Parsed, reading
 from pipeline.cli_values import gpu_numbers, grid_of, mpps
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def session(
     from pipeline.store import Work
     from pipeline.verbs import Session
 
+    if reading:
+        raise Parsed(config, sets, {k.replace("__", "."): v for k, v in flags.items()})
     resolved = resolve(config, sets, {k.replace("__", "."): v for k, v in flags.items()})
     pair = None
     if shard is not None:
@@ -265,8 +268,6 @@ def score(
     from configs import trust
     from pipeline import verbs
 
-    if name and "." in name and not (Path(name).exists() or (work / "runs" / name).exists()):
-        trust.allow(name)  # a module's name and no folder's: `--model my.module` finds the run `module`
     s = session(
         work, config, set_, replace=replace, dry_run=dry_run, list_all=list_all, shard=shard, only=items,
         train__gpu=gpu, cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
@@ -274,6 +275,8 @@ def score(
         score__heatmaps=heatmaps, score__tiff=tiff, score__geojson=geojson, score__top_tiles=top_tiles,
         score__allow_known=allow_known, **table,
     )  # fmt: skip
+    if name and "." in name and not (Path(name).exists() or (work / "runs" / name).exists()):
+        trust.allow(name)  # a module's name and no folder's: `--model my.module` finds the run `module`
     return verbs.score(s, name, features, slides, labels, called)
 
 

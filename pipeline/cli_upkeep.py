@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import DryRun, WorkDir, app
+from pipeline.cli import ConfigFiles, DryRun, Sets, WorkDir, app
 
 
 @app.callback()
@@ -39,26 +39,34 @@ def common(
 def retry(
     work: WorkDir = Path("work"),
     failed: Annotated[bool, typer.Option("--failed", help="only the items that failed")] = False,
+    labels: Annotated[Path | None, typer.Option(help="labels of trainings, where they lie outside of --work")] = None,
+    config: ConfigFiles = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
     dry_run: DryRun = False,
 ) -> int:
-    """Give the commands whose items failed again, on the same back end, for those items only."""
-    import subprocess
+    """Make what failed again, with the settings of then; --config and --set count before those."""
     import sys
 
+    from configs import load
     from configs.load import ConfigError
-    from pipeline.retry import commands
+    from pipeline import retry as again
     from pipeline.store import Work
 
     if not failed:
         raise ConfigError("say --failed: to make what is missing, too, give the verb's command again")
-    again = commands(Work(work))
+    folder = Work(work)
+    typed = load.merged(config, set_)
+    load.resolve(config, set_)  # what is typed here is allowed here
     codes = [0]
-    for command in again:
-        print(f"{len(command.keys)} failed: pipeline {' '.join(command.args)}", file=sys.stderr)
-        if not dry_run:
-            line = [sys.executable, "-m", "pipeline.cli", *command.args]
-            codes.append(subprocess.run(line, cwd=command.folder, check=False).returncode)
-    if not again:
+    found = again.commands(folder)
+    for one in found:
+        print(f"{len(one.keys)} failed: pipeline {one.line}", file=sys.stderr)
+        if why := again.refused(one, folder, typed, labels):
+            print(f"refused: {why}. Or type the command above yourself, if you know it", file=sys.stderr)
+            codes.append(3)
+        elif not dry_run:
+            codes.append(again.make(one, folder, typed, labels))
+    if not found:
         print("nothing failed", file=sys.stderr)
     return max(codes)
 

@@ -1,88 +1,198 @@
-"""The commands whose items failed, again, for those items only.
+"""What failed, made again: the same verbs with the same settings, for the failed items only.
 
-In: a work folder's run logs. Out: command lines. A log says which command line it belongs to and where that was given;
-for a task of a batch job, the job's folder says what was submitted.
+In: a work folder's run logs, which may be a stranger's. Out: exit codes. A log's record of its settings is data: it is
+validated like any settings, names no code but what this command allows, and reaches nothing outside the work folder but
+the slides of `cohort.csv`. Logs of version 0.1 hold a command line: the program's own parser reads it, and only its
+settings are taken. What is refused comes with what a person can type instead. Nothing out of a log is ever executed.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import time
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from configs import load, trust
+from configs.load import ConfigError
+from configs.schema import Config
 from pipeline import runlog, store
+from pipeline.stage import Refused
 
-_VERBS = ("tile", "extract", "train", "score")  # the commands that take --items
+VERBS = {"tile": "tile", "extract": "extract", "train": "train", "score": "score", "draw": "score"}  # of stage labels
+_COMMANDS = ("tile", "extract", "train", "score", "run")  # whose command lines are read
+_PLACES = ("weights", "cache_dir")  # settings that are paths
 
 
 @dataclass(frozen=True)
 class Again:
-    """One command line to give again. args: without the program's name. folder: where. keys: what failed."""
+    """A verb to give again. settings: plain, not validated yet. name: the run. labels: of a training. line: the command
+    that failed, for a person. keys: what failed. folder: where relative paths begin."""
 
-    args: list[str]
-    folder: str
-    keys: list[str]
+    verb: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+    labels: str = ""
+    line: str = ""
+    keys: tuple[str, ...] = ()
+    folder: Path = Path()
 
 
 def commands(work: store.Work) -> list[Again]:
-    """What to run so that everything that failed is tried again, in the order of the verbs. Writes the lists of keys
-    that `--items` takes into `jobs/`."""
-    groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    """What to give again so that all that failed is tried again, in the order of the verbs."""
+    groups: dict[str, tuple[str, dict[str, Any], list[str]]] = {}
     for (label, key), start in sorted(runlog.last_failures(work.runs).items()):
-        args, _ = _plain(work, start)
-        name = json.dumps([args, start.get("folder"), label if args[:1] and args[0] in _VERBS else ""])
-        groups.setdefault(name, (start, []))[1].append(key)
-    again = []
-    for start, keys in groups.values():
-        args, folder = _plain(work, start)
-        if args and args[0] in _VERBS:
-            listed = work.root.resolve() / "jobs" / f"retry-{time.time_ns():x}.items"
-            store.write_atomic(listed, "".join(f"{key}\n" for key in keys))
-            args = [*args, "--items", str(listed)]
-        again.append(Again(args, folder, keys))
-    order = {verb: n for n, verb in enumerate(_VERBS)}
-    return sorted(again, key=lambda a: order.get(a.args[0] if a.args else "", len(order)))
+        same = json.dumps([label, start.get("asked"), start.get("command"), start.get("folder")], default=str)
+        groups.setdefault(same, (label, start, []))[2].append(str(key))
+    made = [_again(label, start, keys) for label, start, keys in groups.values()]
+    order = {verb: n for n, verb in enumerate(VERBS)}
+    return sorted(made, key=lambda a: order.get(a.verb, len(order)))
 
 
-def _plain(work: store.Work, start: dict[str, Any]) -> tuple[list[str], str]:
-    """The command line of a log and its folder, without what chose a share of the items; a task's as a submission."""
-    args = _without(start["command"][1:], "--items", "--shard")
+def _again(label: str, start: dict[str, Any], keys: list[str]) -> Again:
+    stage, _, called = label.partition(" ")
+    said = start.get("command")
+    line = " ".join(shlex.quote(str(a)) for a in said[1:]) if isinstance(said, list) else ""
+    line = _shown(line)
+    asked = start.get("asked")
+    labels = str(start.get("labels", ""))
+    if not isinstance(asked, dict):  # version 0.1
+        try:
+            asked, labels = _of_a_line([str(a) for a in said[1:]] if isinstance(said, list) else [])
+        except ConfigError as error:
+            return Again("", {}, _shown(str(error)), "", line, tuple(keys))
+    if "SLURM_ARRAY_JOB_ID" in start:  # a task's own settings say local, as it is on its node
+        asked = {**asked, "cluster": {**_section(asked, "cluster"), "backend": "slurm"}}
+    verb = "" if start.get("new") else VERBS.get(stage, "")
+    name = called if verb in ("train", "score") else ""
+    return Again(verb, asked, name, labels, line, tuple(keys), Path(str(start.get("folder", "."))))
+
+
+def _shown(text: str) -> str:
+    """`text` without what moves a terminal's cursor."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _of_a_line(args: list[str]) -> tuple[dict[str, Any], str]:
+    """The settings of a command line of version 0.1, and the labels it names.
+
+    Raises ConfigError for all that is no verb with its own options."""
+    from pipeline import cli_read
+
     args = args[1:] if args[:1] == ["--log-json"] else args
-    job = start.get("SLURM_ARRAY_JOB_ID")
-    if job is None:
-        return args, start.get("folder", ".")
-    for card_path in sorted(work.root.glob("jobs/*/job.json")):
-        card = json.loads(card_path.read_text())
-        if any(array["job"] == job for array in card["arrays"]):
-            # the task's own settings decide the result; partition, account and the like stand in what was submitted
-            own = _without(args, "--backend")
-            asked = _values(card["command"][1:], "--config", "-c")
-            sets = [s for s in _values(card["command"][1:], "--set") if s.startswith("cluster.")]
-            given = _values(own, "--config", "-c")
-            own = _without(own, "--config", "-c")
-            own += [part for c in (*asked, *given) for part in ("--config", c)]
-            own += [part for s in sets for part in ("--set", s)]
-            return [*own, "--backend", "slurm"], start.get("folder", ".")
-    return _without(args, "--backend"), start.get("folder", ".")
+    if not args or args[0] not in _COMMANDS:
+        raise ConfigError(f"{' '.join(args[:1]) or 'no verb'} is not repeated")
+    given = cli_read.parsed(args)
+    for source in given.config:
+        if source not in load.presets():
+            raise ConfigError(f"its settings stand in the file {source!r}: give --config to this command")
+    if (given.params.get("slides") is not None and args[0] == "score") or given.params.get("features") is not None:
+        raise ConfigError("it scored new slides, which lie elsewhere")
+    return load.merged(given.config, given.sets, given.flags), str(given.params.get("labels") or "")
 
 
-def _without(args: list[str], *flags: str) -> list[str]:
-    """`args` without these flags and their values."""
-    kept: list[str] = []
-    skip = False
-    for arg in args:
-        if skip:
-            skip = False
-        elif arg in flags:
-            skip = True
-        elif not arg.startswith(tuple(f"{flag}=" for flag in flags)):
-            kept.append(arg)
-    return kept
+def refused(again: Again, work: store.Work, typed: Mapping[str, Any], labels: Path | None) -> str:
+    """Why `again` is not made by this command, and what to type; "" if it is.
+
+    typed: settings given to this command, which count instead of the log's."""
+    return _shown(_why_not(again, work, typed, labels))
 
 
-def _values(args: list[str], *flags: str) -> list[str]:
-    """The values of these flags in `args`, in order."""
-    found = [after for arg, after in pairwise(args) if arg in flags]
-    return found + [a.partition("=")[2] for a in args if a.startswith(tuple(f"{f}=" for f in flags if f[:2] == "--"))]
+def _why_not(again: Again, work: store.Work, typed: Mapping[str, Any], labels: Path | None) -> str:
+    if not again.verb:
+        return again.name or "it is not one of tile, extract, train, score of this work folder"
+    lost = _section(again.settings, "cluster").get("backend", "local")
+    if lost != "local" and "backend" not in _section(typed, "cluster"):
+        return f"it ran on {lost!r}: say where it is to run, with --config or --set cluster.backend=..."
+    for key, value in _strings({k: v for k, v in again.settings.items() if k != "cluster"}):
+        if _typed(typed, key):
+            continue
+        if key[-1] == trust.REMOTE_CODE or (_is_place(key, value) and not _inside(again.folder / str(value), work)):
+            setting = shlex.quote(f"{'.'.join(key)}={value}")
+            return f"the log's {'.'.join(key)} = {value!r} is not taken: to take it, type --set {setting}"
+    if again.verb == "train" and labels is None and not _known_labels(again, work):
+        return f"its labels {again.labels!r} lie outside of the work folder: type --labels {shlex.quote(again.labels)}"
+    return ""
+
+
+def make(again: Again, work: store.Work, typed: Mapping[str, Any], labels: Path | None) -> int:
+    """Give the verb again for the keys that failed. Returns its exit code. Raises as the verb does."""
+    from pipeline import cohort, verbs
+    from pipeline.stages import Tile
+
+    merged: dict[str, Any] = {k: v for k, v in again.settings.items() if k != "cluster"}
+    workers = _section(again.settings, "cluster").get("workers")
+    merged["cluster"] = {"workers": workers} if isinstance(workers, int) else {}
+    load.merge(merged, typed)
+    config: Config = load.validate(merged)
+    listed = work.root.resolve() / "jobs" / f"retry-{time.time_ns():x}.items"
+    store.write_atomic(listed, "".join(f"{key}\n" for key in again.keys))
+    session = verbs.Session(work, config, only=listed)
+    if again.verb == "tile":
+        slides = cohort.read_cohort(work)
+        return verbs.run_stage(session, Tile(work, config, slides), [str(work.cohort.resolve())])
+    if again.verb == "extract":
+        return verbs.extract(session)
+    if again.verb == "train":
+        found = labels or (again.folder / again.labels if again.labels else None)
+        return verbs.train(session, found, again.name)
+    if not (work.runs / again.name).is_dir():
+        raise Refused(f"{again.name!r} is no run of {work.root}")
+    return verbs.score(session, again.name)
+
+
+def _known_labels(again: Again, work: store.Work) -> bool:
+    """Whether the labels lie in the work folder, or where they are looked for anyway."""
+    from pipeline import cohort
+    from pipeline.label_match import find_labels
+
+    if not again.labels:
+        return True
+    path = again.folder / again.labels
+    if _inside(path, work):
+        return True
+    try:
+        return path.resolve() == find_labels(None, work).resolve()
+    except cohort.CohortError:
+        return False
+
+
+def _section(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = settings.get(name)
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _strings(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(key by key, value) of every value that is no mapping."""
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            yield from _strings(value, (*path, str(key)))
+    else:
+        yield path, settings
+
+
+def _typed(typed: Mapping[str, Any], key: tuple[str, ...]) -> bool:
+    level: Any = typed
+    for part in key:
+        if not isinstance(level, Mapping) or part not in level:
+            return False
+        level = level[part]
+    return True
+
+
+def _is_place(key: tuple[str, ...], value: Any) -> bool:
+    """Whether a setting may be a path: one of those that are, or a text of a plug-in that looks like one."""
+    if value is None or not isinstance(value, str):
+        return False
+    inner = any(part.endswith("_params") for part in key[:-1])
+    return key[-1] in _PLACES or (inner and (value[:1] in "/\\~" or ".." in value or ":" in value))
+
+
+def _inside(path: Path, work: store.Work) -> bool:
+    try:
+        return path.resolve().is_relative_to(work.root.resolve())
+    except (OSError, ValueError):
+        return False

@@ -43,11 +43,15 @@ def label(stage: Stage) -> str:
 class RunLog:
     """The log of one stage in one command. Use as a context manager; hand `planned` and `watch` to `stage.run`.
 
+    about: what a repetition needs besides the settings (`labels`; `new`, if the slides are none of the work folder's).
     mirror: also print every event as a JSON line to standard error (`--log-json`); None asks the environment. A log
     that cannot be written (full disk) never stops the work: `broken` says why, and the summary is left out.
     """
 
-    def __init__(self, runs: Path, verb: str, config: Config | None = None, mirror: bool | None = None) -> None:
+    def __init__(
+        self, runs: Path, verb: str, config: Config | None = None, mirror: bool | None = None,
+        about: dict[str, str] | None = None,
+    ) -> None:
         self.runs = runs
         self.verb = verb
         self.mirror = MIRROR in os.environ if mirror is None else mirror
@@ -64,6 +68,8 @@ class RunLog:
             "command": sys.argv,
             "folder": os.getcwd(),
             "settings": store.fingerprint(config.model_dump(mode="json")) if config else "",
+            **({"asked": config.model_dump(mode="json", exclude_defaults=True)} if config else {}),
+            **(about or {}),
         }
         slurm = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
         self._place = {name: os.environ[name] for name in slurm if name in os.environ}

@@ -96,7 +96,7 @@ def run_stage(session: Session, stage: Stage, args: list[str] | None = None) -> 
         return outcomes
 
     leftovers.sweep_work(session.work, cluster.lease_s)
-    log = RunLog(session.work.runs, label(stage), session.config)
+    log = RunLog(session.work.runs, label(stage), session.config, about=_about(stage, args or []))
     with runner.leaving(), log, console.Progressing(stage.name) as progress:
 
         def planned(plan: Plan) -> None:
@@ -121,6 +121,12 @@ def run_stage(session: Session, stage: Stage, args: list[str] | None = None) -> 
     if log.broken:
         console.err.print(f"[yellow]the log of this run is incomplete[/]: {console.escape(log.broken)}")
     return report.exit_code
+
+
+def _about(stage: Stage, args: list[str]) -> dict[str, str]:
+    """What `retry` needs to know of a stage besides its settings."""
+    new = {"new": "1"} if stage.name == "score" and not getattr(stage, "folds", True) else {}
+    return new | ({"labels": args[args.index("--labels") + 1]} if "--labels" in args else {})
 
 
 def to_do(session: Session, stage: Stage) -> list[str]:

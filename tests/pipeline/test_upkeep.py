@@ -125,33 +125,11 @@ def test_retry_makes_only_what_failed(demo_cohort: Path, tmp_path: Path) -> None
     shutil.copy(good[1], slides / "bad.svs")
     shown = call("retry", "--failed", "--work", tmp_path / "w", "--dry-run")
     assert shown.returncode == 0
-    assert "1 failed: pipeline tile slides --work w --workers 1 --items" in shown.stderr
+    assert "1 failed: pipeline --log-json tile slides --work w --workers 1" in shown.stderr
     again = call("retry", "--failed", "--work", tmp_path / "w")
     assert again.returncode == 0, again.stderr
     assert [p.name for p in (tmp_path / "w" / "tiles").iterdir()] == ["bad.svs.zarr"]
     assert "nothing failed" in call("retry", "--failed", "--work", tmp_path / "w").stderr
-
-
-def test_a_task_of_a_batch_job_is_submitted_again(tmp_path: Path) -> None:
-    from pipeline.retry import commands
-
-    work = store.Work(tmp_path)
-    job = work.root / "jobs" / "one"
-    task = ["tile", "/data/slides", "--work", "/w", "--config", str(job / "tile.yaml"), "--shard", "2/9"]
-    start = {"event": "start", "folder": "/w", "SLURM_ARRAY_JOB_ID": "17"}
-    start["command"] = ["cli.py", *task, "--items", "x.items", "--backend", "local"]  # type: ignore[assignment]
-    failed = {"event": "item", "stage": "tile", "key": "a.svs", "state": "failed", "t": "2026"}
-    store.write_atomic(work.runs / "a.jsonl", json.dumps(start) + "\n" + json.dumps(failed) + "\n")
-    sets = ["--set", "cluster.lease_s=60", "--set", "tile.mpp=1"]
-    submitted = ["cli.py", "run", "slides", "-c", "configs/slurm.yaml", *sets]
-    card = {"command": submitted, "arrays": [{"verb": "tile", "job": "17"}]}
-    store.write_atomic(job / "job.json", json.dumps(card))
-    (again,) = commands(work)
-    assert again.args[:-1] == [
-        "tile", "/data/slides", "--work", "/w", "--config", "configs/slurm.yaml", "--config", str(job / "tile.yaml"),
-        "--set", "cluster.lease_s=60", "--backend", "slurm", "--items",
-    ]  # fmt: skip
-    assert Path(again.args[-1]).read_text() == "a.svs\n"
 
 
 def test_the_newest_outcome_counts_and_torn_lines_do_not(tmp_path: Path) -> None:
