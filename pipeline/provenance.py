@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from configs import load
 from configs.schema import Config, ExtractConfig, Settings, TileConfig, marked
@@ -89,12 +89,14 @@ def settings_for_new_slides(mine: Config, made: Made, run: str) -> tuple[Config,
                 unused.append(f"{section}.{key}={now!r} is not used: the slides of {run} were made with {value!r}, and "
                               "new ones are made as they were")
             raw[section][key] = value
+    if (precision := made.get("encoder.precision")) in get_args(ExtractConfig.model_fields["precision"].annotation):
+        raw["extract"]["precision"] = precision  # what `auto` was there, whatever it would become here
     return load.validate(raw), unused
 
 
 def demand_same(made: Made, now: Mapping[str, Any], run: str) -> None:
     """Raise CohortError naming the settings in which slides made with `now` would differ from those of `run`."""
-    ignored = {f"tile.{k}" for k in OF_THE_SLIDES}
+    ignored = {f"tile.{k}" for k in OF_THE_SLIDES} | {"extract.precision"}  # what it became is compared
     wrong = [f"{name} was {made[name]!r}, would be {now[name]!r}" for name in made.keys() & now.keys() - ignored
              if json.dumps(made[name], sort_keys=True) != json.dumps(now[name], sort_keys=True)]
     if wrong:
