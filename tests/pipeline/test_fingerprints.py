@@ -43,6 +43,7 @@ OUTSIDE = {
     "score.heatmaps": "pictures, drawn again when it changes", "score.heatmap_scale": "as heatmaps",
     "score.heatmap_limit": "which pictures there are", "score.top_tiles": "as heatmaps", "score.geojson": "as heatmaps",
     "score.tiff": "as heatmaps",
+    "score.allow_known": "whose slides are taken; which models score them is an input",
     "score.several_slides": "of new slides: it decides what a bag is, and the bag is an input",
 }
 # a value that is valid where the generic ones are not
