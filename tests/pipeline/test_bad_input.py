@@ -152,7 +152,7 @@ def test_gpu_on_a_machine_without_one_stops(cli: Cli, tiled: Path, tmp_path: Pat
     ("rows", "words"),
     [
         ("slide,label\ncase_01.svs,a\ncase_01.svs,b\n", "stands in row 2"),
-        ("slide,stage\ncase_01.svs,a\n", "unknown column stage"),
+        ("slide,stage\ncase_01.svs,a\n", "neither a class nor time and event; it has the columns slide, stage"),
         ("slide,patient,label\ncase_01.svs,p,a\ncase_02.svs,p,b\n", "patient 'p'"),
         ("slide,label\n" + "".join(f"case_0{i}.svs,a\n" for i in range(1, 9)), "class"),
         ("slide,label\ncase_01.svs,a\ncase_02.svs,b\ncase_03.svs,a\n", "folds"),
