@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import disk, ids, leftovers, store
+from pipeline import disk, ids, leftovers, seals, store
 from pipeline.cohort import CohortError
 
 NAMED = ("label", "bag", "patient", "split", "fold", "site", "time", "event", "x", "y")
@@ -98,9 +98,10 @@ def import_bags(path: Path, work: store.Work, encoder: str) -> Path:
     for bag, features in arrays.items():  # everything is looked at before anything is written
         digest = hashlib.sha256(features.tobytes() + coords[bag].tobytes()).hexdigest()[:16]
         final = work.feature_store(encoder, bag)
-        if store.stored(final) is None:
+        there = seals.look(final)
+        if there is None or there.wrong:  # missing, or a copy that was cut short
             new[bag] = digest
-        elif store.read_attrs(final).get("fingerprint") != digest:
+        elif there.fingerprint != digest:
             raise CohortError(f"{final} holds other features already; import under another --encoder or --work")
     if labels.exists() and labels.read_text() != text:
         raise CohortError(f"{labels} exists and differs; import under another --encoder or --work")
@@ -112,6 +113,8 @@ def import_bags(path: Path, work: store.Work, encoder: str) -> Path:
             writer = store.StoreWriter(out, attrs)
             writer.write("features", arrays[bag])
             writer.write("coords", coords[bag])
+            store.sum_up(out)
+            store.remove_store(final)
             store.commit(out, final)
     store.write_atomic(labels, text)
     return labels

@@ -8,7 +8,6 @@ was taught by a plain one the paired difference to it, and what was chosen how o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -115,7 +114,7 @@ def _here(config: Config) -> Config:
 def _line(row: str, folder: Path) -> Line:
     """What the table says of one run."""
     try:
-        found = json.loads((folder / "metrics.json").read_text())
+        found = store.read_json(folder / "metrics.json")
     except FileNotFoundError:
         return {"model": row, "trainings": 0}
     line: Line = {"model": row, "trainings": len(found["per_fold"]), "headline": found["headline"],

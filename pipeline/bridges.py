@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import disk, hdf5_safe, ids, label_match, leftovers, slide2vec, store
+from pipeline import disk, hdf5_safe, ids, label_match, leftovers, seals, slide2vec, store
 from pipeline.cohort import CohortError, read_cohort
 
 SUFFIXES = (".h5", ".hdf5", ".pt", ".npy")
@@ -303,8 +303,9 @@ def _write(found: Foreign, file: Path, work: store.Work, encoder: str, slide: st
         coords = np.stack([np.zeros(n, np.int32), np.arange(n, dtype=np.int32)], axis=1)
     digest = hashlib.sha256(found.features.tobytes() + coords.tobytes()).hexdigest()
     final = work.feature_store(encoder, slide)
-    if store.stored(final) is not None:
-        if store.read_attrs(final).get("fingerprint") != digest[:16]:
+    there = seals.look(final)
+    if there is not None and not there.wrong:
+        if there.fingerprint != digest[:16]:
             raise CohortError(f"{final} holds other features already; import under another --encoder or --work")
         return
     tile_l0 = found.tile_l0 or _spacing(coords)
@@ -325,6 +326,8 @@ def _write(found: Foreign, file: Path, work: store.Work, encoder: str, slide: st
         writer = store.StoreWriter(out, attrs)
         writer.write("features", found.features)
         writer.write("coords", coords)
+        store.sum_up(out)
+        store.remove_store(final)  # nothing, or a copy that was cut short
         store.commit(out, final)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import leftovers, store
+from pipeline import leftovers, seals, store
 from pipeline.cases import feature_stores
 from pipeline.cohort import CohortError
 from pipeline.label_match import without_suffix
@@ -39,14 +39,20 @@ class Bag:
     size_l0: tuple[int, int] | None
 
 
-def export(features: Path, out: Path, layout: str) -> Iterator[str]:
+def export(features: Path, out: Path, layout: str, damaged: list[str] | None = None) -> Iterator[str]:
     """Write every store under `features` to `out` in the layout of a program; yields the slide ids.
 
+    damaged: filled with one message for each damaged store, which is left out; without it StoreError is raised.
     Raises CohortError before anything is written where two slides would be one file, or the layout needs what the
     features do not tell."""
     if layout not in FORMATS:
         raise CohortError(f"--format {layout}: there is {', '.join(FORMATS)}")
-    stores = {i: p for i, p in feature_stores(features).items() if not store.read_attrs(p).get("empty")}
+    looked = {i: (p, seals.look(p)) for i, p in feature_stores(features).items()}
+    wrong = [store.damage(p, found.wrong) for p, found in looked.values() if found is not None and found.wrong]
+    if wrong and damaged is None:
+        raise store.StoreError(wrong[0])
+    (damaged if damaged is not None else []).extend(wrong)
+    stores = {i: p for i, (p, found) in looked.items() if found and not found.wrong and not found.attrs.get("empty")}
     if not stores:
         raise CohortError(f"no features in {features}")
     named: dict[str, str] = {}

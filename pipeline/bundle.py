@@ -23,6 +23,7 @@ from configs import lookup, texts
 from mil import tasks
 from mil.feed import Scale
 from mil.novelty import Profile
+from pipeline import seals, store
 from pipeline.store import FORMAT, StoreError
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
@@ -150,8 +151,16 @@ def permitted(folders: Iterable[Path]) -> None:
 def find(run: Path) -> list[Path]:
     """The folders of all trained folds of a run (or the folder itself, if it is one bundle), in order."""
     if (run / CARD).is_file():
-        return [run]
+        return [_whole(run)]
     found = sorted(p.parent for p in run.glob(f"*/{CARD}") if not p.parent.name.startswith("."))
     if not found:
         raise BundleError(f"{run} holds no trained model; run `pipeline train` first")
-    return found
+    return [_whole(folder) for folder in found]
+
+
+def _whole(folder: Path) -> Path:
+    """`folder`, if it is a whole one. Raises BundleError: results of the folds that are left would be other results."""
+    found = seals.look(folder)
+    if found is not None and found.wrong:
+        raise BundleError(store.damage(folder, found.wrong))
+    return folder

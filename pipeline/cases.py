@@ -20,7 +20,7 @@ import numpy as np
 from configs.schema import TrainConfig, fingerprint_fields
 from mil import splits
 from mil.splits import Fold, SplitError
-from pipeline import provenance, store
+from pipeline import provenance, seals, store
 from pipeline.label_match import match
 from pipeline.label_patients import joint_sites, mixed_tissue
 from pipeline.label_rows import CohortError, Row
@@ -35,7 +35,7 @@ Target = int | tuple[float, float]
 @dataclass(frozen=True)
 class Patient:
     """One bag. target: class index, (time, event), or None if unknown. stores: feature stores, in the order of
-    `slides`. digest: hash of the features' fingerprints."""
+    `slides`. digest: hash of the features' fingerprints. wrong: why it cannot be used, if its features are damaged."""
 
     id: str
     slides: tuple[str, ...]
@@ -45,18 +45,21 @@ class Patient:
     split: str | None = None
     fold: int | None = None
     site: str | None = None
+    wrong: str = ""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Patients that can be trained on or scored. facts: what all features share. notes: what was left out, and why.
-    made: the settings of tiling and extraction that all features share."""
+    made: the settings of tiling and extraction that all features share. damaged: slides whose features are damaged; no
+    patient of these is among `patients`."""
 
     patients: tuple[Patient, ...]
     classes: tuple[str, ...]
     facts: dict[str, Any]
     notes: tuple[str, ...] = ()
     made: Made = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
 
     @property
     def survival(self) -> bool:
@@ -130,16 +133,20 @@ def feature_stores(root: Path) -> dict[str, Path]:
 
 def labelled(rows: Sequence[Row], features: Path, config: TrainConfig) -> Dataset:
     """The patients of `rows` that have a label and features. Raises CohortError when nothing can be trained on."""
-    stores = _usable(features)
-    matched = match(rows, stores)
-    notes = list(matched.notes)
+    stores, damaged = _usable(features)
+    every = {**stores, **damaged}
+    matched = match(rows, every)
+    notes = [*_damaged(damaged), *matched.notes]
     notes += _left_out(matched.without_row, "slides have features but no row in the labels")
-    bare = {i for i in feature_stores(features) if i not in stores}
+    bare = {i for i in feature_stores(features) if i not in every}
     notes += _left_out([r.slide for r in matched.without_slide if r.slide in bare], "slides have no tiles")
     notes += _left_out([r.slide for r in matched.without_slide if r.slide not in bare],
                        "rows of the labels have no features")
     survival = config.task == "survival" or (config.task == "auto" and any(r.time is not None for r, _ in matched.rows))
-    known = [(r, i) for r, i in matched.rows if (r.time if survival else r.label) is not None]
+    lost = {r.patient for r, i in matched.rows if i in damaged}  # a bag without one of its slides is another bag
+    notes += _left_out([i for r, i in matched.rows if r.patient in lost and i not in damaged],
+                       "slides are of patients with a damaged one")
+    known = [(r, i) for r, i in matched.rows if (r.time if survival else r.label) is not None and r.patient not in lost]
     unknown = [i for r, i in matched.rows if (r.time if survival else r.label) is None]
     notes += _left_out(unknown, f"slides have no {'time' if survival else 'label'}")
     if not known:
@@ -166,15 +173,16 @@ def labelled(rows: Sequence[Row], features: Path, config: TrainConfig) -> Datase
         patients.append(patient_of(name, [i for _, i in members], stores, target, row))
     used = {i: stores[i] for p in patients for i in p.slides}
     made, differ = _made(used, features)
-    return Dataset(tuple(patients), classes, _facts(used), (*notes, *differ), made)
+    return Dataset(tuple(patients), classes, _facts(used), (*notes, *differ), made, tuple(damaged))
 
 
 def unlabelled(features: Path, rows: Sequence[Row] = ()) -> Dataset:
     """Patients without target: those whose slides `rows` name, and every other slide with features by itself.
 
     Raises CohortError where a slide without row bears the name of a patient."""
-    stores = _usable(features)
-    matched = match(rows, stores)
+    stores, damaged = _usable(features)
+    every = {**stores, **damaged}
+    matched = match(rows, every)
     groups: dict[str, list[str]] = {}
     for row, slide in sorted(matched.rows, key=lambda pair: pair[1]):
         groups.setdefault(row.patient, []).append(slide)
@@ -182,14 +190,16 @@ def unlabelled(features: Path, rows: Sequence[Row] = ()) -> Dataset:
         if slide in groups:
             raise CohortError(f"slide {slide} has no row, but a patient of other slides is called so: add its row")
         groups[slide] = [slide]
-    notes = [*matched.notes, *_left_out([r.slide for r in matched.without_slide], "rows have no features")]
+    groups = {name: of for name, of in groups.items() if not damaged.keys() & set(of)}
+    notes = [*_damaged(damaged), *matched.notes]
+    notes += _left_out([r.slide for r in matched.without_slide], "rows have no features")
     notes += mixed_tissue(groups)
     if rows:
         alone = matched.without_row
         notes += [f"no row tells the patient of {len(alone)} slides: each is one by itself"] if alone else []
     patients = tuple(patient_of(name, sorted(of), stores) for name, of in sorted(groups.items()))
     made, differ = _made(stores, features)
-    return Dataset(patients, (), _facts(stores), (*notes, *differ), made)
+    return Dataset(patients, (), _facts(stores), (*notes, *differ), made, tuple(damaged))
 
 
 def make_folds(dataset: Dataset, config: TrainConfig) -> list[Fold]:
@@ -226,9 +236,8 @@ def duplicates(dataset: Dataset, work: store.Work) -> list[str]:
     lines = []
     for patient in dataset.patients:
         for slide in patient.slides:
-            if store.stored(work.tile_store(slide)) is None:
-                continue
-            digest = store.read_attrs(work.tile_store(slide)).get("quickhash")
+            tiles = seals.look(work.tile_store(slide))
+            digest = tiles.attrs.get("quickhash") if tiles else None
             if not digest:
                 continue
             other = first.setdefault(digest, (patient.id, slide))
@@ -244,21 +253,35 @@ def digest_of(patients: Sequence[Patient]) -> str:
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
 
 
-def _usable(features: Path) -> dict[str, Path]:
+def _usable(features: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The stores with tiles, and those that are damaged, as far as seals and sizes tell."""
     stores = feature_stores(features)
     if not stores:
         raise CohortError(f"no features in {features}; run `pipeline extract` first (or name their --encoder)")
-    return {i: path for i, path in stores.items() if not store.read_attrs(path).get("empty")}
+    looked = {i: seals.look(path) for i, path in stores.items()}
+    damaged = {i: stores[i] for i, found in looked.items() if found is None or found.wrong}
+    usable = {i: stores[i] for i, found in looked.items() if found and not found.wrong and not found.attrs.get("empty")}
+    return usable, damaged
+
+
+def _damaged(stores: dict[str, Path]) -> list[str]:
+    """One line for each, what is wrong and what to do."""
+    found = {slide: seals.look(path) for slide, path in stores.items()}
+    return [f"left out, {slide}: {store.damage(stores[slide], there.wrong if there else 'it is missing')}"
+            for slide, there in found.items()]
 
 
 def patient_of(
     name: str, slides: Sequence[str], stores: dict[str, Path], target: Target | None = None, row: Row | None = None
 ) -> Patient:
-    """A patient with the features of its slides."""
-    seals = [str(store.read_attrs(stores[i]).get("fingerprint")) for i in slides]
-    digest = hashlib.sha256(json.dumps([list(slides), seals]).encode()).hexdigest()[:16]
+    """A patient with the features of its slides. Where those are damaged, that is told in `wrong`."""
+    found = [seals.look(stores[i]) for i in slides]
+    marks = [there.attrs.get("fingerprint", "") if there else "" for there in found]
+    wrong = [store.damage(stores[i], there.wrong if there else "it is missing")
+             for i, there in zip(slides, found, strict=True) if there is None or there.wrong]
+    digest = hashlib.sha256(json.dumps([list(slides), marks]).encode()).hexdigest()[:16]
     more = (row.split, row.fold, row.site) if row else (None, None, None)
-    return Patient(name, tuple(slides), tuple(stores[i] for i in slides), target, digest, *more)
+    return Patient(name, tuple(slides), tuple(stores[i] for i in slides), target, digest, *more, "; ".join(wrong))
 
 
 def _made(stores: dict[str, Path], features: Path) -> tuple[Made, list[str]]:

@@ -16,6 +16,7 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,12 +56,14 @@ class Claims:
                 self._drop(path)
             self._clock.unlink(missing_ok=True)
 
-    def take(self, key: str) -> str | None:
-        """Claim `key`. None: it is ours. A text: who holds it (`host:pid`). OSError if nothing can be written."""
+    def take(self, key: str, note: dict[str, Any] | None = None) -> str | None:
+        """Claim `key`. None: it is ours. A text: who holds it (`host:pid`). OSError if nothing can be written.
+
+        note: plain values for whoever finds the claim, see `note`."""
         path = self._path(key)
         pid = os.getpid()
         claim = {"host": machine(), "pid": pid, "start": _start_time(pid), "lease_s": self.lease_s, "key": key}
-        content = json.dumps({**claim, "mark": self._mark})
+        content = json.dumps({**claim, "mark": self._mark, **({"note": note} if note is not None else {})})
         for _ in range(3):
             try:
                 fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
@@ -91,6 +94,14 @@ class Claims:
     def holder(self, key: str) -> str | None:
         """Who holds a living claim on `key`, or None."""
         return self._holder(self._path(key))
+
+    def note(self, key: str) -> dict[str, Any] | None:
+        """What the owner of `key` noted; None if the claim is free, is being written or has no note."""
+        try:
+            claim = _parsed(self._path(key).read_text())
+        except FileNotFoundError:
+            return None
+        return claim.get("note") if claim else None
 
     def sweep(self) -> None:
         """Remove what dead owners left: claims, clocks, graves."""
@@ -205,6 +216,18 @@ def owner_alive(host_pid: str) -> bool | None:
     return _alive(int(pid), None)
 
 
+@contextlib.contextmanager
+def alone(folder: Path, key: str, lease_s: float = 60.0) -> Iterator[None]:
+    """Within it no other process holds `key` in `folder`: waits until it can be claimed. OSError if nothing can be
+    written."""
+    with Claims(folder, lease_s) as claims:
+        while claims.take(key) is not None:
+            time.sleep(0.02)
+        yield
+    with contextlib.suppress(OSError):  # others are at work
+        folder.rmdir()
+
+
 def running_keys(folder: Path) -> set[str]:
     """Keys of the living claims in `folder`: a heartbeat within the lease, and no dead process of this machine."""
     keys = set()
@@ -218,4 +241,4 @@ def running_keys(folder: Path) -> set[str]:
         # looking must not write, so this machine's clock has to do; a second lease covers its skew
         if time.time() - beat <= 2 * float(claim.get("lease_s", 300.0)):
             keys.add(claim["key"])
-    return keys
+    return {key for key in keys if not key.startswith(".")}  # those are of the folder, not of an item

@@ -163,9 +163,12 @@ def export(
     """Write features in the layout of another program."""
     from pipeline import bridges_out, store
 
-    slides = list(bridges_out.export(store.Work(work).features(encoder), out, layout))
+    damaged: list[str] = []
+    slides = list(bridges_out.export(store.Work(work).features(encoder), out, layout, damaged))
     print(f"{len(slides)} slides written to {out}")
-    return 0
+    for line in damaged:
+        print(f"left out: {line}")
+    return 1 if damaged else 0
 
 
 @app.command("import-model", rich_help_panel="Bring in")
@@ -217,7 +220,10 @@ def view(
     if no_token and token:
         raise ViewerError("--token and --no-token exclude each other (PIPELINE_VIEW_TOKEN counts as --token)")
     token = "" if no_token else token or secrets.token_urlsafe(24)
-    server = make_server(Gallery(Work(work)), host, port, token)
+    gallery = Gallery(Work(work))
+    for line in gallery.left_out:
+        print(f"not shown: {line}")
+    server = make_server(gallery, host, port, token)
     ask = f"/?token={token}" if token else "/"
     print(f"viewing {work} at http://{address(host, server.server_port)}{ask}   (Ctrl-C ends)", flush=True)
     try:

@@ -89,6 +89,21 @@ def unpack(work: WorkDir = Path("work")) -> int:
     return _tell("unpacked", do(Work(work)))
 
 
+@app.command(rich_help_panel="Look after")
+def verify(
+    work: WorkDir = Path("work"),
+    repair: Annotated[
+        bool, typer.Option("--repair", help="move what is damaged to WORK/damaged, so that it is made anew")
+    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="all of it, not on from where a stopped one was")] = False,
+) -> int:
+    """Compare every byte of the outputs with the sums that they carry, and name what is damaged."""
+    from pipeline.store import Work
+    from pipeline.verify import show
+
+    return show(Work(work), repair, again)
+
+
 def _tell(what: str, result: object) -> int:
     from pipeline.pack import Packed
 
@@ -96,4 +111,6 @@ def _tell(what: str, result: object) -> int:
     print(f"{what} {result.stores} stores: {result.files_before} files became {result.files_after}")
     if result.busy:
         print(f"{result.busy} are being made at this moment and were left; give the command again")
-    return 1 if result.busy else 0
+    for line in result.damaged:
+        print(f"left as it is: {line}")
+    return 1 if result.busy or result.damaged else 0

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from configs.schema import LabelsConfig
 from extract.formats import OPENSLIDE_SUFFIXES, SUFFIXES
 from pipeline import ids, listing, names, store
+from pipeline.claims import alone
 from pipeline.label_cells import is_table
 from pipeline.label_rows import CohortError, some
 from pipeline.label_table import read_table
@@ -54,13 +57,26 @@ def list_slides(source: Path, plain_images: bool = False, table: LabelsConfig | 
 def remember(work: store.Work, slides: list[SlideEntry]) -> list[SlideEntry]:
     """Add `slides` to the work folder's cohort.csv, where the later verbs find them. Returns the whole cohort.
 
-    Raises CohortError when an id already stands for another file."""
+    The file is read, added to and written under a claim, so that commands side by side lose no row. Raises CohortError
+    when an id already stands for another file."""
+    known, text = _merged(work, slides)
+    if not work.cohort.exists() or work.cohort.read_text() != text:
+        with alone(work.root / ".claims", "cohort.csv"):
+            known, text = _merged(work, slides)
+            store.write_atomic(work.cohort, text)
+    return known
+
+
+def _merged(work: store.Work, slides: list[SlideEntry]) -> tuple[list[SlideEntry], str]:
+    """The slides of cohort.csv and `slides`, and the text of the file that names them all."""
     known = {s.id: s for s in read_cohort(work)} if work.cohort.exists() else {}
     for slide in slides:
         if slide.problem:
             continue  # it fails, and says why, before anything is made of it
         old = known.get(slide.id)
-        if old is not None and old.path != slide.path and old.path.exists():
+        if old is not None and _same_file(old.path, slide.path):
+            slide = replace(slide, path=old.path)  # another spelling, or a link: the first one stays
+        elif old is not None and old.path.exists():
             raise CohortError(
                 f"slide id {slide.id} stands for {old.path} in {work.cohort}, not for {slide.path}; "
                 "use another --work folder, or tile a common parent folder so that the ids differ"
@@ -72,9 +88,14 @@ def remember(work: store.Work, slides: list[SlideEntry]) -> list[SlideEntry]:
     for _, slide in sorted(known.items()):
         mpp = "" if slide.mpp is None else repr(slide.mpp)
         writer.writerow([slide.id, names.of_path(slide.path), mpp, names.of_path(slide.regions), slide.series])
-    if not work.cohort.exists() or work.cohort.read_text() != text.getvalue():
-        store.write_atomic(work.cohort, text.getvalue())
-    return list(known.values())
+    return list(known.values()), text.getvalue()
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one == other or os.path.samefile(one, other)
+    except OSError:  # one of them is gone
+        return False
 
 
 def _inside(slide: str, work: store.Work) -> str:
@@ -88,17 +109,26 @@ def read_cohort(work: store.Work) -> list[SlideEntry]:
     """The slides that `tile` has seen in this work folder. Raises CohortError when there are none."""
     try:
         with open(work.cohort, newline="") as f:
-            return [
-                SlideEntry(
-                    _inside(r["slide"], work),
-                    names.to_path(r["path"]),
-                    float(r["mpp"]) if r["mpp"] else None,
-                    names.to_path(r["regions"]) if r.get("regions") else None,
-                    r.get("series") or "",
-                )
-                for r in csv.DictReader(f)
-            ]
+            rows = csv.DictReader(f)
+            if not {"slide", "path", "mpp"} <= set(rows.fieldnames or ()):
+                raise ValueError("its header is not whole")
+            return [_entry(row, work) for row in rows]
+    except CohortError:
+        raise
+    except (KeyError, TypeError, ValueError, csv.Error) as error:  # UnicodeDecodeError is a ValueError
+        raise CohortError(
+            f"{work.cohort} is damaged ({type(error).__name__}: {error}); delete it and tile the same folders again: "
+            "what is done stays done"
+        ) from error
     except FileNotFoundError as error:
         raise CohortError(
             f"{work.root} holds no tiled cohort; run `pipeline tile SLIDES --work {work.root}` first"
         ) from error
+
+
+def _entry(row: dict[str, str], work: store.Work) -> SlideEntry:
+    if None in row.values():
+        raise ValueError(f"the row of {row['slide']} is not whole")
+    mpp = float(row["mpp"]) if row["mpp"] else None
+    regions = names.to_path(row["regions"]) if row.get("regions") else None
+    return SlideEntry(_inside(row["slide"], work), names.to_path(row["path"]), mpp, regions, row.get("series") or "")

@@ -7,7 +7,6 @@ which no pair exists. Knows no model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from rich.table import Table
 
 from configs.schema import ScoreConfig
 from mil import resampling, tasks
-from pipeline import bundle, choices, decide, estimand, numbers, training
+from pipeline import bundle, choices, decide, estimand, numbers, store, training
 from pipeline.console import escape
 from pipeline.estimand import Row
 from pipeline.store import StoreError
@@ -118,7 +117,7 @@ def tell(one: Path, two: Path, config: ScoreConfig, out: Console) -> None:
 def _scored(run: Path) -> tuple[dict[str, Any], list[Row]]:
     """A run's metrics.json and predictions.csv."""
     try:
-        return json.loads((run / "metrics.json").read_text()), estimand.read(run / training.PREDICTIONS)
+        return store.read_json(run / "metrics.json"), estimand.read(run / training.PREDICTIONS)
     except FileNotFoundError as error:
         raise StoreError(f"{run.name} is not scored; run `pipeline score --name {run.name}` first") from error
 

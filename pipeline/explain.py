@@ -7,7 +7,6 @@ encoded again. It knows no model: what a model cannot tell (class evidence) is l
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ import numpy as np
 from configs.schema import Config, ScoreConfig
 from mil import heatmap
 from mil.heatmap import Frame, Scaled
-from pipeline import imported, label_match, store
+from pipeline import bundle, imported, label_match, seals, store
 from pipeline.cohort import read_cohort
 from pipeline.identities import Identities
 from pipeline.label_rows import some
@@ -48,11 +47,11 @@ def drawing(session_work: store.Work, config: Config, scored: Any) -> tuple[Draw
     known = {s.id: s for s in read_cohort(session_work)} if session_work.cohort.exists() else {}
     stores = {s: p for patient in scored.data.patients for s, p in zip(patient.slides, patient.stores, strict=True)}
     folders = next(iter(scored.models.values()))
-    task = json.loads((folders[0] / "model.json").read_text())["task"]
+    task = bundle.card_of(folders[0])["task"]
     file_of = {s: s for s in stores if s in known} | label_match.files_of((s for s in stores if s not in known), known)
     slides, lacking = [], {"their files are not in cohort.csv": [s for s in sorted(stores) if s not in file_of]}
     for slide in sorted(file_of):
-        why = imported.unplaced(store.read_attrs(stores[slide]))
+        why = imported.unplaced(found.attrs) if (found := seals.look(stores[slide])) else "no features"
         if why:
             lacking.setdefault(why, []).append(slide)
         else:
@@ -118,9 +117,10 @@ class Draw(Stage):
         made = []
         for slide in self.slides:
             scores = self.out / "scores" / f"{slide.id}.zarr"
-            if store.stored(scores) is not None:
-                seal = store.read_attrs(scores).get("fingerprint")
-                made.append(Item(slide.id, self.root / slide.id, {"scores": seal}, slide))
+            found = seals.look(scores)
+            if found is not None:
+                wrong = store.damage(scores, found.wrong) if found.wrong else ""
+                made.append(Item(slide.id, self.root / slide.id, {"scores": found.fingerprint}, slide, wrong=wrong))
         limit = self.config.score.heatmap_limit
         return made[:limit] if limit else made
 

@@ -124,7 +124,7 @@ def compare(
     models = estimand.intervals(found if held_out else _one_seed(found), horizons, *how)
     joint = estimand.intervals(as_one, horizons, *how)
     over = metrics.over_folds(list(estimand.per_training(found, horizons).values()))
-    inside = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").exists() else {}
+    inside = store.read_json(run / "metrics.json") if (run / "metrics.json").exists() else {}
     made: dict[str, Any] = {
         "numbers": store.NUMBERS, "unit": "patient", "patients": labelled,
         "slides": sum(len(r["slide"].split(";")) for r in joined),

@@ -12,10 +12,10 @@ import shutil
 import stat
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline import disk, ids, leftovers, store
+from pipeline import disk, ids, leftovers, seals, store
 from pipeline.claims import Claims
 
 _BLOCK = 2**20
@@ -24,12 +24,14 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date a zip can hold: equal stores gi
 
 @dataclass
 class Packed:
-    """What a command did: stores it changed, those that somebody is making anew, and the files there were and are."""
+    """What a command did: stores it changed, those that somebody is making anew, and the files there were and are.
+    damaged: one message for each store that was left as it is."""
 
     stores: int = 0
     busy: int = 0
     files_before: int = 0
     files_after: int = 0
+    damaged: list[str] = field(default_factory=list)
 
 
 def pack(work: store.Work) -> Packed:
@@ -43,7 +45,14 @@ def pack(work: store.Work) -> Packed:
                     result.busy += 1
                     continue
                 try:
+                    found = seals.look(folder)
+                    if found is not None and found.wrong:
+                        result.damaged.append(store.damage(folder, found.wrong))
+                        continue
                     files = _pack_one(root, folder)
+                except store.StoreError as error:
+                    result.damaged.append(str(error))
+                    continue
                 finally:
                     claims.release(_key(root, folder))
                 result.stores += 1
@@ -67,6 +76,9 @@ def unpack(work: store.Work) -> Packed:
                     continue
                 try:
                     files = _unpack_one(root, packed, folder)
+                except store.StoreError as error:
+                    result.damaged.append(str(error))
+                    continue
                 finally:
                     claims.release(_key(root, folder))
                 result.stores += 1
@@ -106,8 +118,8 @@ def _unpack_one(root: Path, packed: Path, folder: Path) -> int:
                 check_members(z, packed)
                 z.extractall(private)  # checks each member's sum
                 store.commit(private, folder)
-    except zipfile.BadZipFile as error:
-        raise store.StoreError(f"{packed} is damaged ({error}); delete it and make it again") from error
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise store.StoreError(store.damage(packed, str(error))) from error
     packed.unlink()
     return len(names)
 

@@ -1,13 +1,17 @@
-"""Zarr v3 groups and uncompressed arrays, written without the zarr library: the same bytes in a tenth of its time.
+"""Zarr v3 groups and uncompressed arrays, written and read without the zarr library: the same bytes in a tenth of its
+time.
 
 In: a folder, attributes, arrays. Out: what any Zarr reader opens. Small files only cost what the disk takes; through
-the library each of them costs 2 ms and its import a quarter of a second in every worker. Reads nothing.
+the library each of them costs 2 ms and its import a quarter of a second in every worker.
 Specification: Zarr core v3 (zarr-specs.readthedocs.io), regular chunk grid, default keys, codec `bytes`.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +61,41 @@ def write_array(path: Path, data: np.ndarray, chunk_rows: int) -> None:
         with open(file, "wb") as f:
             f.write(rows.data)
             f.write(bytes((chunk_rows - len(rows)) * rows.nbytes // len(rows)))  # a chunk is stored whole
+
+
+def read_array(folder: Path, meta: dict[str, Any], absent: Callable[[str], None]) -> np.ndarray:
+    """The row chunks of an uncompressed array, read-only: one is mapped, several are copied into one array.
+
+    meta: the array's `zarr.json`. absent: told the name (from the array's folder) of each chunk that has no file; it
+    raises if there ought to be one, else the chunk holds the fill value. Raises ValueError for a chunk of another size.
+    """
+    shape = tuple(meta["shape"])
+    chunk = tuple(meta["chunk_grid"]["configuration"]["chunk_shape"])
+    dtype = np.dtype(meta["data_type"])
+    size = dtype.itemsize * math.prod(chunk)
+    n = shape[0]
+    tail = ("0",) * (len(shape) - 1)
+
+    def mapped(i: int) -> np.ndarray | None:
+        name = "/".join(("c", str(i), *tail))
+        try:
+            with open(folder / name, "rb") as f:
+                there = os.fstat(f.fileno()).st_size
+                if there != size:
+                    raise ValueError(f"{folder / name} has {there} bytes, not the {size} of its metadata")
+                return np.memmap(f, dtype=dtype, mode="r", shape=chunk)
+        except (FileNotFoundError, NotADirectoryError):
+            absent(name)
+            return None
+
+    n_chunks = -(-n // chunk[0])
+    if n_chunks == 1:
+        one = mapped(0)
+        return one[:n] if one is not None else np.full(shape, meta["fill_value"], dtype)
+    out = np.full(shape, meta["fill_value"], dtype)
+    for i in range(n_chunks):
+        part = mapped(i)
+        if part is not None:
+            rows = min(chunk[0], n - i * chunk[0])
+            out[i * chunk[0] : i * chunk[0] + rows] = part[:rows]
+    return out

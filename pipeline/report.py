@@ -11,7 +11,6 @@ import base64
 import csv
 import hashlib
 import html
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -47,7 +46,7 @@ def write(work: store.Work, run: Path) -> Path:
     if not (run / "metrics.json").exists() or not (run / "predictions.csv").exists():
         raise store.StoreError(f"{run} is not scored; run `pipeline score --name {run.name}` first")
     leftovers.sweep_work(work)
-    found = json.loads((run / "metrics.json").read_text())
+    found = store.read_json(run / "metrics.json")
     style, script = ((ASSETS / name).read_text() for name in ("report.css", "report.js"))
     if found.get("numbers") != store.NUMBERS:
         raise store.StoreError(f"the numbers of {run.name} are of version 0.1, which counted otherwise; run `pipeline "

@@ -6,6 +6,7 @@ machines; the rules stand in `stage.py`.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,8 +17,9 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from pipeline import disk, leftovers, names, store
+from pipeline import disk, leftovers, names, seals, store
 from pipeline.claims import Claims
 from pipeline.stage import (
     Item,
@@ -29,11 +31,18 @@ from pipeline.stage import (
     State,
     Stopped,
     as_recorded,
-    is_made,
+    fields_beside,
+    fits,
     plan,
     refusal,
-    seal_of,
+    told,
 )
+
+_SETTINGS = ".settings"  # key of the claim that says with which settings a folder is being worked in
+
+
+class Overtaken(Exception):
+    """Another command committed another output under this item's name while this one was at work."""
 
 
 def make_one(stage: Stage, item: Item, claims: Claims, replace: bool = False, remake: bool = False) -> Outcome:
@@ -49,28 +58,32 @@ def make_one(stage: Stage, item: Item, claims: Claims, replace: bool = False, re
     private = stage.root / ".tmp" / f"{store.owner()}-{uuid.uuid4().hex[:8]}"
     out = private / "out"
     try:
-        if is_made(stage, item):
-            if not stage.lacks(item):
-                return Outcome(item.key, State.SKIPPED)  # another process finished it since the plan was made
-            _make_private(private)
-            stage.make_beside(item, private)
-            return Outcome(item.key, State.DONE, time.perf_counter() - start)
+        if item.wrong:
+            raise store.StoreError(item.wrong)
+        there = seals.look(item.output, item.seal)
+        if there is not None and fits(stage, item, there):
+            if stage.lacks(item):
+                _make_private(private)
+                stage.make_beside(item, private)
+                return Outcome(item.key, State.DONE, time.perf_counter() - start)
+            return Outcome(item.key, State.SKIPPED)  # another process finished it since the plan was made
         fields = stage.fields(item)
-        if remake:  # what was not known of the old output is not known of the new one
-            fields = as_recorded(stage, item, fields, seal_of(store.seal_bytes(item.output, item.seal) or b"{}"))
+        if there is not None and not there.wrong and not replace:
+            if remake:  # what was not known of the old output is not known of the new one
+                fields = as_recorded(stage, item, fields, there.attrs)
+            differences = there.differences(fields_beside(stage, item, there))
+            if differences.keys() - (stage.remake_fields() if remake else ()):
+                raise Overtaken(_overtaken(item, differences))
+        same = there is not None and not there.wrong and there.fingerprint == store.fingerprint(fields)
         _make_private(private)
         partial = stage.root / ".partial" / item.key / store.fingerprint(fields)
         made = stage.remake(item, item.output, out) if remake else stage.make(item, out, partial)
         store.seal(out, fields, item.seal, **({"empty": made.empty} if made.empty else {}))
-        if item.seal is not None:
-            store.commit_spread(out, item.output, item.seal)
-            first = True
-        else:
-            if replace or remake:
-                store.remove_store(item.output, private)
-            first = store.commit(out, item.output)
+        first = _commit(item, out, private, fields, replace or remake)
+        for name, path in stage.beside(item).items():
+            _move_beside(private / name, path)
         shutil.rmtree(stage.root / ".partial" / item.key, ignore_errors=True)
-        state = State.SKIPPED if not first else State.EMPTY if made.empty else State.DONE
+        state = State.SKIPPED if not first and not same else State.EMPTY if made.empty else State.DONE
         return Outcome(item.key, state, time.perf_counter() - start, made.empty or "", made.notes, made.numbers)
     except Stopped:
         raise  # what is wrong concerns every item
@@ -78,11 +91,49 @@ def make_one(stage: Stage, item: Item, claims: Claims, replace: bool = False, re
         full = disk.trouble(error, stage.root)
         if full is not None:
             raise Stopped(_disk_message(stage, full)) from error
+        if isinstance(error, Overtaken):  # nobody goes on with these checkpoints
+            shutil.rmtree(stage.root / ".partial" / item.key, ignore_errors=True)
         return _failed(item, start, error)
     finally:
         shutil.rmtree(private, ignore_errors=True)
         with suppress(OSError):  # a read-only folder cannot give the claim back; it expires
             claims.release(item.key)
+
+
+def _commit(item: Item, out: Path, private: Path, fields: dict[str, Any], replace: bool) -> bool:
+    """Give `out` the item's name. False if the same output is there by now; raises Overtaken if another one is.
+
+    What has that name and is no whole output (a copy cut short, say) goes to `private`, which is removed."""
+    if item.seal is not None:
+        store.commit_spread(out, item.output, item.seal)
+        return True
+    there = seals.look(item.output)
+    same = there is not None and there.fingerprint == store.fingerprint(fields)
+    if there is not None and (replace or there.wrong or not (same or there.differences(fields))):
+        store.remove_store(item.output, private)
+    if store.commit(out, item.output):
+        return True
+    there = seals.look(item.output)
+    if there is None or there.wrong or there.fingerprint != store.fingerprint(fields):
+        raise Overtaken(_overtaken(item, there.differences(fields) if there and not there.wrong else {}))
+    return False
+
+
+def _overtaken(item: Item, differences: dict[str, tuple[Any, Any]]) -> str:
+    what = told(differences) or "it is damaged"
+    return (f"{item.output} was made by another command meanwhile, with other parameters ({what}); it was left as it "
+            "is. Choose another --work or --name, or make it anew with --replace")
+
+
+def _move_beside(made: Path, final: Path) -> None:
+    """Move what lies beside an output to its place, if it was made, instead of what is there."""
+    if not made.exists():
+        return
+    final.parent.mkdir(parents=True, exist_ok=True)
+    store.fsync(made)
+    if made.is_dir() and final.is_dir():
+        os.rename(final, made.with_name(f"old-{made.name}"))  # goes with the private folder
+    os.replace(made, final)
 
 
 def _make_private(private: Path) -> None:
@@ -221,31 +272,63 @@ def run(
     todo = plan(stage, items)
     if todo.differ and not replace:
         raise Refused(refusal(stage, todo.differ))
-    if planned:
-        planned(todo)
     outcomes = list(todo.done)
     anew = [item for item, _ in todo.differ]
     report = Report(stage.name, outcomes)
+    if not (todo.todo or anew or todo.remake):
+        if planned:
+            planned(todo)
+        return report
     try:
-        if todo.todo or anew or todo.remake:
+        with _agreed(stage, lease_s):
+            if planned:
+                planned(todo)
             sweep(stage, lease_s)
-        for batch, again, redo in ((todo.todo, False, False), (anew, True, False), (todo.remake, False, True)):
-            waiting = list(batch)
-            while waiting:
-                busy: list[Item] = []
-                by_key = {i.key: i for i in waiting}
-                for outcome in backend(stage, waiting, again, redo):
-                    if outcome.state is State.CLAIMED:
-                        busy.append(by_key[outcome.key])
-                    else:
+            for batch, again, redo in ((todo.todo, False, False), (anew, True, False), (todo.remake, False, True)):
+                waiting = list(batch)
+                while waiting:
+                    busy: list[Item] = []
+                    by_key = {i.key: i for i in waiting}
+                    for outcome in backend(stage, waiting, again, redo):
+                        if outcome.state is State.CLAIMED:
+                            busy.append(by_key[outcome.key])
+                        else:
+                            outcomes.append(outcome)
+                            tell(outcome)
+                    waiting, theirs = _wait(stage, busy, lease_s) if busy else ([], [])
+                    for outcome in theirs:
                         outcomes.append(outcome)
                         tell(outcome)
-                waiting, theirs = _wait(stage, busy, lease_s) if busy else ([], [])
-                for outcome in theirs:
-                    outcomes.append(outcome)
-                    tell(outcome)
-        if todo.todo or anew or todo.remake:
-            sweep(stage, lease_s)
+        sweep(stage, lease_s)
     except Stopped as error:
         report.stopped = str(error)
     return report
+
+
+@contextmanager
+def _agreed(stage: Stage, lease_s: float) -> Iterator[None]:
+    """Within it no command with other settings works in the stage's folder. Raises Refused if one does so now.
+
+    Items alone would not do: two commands that begin at once find nothing there, and would each make half of them."""
+    mine = json.loads(json.dumps(stage.together()))  # as the claim gives it back
+    with open_claims(stage, lease_s) as claims:
+        try:
+            for _ in range(100):
+                holder = claims.take(_SETTINGS, mine)
+                theirs = claims.note(_SETTINGS) if holder else None
+                if holder is None or theirs == mine:
+                    break
+                if theirs is not None:
+                    both = sorted(theirs.keys() | mine.keys())
+                    differ = {k: (theirs.get(k), mine.get(k)) for k in both if theirs.get(k) != mine.get(k)}
+                    raise Refused(
+                        f"{stage.name}: another command ({holder}) is at work in {stage.root} with other parameters: "
+                        f"{told(differ)}. Nothing was changed. Wait for it, or choose another --work or --name"
+                    )
+                time.sleep(0.05)  # it is being written, or was given back at this moment
+            stage.begin()
+        except OSError as error:
+            raise Stopped(_disk_message(stage, error)) from error
+        yield
+    with suppress(OSError):  # others are at work
+        (stage.root / ".claims").rmdir()

@@ -69,9 +69,10 @@ def held_out(work: store.Work, config: Config, run: Path) -> Score:
     folder = cases.features_of(work, facts)
     stores = cases.feature_stores(folder)
     missing = [s for of in slides.values() for s in of if s not in stores]
-    if missing:
+    if missing and len(missing) == sum(map(len, slides.values())):
         raise store.StoreError(f"the features of {missing[0]} ({len(missing)} slides in all) that {run.name} was "
                                f"trained on are not in {folder}; extract them again")
+    stores |= {s: folder / f"{s}.zarr" for s in missing}  # those patients fail alone
     patients = tuple(cases.patient_of(p, of, stores) for p, of in sorted(slides.items()))
     return Score(work, config, run, Dataset(patients, (), facts), members, folders)
 
@@ -110,7 +111,7 @@ def new_slides(
 def tell(stage: Score, out: Console) -> None:
     """The table of a scored run; for new slides the predictions, which are written first."""
     if stage.folds:
-        found = json.loads((stage.out / "metrics.json").read_text())
+        found = store.read_json(stage.out / "metrics.json")
         percent = f"{100 * found['confidence']:.0f} %"
         table = Table(title=f"{stage.out.name}: {found['patients']} held-out patients, {found['folds']} folds, "
                             f"{found['seeds']} seed(s), split {found['split_hash']}")

@@ -3,8 +3,9 @@
 In: a `Stage` (what the items are and how one is made). Out: a `Plan`. `runner.py` carries it out. Knows nothing of
 slides, models or machines. Rules:
 
-- An output with its final name is complete. It carries a fingerprint; the same fingerprint is skipped, another one is
-  refused before any work, naming the setting, its old and its new value.
+- An output is done when its seal carries this item's fingerprint, every file that the seal lists is there with its size
+  (`pipeline verify` compares the bytes), and so is what lies beside it, such as a picture. What has no seal, or lost a
+  file, is made anew. Another fingerprint is refused before any work, naming the setting, its old and its new value.
 - One bad item never stops the others: it is recorded, listed at the end, and the exit code says so. A full disk or a
   read-only folder does stop the stage, since nothing else could succeed.
 - Nothing here is guarded by locks: claims only keep two workers from making the same item.
@@ -12,7 +13,6 @@ slides, models or machines. Rules:
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
@@ -22,7 +22,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline import fingerprints, store
+from pipeline import fingerprints, seals, store
+from pipeline.seals import Found
 
 
 class Refused(Exception):
@@ -50,6 +51,7 @@ class Item:
     key: unique in the stage, readable. output: its final path. inputs: fingerprints and properties of what it is made
     from (plain JSON; part of its own fingerprint). data: whatever `make` needs, picklable.
     seal: file that carries the fingerprint; set only for items that spread several files into an existing folder.
+    wrong: why it cannot be made, where that was seen at listing (what it is made from is damaged): it fails alone.
     """
 
     key: str
@@ -57,6 +59,7 @@ class Item:
     inputs: dict[str, Any] = field(default_factory=dict)
     data: Any = None
     seal: str | None = None
+    wrong: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,19 @@ class Stage(ABC):
         survives a kill and is valid for exactly this item and fingerprint: checkpoints go there, each written
         atomically. It is removed when the item is committed."""
 
+    def beside(self, item: Item) -> dict[str, Path]:
+        """What belongs to an item besides its output: name -> final path. `make` leaves each as `name` in the folder of
+        `out`, and it is moved when the output is committed, so that it is never that of another command."""
+        return {}
+
+    def together(self) -> dict[str, Any]:
+        """What commands must have in common to be at work in one folder at the same time; flat, plain JSON values."""
+        return self.settings()
+
+    def begin(self) -> None:
+        """Called once in a command that has something to make, before the first item, when no other command with other
+        settings is at work: what describes all outputs is written here."""
+
     def prefetch(self, item: Item) -> None:
         """A hint that `item` will be made next; starting to read it is allowed. Does nothing by default."""
 
@@ -159,12 +175,14 @@ class Stage(ABC):
 @dataclass
 class Plan:
     """What a run will do. todo: missing. remake: to be derived from the existing output. done: committed before.
-    differ: (item, {field: (old, new)}) that exist with other parameters."""
+    differ: (item, {field: (old, new)}) that exist with other parameters. damaged: key -> what is wrong with what is
+    there, of those among `todo` that are made anew for it."""
 
     todo: list[Item] = field(default_factory=list)
     remake: list[Item] = field(default_factory=list)
     done: list[Outcome] = field(default_factory=list)
     differ: list[tuple[Item, dict[str, tuple[Any, Any]]]] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -192,72 +210,60 @@ _AT_ONCE = 1024  # seals held in memory while planning: 3 MB
 
 
 def plan(stage: Stage, items: Iterable[Item]) -> Plan:
-    """Compare each item with what is there. Reads one small file per item (about 50 µs) and writes nothing."""
+    """Compare each item with what is there. Reads one small file per item, looks at the sizes of its others (0.1 ms in
+    all) and writes nothing."""
     result = Plan()
     stage.settings()  # a plug-in that does not exist is told once, and not by every item
     every = iter(items)
     while some := list(islice(every, _AT_ONCE)):
-        there = [(item, store.seal_bytes(item.output, item.seal)) for item in some]
-        stage.expect([item for item, raw in there if raw is not None])
-        for item, raw in there:
-            if raw is None:
+        there = [(item, None if item.wrong else seals.look(item.output, item.seal)) for item in some]
+        stage.expect([item for item, found in there if found is not None])
+        for item, found in there:
+            if found is None:
                 result.todo.append(item)
             else:
-                _compare(stage, item, raw, result)
+                _compare(stage, item, found, result)
     return result
 
 
-def _compare(stage: Stage, item: Item, raw: bytes, result: Plan) -> None:
-    """Put one finished item where it belongs in `result`."""
-    fields = stage.fields(item)
-    if not _marked(fields, raw):
-        seal = seal_of(raw)
-        old = seal.get("settings", {})
-        fields = as_recorded(stage, item, fields, seal)
-        if not _marked(fields, raw):
-            differences = {
-                k: (old.get(k, "not recorded"), fields.get(k, "no longer a setting"))
-                for k in sorted(fields.keys() | old.keys())
-                if old.get(k, "not recorded") != fields.get(k, "no longer a setting")
-            } or {"fingerprint": ("damaged", store.fingerprint(fields))}
-            if differences.keys() <= stage.remake_fields():
-                result.remake.append(item)
-            else:
-                result.differ.append((item, differences))
-            return
-    if stage.lacks(item):
+def _compare(stage: Stage, item: Item, found: Found, result: Plan) -> None:
+    """Put one item that is there where it belongs in `result`."""
+    fields = fields_beside(stage, item, found)
+    if not found.wrong and found.fingerprint == store.fingerprint(fields) and stage.lacks(item):
         result.remake.append(item)
         return
-    state, message = State.SKIPPED, ""
-    if b'"empty": ' in raw:
-        parsed = json.loads(raw)
-        reason = parsed.get("attributes", parsed).get("empty")
-        if reason:
-            state, message = State.EMPTY, str(reason)
-    result.done.append(Outcome(item.key, state, message=message))
-
-
-def _marked(fields: dict[str, Any], raw: bytes) -> bool:
-    return f'"fingerprint": "{store.fingerprint(fields)}"'.encode() in raw
+    if not found.wrong and found.fingerprint == store.fingerprint(fields):
+        empty = found.attrs.get("empty")
+        result.done.append(Outcome(item.key, State.EMPTY if empty else State.SKIPPED, message=str(empty or "")))
+        return
+    differences = found.differences(fields)
+    if found.wrong or not differences:
+        result.todo.append(item)
+        result.damaged[item.key] = found.wrong or "its seal is damaged"
+    elif differences.keys() <= stage.remake_fields():
+        result.remake.append(item)
+    else:
+        result.differ.append((item, differences))
 
 
 def is_made(stage: Stage, item: Item) -> bool:
-    """Whether the output of `item` is there and was made with the same fields."""
-    raw = store.seal_bytes(item.output, item.seal)
-    if raw is None:
-        return False
+    """Whether the output of `item` is there, whole, and was made with the same fields."""
+    found = seals.look(item.output, item.seal)
+    return found is not None and fits(stage, item, found)
+
+
+def fits(stage: Stage, item: Item, found: Found) -> bool:
+    """Whether what was found of `item` is whole and was made with the same fields."""
+    return not found.wrong and found.fingerprint == store.fingerprint(fields_beside(stage, item, found))
+
+
+def fields_beside(stage: Stage, item: Item, found: Found) -> dict[str, Any]:
+    """The item's fields, to be compared with those of what was found: without those that were not recorded yet when it
+    was made."""
     fields = stage.fields(item)
-    return _marked(fields, raw) or _marked(as_recorded(stage, item, fields, seal_of(raw)), raw)
-
-
-def seal_of(raw: bytes) -> dict[str, Any]:
-    """What a seal records, its fields under `settings`; nothing of a damaged one."""
-    try:
-        parsed = json.loads(raw)
-        found: dict[str, Any] = parsed.get("attributes") or parsed
-    except (ValueError, AttributeError, RecursionError):
-        return {}
-    return found if isinstance(found.get("settings", {}), dict) else {}
+    if found.fingerprint == store.fingerprint(fields):
+        return fields
+    return as_recorded(stage, item, fields, found.attrs)
 
 
 def as_recorded(stage: Stage, item: Item, fields: dict[str, Any], seal: dict[str, Any]) -> dict[str, Any]:
@@ -265,6 +271,11 @@ def as_recorded(stage: Stage, item: Item, fields: dict[str, Any], seal: dict[str
     old = seal.get("settings", {})
     known = {k: v for k, v in fields.items() if k in old or not stage.implied(item, k, v, seal)}
     return {k: fingerprints.as_once_called(k, v, old.get(k), fields) for k, v in known.items()}
+
+
+def told(differences: dict[str, tuple[Any, Any]]) -> str:
+    """Which fields differ, with the old and the new value of each."""
+    return "; ".join(f"{k}: {old!r} there, {new!r} now" for k, (old, new) in differences.items())
 
 
 def refusal(stage: Stage, differ: list[tuple[Item, dict[str, tuple[Any, Any]]]]) -> str:

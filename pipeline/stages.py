@@ -7,7 +7,6 @@ slide -> tissue -> tiles -> features -> bags -> model -> scores
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from contextlib import suppress
@@ -19,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from configs.schema import Config, TileConfig, fingerprint_fields, marked
+from mil import splits
 from mil.splits import Fold
-from pipeline import fingerprints, kept_chunks, provenance, store
+from pipeline import fingerprints, kept_chunks, provenance, seals, store
 from pipeline.cases import Dataset, digest_of
 from pipeline.identities import Identities, inputs_of
 from pipeline.listing import SlideEntry
 from pipeline.runner import make_one, open_claims
-from pipeline.stage import Item, Made, Stage, State, Stopped, is_made
+from pipeline.stage import Item, Made, Stage, State, is_made
 
 if TYPE_CHECKING:
     from pipeline.known import Recognised
@@ -60,6 +60,10 @@ class Tile(Stage):
     def _settings(self) -> dict[str, Any]:
         """Asked for by every slide, looked up once."""
         return fingerprints.tile(self.config.tile)
+
+    def beside(self, item: Item) -> dict[str, Path]:
+        images = self._images(item.data)
+        return {"overlay": self.work.overlay(item.key)} | ({"images": images} if images is not None else {})
 
     def remake_fields(self) -> frozenset[str]:
         return frozenset(f"tile.{name}" for name in marked(TileConfig, "later"))
@@ -100,11 +104,11 @@ class Tile(Stage):
         if slide.problem:
             raise UnreadableSlide(slide.problem)
         with self.identities.unchanged(slide.path) as content:
-            tiled = tile_slide(
-                slide.path, self.config.tile, slide.mpp, slide.regions, self._images(slide), out.parent / "images")
+            images = out.parent / "images" if self.config.tile.save_tiles != "none" else None
+            tiled = tile_slide(slide.path, self.config.tile, slide.mpp, slide.regions, images, out.parent / "drawing")
         tiled.attrs["content"] = content
         if tiled.overlay is not None:
-            store.write_atomic(self.work.overlay(slide.id), jpeg(tiled.overlay), out.parent)
+            (out.parent / "overlay").write_bytes(jpeg(tiled.overlay))
         self._write(out, tiled.arrays, tiled.attrs)
         return Made(tiled.empty, (tiled.reads, *tiled.notes), {"tiles": len(tiled.arrays["coords"])})
 
@@ -158,12 +162,13 @@ class Extract(Stage):
     def items(self) -> list[Item]:
         items = []
         for slide in self.slides:
-            if store.stored(self.work.tile_store(slide.id)) is None:
+            found = seals.look(self.work.tile_store(slide.id))
+            if found is None:
                 continue  # not tiled: `tile` has told why, and `status` lists it as missing
-            attrs = store.read_attrs(self.work.tile_store(slide.id))
-            if not attrs.get("empty"):
+            if found.wrong or not found.attrs.get("empty"):
                 output = self.work.feature_store(self.config.extract.encoder, slide.id)
-                items.append(Item(slide.id, output, {"tiles": attrs["fingerprint"]}, slide))
+                wrong = store.damage(self.work.tile_store(slide.id), found.wrong) if found.wrong else ""
+                items.append(Item(slide.id, output, {"tiles": found.fingerprint}, slide, wrong=wrong))
         return items
 
     def settings(self) -> dict[str, Any]:
@@ -178,7 +183,7 @@ class Extract(Stage):
         return [replace(self, config=self.config.model_copy(update={"extract": e})) for e in one]
 
     def prefetch(self, item: Item) -> None:
-        with suppress(store.StoreError, Stopped, OSError):  # `make` meets the same and tells it
+        with suppress(Exception):  # only a hint: `make` meets the same and tells it
             self.encoding.ready().prefetch(self._job(item))
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
@@ -265,6 +270,17 @@ class Train(Stage):
     def settings(self) -> dict[str, Any]:
         return fingerprints.flat("train", fingerprint_fields(self.config.train))
 
+    def together(self) -> dict[str, Any]:
+        """Also the patients, their features and the folds: one run is one experiment."""
+        one = {"input.patients": digest_of(self.data.patients), "input.split": splits.digest(self.folds)}
+        return self.settings() | one | {f"features.{k}": v for k, v in self.data.facts.items()}
+
+    def begin(self) -> None:
+        from pipeline import grid, known
+
+        known.describe(self.work, self.root, self.data)
+        grid.describe(self.root, self.config, self.folds, self.data.made)
+
     def fields(self, item: Item) -> dict[str, Any]:
         """Those of the item's own settings: a cell of a grid equals the same training made alone."""
         inputs = {f"input.{k}": v for k, v in item.inputs.items()}
@@ -277,27 +293,15 @@ class Train(Stage):
         return store.fingerprint(self.fields(teacher))
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
-        from pipeline import bundle, grid, known, training
+        from pipeline import bundle, training
 
-        known.describe(self.work, self.root, self.data)
-        grid.describe(self.root, self.config, self.folds, self.data.made)
-        twin = self._twin(item)
+        twin = seals.twin(self.work.runs, store.fingerprint(self.fields(item)), item.output)
         if twin is not None:  # the same training in another run: a plain model that serves as a teacher, say
             shutil.copytree(twin, out, ignore=shutil.ignore_patterns(store.SEAL))
             return Made(notes=(f"taken from {twin.relative_to(self.work.root)}, the same training",))
         job: Job = item.data
         teacher = bundle.read(self._made(self.item(job.teacher))) if job.teacher else None
         return Made(notes=training.train_fold(job, self.data, teacher, out, partial, self.root))
-
-    def _twin(self, item: Item) -> Path | None:
-        mark = f'"fingerprint": "{store.fingerprint(self.fields(item))}"'.encode()
-        # os.walk passes over what vanishes meanwhile; hidden folders hold what others are only just making
-        for place, folders, files in os.walk(self.work.runs):
-            folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in ("heatmaps", "scores"))
-            found = Path(place)
-            if store.SEAL in files and found != item.output and mark in (store.seal_bytes(found) or b""):
-                return found
-        return None
 
     def _made(self, teacher: Item) -> Path:
         """The baseline's folder; if it is missing, made here or awaited. Raises StoreError if it fails."""
@@ -347,7 +351,8 @@ class Score(Stage):
             items.append(Item("metrics", self.out, {"models": self._seals(self.folds)}, None, "score.json"))
         for name, folders in self.models.items():
             inputs = {"features": known[name].digest, "models": self._seals(folders)}
-            items += [Item(s, self.out / "scores" / f"{s}.zarr", inputs, name) for s in known[name].slides]
+            wrong = known[name].wrong
+            items += [Item(s, self.out / "scores" / f"{s}.zarr", inputs, name, wrong=wrong) for s in known[name].slides]
         return items
 
     def settings(self) -> dict[str, Any]:

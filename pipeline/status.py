@@ -6,7 +6,6 @@ run logs (which only give the reasons of failures). Changes nothing.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from pipeline import cohort, console, runlog, store
+from pipeline import cohort, console, runlog, seals, store
 from pipeline.backends import slurm
 from pipeline.cases import feature_stores
 from pipeline.claims import running_keys
@@ -78,15 +77,17 @@ def _stage(
     status = StageStatus(name)
     busy = running_keys(root / ".claims")
     for key in keys:
-        raw = store.seal_bytes(outputs[key])
-        if raw is not None:
-            parsed = json.loads(raw)
-            reason = parsed.get("attributes", parsed).get("empty")
+        found = seals.look(outputs[key])
+        if found is not None and not found.wrong:
+            reason = found.attrs.get("empty")
             status.keys["empty" if reason else "done"].append(key)
             if reason:
                 status.reasons[key] = str(reason)
         elif key in busy:
             status.keys["running"].append(key)
+        elif found is not None:
+            status.keys["failed"].append(key)
+            status.reasons[key] = store.damage(outputs[key], found.wrong)
         elif (name, key) in failed:
             status.keys["failed"].append(key)
             status.reasons[key] = failed[name, key]
@@ -95,20 +96,24 @@ def _stage(
     return status
 
 
-def _sealed_folds(folder: Path) -> Iterator[str]:
-    """Folds below a run that are complete, as paths from it. What a training removes meanwhile, os.walk passes over."""
-    for name, inner, files in os.walk(folder):
+def _folds(folder: Path) -> Iterator[tuple[str, str]]:
+    """Folds below a run, as paths from it, and what is damaged in each. os.walk passes over what a training removes
+    meanwhile."""
+    for name, inner, _ in os.walk(folder):
         inner[:] = [n for n in inner if not n.startswith(".")]
-        if store.SEAL in files and os.path.basename(name).startswith("fold_"):
-            yield Path(name).relative_to(folder).as_posix()
+        if os.path.basename(name).startswith("fold_") and (found := seals.look(Path(name))) is not None:
+            yield Path(name).relative_to(folder).as_posix(), found.wrong
+            inner.clear()
 
 
 def _run(folder: Path, failed: dict[tuple[str, str], str], planned: set[str]) -> StageStatus:
     """A training: its folds, and those that its last command wanted and that are not there yet."""
     status = StageStatus(f"train {folder.name}")
-    done = set(_sealed_folds(folder))
+    folds = dict(_folds(folder))
+    done = {key for key, wrong in folds.items() if not wrong}
     busy = running_keys(folder / ".claims")
     wrong = {k: m for (stage, k), m in failed.items() if stage == status.name and k not in done}
+    wrong |= {key: store.damage(folder / key, how) for key, how in folds.items() if how}
     for key in sorted(done | busy | wrong.keys() | planned):
         state = "done" if key in done else "running" if key in busy else "failed" if key in wrong else "missing"
         status.keys[state].append(key)

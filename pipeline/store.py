@@ -27,13 +27,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import disk, plain_zarr
+from pipeline import disk, plain_zarr, seals
 from pipeline.owner import machine as machine
 from pipeline.owner import owner as owner
 
 FORMAT = 1  # raise when the meaning of a stored array or attribute changes
 NUMBERS = 2  # how `metrics.json` counts: 2 takes pairs inside trainings, and decisions by the frozen thresholds
-SEAL = "manifest.json"  # carries the fingerprint of outputs that are not Zarr stores
+SEAL = seals.SEAL
 
 
 class StoreError(Exception):
@@ -121,92 +121,81 @@ def _read_member(path: Path, member: str) -> bytes:
             raise FileNotFoundError(f"{packed}:{member}") from None
 
 
-def seal_bytes(path: Path, seal: str | None = None) -> bytes | None:
-    """The raw JSON text that carries the fingerprint of the output at `path`, or None if there is no such output."""
-    # texts and not paths, and one look for a packed form: planning 100,000 new items takes a third of the time
-    members = (seal,) if seal else ("zarr.json", SEAL)
-    for member in members:
-        try:
-            with open(f"{path}/{member}", "rb") as f:
-                return f.read()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-    if not os.path.isfile(f"{path}.zip"):
-        return None
-    for member in members:
-        try:
-            return _read_member(path, member)
-        except FileNotFoundError:
-            continue
-    return None
-
-
 def read_attrs(path: Path) -> dict[str, Any]:
-    """Attributes of the Zarr group (or the seal of another output) at `path`, in about 50 µs.
+    """Attributes of the Zarr group (or the seal of another output) at `path`, in about 0.1 ms.
 
-    Raises StoreError when nothing is there or it is damaged."""
-    raw = seal_bytes(path)
-    if raw is None:
+    Raises StoreError when nothing is there or it is damaged: a file that its seal lists is missing, or shorter, say."""
+    found = seals.look(path)
+    if found is None:
         raise StoreError(f"{path} is missing")
+    if found.wrong:
+        raise StoreError(damage(path, found.wrong))
+    return found.attrs
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a run. Raises StoreError naming it when it is damaged, FileNotFoundError when it is not there."""
     try:
-        parsed = json.loads(raw)
-    except json.JSONDecodeError as error:
-        raise StoreError(f"{path} is damaged ({error}); delete it and run again") from error
-    attrs: dict[str, Any] = parsed.get("attributes", parsed) if "zarr_format" in parsed else parsed
-    return attrs
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("no mapping in it")
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise StoreError(damage(path, str(error))) from error
+    return content
+
+
+def damage(path: Path, wrong: str) -> str:
+    """The message for a damaged output: what is wrong with it, and what to do."""
+    return (f"{path} is damaged: {wrong}. Give the command that made it again, which makes it anew, or copy it from "
+            "its source once more")
 
 
 def read_array(path: Path, name: str) -> np.ndarray:
     """Array `name` of the store at `path`, read-only; plain single chunks are mapped, not read.
 
-    A bag of 12,000 x 1024 float16 thus opens at the speed of a .npy file. Raises StoreError.
-    """
+    A bag of 12,000 x 1024 float16 thus opens at the speed of a .npy file. Raises StoreError, also for a chunk that is
+    missing or of another size."""
+    folder = stored(path)
     try:
         meta = json.loads(_read_member(path, f"{name}/zarr.json"))
+        shape = tuple(meta["shape"])
+        rows_only = tuple(meta["chunk_grid"]["configuration"]["chunk_shape"])[1:] == shape[1:]
+        plain = [c["name"] for c in meta["codecs"]] == ["bytes"] and np.dtype(meta["data_type"]).isnative
+        plain = plain and meta["chunk_key_encoding"]["name"] == "default" and rows_only and bool(shape)
+        if plain and folder == path:
+            return plain_zarr.read_array(path / name, meta, lambda chunk: _absent(path, f"{name}/{chunk}"))
+        _check_listed(path, name)
+        import zarr
+
+        if folder == path:
+            return np.asarray(zarr.open_array(str(path / name), mode="r")[...])
+        with zarr.storage.ZipStore(str(folder), mode="r") as packed:
+            return np.asarray(zarr.open_array(packed, path=name, mode="r")[...])
     except FileNotFoundError as error:
-        raise StoreError(f"{path} has no array {name!r}") from error
-    shape = tuple(meta["shape"])
-    chunk = tuple(meta["chunk_grid"]["configuration"]["chunk_shape"])
-    plain = [c["name"] for c in meta["codecs"]] == ["bytes"]
-    rows_only = chunk[1:] == shape[1:]
-    folder = stored(path)
-    if plain and rows_only and shape and folder == path and meta["chunk_key_encoding"]["name"] == "default":
-        return _read_plain(path / name, shape, chunk, np.dtype(meta["data_type"]), meta["fill_value"])
-    import zarr
-
-    assert folder is not None
-    if folder == path:
-        return np.asarray(zarr.open_array(str(path / name), mode="r")[...])
-    with zarr.storage.ZipStore(str(folder), mode="r") as packed:
-        return np.asarray(zarr.open_array(packed, path=name, mode="r")[...])
+        raise StoreError(f"{path} has no array {name!r}" if folder else f"{path} is missing") from error
+    except StoreError:
+        raise
+    except Exception as error:  # whatever a decoder says of bytes that are not those it wrote
+        raise StoreError(damage(path, f"array {name!r} cannot be read ({error or type(error).__name__})")) from error
 
 
-def _read_plain(folder: Path, shape: tuple[int, ...], chunk: tuple[int, ...], dtype: np.dtype, fill: Any) -> np.ndarray:
-    """Uncompressed row chunks: one is mapped, several are copied into one array. Absent chunks hold the fill value."""
-    n = shape[0]
-    tail = ("0",) * (len(shape) - 1)
+def _absent(path: Path, member: str) -> None:
+    """Raise StoreError if the seal lists this chunk: one of zeros alone has no file, and is not listed."""
+    found = seals.look(path)
+    if found is not None and member in (seals.listed(found.attrs) or {}):
+        raise StoreError(damage(path, f"{member} is missing"))
 
-    def mapped(i: int) -> np.ndarray | None:
-        file = folder.joinpath("c", str(i), *tail)
-        try:
-            return np.memmap(file, dtype=dtype, mode="r", shape=chunk)
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise StoreError(f"{file} is shorter than its metadata says; delete the store and run again") from error
 
-    n_chunks = -(-n // chunk[0])
-    if n_chunks == 1:
-        one = mapped(0)
-        if one is not None:
-            return one[:n]
-    out = np.full(shape, fill, dtype)
-    for i in range(n_chunks):
-        part = mapped(i)
-        if part is not None:
-            rows = min(chunk[0], n - i * chunk[0])
-            out[i * chunk[0] : i * chunk[0] + rows] = part[:rows]
-    return out
+def _check_listed(path: Path, name: str) -> None:
+    """Raise StoreError unless the files of array `name` have their sizes: the library reads a lost chunk as zeros."""
+    found = seals.look(path)
+    if found is None:
+        return
+    wrong = found.wrong
+    if path.is_dir() and (files := seals.listed(found.attrs)) is not None:  # damage of other arrays is not this one's
+        wrong = seals.misfit(path, {k: v for k, v in files.items() if k.startswith(f"{name}/")})
+    if wrong:
+        raise StoreError(damage(path, wrong))
 
 
 def array_names(path: Path) -> list[str]:
@@ -261,16 +250,25 @@ class StoreWriter:
 
 
 def seal(out: Path, fields: dict[str, Any], seal_name: str | None = None, **more: Any) -> None:
-    """Write the fingerprint and its fields into the finished private folder `out`: into the Zarr attributes where there
-    are some, else into `manifest.json` (or `seal_name`)."""
-    marks = {**more, "fingerprint": fingerprint(fields), "settings": fields}
+    """Write the fingerprint and its fields, and the sums of all files, into the finished private folder `out`: into the
+    Zarr attributes where there are some, else into `manifest.json` (or `seal_name`)."""
+    sum_up(out, seal_name, **more, fingerprint=fingerprint(fields), settings=fields)
+
+
+def sum_up(out: Path, seal_name: str | None = None, **marks: Any) -> None:
+    """Write `marks` and the sums of all files into the seal of the finished private folder `out`."""
     zarr_json = out / "zarr.json"
     if seal_name is None and zarr_json.exists():
         meta = json.loads(zarr_json.read_text())
-        meta["attributes"].update(marks)
+        attrs = meta["attributes"]
+        attrs.update(marks, **{seals.FILES: seals.sums(out, zarr_json.name)})
+        attrs[seals.OWN] = seals.own_sum(attrs)
         zarr_json.write_text(json.dumps(meta, indent=2))
     else:
-        (out / (seal_name or SEAL)).write_text(json.dumps(marks, indent=2) + "\n")
+        name = seal_name or SEAL
+        marks[seals.FILES] = seals.sums(out, name)
+        marks[seals.OWN] = seals.own_sum(marks)
+        (out / name).write_text(json.dumps(marks, indent=2) + "\n")
 
 
 def write_atomic(path: Path, data: bytes | str, private: Path | None = None) -> None:

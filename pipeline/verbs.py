@@ -153,7 +153,7 @@ def show_plan(session: Session, stage: Stage) -> int:
     nothing."""
     plan = stages_core.plan(stage, session.share(stage.items()))
     replace = "replace" if session.replace else "refuse"
-    lines = [("make", item.key, "missing") for item in plan.todo]
+    lines = [("make", item.key, item.wrong or plan.damaged.get(item.key, "missing")) for item in plan.todo]
     lines += [("derive", item.key, "only filter thresholds differ") for item in plan.remake]
     lines += [(replace, item.key, _difference(fields)) for item, fields in plan.differ]
     lines += [("skip", o.key, f"{o.state.value}, same fingerprint") for o in plan.done]
@@ -283,7 +283,7 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
     code = run_stage(session, stage, ["--labels", str(found.resolve()), "--name", run])
     if not (session.dry_run or session.submits):
         runs.show_folds(stage.root, console.out)
-    return code
+    return max(code, 1) if data.damaged else code
 
 
 def to_train_on(session: Session, labels: Path | None) -> tuple[Path, Dataset, Config]:
@@ -361,6 +361,7 @@ def score(
         runs.tell(stage, console.out)
         if not stage.folds:
             external.finish(stage, rows, labels, run, session.config)
+            codes.append(1 if stage.data.damaged else 0)
         codes.append(draw(session, stage))
     return max(code, *codes) if codes else code
 

@@ -6,7 +6,7 @@ for by their number in lists made here: no name or path that comes from outside 
 
 from __future__ import annotations
 
-import json
+import csv
 import math
 import threading
 from collections import OrderedDict
@@ -22,7 +22,7 @@ import numpy as np
 
 from mil import heatmap
 from mil.heatmap import Frame
-from pipeline import bundle, cohort, ensemble, estimand, explain, store
+from pipeline import bundle, cohort, ensemble, estimand, explain, seals, store
 from pipeline.viewer.pyramid import TILE_PX, Pyramid, jpeg
 
 OPEN_SLIDES = 8
@@ -31,11 +31,13 @@ LAYER_PX = 2048  # long side of a layer's picture
 
 @dataclass(frozen=True)
 class Shown:
-    """One slide of the cohort. tiles: attributes of its tile store, None if it could not be tiled."""
+    """One slide of the cohort. tiles: attributes of its tile store, None if it could not be tiled or they are damaged,
+    which `why` tells."""
 
     id: str
     path: Path
     tiles: dict[str, Any] | None
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,17 @@ class Gallery:
 
     def __init__(self, work: store.Work) -> None:
         self.work = work
-        self.slides = [Shown(s.id, s.path, _attrs(work.tile_store(s.id))) for s in cohort.read_cohort(work)]
+        self.slides = [_shown(s.id, s.path, work.tile_store(s.id)) for s in cohort.read_cohort(work)]
         folders = sorted(p for p in work.runs.iterdir() if p.is_dir()) if work.runs.is_dir() else []
-        self.runs = [r for r in map(_run, folders) if r is not None]
-        new = _new_slides(work.root)
-        self.runs += [new] if new is not None else []
+        self.left_out: list[str] = [s.why for s in self.slides if s.why]  # one line for each damaged slide or run
+        self.runs: list[ShownRun] = []
+        for folder, find in [*((f, _run) for f in folders), (work.root, _new_slides)]:
+            try:
+                found = find(folder)
+            except (store.StoreError, KeyError, ValueError, csv.Error) as error:
+                self.left_out.append(f"the run in {folder} cannot be read ({error}); score it again")
+                continue
+            self.runs += [found] if found is not None else []
         self._open: OrderedDict[int, Pyramid] = OrderedDict()
         self._lock = threading.Lock()
         self.layer_png = lru_cache(maxsize=64)(self._layer_png)
@@ -76,11 +84,11 @@ class Gallery:
             labels = {p["label"] for p in known if p["label"]}
             slides.append({"id": s.id, "readable": s.tiles is not None, "predictions": known,
                            "patient": known[0]["patient"] if known else "", "label": ", ".join(sorted(labels)),
-                           "why": "" if s.tiles is None else str(s.tiles.get("empty") or "")})
+                           "why": s.why or str((s.tiles or {}).get("empty") or "")})
         runs = [{"name": r.name, "classes": r.task["classes"]} for r in self.runs]
-        seals = [(s.id, (s.tiles or {}).get("fingerprint")) for s in self.slides]
-        seals += [(r.name, r.seal) for r in self.runs]
-        version = store.fingerprint({"shown": seals})  # in every address, so that no browser shows an older slide
+        marks = [(s.id, (s.tiles or {}).get("fingerprint")) for s in self.slides]
+        marks += [(r.name, r.seal) for r in self.runs]
+        version = store.fingerprint({"shown": marks})  # in every address, so that no browser shows an older slide
         return {"work": self.work.root.resolve().name, "slides": slides, "runs": runs, "version": version}
 
     def about(self, number: int) -> dict[str, Any]:
@@ -165,8 +173,9 @@ class Gallery:
         if not 0 <= run < len(self.runs):
             raise Unknown(f"no run {run}")
         scores = self.runs[run].folder / "scores" / f"{self._shown(number).id}.zarr"
-        if store.stored(scores) is None:
-            return []
+        found = seals.look(scores)
+        if found is None or found.wrong:
+            return []  # not scored, or damaged: `pipeline status` and `verify` tell which
         arrays = {name: np.asarray(store.read_array(scores, name)) for name in store.array_names(scores)}
         return explain.layers(arrays, self.runs[run].task, "all")
 
@@ -202,15 +211,20 @@ def layer_frame(tiles: dict[str, Any]) -> Frame:
     return Frame((0, 0), (down / sx, down / sy), size, down * min(mpp))
 
 
-def _attrs(path: Path) -> dict[str, Any] | None:
-    return store.read_attrs(path) if store.stored(path) is not None else None
+def _shown(slide: str, path: Path, tiles: Path) -> Shown:
+    found = seals.look(tiles)
+    if found is None:
+        return Shown(slide, path, None)
+    if found.wrong:
+        return Shown(slide, path, None, store.damage(tiles, found.wrong))
+    return Shown(slide, path, found.attrs)
 
 
 def _run(folder: Path) -> ShownRun | None:
     metrics = folder / "metrics.json"
     if not (folder / "predictions.csv").exists() or not metrics.exists():
         return None
-    return _shown_run(folder.name, folder, json.loads(metrics.read_text())["task"])
+    return _shown_run(folder.name, folder, store.read_json(metrics)["task"])
 
 
 def _new_slides(folder: Path) -> ShownRun | None:

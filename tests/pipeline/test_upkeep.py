@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from pipeline import pack, runlog, store
 from pipeline.claims import Claims
@@ -99,8 +99,7 @@ def test_a_damaged_pack_is_named(tmp_path: Path) -> None:
     packed = Path(f"{work.tile_store('site/0.svs')}.zip")
     packed.chmod(0o644)
     packed.write_bytes(packed.read_bytes()[:200])
-    with pytest.raises(store.StoreError, match=r"0\.svs\.zarr\.zip is damaged"):
-        pack.unpack(work)
+    assert re.search(r"0\.svs\.zarr\.zip is damaged", pack.unpack(work).damaged[0])
     assert packed.exists()
 
 
@@ -154,7 +153,7 @@ def test_status_tells_the_folds_that_an_interrupted_training_misses(tmp_path: Pa
     work = stocked(tmp_path / "w", n=1)
     work.cohort.write_text("slide,path,mpp\nsite/0.svs,/a/0.svs,0.5\n")
     store.StoreWriter(work.run("abmil") / "fold_0", {})
-    (work.run("abmil") / "fold_0" / store.SEAL).write_text("{}")
+    store.seal(work.run("abmil") / "fold_0", {})
 
     def command(epochs: int, todo: list[str]) -> None:
         config = Config.model_validate({"train": {"epochs": epochs}})
@@ -180,7 +179,7 @@ def test_watched_status_shows_what_changes(tmp_path: Path) -> None:
     while "MiB" not in text:
         text = process.stdout.readline()
     work.tile_store("1.svs").rename(work.tile_store("7.svs"))
-    store.StoreWriter(work.tile_store("1.svs"), {})
+    store.StoreWriter(work.tile_store("1.svs"), {"fingerprint": "1"})
     text = ""
     while "MiB" not in text:
         text += process.stdout.readline()
