@@ -62,8 +62,8 @@ class Tile(Stage):
         return fingerprints.tile(self.config.tile)
 
     def beside(self, item: Item) -> dict[str, Path]:
-        images = self._images(item.data)
-        return {"overlay": self.work.overlay(item.key)} | ({"images": images} if images is not None else {})
+        found = {"overlay": self.work.overlay(item.key), "images": self._images(item.data)}
+        return {name: path for name, path in found.items() if path is not None}
 
     def remake_fields(self) -> frozenset[str]:
         return frozenset(f"tile.{name}" for name in marked(TileConfig, "later"))
@@ -120,13 +120,12 @@ class Tile(Stage):
         filtered = refilter(arrays, attrs, self.config.tile)
         slide: SlideEntry = item.data
         if (images := self._images(slide)) is not None:
-            private = out.parent / "images"
-            saved_again(slide.path, self.config.tile, slide.mpp, filtered.arrays["coords"], images, private)
+            saved_again(
+                slide.path, self.config.tile, slide.mpp, filtered.arrays["coords"], images, out.parent / "images")
         self._write(out, filtered.arrays, filtered.attrs)
         return Made(filtered.empty, filtered.notes, {"tiles": len(filtered.arrays["coords"])})
 
     def _images(self, slide: SlideEntry) -> Path | None:
-        """The folder of the tiles as image files, if they are wanted."""
         return self.work.root / "tile_images" / slide.id if self.config.tile.save_tiles != "none" else None
 
     def _write(self, out: Path, arrays: dict[str, np.ndarray], attrs: dict[str, Any]) -> None:
@@ -163,9 +162,8 @@ class Extract(Stage):
         items = []
         for slide in self.slides:
             found = seals.look(self.work.tile_store(slide.id))
-            if found is None:
-                continue  # not tiled: `tile` has told why, and `status` lists it as missing
-            if found.wrong or not found.attrs.get("empty"):
+            # not tiled: `tile` has told why, and `status` lists it as missing
+            if found is not None and (found.wrong or not found.attrs.get("empty")):
                 output = self.work.feature_store(self.config.extract.encoder, slide.id)
                 wrong = store.damage(self.work.tile_store(slide.id), found.wrong) if found.wrong else ""
                 items.append(Item(slide.id, output, {"tiles": found.fingerprint}, slide, wrong=wrong))
@@ -271,7 +269,6 @@ class Train(Stage):
         return fingerprints.flat("train", fingerprint_fields(self.config.train))
 
     def together(self) -> dict[str, Any]:
-        """Also the patients, their features and the folds: one run is one experiment."""
         one = {"input.patients": digest_of(self.data.patients), "input.split": splits.digest(self.folds)}
         return self.settings() | one | {f"features.{k}": v for k, v in self.data.facts.items()}
 
@@ -351,7 +348,7 @@ class Score(Stage):
             items.append(Item("metrics", self.out, {"models": self._seals(self.folds)}, None, "score.json"))
         for name, folders in self.models.items():
             inputs = {"features": known[name].digest, "models": self._seals(folders)}
-            wrong = known[name].wrong
+            wrong = known[name].wrong  # damaged features
             items += [Item(s, self.out / "scores" / f"{s}.zarr", inputs, name, wrong=wrong) for s in known[name].slides]
         return items
 
