@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline import bundle, provenance, store
-from tests.pipeline.bags import make_features, write_labels
+from tests.pipeline.bags import make_features, tree, write_labels
 
 Cli = Callable[..., tuple[int, str]]
 QUICK = ["--set", "train.folds=2", "--set", "train.val_fraction=0.4", "--set", "train.epochs=2", "--set",
@@ -110,3 +112,24 @@ def test_a_run_on_imported_features_says_how_new_slides_can_be_scored(tmp_path: 
     code, text = cli("score", tmp_path, "--work", work.root, "--name", "mean", *QUICK)
     assert code == 2
     assert "--features" in text
+
+
+def test_the_report_s_commands_do_it_again(
+    made: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands that the report prints, run as printed but for the folder, give the same bytes."""
+    assert cli("report", "--work", made, "--name", "abmil")[0] == 0
+    html = (store.Work(made).run("abmil") / "report.html").read_text()
+    block = re.search(r"Do it again</h2>.*?<pre>(.*?)</pre>", html, re.S)
+    assert block
+    monkeypatch.chdir(tmp_path)
+    commands = [line for line in block.group(1).replace("&#x27;", "'").splitlines() if line.startswith("pipeline ")]
+    assert len(commands) >= 4
+    for line in commands:
+        code, text = cli(*shlex.split(line)[1:])
+        assert code == (1 if " tile " in line else 0), text  # the cohort's broken slides fail again
+    before, after = (tree(store.Work(w).run("abmil")) for w in (made, tmp_path / "again"))
+    files = ("config.yaml", "splits.csv", "patients.csv", "predictions.csv", "metrics.json")
+    same = [name for name in before if name.startswith("fold_") or name in files]
+    assert len(same) > 8
+    assert [name for name in same if before[name] != after.get(name)] == []
