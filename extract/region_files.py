@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import numpy as np
@@ -231,7 +231,7 @@ def _xml(raw: bytes) -> list[Shape]:
     source = io.BytesIO(raw)
     while some := source.read(1 << 16):
         parser.feed(some)
-    root: _Element = parser.close()  # type: ignore[assignment]  # what the target makes
+    root = cast(_Element, parser.close())  # what the target makes
     readers: dict[str, Callable[[_Element], Iterator[Shape]]] = {"ASAP_Annotations": _asap, "Annotations": _imagescope}
     if root.tag not in readers:
         raise _Odd(f"<{root.tag}> is XML of an unknown kind: ASAP writes <ASAP_Annotations>, ImageScope <Annotations>")

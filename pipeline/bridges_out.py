@@ -180,6 +180,6 @@ def _slide2vec(bag: Bag, out: Path) -> None:
     unknown = np.full(n, np.nan, np.float32)  # features do not carry it
     arrays = {"x": x, "y": y, "tile_index": np.arange(n, dtype=np.int32), "tissue_fractions": unknown}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **arrays)
     store.write_atomic(placed, buffer.getvalue())
     store.write_atomic(out / "tiles" / f"{bag.name}.coordinates.meta.json", json.dumps(how, indent=1) + "\n")

@@ -106,10 +106,10 @@ def recognise(
     groups: dict[str, list[Patient]] = {}
     for bag in data.patients:
         groups.setdefault((patient_of or {}).get(bag.id, bag.id), []).append(bag)
-    found = {}
+    found: dict[str, Recognised] = {}
     for name, bags in groups.items():
         each = [_matches(bag, name, by) for bag in bags]
-        whose = set().union(*(names for names, _ in each))
+        whose = {name for names, _ in each for name in names}
         if whose:
             out = tuple(f for f in folders if f in held_out and whose <= held_out[f])
             why = next(words for _, words in each if words)

@@ -8,12 +8,13 @@ compared by `pipeline verify`. Outputs of versions that kept no sums can be open
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 SEAL = "manifest.json"  # carries the fingerprint of outputs that are not Zarr stores
 FILES, OWN = "files", "seal_sum"
@@ -112,7 +113,7 @@ def twin(root: Path, fingerprint: str, but: Path) -> Path | None:
     return None
 
 
-def _digest(file: BinaryIO) -> str:
+def _digest(file: io.BufferedIOBase) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
 
 
@@ -189,7 +190,7 @@ def damaged(path: Path, packed: bool, attrs: dict[str, Any]) -> list[str]:
                 continue
             try:
                 with z.open(name) as member:
-                    same = _digest(cast(BinaryIO, _Buffered(member))) == told.partition(" ")[2]
+                    same = _digest(cast(io.BufferedIOBase, _Buffered(member))) == told.partition(" ")[2]
             except (zipfile.BadZipFile, EOFError):
                 same = False
             if not same:
