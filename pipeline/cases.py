@@ -138,10 +138,7 @@ def labelled(rows: Sequence[Row], features: Path, config: TrainConfig) -> Datase
     matched = match(rows, every)
     notes = [*_damaged(damaged), *matched.notes]
     notes += _left_out(matched.without_row, "slides have features but no row in the labels")
-    bare = {i for i in feature_stores(features) if i not in every}
-    notes += _left_out([r.slide for r in matched.without_slide if r.slide in bare], "slides have no tiles")
-    notes += _left_out([r.slide for r in matched.without_slide if r.slide not in bare],
-                       "rows of the labels have no features")
+    notes += _without_features(matched.without_slide, features, every)
     survival = config.task == "survival" or (config.task == "auto" and any(r.time is not None for r, _ in matched.rows))
     lost = {r.patient for r, i in matched.rows if i in damaged}  # a bag without one of its slides is another bag
     notes += _left_out([i for r, i in matched.rows if r.patient in lost and i not in damaged],
@@ -192,7 +189,7 @@ def unlabelled(features: Path, rows: Sequence[Row] = ()) -> Dataset:
         groups[slide] = [slide]
     groups = {name: of for name, of in groups.items() if not damaged.keys() & set(of)}
     notes = [*_damaged(damaged), *matched.notes]
-    notes += _left_out([r.slide for r in matched.without_slide], "rows have no features")
+    notes += _without_features(matched.without_slide, features, every)
     notes += mixed_tissue(groups)
     if rows:
         alone = matched.without_row
@@ -356,6 +353,13 @@ def _strata(dataset: Dataset) -> dict[str, int]:
         return {p.id: int(p.target) for p in dataset.patients if isinstance(p.target, int)}
     pairs = {p.id: p.target for p in dataset.patients if isinstance(p.target, tuple)}
     return splits.survival_strata({k: v[0] for k, v in pairs.items()}, {k: int(v[1]) for k, v in pairs.items()})
+
+
+def _without_features(rows: Sequence[Row], features: Path, every: dict[str, Path]) -> list[str]:
+    """Lines on `rows` that name none of the slides in `every`: those without tiles, and those without a store."""
+    bare = {i for i in feature_stores(features) if i not in every}
+    return [*_left_out([r.slide for r in rows if r.slide in bare], "slides have no tiles"),
+            *_left_out([r.slide for r in rows if r.slide not in bare], "rows of the labels have no features")]
 
 
 def _left_out(names: Sequence[str], why: str) -> list[str]:

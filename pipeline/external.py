@@ -21,6 +21,7 @@ from configs.schema import Config, LabelsConfig, ScoreConfig
 from mil import metrics, tasks
 from pipeline import (
     bundle,
+    cases,
     choices,
     console,
     decide,
@@ -54,6 +55,16 @@ def known_rows(slides: Path | None, labels: Path | None, settings: LabelsConfig)
     told = label_use.unused_by_score(table, slides is not None)
     verbs.tell((*(() if slides is not None else table.notes), *told))  # else told where the slides are listed
     return table.rows
+
+
+def with_barcodes(rows: Sequence[Row], features: Path, settings: LabelsConfig) -> tuple[list[Row], list[str]]:
+    """`rows`, and one for each slide of `features` that none names and whose TCGA barcode tells the patient, so that
+    slides of one patient are one bag without a table too; and what is to be told."""
+    slides = list(cases.feature_stores(features)) if settings.tcga_patients else []
+    added = label_match.by_barcode(rows, slides)
+    told = (f"no row tells the patient of {len(added)} slides: they are of {len({r.patient for r in added})} patients "
+            "by their TCGA barcodes (--no-tcga-patients: each slide by itself)")
+    return [*rows, *added], [told] if added else []
 
 
 def patients_of(data: Dataset, rows: Sequence[Row]) -> dict[str, str]:
@@ -240,8 +251,7 @@ def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, 
     if labels is not None:
         before = predict(stage, known_as, config.score.model_copy(update={"calibrate": False}))[0]
         found = _apart(each, before, known, run, config)
-        if stage.known:
-            found["warnings"] = [*stage.data.notes, *found.get("warnings", [])]
+        found["warnings"] = [*stage.data.notes, *found.get("warnings", [])]
         store.write_atomic(out / "metrics.json", json.dumps(found, indent=1) + "\n")
         console.out.print(show(found))
         if "decision_rule" in found:

@@ -167,6 +167,12 @@ def of_patients(rows: Iterable[Row], slides: Sequence[str]) -> list[Row]:
     return made
 
 
+def by_barcode(rows: Iterable[Row], slides: Sequence[str]) -> list[Row]:
+    """Rows for the TCGA slides that `rows` do not name: whose they are, and nothing else. Their number is 0."""
+    return [Row(0, slide, patient) for slide in match(rows, slides).without_row
+            if tcga.is_slide(slide) and (patient := tcga.patient(slide))]
+
+
 def find_labels(given: Path | None, work: store.Work) -> Path:
     """The labels CSV: as given, or labels.csv beside the slides or in the work folder. Raises CohortError."""
     if given is not None:

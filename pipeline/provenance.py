@@ -96,20 +96,24 @@ def settings_for_new_slides(mine: Config, made: Made, run: str) -> tuple[Config,
 
 def demand_same(made: Made, now: Mapping[str, Any], run: str) -> None:
     """Raise CohortError naming the settings in which slides made with `now` would differ from those of `run`."""
-    ignored = {f"tile.{k}" for k in OF_THE_SLIDES} | {"extract.precision"}  # what it became is compared
-    wrong = [f"{name} was {made[name]!r}, would be {now[name]!r}" for name in made.keys() & now.keys() - ignored
-             if json.dumps(made[name], sort_keys=True) != json.dumps(now[name], sort_keys=True)]
+    wrong = [f"{name} was {made[name]!r}, would be {now[name]!r}" for name in _unlike(made, now)]
     if wrong:
-        raise CohortError(f"new slides cannot be made as those of {run} were: {'; '.join(sorted(wrong))}. Give the "
+        raise CohortError(f"new slides cannot be made as those of {run} were: {'; '.join(wrong)}. Give the "
                           "weights and plug-ins that the run was made with")
 
 
 def differences(made: Made, others: Made, run: str) -> list[str]:
     """A line on each setting in which given features were made otherwise than those of `run`, where both are known."""
-    ignored = {f"tile.{k}" for k in OF_THE_SLIDES}
     return [f"these features were made with {name} {others[name]!r}, those of {run} with {made[name]!r}"
-            for name in sorted(made.keys() & others.keys() - ignored)
-            if json.dumps(made[name], sort_keys=True) != json.dumps(others[name], sort_keys=True)]
+            for name in _unlike(made, others)]
+
+
+def _unlike(made: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """The settings that both records tell and that differ, in order. Not those about the slides at hand; and of the
+    precision what it became, not what was asked for."""
+    ignored = {f"tile.{k}" for k in OF_THE_SLIDES} | {"extract.precision"}
+    return sorted(name for name in made.keys() & others.keys() - ignored
+                  if json.dumps(made[name], sort_keys=True) != json.dumps(others[name], sort_keys=True))
 
 
 def of_run(cards: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Made:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.schema import Config
-from pipeline import bundle, cases, choices, external, known, scoring, store, training
+from pipeline import bundle, cases, choices, external, known, provenance, scoring, store, training
 from pipeline import numbers as numbers_
 from pipeline.cases import Dataset
 from pipeline.cohort import CohortError
@@ -88,7 +88,8 @@ def new_slides(
     config: Config, work: store.Work, run: Path, features: Path, out: Path, rows: Sequence[Row] = ()
 ) -> Score:
     """Every slide of a folder of features, scored into `out`: strangers by all folds of `run`, patients that it knows
-    by the trainings that held them out. Refuses features of another encoder or mpp.
+    by the trainings that held them out. Refuses features of another encoder or mpp, and tells in which other settings
+    they were made otherwise than the run's.
 
     rows: tell which slides are one patient's. They are one bag, as in training, unless `score.several_slides` says that
     each is to be scored alone."""
@@ -103,8 +104,9 @@ def new_slides(
     allowed = config.score.allow_known
     members = {p.id: list(found[p.id].folders) if p.id in found and not allowed else folders for p in data.patients}
     unscored = [i for i, by in members.items() if not by]
+    otherwise = provenance.differences(bundle.card_of(folders[0]).get("made", {}), data.made, run.name)
     scored = replace(data, patients=tuple(p for p in data.patients if members[p.id]),
-                     notes=(*data.notes, *known.note(found, unscored, allowed)))
+                     notes=(*known.note(found, unscored, allowed), *otherwise, *data.notes))
     return Score(work, config, out, scored, {i: by for i, by in members.items() if by}, [], found)
 
 

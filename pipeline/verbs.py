@@ -353,6 +353,8 @@ def score(
             if session.dry_run:
                 return code
         assert features is not None
+        rows, told = external.with_barcodes(rows, features, session.config.labels)
+        tell(told)
         stage = runs.new_slides(session.config, session.work, run, features, out, rows)
     else:
         stage = runs.held_out(session.work, session.config, run)

@@ -155,3 +155,30 @@ def test_labels_without_new_slides_are_refused(run: Path, cli: Cli, tmp_path: Pa
     code, text = cli("score", "--work", run.parents[1], "--name", "abmil", "--labels", tmp_path / "labels.csv", *QUICK)
     assert code == 2
     assert "name the slides" in text
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_tcga_slides_without_a_table_are_grouped_as_in_training(tmp_path: Path, cli: Cli, grouped: bool) -> None:
+    """Another slide of a patient that the run knows is no stranger, and slides of one new patient are one bag."""
+    work, new = store.Work(tmp_path / "work"), store.Work(tmp_path / "new")
+    rows = make_features(work, 12, prefix="TCGA-AA-10")
+    named = {r.slide: f"TCGA-AA-10{k:02d}-01Z-00-DX1.svs" for k, r in enumerate(rows)}
+    for old, name in named.items():
+        work.feature_store("texture", old).rename(work.feature_store("texture", name))
+    labels = tmp_path / "labels.csv"
+    labels.write_text("slide,label\n" + "".join(f"{named[r.slide]},{r.label}\n" for r in rows))
+    assert cli("train", "--work", work.root, "--labels", labels, "--model", "mean", *QUICK)[0] == 0
+    strangers = [r.slide for r in make_features(new, 3, seed=4)]
+    names = ["TCGA-AA-1003-01Z-00-DX2.svs", "TCGA-BB-0001-01Z-00-DX1.svs", "TCGA-BB-0001-01Z-00-DX2.svs"]
+    for old, name in zip(strangers, names, strict=True):
+        new.feature_store("texture", old).rename(new.feature_store("texture", name))
+    code, text = cli("score", "--work", work.root, "--name", "mean", "--features", new.features("texture"),
+                     "--heatmaps", "none", *QUICK, *([] if grouped else ["--no-tcga-patients"]))
+    assert code == 0, text
+    rows_of = {r["patient"]: r for r in read(work.run("mean") / "new" / "texture" / "predictions.csv")}
+    if not grouped:
+        assert set(rows_of) == set(names)
+        return
+    assert "3 slides: they are of 2 patients by their TCGA barcodes" in " ".join(text.split())
+    assert rows_of["TCGA-BB-0001"]["slide"] == ";".join(names[1:])
+    assert rows_of["TCGA-AA-1003"]["known"].startswith("TCGA-AA-1003 of the run (the same patient id)")

@@ -87,6 +87,26 @@ def test_features_that_tell_nothing_get_no_settings_made_up(tmp_path: Path, cli:
     assert settings["extract"] == {"encoder": "texture"}
 
 
+def test_features_made_otherwise_than_the_run_s_are_told(tmp_path: Path, cli: Cli) -> None:
+    def record(min_tissue: float, overlay: bool) -> dict[str, object]:
+        return {provenance.TILING: {"tile.mpp": [0.5], "tile.min_tissue": min_tissue, "tile.overlay": overlay},
+                "settings": {"extract.precision": "auto", "encoder.precision": "float32"}}
+
+    work, other = store.Work(tmp_path / "work"), store.Work(tmp_path / "other")
+    labels = write_labels(tmp_path / "labels.csv", make_features(work, 12, **record(0.3, True)))
+    assert cli("train", "--work", work.root, "--labels", labels, "--model", "mean", *QUICK)[0] == 0
+    theirs = write_labels(tmp_path / "theirs.csv", make_features(other, 6, seed=3, prefix="x", **record(0.9, False)))
+    shared = ["score", "--work", work.root, "--name", "mean", "--heatmaps", "none", *QUICK]
+    code, text = cli(*shared, "--features", other.features("texture"), "--labels", theirs)
+    assert code == 0, text
+    told = "these features were made with tile.min_tissue 0.9, those of mean with 0.3"
+    assert told in " ".join(text.split())
+    assert "overlay" not in text
+    found = json.loads((work.run("mean") / "new" / "texture" / "metrics.json").read_text())
+    assert found["warnings"][0] == told
+    assert "were made with" not in cli(*shared, "--features", work.features("texture"), "--as", "own")[1]
+
+
 def test_a_run_of_the_first_version_is_read_from_its_settings_and_corrected_by_its_models() -> None:
     card = {"features": {"encoder": "texture", "mpp": 0.35, "tile_px": 128, "weights_id": "w"}}
     config = {"tile": {"mpp": [0.5], "tile_px": 256, "min_tissue": 0.4}, "extract": {"encoder": "texture"}}
