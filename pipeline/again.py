@@ -21,7 +21,7 @@ _MOST_ROOTS = 20
 
 def commands(work: store.Work, run: Path) -> list[str]:
     """One command a line; lines that begin with # say what a person must supply. Raises StoreError."""
-    card = json.loads((scoring.folds_of(run)[0] / bundle.CARD).read_text())
+    card = bundle.card_of(scoring.folds_of(run)[0])
     given = ["--work", FOLDER, "--config", _at(run / "config.yaml")]
     labels = ["--labels", _at(run / known.PATIENTS) if (run / known.PATIENTS).exists() else "LABELS.csv"]
     lines = []
@@ -54,7 +54,7 @@ def _roots(slides: list[SlideEntry]) -> dict[str, bool]:
 def _scored(run: Path) -> list[str]:
     """The settings of scoring that are not the default, as `--set`."""
     seal = run / "score.json"
-    settings = json.loads(seal.read_text()).get("settings", {}) if seal.exists() else {}
+    settings = store.read_json(seal).get("settings", {}) if seal.exists() else {}
     usual: dict[str, Any] = Config().score.model_dump(mode="json")
     changed = {k: v for k, v in settings.items()
                if k.startswith("score.") and v != usual.get(k.removeprefix("score."), v)}

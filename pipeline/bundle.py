@@ -108,11 +108,11 @@ def read(folder: Path) -> Bundle:
     from safetensors.torch import load_file
 
     try:
-        card = texts.read_json((folder / CARD).read_bytes(), f"{folder / CARD}")
+        card = texts.read_json(seals.read_small(folder / CARD), f"{folder / CARD}")
         tensors = load_file(folder / WEIGHTS)
     except FileNotFoundError as error:
         raise BundleError(f"{folder} holds no model ({Path(str(error.filename)).name} is missing)") from error
-    except (texts.TextError, SafetensorError) as error:
+    except (ValueError, SafetensorError) as error:
         raise BundleError(f"the model in {folder} is damaged: {error}") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         found = card.get("format") if isinstance(card, dict) else "none"
@@ -127,8 +127,8 @@ def read(folder: Path) -> Bundle:
 def card_of(folder: Path) -> dict[str, Any]:
     """The card of the bundle in `folder`, without its weights. Raises BundleError."""
     try:
-        card = texts.read_json((folder / CARD).read_bytes(), f"{folder / CARD}")
-    except (OSError, texts.TextError) as error:
+        card = texts.read_json(seals.read_small(folder / CARD), f"{folder / CARD}")
+    except (OSError, ValueError) as error:
         raise BundleError(f"the model in {folder} cannot be read: {error}") from error
     if not isinstance(card, dict):
         raise BundleError(f"{folder / CARD} is no card of a model; copy the run again from where it was trained")

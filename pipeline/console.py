@@ -96,7 +96,8 @@ def escape(text: str) -> str:
 
 
 def finish(report: Report) -> None:
-    """The last words of a stage: counts, and every failure with its reason."""
+    """The last words of a stage: counts, and every failure with its reason. Why it stopped ends the command, which
+    says it."""
     counts = [f"{report.count(s)} {s.value}" for s in State if report.count(s)]
     err.print(f"[bold]{report.stage}[/]: {', '.join(counts) or 'nothing to do'}")
     if report.failures:
@@ -107,8 +108,6 @@ def finish(report: Report) -> None:
         for failure in sorted(report.failures, key=lambda o: o.key):
             table.add_row(escape(failure.key), escape(failure.message))
         err.print(table)
-    if report.stopped:
-        err.print(f"[red]stopped[/]: {escape(report.stopped)}")
 
 
 def fail(message: str) -> None:

@@ -7,7 +7,6 @@ not know (the planted tumour) is read only at the end, to measure how well the t
 from __future__ import annotations
 
 import csv
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +68,7 @@ def _show_metrics(work: store.Work, folder: Path) -> None:
     rows: list[tuple[str, list[str]]] = []
     counted: list[str] = []
     for model in MODELS:
-        metrics = json.loads((work.run(model) / "metrics.json").read_text())
+        metrics = store.read_json(work.run(model) / "metrics.json")
         rows.append((model, [numbers.text_of(metrics["test"][k]) for k in ("auc", "balanced_accuracy", "f1")]))
         counted += [f"{model}: {line}" for line in choices.lines(metrics["choices"])]
     for name in ("AUC", "balanced accuracy", "F1", "AUC of tile scores against the planted tumour"):

@@ -162,7 +162,7 @@ def _seen(work: store.Work, run: Path, folders: Sequence[Path]) -> list[_Seen]:
     slides: dict[str, str] = {}
     encoder = ""
     for folder in folders:
-        encoder = json.loads((folder / bundle.CARD).read_text())["features"].get("encoder", "")
+        encoder = bundle.card_of(folder)["features"].get("encoder", "")
         if (folder / training.PREDICTIONS).exists():
             slides |= {s: r["patient"] for r in training.read_predictions(folder) for s in json.loads(r["slides"])}
     stores = feature_stores(work.features(encoder)) if encoder else {}

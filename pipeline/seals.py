@@ -12,12 +12,14 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 SEAL = "manifest.json"  # carries the fingerprint of outputs that are not Zarr stores
 FILES, OWN = "files", "seal_sum"
+LARGEST = 64 << 20  # bytes of a description; a seal has about 100 for each file
 _DIGITS = 16  # of a SHA-256: against accidents, not against a forger, who could write new sums beside new bytes
 
 
@@ -56,12 +58,13 @@ def look(path: Path, seal: str | None = None) -> Found | None:
     members = (seal,) if seal else ("zarr.json", SEAL)
     for member in members:
         try:
-            with open(f"{path}/{member}", "rb") as f:
-                raw = f.read()
+            raw = read_small(f"{path}/{member}")
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
             return Found({}, f"{member} cannot be read ({error.strerror})")
+        except ValueError as error:
+            return Found({}, str(error))
         found = _parsed(raw, member)
         files = None if found.wrong else listed(found.attrs)
         return Found(found.attrs, misfit(path, files)) if files else found
@@ -78,14 +81,33 @@ def _look_packed(packed: Path, members: tuple[str, ...]) -> Found:
             there = set(z.namelist())
             for member in members:
                 if member in there:
-                    found = _parsed(z.read(member), member)
+                    found = _parsed(read_packed(z, member), member)
                     files = None if found.wrong else listed(found.attrs)
                     return Found(found.attrs, misfit_packed(z, files)) if files else found
     except (zipfile.BadZipFile, EOFError) as error:
         return Found({}, f"{packed.name} is no whole zip file ({error})")
     except OSError as error:
         return Found({}, f"{packed.name} cannot be read ({error.strerror})")
+    except (ValueError, NotImplementedError, RuntimeError, zlib.error) as error:  # what zipfile says of odd members
+        return Found({}, f"{packed.name} cannot be read ({error})")
     return Found({}, f"{packed.name} holds no {' or '.join(members)}")
+
+
+def read_small(path: str | Path) -> bytes:
+    """A description (a seal, a card, the metadata of an array). Raises OSError, and ValueError for one that is larger
+    than any of them."""
+    with open(path, "rb") as f:
+        raw = f.read(LARGEST + 1)
+    if len(raw) > LARGEST:
+        raise ValueError(f"{os.path.basename(path)} has more than the {LARGEST >> 20} MiB of any description")
+    return raw
+
+
+def read_packed(packed: zipfile.ZipFile, member: str) -> bytes:
+    """As `read_small`, of a packed output: a few kB can be packed that unfold to gigabytes. Raises KeyError too."""
+    if packed.getinfo(member).file_size > LARGEST:  # zipfile unfolds no more than this
+        raise ValueError(f"{member} has more than the {LARGEST >> 20} MiB of any description")
+    return packed.read(member)
 
 
 def _parsed(raw: bytes, member: str) -> Found:

@@ -107,16 +107,17 @@ def stored(path: Path) -> Path | None:
 
 
 def _read_member(path: Path, member: str) -> bytes:
-    """One file of a store, packed or not. Raises FileNotFoundError."""
+    """One description of a store, packed or not. Raises FileNotFoundError, and ValueError for one that is none by its
+    size."""
     try:
-        return (path / member).read_bytes()
+        return seals.read_small(path / member)
     except (FileNotFoundError, NotADirectoryError):
         packed = path.with_name(path.name + ".zip")
         if not packed.is_file():
             raise FileNotFoundError(path / member) from None
     with zipfile.ZipFile(packed) as z:
         try:
-            return z.read(member)
+            return seals.read_packed(z, member)
         except KeyError:
             raise FileNotFoundError(f"{packed}:{member}") from None
 
@@ -136,7 +137,7 @@ def read_attrs(path: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a run. Raises StoreError naming it when it is damaged, FileNotFoundError when it is not there."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(seals.read_small(path))
         if not isinstance(content, dict):
             raise ValueError("no mapping in it")
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError

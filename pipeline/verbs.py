@@ -79,7 +79,9 @@ class Session:
 
 
 def run_stage(session: Session, stage: Stage, args: list[str] | None = None) -> int:
-    """Run one stage through the configured back end and tell how it went; or submit its verb, called with `args`."""
+    """Run one stage through the configured back end and tell how it went; or submit its verb, called with `args`.
+
+    Raises Stopped where nothing more can be made (a full disk, say): what follows the stage is not to begin either."""
     cluster = session.config.cluster
     module = lookup.find("pipeline.backends", cluster.backend)
     if session.dry_run:
@@ -118,6 +120,8 @@ def run_stage(session: Session, stage: Stage, args: list[str] | None = None) -> 
         )
         log.finished(report)
     console.finish(report)
+    if report.stopped:
+        raise stages_core.Stopped(report.stopped)
     if log.broken:
         console.err.print(f"[yellow]the log of this run is incomplete[/]: {console.escape(log.broken)}")
     return report.exit_code
@@ -235,7 +239,8 @@ def extract(session: Session) -> int:
 
 
 def run_all(session: Session, source: Path, labels: Path | None, name: str | None) -> int:
-    """The four verbs in order. Failed items do not stop the next verb; the worst exit code is returned."""
+    """The four verbs in order. Failed items do not stop the next verb; the worst exit code is returned. Raises Stopped
+    at the first verb that can make nothing more."""
     # a wrong or missing table is told before hours of tiling, and its mpp and regions decide the tiles
     if labels is None:
         own = label_use.of_manifest(source, session.config.labels)

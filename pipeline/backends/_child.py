@@ -109,7 +109,9 @@ class Child:
     def _start(self) -> subprocess.Popen[bytes]:
         if self._gone:
             raise Stopped("the worker processes were told to end")
-        code = f"import sys; sys.path[:] = {sys.path!r}; from pipeline.backends._child import main; main()"
+        # Ctrl-C is the owner's, also while this one imports
+        code = (f"import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = {sys.path!r}; "
+                "from pipeline.backends._child import main; main()")
         process = subprocess.Popen(  # -P: the working folder must not stand before the program
             [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=self._order.folder
         )
@@ -164,7 +166,6 @@ def _send(pipe: Any, thing: Any) -> None:
 
 def main() -> None:
     """The child: an order, then items in, outcomes out, until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's; it ends us by SIGTERM
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
     inbox: queue.SimpleQueue[tuple[Any, Any] | None] = queue.SimpleQueue()

@@ -297,7 +297,7 @@ def jobs(work: store.Work, folder: Path | None = None) -> list[ArrayState]:
     folders = [folder] if folder else sorted(p.parent for p in (work.root / "jobs").glob("*/job.json"))
     arrays: list[ArrayState] = []
     for at in folders:
-        card = json.loads((at / "job.json").read_text())
+        card = store.read_json(at / "job.json")
         ends = _ends(at)
         for raw in card["arrays"]:
             array = Submitted(**raw)

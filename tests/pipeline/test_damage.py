@@ -97,6 +97,28 @@ def test_a_damaged_array_description_is_told(tmp_path: Path) -> None:
             store.read_array(path, "features")
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_description_that_unfolds_to_a_vast_one_is_not_read(
+    tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few kB of a zip can stand for gigabytes; what is larger than any seal is damage, by name and size."""
+    monkeypatch.setattr(seals, "LARGEST", 1 << 20)
+    path = tmp_path / "x.zarr"
+    vast = b'{"zarr_format": 3, "attributes": {"a": "' + b" " * (2 << 20) + b'"}}'
+    for member in ("zarr.json", "features/zarr.json"):
+        if packed:
+            with zipfile.ZipFile(f"{path}.zip", "w", zipfile.ZIP_DEFLATED) as z:
+                z.writestr(member, vast)
+        else:
+            (path / member).parent.mkdir(parents=True, exist_ok=True)
+            (path / member).write_bytes(vast)
+    found = seals.look(path)
+    assert found is not None
+    assert found.wrong
+    with pytest.raises(store.StoreError, match="has more than the 1 MiB of any description"):
+        store.read_array(path, "features")
+
+
 def test_seals_are_deterministic(tmp_path: Path) -> None:
     assert tree(made(tmp_path / "a" / "x.zarr")) == tree(made(tmp_path / "b" / "x.zarr"))
 

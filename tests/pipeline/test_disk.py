@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from pipeline import disk, pack, store
+from pipeline.stage import Report, Stage
+from tests.extract.slides import tissue_rgb, write_svs
 from tests.pipeline.bags import make_features, tree, write_labels
 
 Cli = Callable[..., tuple[int, str]]
@@ -145,6 +147,24 @@ def test_every_verb_ends_with_one_line_and_goes_on_when_there_is_room(small: Pat
     same = {k: v for k, v in tree(work.runs).items() if not k.endswith((".jsonl", ".md", ".html", ".svg"))}
     assert same == {k: v for k, v in tree(calm.runs).items() if k in same}
     assert tree(work.root / "features") == tree(calm.root / "features")
+
+
+def test_a_verb_that_stopped_is_told_once_and_the_next_does_not_begin(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slides").mkdir()
+    write_svs(tmp_path / "slides" / "a.svs", tissue_rgb(512, 512, 1))
+    (tmp_path / "labels.csv").write_text("slide,label\na.svs,x\n")
+    begun: list[str] = []
+
+    def stopped(stage: Stage, *args: Any, **more: Any) -> Report:
+        begun.append(stage.name)
+        return Report(stage.name, [], f"{stage.name}: cannot write to {tmp_path}: the disk is full")
+
+    monkeypatch.setattr("pipeline.runner.run", stopped)
+    code, text = cli("run", tmp_path / "slides", "--labels", tmp_path / "labels.csv", "--work", tmp_path / "w")
+    one_line(code, text, tmp_path)
+    assert begun == ["tile"]
 
 
 def test_import_on_a_full_disk_is_one_line(small: Path, cli: Cli, tmp_path: Path) -> None:

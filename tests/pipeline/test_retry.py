@@ -116,6 +116,22 @@ def test_what_is_typed_counts_before_the_log(tmp_path: Path) -> None:
     assert retry.refused(again, slurm, {"cluster": {"backend": "slurm"}}, None) == ""
 
 
+def test_how_the_table_of_labels_was_read_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline import verbs
+
+    told: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(verbs, "train", lambda session, labels, name: told.append((session, labels, name)) or 0)
+    read = {"label_column": "diagnosis", "slide_column": "file", "encoding": "latin-1"}
+    work = logged(tmp_path / "w", "train r", ("fold_0",), asked={"labels": read, "train": {"folds": 3}})
+    (again,) = retry.commands(work)
+    assert retry.make(again, work, {"labels": {"encoding": "utf-8"}}, tmp_path / "labels.csv") == 0
+    ((session, labels, name),) = told
+    assert (labels, name) == (tmp_path / "labels.csv", "r")
+    assert (session.config.labels.label_column, session.config.labels.slide_column) == ("diagnosis", "file")
+    assert session.config.labels.encoding == "utf-8"  # typed
+    assert session.config.train.folds == 3
+
+
 def test_a_line_is_shown_without_what_moves_a_terminal(cli: Cli, tmp_path: Path) -> None:
     work = logged(tmp_path / "w", "tile", command=["x", "\x1b[2Jdemo", "a b"])
     code, text = cli("retry", "--failed", "--work", work.root)
