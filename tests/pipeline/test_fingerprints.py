@@ -251,7 +251,8 @@ def test_outputs_of_0_1_are_taken_where_it_meant_the_same(tmp_path: Path, monkey
         def __post_init__(self) -> None:
             self.identity = {"encoder": "uni", "weights_id": "w", "precision": self.precision}
 
-    for now, then, kept in (("float32", "float32", True), ("float16", "float32", False), ("float16", "float16", True)):
+    for now, then, kept in (("float32", "float32", True), ("float16", "float32", False), ("float16", "float16", True),
+                            ("own", "float32", True)):  # `texture`, and a user's own
         Known.precision = now  # type: ignore[attr-defined]
         made = Known(store.Work(tmp_path / f"{now}{then}"), Config(), [])
         item = stage.Item("a.svs", made.work.feature_store("texture", "a.svs"), {"tiles": "t"})
