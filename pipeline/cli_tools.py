@@ -227,9 +227,11 @@ def view(
     ask = f"/?token={token}" if token else "/"
     print(f"viewing {work} at http://{address(host, server.server_port)}{ask}   (Ctrl-C ends)", flush=True)
     try:
+        gallery.read.warm()
         server.serve_forever()
     finally:
         server.server_close()
+        gallery.read.close()
     return 0
 
 

@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import csv
 import math
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,9 +19,9 @@ import numpy as np
 from mil import heatmap
 from mil.heatmap import Frame
 from pipeline import bundle, cohort, ensemble, estimand, explain, seals, store
-from pipeline.viewer.pyramid import TILE_PX, Pyramid, jpeg
+from pipeline.viewer.pyramid import TILE_PX
+from pipeline.viewer.slides import Question, Slides, What
 
-OPEN_SLIDES = 8
 LAYER_PX = 2048  # long side of a layer's picture
 
 
@@ -56,7 +52,9 @@ class Unknown(LookupError):
 
 
 class Gallery:
-    """Everything the viewer can show. Safe to ask from several threads."""
+    """Everything the viewer can show. Safe to ask from several threads; `read.close` at the end.
+
+    read: the processes in which the slides are opened, never in this one."""
 
     def __init__(self, work: store.Work) -> None:
         self.work = work
@@ -71,8 +69,7 @@ class Gallery:
                 self.left_out.append(f"the run in {folder} cannot be read ({error}); score it again")
                 continue
             self.runs += [found] if found is not None else []
-        self._open: OrderedDict[int, Pyramid] = OrderedDict()
-        self._lock = threading.Lock()
+        self.read = Slides()
         self.layer_png = lru_cache(maxsize=64)(self._layer_png)
         self.thumbnail = lru_cache(maxsize=512)(self._thumbnail)
 
@@ -96,8 +93,7 @@ class Gallery:
         is in level-0 px, which `stretch` (x, y) turns into px of the finest picture."""
         shown = self._shown(number)
         assert shown.tiles is not None
-        with self._slide(number) as pyramid:
-            (w, h), stretch, mpp = pyramid.size_px, pyramid.stretch, pyramid.mpp
+        (w, h), mpp, stretch, _ = self._ask(number, "geometry")
         coords = store.read_array(self.work.tile_store(shown.id), "coords")
         place = self.layer_place(number)
         runs = []
@@ -111,11 +107,8 @@ class Gallery:
 
     def tile(self, number: int, level: int, column: int, row: int) -> bytes:
         """One JPEG tile of the slide: level n halves the resolution of level n + 1."""
-        with self._slide(number) as pyramid:
-            try:
-                return pyramid.tile(level, column, row)
-            except LookupError as error:
-                raise Unknown(str(error)) from error
+        made: bytes = self._ask(number, "tile", (level, column, row))
+        return made
 
     def layer_place(self, number: int) -> Frame:
         """Where the pictures of a slide's layers lie."""
@@ -154,15 +147,8 @@ class Gallery:
 
     def _thumbnail(self, number: int) -> bytes:
         """A small picture of the slide."""
-        shown = self._shown(number)
-        assert shown.tiles is not None
-        with self._slide(number) as pyramid:
-            (w, h), (mx, my) = pyramid.slide.bounds_l0[2:], pyramid.slide.slide_mpp
-            rgb, (px_x, px_y) = pyramid.slide.image_at(max(w * mx, h * my) / 320)
-        h_px, w_px = rgb.shape[0] * px_y / px_x, rgb.shape[1]
-        k = 240 / max(w_px, h_px)
-        size = (max(1, round(w_px * k)), max(1, round(h_px * k)))
-        return jpeg(np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)))
+        made: bytes = self._ask(number, "thumbnail")
+        return made
 
     def _shown(self, number: int) -> Shown:
         if not 0 <= number < len(self.slides) or self.slides[number].tiles is None:
@@ -179,22 +165,15 @@ class Gallery:
         arrays = {name: np.asarray(store.read_array(scores, name)) for name in store.array_names(scores)}
         return explain.layers(arrays, self.runs[run].task, "all")
 
-    @contextmanager
-    def _slide(self, number: int) -> Iterator[Pyramid]:
-        """The open slide; the least recently used of many is closed when nobody holds it any more."""
-        from extract.slide import open_slide
-
+    def _ask(self, number: int, what: What, tile: tuple[int, int, int] = (0, 0, 0)) -> Any:
+        """What the slide's reading processes say. Raises Unknown, and SlideError where the slide cannot be read."""
         shown = self._shown(number)
-        with self._lock:
-            opened = self._open.pop(number, None)
-            if opened is None:
-                assert shown.tiles is not None
-                x, y = map(float, shown.tiles["slide_mpp"])
-                opened = Pyramid(open_slide(shown.path, (x, y), file_tiles=True))
-            self._open[number] = opened
-            while len(self._open) > OPEN_SLIDES:
-                self._open.popitem(last=False)  # its handle closes with the last reader's reference
-        yield opened
+        assert shown.tiles is not None
+        x, y = map(float, shown.tiles["slide_mpp"])
+        try:
+            return self.read.ask(Question(shown.path, (x, y), what, tile))
+        except LookupError as error:
+            raise Unknown(str(error)) from error
 
 
 def layer_frame(tiles: dict[str, Any]) -> Frame:

@@ -318,3 +318,4 @@ def test_the_viewer_shows_the_rest(tiled_cohort: Path, tmp_path: Path) -> None:
     assert "is damaged" in shown[tiles[0].stem]["why"]
     assert shown[tiles[1].stem]["readable"]
     assert len(gallery.left_out) == 2
+    gallery.read.close()

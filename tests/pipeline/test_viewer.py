@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import pytest
 
+from extract.slide import open_slide
 from pipeline import store
 from pipeline.viewer import listen
 from pipeline.viewer.data import Gallery
@@ -34,8 +35,10 @@ def work(tmp_path_factory: pytest.TempPathFactory, demo_cohort: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gallery(work: Path) -> Gallery:
-    return Gallery(store.Work(work))
+def gallery(work: Path) -> Iterator[Gallery]:
+    made = Gallery(store.Work(work))
+    yield made
+    made.read.close()
 
 
 def serving(gallery: Gallery, **options: str) -> Iterator[int]:
@@ -91,9 +94,8 @@ def test_tiles_are_the_slide_s_own_pixels(port: int, gallery: Gallery) -> None:
             assert status == 200
             part = picture(data)
             whole[y : y + part.shape[0], x : x + part.shape[1]] = part
-    with gallery._slide(number) as pyramid:
-        assert not pyramid.note  # decoded directly
-        slide = pyramid.slide
+    assert not gallery._ask(number, "geometry").note  # decoded directly
+    with open_slide(gallery.slides[number].path) as slide:
         expected = slide.read_region(0, 0, (w, h), slide.slide_mpp[0] * down)[..., ::-1]
     assert np.abs(whole.astype(int) - expected).mean() < 4  # JPEG
 
@@ -124,12 +126,14 @@ def test_new_slides_are_shown_with_the_scores_of_their_run(tmp_path: Path, work:
     (run / "fold_0").mkdir()
     (run / "fold_0" / "model.json").write_text(json.dumps({"task": {"kind": "classification",
                                                                     "classes": ["benign", "tumour"]}}))
+    store.seal(run / "fold_0", {"made": "by hand"})
     found = Gallery(store.Work(new))
     assert [r.name for r in found.runs] == ["old"]
     told = found.index()["slides"][numbers(found)["a.svs"]]["predictions"][0]
     assert (told["of"], told["value"], told["decision"]) == ("tumour", 0.9, "tumour")
     names = [x["name"] for x in found.about(numbers(found)["a.svs"])["runs"][0]["layers"]]
     assert "contribution_tumour" in names
+    found.read.close()
 
 
 def test_scores_are_told_with_four_digits() -> None:
