@@ -20,6 +20,9 @@ class SplitError(ValueError):
     """These patients cannot be split as asked; the message says why and what to do."""
 
 
+_TIME_PARTS = 2  # groups of time in which survival folds are alike
+
+
 @dataclass(frozen=True)
 class Fold:
     """One training: patient ids of its three sides, each sorted. repeat and fold number it from 0."""
@@ -52,22 +55,21 @@ def k_fold(
     seed: int,
     repeats: int = 1,
     sites: Mapping[str, str] | None = None,
+    survival: bool = False,
 ) -> list[Fold]:
     """Stratified folds over patients, each with an inner validation part of the rest.
 
     strata: patient -> class index (survival: `survival_strata`). sites: patient -> site; when given, a site is wholly
-    in one fold, and the validation part holds whole sites too where that leaves every class in training. Raises
-    SplitError when a fold or class is too small. The same arguments give the same folds; the order of
+    in one fold, and the validation part holds whole sites too where that leaves every class in training. survival: the
+    strata are those of `survival_strata`, and a fold needs an event, but neither a censored patient nor one of each
+    stratum. Raises SplitError when a fold or class is too small. The same arguments give the same folds; the order of
     `strata` does not matter.
     """
     patients = sorted(strata)
     if folds > len(patients):
         raise SplitError(f"{folds} folds but only {len(patients)} patients: set train.folds to {len(patients)} or less")
-    counts = np.bincount([strata[p] for p in patients])
-    smallest = int(counts[counts > 0].min())
-    if sites is None and smallest < folds:
-        raise SplitError(f"the rarest class has {smallest} patients for {folds} folds, so some fold would lack it: "
-                         f"set train.folds to {smallest} or less" + (", or merge classes" if smallest < 2 else ""))
+    if sites is None:
+        _enough(strata, folds, survival)
     made: list[Fold] = []
     for repeat in range(repeats):
         rng = np.random.default_rng([seed, repeat])
@@ -123,13 +125,13 @@ def select_on_test(folds: Sequence[Fold]) -> list[Fold]:
     return [Fold(f.repeat, f.fold, tuple(sorted((*f.train, *f.val))), (), f.test) for f in folds]
 
 
-def survival_strata(time: Mapping[str, float], event: Mapping[str, int], parts: int = 2) -> dict[str, int]:
-    """patient -> stratum of survival folds: event (0, 1) times `parts` quantile groups of time within it."""
+def survival_strata(time: Mapping[str, float], event: Mapping[str, int]) -> dict[str, int]:
+    """patient -> stratum of survival folds: 0 and 1 censored, 2 and 3 with event, the earlier half of each first."""
     strata: dict[str, int] = {}
     for seen in (0, 1):
         group = sorted((p for p in time if int(event[p]) == seen), key=lambda p: (time[p], p))
         for i, patient in enumerate(group):
-            strata[patient] = seen * parts + (i * parts) // len(group)
+            strata[patient] = seen * _TIME_PARTS + (i * _TIME_PARTS) // len(group)
     return strata
 
 
@@ -147,6 +149,22 @@ def rows(folds: Sequence[Fold]) -> list[dict[str, str | int]]:
         for side in SIDES
         for p in getattr(f, side)
     ]
+
+
+def _enough(strata: Mapping[str, int], folds: int, survival: bool) -> None:
+    """Raise SplitError unless every fold can have a patient of each class, or one with an event. `_deal` deals the
+    strata of events one after the other, so that as many of them as folds are enough."""
+    counts = np.bincount(list(strata.values()))
+    if survival:
+        events = int(counts[_TIME_PARTS:].sum())
+        if events < folds:
+            raise SplitError(f"only {events} patients have an event, for {folds} folds, so some fold would have none: "
+                             f"set train.folds to {events} or less" + (", or add patients" if events < 2 else ""))
+        return
+    smallest = int(counts[counts > 0].min())
+    if smallest < folds:
+        raise SplitError(f"the rarest class has {smallest} patients for {folds} folds, so some fold would lack it: "
+                         f"set train.folds to {smallest} or less" + (", or merge classes" if smallest < 2 else ""))
 
 
 def _deal(patients: Sequence[str], strata: Mapping[str, int], folds: int, rng: np.random.Generator) -> dict[str, int]:

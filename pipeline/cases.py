@@ -223,7 +223,8 @@ def make_folds(dataset: Dataset, config: TrainConfig) -> list[Fold]:
             raise SplitError("train.split_by=csv, but the labels have no split and no fold column")
     else:
         sites = {p.id: p.site or "" for p in patients} if how == "site" else None
-        made = splits.k_fold(strata, config.folds, config.val_fraction, config.seed, config.repeats, sites)
+        made = splits.k_fold(strata, config.folds, config.val_fraction, config.seed, config.repeats, sites,
+                             dataset.survival)
     return splits.select_on_test(made) if config.protocol == "paper" else made
 
 

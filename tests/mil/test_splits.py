@@ -91,6 +91,20 @@ def test_survival_strata_spread_events_and_times():
         assert sum(event[p] for p in f.test) in (2, 3)
 
 
+@pytest.mark.parametrize(("events", "censored"), [(5, 40), (7, 3), (40, 1), (9, 0)])
+def test_survival_folds_need_an_event_each_and_no_more(events, censored):
+    names = [f"P{i}" for i in range(events + censored)]
+    event = {p: int(i < events) for i, p in enumerate(names)}
+    strata = splits.survival_strata({p: float(i % 7) for i, p in enumerate(names)}, event)
+    for seed in range(5):
+        made = splits.k_fold(strata, 5, 0.2, seed, survival=True)
+        held_out = [sum(event[p] for p in f.test) for f in made]
+        assert min(held_out) >= 1
+        assert max(held_out) - min(held_out) <= 1
+    with pytest.raises(SplitError, match=f"only {events} patients have an event, for {events + 1} folds"):
+        splits.k_fold(strata | {f"Q{i}": 0 for i in range(9)}, events + 1, 0.2, 0, survival=True)
+
+
 def test_rows_list_every_patient_of_every_fold():
     made = splits.k_fold(cohort(5), 3, 0.2, 1)
     found = splits.rows(made)
