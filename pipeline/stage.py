@@ -210,8 +210,8 @@ _AT_ONCE = 1024  # seals held in memory while planning: 3 MB
 
 
 def plan(stage: Stage, items: Iterable[Item]) -> Plan:
-    """Compare each item with what is there. Reads one small file per item, looks at the sizes of its others (0.1 ms in
-    all) and writes nothing."""
+    """Compare each item with what is there. Reads one small file per item, looks at the sizes of its others and writes
+    nothing: 0.25 ms of the processor for a slide's features, which are 4 files, and 0.04 for what is not there."""
     result = Plan()
     stage.settings()  # a plug-in that does not exist is told once, and not by every item
     every = iter(items)

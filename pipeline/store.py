@@ -123,7 +123,7 @@ def _read_member(path: Path, member: str) -> bytes:
 
 
 def read_attrs(path: Path) -> dict[str, Any]:
-    """Attributes of the Zarr group (or the seal of another output) at `path`, in about 0.1 ms.
+    """Attributes of the Zarr group (or the seal of another output) at `path`; 0.2 ms of the processor.
 
     Raises StoreError when nothing is there or it is damaged: a file that its seal lists is missing, or shorter, say."""
     found = seals.look(path)
