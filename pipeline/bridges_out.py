@@ -39,10 +39,13 @@ class Bag:
     size_l0: tuple[int, int] | None
 
 
-def export(features: Path, out: Path, layout: str, damaged: list[str] | None = None) -> Iterator[str]:
+def export(
+    features: Path, out: Path, layout: str, damaged: list[str] | None = None, empty: list[str] | None = None
+) -> Iterator[str]:
     """Write every store under `features` to `out` in the layout of a program; yields the slide ids.
 
     damaged: filled with one message for each damaged store, which is left out; without it StoreError is raised.
+    empty: filled with the ids of slides without tiles, of which no file is written.
     Raises CohortError before anything is written where two slides would be one file, or the layout needs what the
     features do not tell."""
     if layout not in FORMATS:
@@ -52,7 +55,9 @@ def export(features: Path, out: Path, layout: str, damaged: list[str] | None = N
     if wrong and damaged is None:
         raise store.StoreError(wrong[0])
     (damaged if damaged is not None else []).extend(wrong)
-    stores = {i: p for i, (p, found) in looked.items() if found and not found.wrong and not found.attrs.get("empty")}
+    sound = {i: (p, found.attrs.get("empty")) for i, (p, found) in looked.items() if found and not found.wrong}
+    (empty if empty is not None else []).extend(i for i, (_, why) in sound.items() if why)
+    stores = {i: p for i, (p, why) in sound.items() if not why}
     if not stores:
         raise CohortError(f"no features in {features}")
     named: dict[str, str] = {}

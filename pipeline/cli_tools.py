@@ -162,10 +162,14 @@ def export(
 ) -> int:
     """Write features in the layout of another program."""
     from pipeline import bridges_out, store
+    from pipeline.label_rows import some
 
     damaged: list[str] = []
-    slides = list(bridges_out.export(store.Work(work).features(encoder), out, layout, damaged))
+    empty: list[str] = []
+    slides = list(bridges_out.export(store.Work(work).features(encoder), out, layout, damaged, empty))
     print(f"{len(slides)} slides written to {out}")
+    if empty:
+        print(f"no file for {len(empty)} slides without tiles: {some(empty)}")
     for line in damaged:
         print(f"left out: {line}")
     return 1 if damaged else 0

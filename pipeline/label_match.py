@@ -132,8 +132,19 @@ def match(rows: Iterable[Row], slide_ids: Iterable[str]) -> Matched:
         else:
             lost.append(row)
     pairs.sort(key=lambda pair: pair[0].number)
+    free = [i for i in ids if i not in taken]
     notes = (f"rows take files of another suffix: {some(told, 3)}",) if told else ()
-    return Matched(pairs, [i for i in ids if i not in taken], lost, notes)
+    return Matched(pairs, free, lost, (*notes, *_other_case(lost, free)))
+
+
+def _other_case(lost: Sequence[Row], free: Sequence[str]) -> list[str]:
+    """Rows without slide that would have one if capitals were small letters: a line that says so, as they may be meant
+    and may be two slides."""
+    finder = Finder(dict.fromkeys(i.casefold() for i in free))
+    whole = {i.casefold(): i for i in free}
+    near = [(row, finder.find(row.slide.casefold())[1]) for row in lost]
+    pairs = [f"{row.slide} (row {row.number}) and {whole[hits[0]]}" for row, hits in near if len(hits) == 1]
+    return [f"names that differ in capital letters are not taken for one: {some(pairs, 3)}"] if pairs else []
 
 
 def _take(row: Row, hits: list[str], taken: dict[str, Row], pairs: list[tuple[Row, str]]) -> None:

@@ -109,9 +109,11 @@ def differences(made: Made, others: Made, run: str) -> list[str]:
 
 
 def _unlike(made: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
-    """The settings that both records tell and that differ, in order. Not those about the slides at hand; and of the
-    precision what it became, not what was asked for."""
+    """The settings that both records tell and that differ, in order. Not those about the slides at hand; of the
+    precision what it became, not what was asked for; and of two segmenters no parameters, which are each one's own."""
     ignored = {f"tile.{k}" for k in OF_THE_SLIDES} | {"extract.precision"}
+    if made.get("tile.segmenter") != others.get("tile.segmenter"):
+        ignored |= {"tile.segmenter_params", "tile.segmenter_defaults"}
     return sorted(name for name in made.keys() & others.keys() - ignored
                   if json.dumps(made[name], sort_keys=True) != json.dumps(others[name], sort_keys=True))
 

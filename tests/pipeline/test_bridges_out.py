@@ -32,7 +32,9 @@ def made(tmp_path: Path, slides: dict[str, dict[str, Any]]) -> store.Work:
 
 def out(tmp_path: Path, layout: str) -> Path:
     work = made(tmp_path, {"sub/a.b.SVS": {}, "c": {"overlap_um": 64.0}, "gone.svs": {"empty": "no tissue"}})
-    assert list(bridges_out.export(work.features("mine"), tmp_path / "out", layout)) == ["c", "sub/a.b.SVS"]
+    empty: list[str] = []
+    found = bridges_out.export(work.features("mine"), tmp_path / "out", layout, empty=empty)
+    assert (list(found), empty) == (["c", "sub/a.b.SVS"], ["gone.svs"])
     return tmp_path / "out"
 
 

@@ -200,6 +200,13 @@ def test_doubtful_names_are_told() -> None:
 # ------------------------------------------------------------------------------------- patients, classes, sites
 
 
+def test_rows_that_miss_their_slide_by_capital_letters_are_told() -> None:
+    found = match([Row(2, "a1.svs", "p"), Row(3, "b1", "q"), Row(4, "c", "r")], ["A1.SVS", "b1.svs", "d.svs"])
+    assert [slide for _, slide in found.rows] == ["b1.svs"]
+    assert found.notes == (
+        "names that differ in capital letters are not taken for one: a1.svs (row 2) and A1.SVS",)
+
+
 def test_tcga_barcodes_make_patients(tmp_path: Path) -> None:
     text = "slide,label\n"
     text += "TCGA-AA-1000-01Z-00-DX1.0A.svs,a\nTCGA-AA-1000-01A-01-TS1.0B.svs,a\nTCGA-AA-1001-01Z-00-DX1.0C,b\n"

@@ -69,6 +69,13 @@ def test_weights_that_differ_are_refused_before_work() -> None:
     provenance.demand_same(made, {**made, "tile.overlay": False, "extract.dtype": "float16"}, "run")
 
 
+def test_parameters_of_another_segmenter_are_not_told_one_by_one() -> None:
+    made = {"tile.segmenter": "stain", "tile.segmenter_defaults": {"dark_od": 0.35}}
+    (line,) = provenance.differences(made, {"tile.segmenter": "otsu", "tile.segmenter_defaults": {}}, "r")
+    assert line == "these features were made with tile.segmenter 'otsu', those of r with 'stain'"
+    assert len(provenance.differences(made, {**made, "tile.segmenter_defaults": {"dark_od": 0.4}}, "r")) == 1
+
+
 def test_slides_made_with_several_settings_are_told_and_not_recorded_as_one() -> None:
     common, lines = provenance.shared({
         "a": {"tile.mpp": [0.5], "tile.min_tissue": 0.3}, "b": {"tile.mpp": [0.5], "tile.min_tissue": 0.9},
