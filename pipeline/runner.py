@@ -305,6 +305,16 @@ def run(
     return report
 
 
+def _inherit(claims: Claims, mine: dict[str, Any], every_s: float, over: threading.Event) -> None:
+    """Take the claim on the settings as soon as the command that began first has ended: this one goes on with them."""
+    while True:
+        with suppress(OSError):
+            if claims.take(_SETTINGS, mine) is None:
+                return
+        if over.wait(every_s):
+            return
+
+
 @contextmanager
 def _agreed(stage: Stage, lease_s: float) -> Iterator[None]:
     """Within it no command with other settings works in the stage's folder. Raises Refused if one does so now.
@@ -329,6 +339,15 @@ def _agreed(stage: Stage, lease_s: float) -> Iterator[None]:
             stage.begin()
         except OSError as error:
             raise Stopped(_disk_message(stage, error)) from error
-        yield
+        over = threading.Event()
+        heir = threading.Thread(target=_inherit, args=(claims, mine, min(1.0, lease_s / 5), over), daemon=True)
+        if holder is not None:
+            heir.start()
+        try:
+            yield
+        finally:
+            over.set()
+            if heir.is_alive():
+                heir.join()
     with suppress(OSError):  # others are at work
         (stage.root / ".claims").rmdir()

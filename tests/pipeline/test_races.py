@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from configs.schema import Config
-from pipeline import cohort, store
+from pipeline import cohort, runner, store
 from pipeline.claims import Claims, alone
 from pipeline.label_rows import CohortError
 from pipeline.listing import SlideEntry
@@ -71,6 +72,23 @@ def test_the_settings_of_a_command_that_died_bind_nobody(tmp_path: Path) -> None
         claim = json.loads(file.read_text()) | {"start": 1}  # the process of that number is another one by now
         file.write_text(json.dumps(claim))
         assert run(Toy(tmp_path / "t", n=1)).exit_code == 0
+
+
+def test_who_joined_goes_on_with_the_settings_when_the_first_has_ended(tmp_path: Path) -> None:
+    """The first of two equal commands ends before any output is there: a third with other settings still meets them."""
+    stage, other = Toy(tmp_path / "t"), Toy(tmp_path / "t", value=2)
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(runner._agreed(stage, 1.0))
+        second.enter_context(runner._agreed(stage, 1.0))
+        first.close()
+        claims = Claims(stage.root / ".claims", 1.0)
+        until = time.monotonic() + 20
+        while claims.note(runner._SETTINGS) is None and time.monotonic() < until:
+            time.sleep(0.05)
+        with pytest.raises(Refused, match=r"toy.value: 1 there, 2 now"), runner._agreed(other, 1.0):
+            pass
+    with runner._agreed(other, 1.0):  # both are over
+        assert claims.note(runner._SETTINGS) == {"toy.value": 2}
 
 
 def test_equal_settings_share_the_work(tmp_path: Path) -> None:
