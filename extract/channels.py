@@ -32,6 +32,8 @@ _FLUORESCENT = re.compile(
     re.IGNORECASE,
 )
 _COLOURS = ("red", "green", "blue")
+_NO_SCENE = re.compile(r"label|macro|overview|thumbnail|preview|barcode", re.IGNORECASE)
+_SMALLEST_SCENE = 16  # an image of this part of the first one's px is no overview
 # properties of opened slides that count planes; where OpenSlide refuses them itself, its own message stands
 _COUNTS = {
     "dicom.TotalPixelMatrixFocalPlanes": "focal planes", "dicom.NumberOfOpticalPaths": "optical paths (channels)",
@@ -80,11 +82,11 @@ def examine(path: Path, vendor: str | None) -> Layout:
     elif vendor == "hamamatsu" and suffix(path) == ".ndpi":
         _of_ndpi(path)
     elif vendor in (None, "generic-tiff", "aperio"):
-        return _of_tiff(path)
+        return _of_tiff(path, vendor)
     return Layout()
 
 
-def _of_tiff(path: Path) -> Layout:
+def _of_tiff(path: Path, vendor: str | None) -> Layout:
     try:
         with open(path, "rb") as file:
             pages = _pages(file)
@@ -93,15 +95,21 @@ def _of_tiff(path: Path) -> Layout:
     if not pages:
         return Layout()
     first = pages[0]
+    ome, imagej = "<OME" in first.description[:4000], first.description.startswith("ImageJ=")
+    if vendor != "aperio" and not ome and not imagej:
+        first = max((p for p in pages if p.whole), key=lambda p: p.size[0] * p.size[1], default=first)
     same = [p for p in pages if p.size == first.size and p.whole and p.tiled == first.tiled]
-    if "<OME" in first.description[:4000]:
+    if ome:
+        _refuse_scenes(path, first, pages)
         join = _of_ome(path, first, same)
-    elif first.description.startswith("ImageJ="):
+    elif imagej:
         join = _of_imagej(path, first, same)
     elif len(same) > 1:
         join = _of_pages(path, same)
     else:
         join = _of_samples(path, first)
+    if first.number and not join:  # readers take the first page for the finest level, also a small one
+        join = (first.number,)
     return Layout(join, first.bits, first.has_sub_levels)
 
 
@@ -140,6 +148,34 @@ def _of_ome(path: Path, first: _Page, same: Sequence[_Page]) -> tuple[int, ...]:
         raise _refusal(path, [f"3 channels{told}, not all of which are pages of this file"])
     bits = "" if eight else f" of {first.bits} bits"
     raise _refusal(path, [f"{several} {'fluorescence ' if glows else ''}channels{bits}{told}"])
+
+
+def _refuse_scenes(path: Path, first: _Page, pages: Sequence[_Page]) -> None:
+    """Raises SeveralPlanes where the file holds further images of another size that show something else: scenes, of
+    which only the first would be read. Labels and overviews, by name or far smaller, and levels that call themselves
+    images are none."""
+    here = {p.size for p in pages}
+    found: list[tuple[str, tuple[int, int]]] = []
+    for image in re.split(r"<(?:\w+:)?Image(?=[\s>])", first.description)[1:]:
+        pixels = _elements(image, "Pixels")[:1]
+        name = re.search(r'^[^>]*\bName\s*=\s*"([^"]*)"', image)
+        size = tuple(_count(pixels[0].get(f"Size{axis}"), 0) for axis in "XY") if pixels else (0, 0)
+        found.append((html.unescape(name.group(1)) if name else f"image {len(found)}", (size[0], size[1])))
+    w, h = first.size
+    scenes = [
+        (name, size) for name, size in found[1:]
+        if size in here and size != first.size and _SMALLEST_SCENE * size[0] * size[1] >= w * h
+        and not _NO_SCENE.search(name) and not _is_reduced(size, first.size)
+    ]  # fmt: skip
+    if scenes:
+        told = ", ".join(f"{name} of {w} x {h} px" for name, (w, h) in [found[0], *scenes])
+        raise SeveralPlanes(f"{path.name} holds {len(scenes) + 1} images ({told}): save each as a file of its own")
+
+
+def _is_reduced(size: tuple[int, int], of: tuple[int, int]) -> bool:
+    """Whether an image of this size may be a coarser level: of the same shape, to two px of its own."""
+    scale = of[0] / size[0]
+    return scale > 1.5 and abs(size[1] * scale - of[1]) <= 2 * scale
 
 
 def _of_imagej(path: Path, first: _Page, same: Sequence[_Page]) -> tuple[int, ...]:

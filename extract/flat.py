@@ -100,7 +100,7 @@ class FlatImage:
         self.level_dimensions = tuple((int(p[0].imagewidth), int(p[0].imagelength)) for p in self._levels)
         w0, h0 = self.level_dimensions[0]
         self.level_downsamples = tuple((w0 / w + h0 / h) / 2 for w, h in self.level_dimensions)
-        self.properties: Mapping[str, str] = _tiff_properties(first)
+        self.properties: Mapping[str, str] = _tiff_properties(first, self._tiff.pages[0])
         self.bits = self._significant_bits(first)
 
     def _find_levels(self) -> list[list[Any]]:
@@ -117,6 +117,8 @@ class FlatImage:
                 sizes.setdefault((page.imagewidth, page.imagelength), []).append(page)
             rank = [sorted(self._join).index(n) for n in self._join]
             below = [[pages[i] for i in rank] for pages in sizes.values() if len(pages) == len(top)]
+        elif self._join not in ((), (0,)):  # the finest page does not come first: its levels say that they are reduced
+            below = [[page] for page in self._tiff.pages if page.is_reduced]
         else:
             series = self._tiff.series[0].levels
             if series[0].pages[0].imagewidth == first.imagewidth and all(len(s.pages) == 1 for s in series):
@@ -277,9 +279,10 @@ def with_sub_levels(source: Any, path: Path) -> Any:
     return source
 
 
-def _tiff_properties(page: Any) -> dict[str, str]:
-    """The tags that the mpp chain reads, named as OpenSlide names them."""
-    out = {"tiff.ImageDescription": str(page.description or "")}
+def _tiff_properties(page: Any, opening: Any) -> dict[str, str]:
+    """The tags that the mpp chain reads, named as OpenSlide names them. opening: the page that opens the file, whose
+    description speaks of all."""
+    out = {"tiff.ImageDescription": str(page.description or opening.description or "")}
     if out["tiff.ImageDescription"].startswith("Aperio"):  # of its pages only those in rare codecs come here
         told = re.search(r"\|\s*MPP\s*=\s*([^|\s]+)", out["tiff.ImageDescription"])
         out |= {"aperio.MPP": told.group(1)} if told else {}

@@ -22,7 +22,7 @@ import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from stat import S_ISDIR
+from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -79,6 +79,8 @@ def stamp(path: Path) -> Stamp | None:
     newest = 0
     try:
         own = os.stat(path)
+        if not (S_ISREG(own.st_mode) or S_ISDIR(own.st_mode)):
+            return None  # a pipe, whose reader would wait for ever
         several = suffix(path) in _SEVERAL_FILES or may_be_dicom(path) or S_ISDIR(own.st_mode)
         for file in _candidates(path) if several else [path]:
             info = os.stat(file) if several else own

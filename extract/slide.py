@@ -235,6 +235,8 @@ def _open_source(path: Path) -> Source:
         raise UnreadableSlide(f"{name} is a symbolic link to {os.readlink(path)}, which does not exist")
     if not path.exists():
         raise UnreadableSlide(f"{name}: there is no such file ({path}); if it was moved, tile the folder it is in now")
+    if not (path.is_file() or path.is_dir()):
+        raise UnreadableSlide(f"{name} is a pipe, a socket or a device, not a file: remove it")
     if not os.access(path, os.R_OK):
         raise UnreadableSlide(f"{name}: no permission to read it")
     if path.is_file() and path.stat().st_size == 0:

@@ -17,8 +17,8 @@ from extract.channels import of_properties
 from extract.slide import open_slide
 from extract.tiling import tile_slide
 from tests.extract.dicoms import write_instance
-from tests.extract.omes import RGB_NAMES, write_ome
-from tests.extract.slides import tissue_rgb, write_svs
+from tests.extract.omes import RGB_NAMES, ome_xml, write_ome
+from tests.extract.slides import MPP, tissue_rgb, write_svs
 
 PICTURE = tissue_rgb(512, 768)
 RED, GREEN, BLUE = (np.ascontiguousarray(PICTURE[..., c]) for c in range(3))
@@ -143,6 +143,71 @@ def test_planes_that_are_no_rgb_picture_are_refused_by_name(kind: str, tmp_path:
     assert isinstance(caught.value, SeveralPlanes) or kind == "grey samples without a word"
     assert path.name in str(caught.value)
     assert "one RGB picture" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["letters, blue first", "pages in another order", "names"])
+def test_the_first_page_tells_the_mpp_whichever_is_red(kind: str, tmp_path: Path) -> None:
+    with open_slide(SAME[kind](tmp_path / "a.tif")) as slide:
+        assert slide.slide_mpp == (MPP, MPP)
+
+
+def scenes(path: Path, pictures: list[np.ndarray], names: list[str], reduced: bool = False) -> Path:
+    """An OME-TIFF of several images, one page each, whose names stand in its XML."""
+    images = [
+        ome_xml(p.shape, {"SizeC": 3}, [{"SamplesPerPixel": 3}], f'<TiffData IFD="{n}" PlaneCount="1"/>')
+        .split("<Image ID", 1)[1].removesuffix("</OME>") for n, p in enumerate(pictures)
+    ]  # fmt: skip
+    text = "".join(f'<Image Name="{name}" ID{image}' for name, image in zip(names, images, strict=True))
+    xml = f'<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">{text}</OME>'
+    with tifffile.TiffWriter(path, bigtiff=True) as out:
+        for n, picture in enumerate(pictures):
+            out.write(picture, photometric="rgb", subfiletype=int(reduced and n > 0),
+                      description=xml.encode() if n == 0 else None, **TILED)  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["large first", "small first"])
+def test_scenes_are_told_and_not_dropped(order: int, tmp_path: Path) -> None:
+    pictures, names = [PICTURE, tissue_rgb(420, 512, seed=2)][::order], ["left", "right & more"][::order]
+    words = [f"{n} of {p.shape[1]} x {p.shape[0]} px" for n, p in zip(names, pictures, strict=True)]
+    with pytest.raises(SeveralPlanes, match=r"a\.ome\.tif holds 2 images .*save each as a file of its own") as caught:
+        open_slide(scenes(tmp_path / "a.ome.tif", pictures, [n.replace("&", "&amp;") for n in names]))
+    assert ", ".join(words) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("second", "name"),
+    [(PICTURE[:200, :300], "label image"), (PICTURE[:200, :300], "Macro"), (PICTURE[:100, :120], "x"),
+     (PICTURE[::2, ::2], "Series 2")],
+    ids=["label", "macro", "far smaller", "a level"],
+)  # fmt: skip
+def test_labels_and_levels_are_no_scenes(second: np.ndarray, name: str, tmp_path: Path) -> None:
+    path = scenes(tmp_path / "a.ome.tif", [PICTURE, np.ascontiguousarray(second)], ["slide", name], reduced=True)
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read_level(0, 0, 0, 768, 512), PICTURE)
+
+
+@pytest.mark.parametrize("options", [TILED, {"compression": "lzw", "rowsperstrip": 37, "metadata": None}], ids=str)
+def test_the_finest_page_is_level_0_wherever_it_stands(options: dict[str, Any], tmp_path: Path) -> None:
+    """OpenSlide takes the first page for it, and leaves a larger one out."""
+    with tifffile.TiffWriter(tmp_path / "a.tif") as out:
+        for k in (4, 2, 1):
+            out.write(np.ascontiguousarray(PICTURE[::k, ::k]), photometric="rgb", subfiletype=int(k > 1),
+                      resolution=(20000 / k, 20000 / k), resolutionunit="CENTIMETER", **options)  # fmt: skip
+    with open_slide(tmp_path / "a.tif") as slide:
+        assert slide.level_dimensions == ((768, 512), (384, 256), (192, 128))
+        assert slide.slide_mpp == (0.5, 0.5)
+        np.testing.assert_array_equal(slide.read_level(0, 0, 0, 768, 512), PICTURE)
+        np.testing.assert_array_equal(slide.read_level(0, 0, 1, 384, 256), PICTURE[::2, ::2])
+
+
+def test_a_small_page_before_the_picture_is_not_the_slide(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as out:
+        for page in (np.ascontiguousarray(PICTURE[:90, :80]), PICTURE):
+            out.write(page, photometric="rgb", resolution=(20000, 20000), resolutionunit="CENTIMETER", **TILED)
+    with open_slide(tmp_path / "a.tif") as slide:
+        np.testing.assert_array_equal(slide.read_level(0, 0, 0, 768, 512), PICTURE)
+        assert len(slide.level_dimensions) == 1
 
 
 def test_a_thumbnail_of_the_same_size_is_no_second_plane(tmp_path: Path) -> None:

@@ -146,6 +146,7 @@ def test_a_worker_that_tiles_loads_no_more_than_it_needs(svs: Path) -> None:
         "from pipeline.cohort import SlideEntry; from pipeline.stage import Item\n"
         "from pipeline.stages import Tile; from pipeline.store import Work\n"
         "slide, folder = Path(sys.argv[1]), Path(sys.argv[2]); entry = SlideEntry('a', slide)\n"
+        "folder.mkdir()\n"
         "made = Tile(Work(folder), Config(), [entry]).make(Item('a', folder / 'o', {}, entry), folder / 'o', folder)\n"
         "assert made.numbers['tiles'] > 0\n"
         "print(*sorted({m.split('.')[0] for m in sys.modules}))"

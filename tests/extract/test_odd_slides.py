@@ -16,7 +16,8 @@ import tifffile
 from PIL import Image
 
 from configs.schema import TileConfig
-from extract import MissingMpp, SlideError, UnreadableSlide
+from extract import MissingMpp, SlideError, UnreadableSlide, identity
+from extract.slide import open_slide
 from extract.tiling import tile_slide
 from tests.extract.slides import tissue_rgb, write_svs, write_tiff
 
@@ -200,3 +201,11 @@ def test_no_permission(tmp_path: Path) -> None:
 
 def test_there_are_enough_of_them() -> None:
     assert len({c[0] for c in CASES}) >= 30
+
+
+def test_a_pipe_is_no_slide_and_is_not_waited_for(tmp_path: Path) -> None:
+    """Nobody writes into it: whoever opens it waits for ever."""
+    os.mkfifo(tmp_path / "pipe.svs")
+    assert identity.stamp(tmp_path / "pipe.svs") is None
+    with pytest.raises(UnreadableSlide, match=r"pipe\.svs is a pipe"):
+        open_slide(tmp_path / "pipe.svs")
