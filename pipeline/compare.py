@@ -116,6 +116,7 @@ def tell(one: Path, two: Path, config: ScoreConfig, out: Console) -> None:
 
 def _scored(run: Path) -> tuple[dict[str, Any], list[Row]]:
     """A run's metrics.json and predictions.csv."""
+    store.check_scored(run)
     try:
         return store.read_json(run / "metrics.json"), estimand.read(run / training.PREDICTIONS)
     except FileNotFoundError as error:

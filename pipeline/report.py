@@ -45,6 +45,7 @@ def write(work: store.Work, run: Path) -> Path:
     """Write the report of a scored run. Raises StoreError if it is not scored."""
     if not (run / "metrics.json").exists() or not (run / "predictions.csv").exists():
         raise store.StoreError(f"{run} is not scored; run `pipeline score --name {run.name}` first")
+    store.check_scored(run)
     leftovers.sweep_work(work)
     found = store.read_json(run / "metrics.json")
     style, script = ((ASSETS / name).read_text() for name in ("report.css", "report.js"))

@@ -145,6 +145,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def check_scored(run: Path) -> None:
+    """Raise StoreError if a file of a run's results (predictions, metrics) is not as long as it was written."""
+    found = seals.look(run, "score.json")
+    if found is not None and found.wrong:
+        raise StoreError(damage(run, found.wrong))
+
+
 def damage(path: Path, wrong: str) -> str:
     """The message for a damaged output: what is wrong with it, and what to do."""
     return (f"{path} is damaged: {wrong}. Give the command that made it again, which makes it anew, or copy it from "
