@@ -89,11 +89,12 @@ def test_the_hash_of_the_weights_enters_the_fingerprint_and_their_path_does_not(
     tmp_path: Path, everything: Path
 ) -> None:
     from pipeline.stages import Tile
+    from pipeline.store import Work
 
     def settings(weights: Path, **more: object) -> dict[str, object]:
         chosen = {"weights": str(weights), "architecture": ARCHITECTURE, **more}
         tile = TileConfig(segmenter="network", segmenter_params=chosen)
-        return Tile(None, Config(tile=tile), []).settings()  # type: ignore[arg-type]
+        return Tile(Work(tmp_path), Config(tile=tile), []).settings()
 
     moved = tmp_path / "elsewhere.safetensors"
     moved.write_bytes(everything.read_bytes())

@@ -236,7 +236,8 @@ def test_a_file_without_tiles_is_an_empty_slide(tmp_path: Path, features: np.nda
     work = store.Work(tmp_path / "work")
     assert bridges.import_folder(tmp_path / "f", work, "imported") == ["a", "b", "c"]
     assert load(work, "a")[2]["empty"] == load(work, "c")[2]["empty"] == bridges.NO_TILES
-    assert list(cases._usable(work.features("imported"))) == ["b"]
+    usable, damaged = cases._usable(work.features("imported"))
+    assert (list(usable), damaged) == (["b"], {})
 
 
 def test_slide2vec(tmp_path: Path, features: np.ndarray, corners: np.ndarray) -> None:

@@ -22,6 +22,7 @@ from configs.schema import ClusterConfig
 from pipeline import runner
 from pipeline.backends import dask as backend
 from pipeline.backends import local
+from pipeline.may_differ import results
 from pipeline.stage import Item, Made, Outcome, Report, Stage, State
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -239,10 +240,7 @@ def test_verbs_give_the_bytes_of_a_local_run(
     where = ["--work", str(tmp_path), "--backend", "dask", "--scheduler", cluster.address]
     assert _main(["tile", str(demo_cohort / "slides"), *where]) == 1  # the broken slides
     assert _main(["extract", *where]) == 0
-    here, there = (
-        {name: data for name, data in tree(work).items() if not name.startswith("runs/")}
-        for work in (tiled_cohort, tmp_path)
-    )
+    here, there = results(tiled_cohort), results(tmp_path)
     assert any(name.startswith("features/") for name in here)
     assert there == here
 
