@@ -74,7 +74,8 @@ def export(
     write: dict[str, Callable[[Bag, Path], None]] = {
         "clam": _clam, "trident": _trident, "stamp": _stamp, "atlaspatch": _atlaspatch, "slide2vec": _slide2vec,
     }  # fmt: skip
-    leftovers.sweep(out)
+    for folder in (out, *(p for p in out.glob("*") if p.is_dir())):
+        leftovers.sweep(folder)
     for slide, path in stores.items():
         write[layout](_bag(slide, path), out)
         yield slide
