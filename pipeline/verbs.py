@@ -238,10 +238,24 @@ def extract(session: Session) -> int:
     return run_stage(session, Extract(session.work, config, slides))
 
 
+def plugins_there(config: Config) -> None:
+    """Raise LookupFailed or EncoderError unless every plug-in that the settings name is there. What ships is told by
+    its name; only a user's own is imported."""
+    from extract import encoders
+
+    encoders.known(config.extract.encoder)
+    named = (("extract.tissue", config.tile.segmenter), ("extract.tissue", config.tile.fallback_segmenter),
+             ("mil.models", config.train.model), ("pipeline.backends", config.cluster.backend))
+    for package, name in named:
+        if name and name.removeprefix(f"{package}.") not in lookup.names(package):
+            lookup.find(package, name)
+
+
 def run_all(session: Session, source: Path, labels: Path | None, name: str | None) -> int:
     """The four verbs in order. Failed items do not stop the next verb; the worst exit code is returned. Raises Stopped
     at the first verb that can make nothing more."""
-    # a wrong or missing table is told before hours of tiling, and its mpp and regions decide the tiles
+    plugins_there(session.config)  # told before hours of tiling, as is a wrong or missing table
+    # whose mpp and regions decide the tiles
     if labels is None:
         own = label_use.of_manifest(source, session.config.labels)
         labels = source if own else label_match.labels_beside(source, session.work)
