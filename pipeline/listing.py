@@ -179,7 +179,8 @@ def beside(table: Path, name: str) -> Path:
     """A path that a table names, relative to it; in the spelling (Unicode, separators) under which it is there."""
     base = table.resolve().parent
     spelled = [name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name), name.replace("\\", "/")]
-    return next((base / s for s in spelled if (base / s).exists()), base / name)
+    # not Path.exists, which raises for a name that is too long
+    return next((base / s for s in spelled if os.path.exists(base / s)), base / name)
 
 
 def _dicom_of(slide: SlideEntry) -> SlideEntry:

@@ -244,7 +244,15 @@ def test_a_killed_task_and_a_requeued_task_go_on(
         return found
 
     wait_for(lambda: len(owners()) == 2 and stores(tmp_path))
-    of = {int(Path(f"/proc/{pid}/cmdline").read_text().split("\0--shard\0")[1][0]): pid for pid in owners()}
+
+    def command(pid: int) -> tuple[int, int]:
+        """(shard, process) of the command that a claim's owner, one of its children, works for."""
+        line = Path(f"/proc/{pid}/cmdline").read_text().split("\0--shard\0")
+        if len(line) > 1:
+            return int(line[1][0]), pid
+        return command(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]))
+
+    of = dict(command(pid) for pid in owners())
     said(cluster, "scontrol", "requeue", f"{job}_2")
     os.kill(of[1], signal.SIGKILL)
     wait_for(lambda: over(cluster, job))

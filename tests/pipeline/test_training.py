@@ -16,9 +16,8 @@ import torch
 from configs.load import ConfigError
 from mil import metrics
 from mil import train as loop
-from pipeline import bundle, cases, grid, runner, runs, scoring, stage, store, training
+from pipeline import bundle, cases, grid, runner, runs, scoring, seals, stage, store, training
 from pipeline.cli import grid_of
-from pipeline.stages import Train
 from tests.pipeline.bags import WIDTH, make_features, tree
 from tests.pipeline.trained import in_turn, mhim, scored, settings, trained
 
@@ -203,7 +202,7 @@ def test_what_is_only_being_made_is_no_twin(work: store.Work) -> None:
 
 def test_a_teacher_equals_the_same_training_made_alone(work: store.Work, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = make_features(work)
-    monkeypatch.setattr(Train, "_twin", lambda self, item: None)
+    monkeypatch.setattr(seals, "twin", lambda root, fingerprint, but: None)
     trained(work, rows, settings(), "plain")
     trained(work, rows, settings(**mhim()), "mhim")
     assert tree(work.run("plain") / "fold_0") == tree(work.run("mhim") / "teacher" / "fold_0")
@@ -380,11 +379,12 @@ def test_new_slides_are_scored_without_labels_and_strangers_refused(work: store.
     config = settings()
     trained(work, make_features(work), config)
     other = store.Work(tmp_path / "other")
-    make_features(other, 3, seed=5)
-    stage_ = runs.new_slides(work, config, work.run("run"), other.features("texture"))
+    make_features(other, 3, seed=5, prefix="x")
+    out = work.run("run") / "new" / "texture"
+    stage_ = runs.new_slides(config, work, work.run("run"), other.features("texture"), out)
     assert not runner.run(stage_, in_turn).failures
     rows = scoring.of_new_slides(stage_, config.score)
-    assert [r["slide"] for r in rows] == ["s00_0.svs", "s01_0.svs", "s02_0.svs"]
+    assert [r["slide"] for r in rows] == ["xs00_0.svs", "xs01_0.svs", "xs02_0.svs"]
     assert all(r["p_no"] + r["p_yes"] == pytest.approx(1) for r in rows)
     for key, value in (("encoder", "uni2"), ("mpp", 0.25), ("weights_id", "w2"), ("tile_px", 512)):
         strange = store.Work(tmp_path / key)
@@ -399,8 +399,9 @@ def test_slides_unlike_the_training_slides_are_told(work: store.Work, tmp_path: 
     trained(work, make_features(work, 16), config)
     for shift, strange in ((0.0, False), (40.0, True)):
         other = store.Work(tmp_path / str(shift))
-        make_features(other, 3, seed=5, shift=shift)
-        stage_ = runs.new_slides(work, config, work.run("run"), other.features("texture"), str(shift))
+        make_features(other, 3, seed=5, shift=shift, prefix="x")
+        stage_ = runs.new_slides(
+            config, work, work.run("run"), other.features("texture"), work.run("run") / "new" / str(shift))
         report = runner.run(stage_, in_turn)
         assert not report.failures
         assert [scoring.UNLIKE in o.notes for o in report.outcomes] == [strange] * 3
