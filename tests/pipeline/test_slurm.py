@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -243,8 +244,6 @@ def test_a_killed_task_and_a_requeued_task_go_on(
             found |= {json.loads(text)["pid"]} if text else set()
         return found
 
-    wait_for(lambda: len(owners()) == 2 and stores(tmp_path))
-
     def command(pid: int) -> tuple[int, int]:
         """(shard, process) of the command that a claim's owner, one of its children, works for."""
         line = Path(f"/proc/{pid}/cmdline").read_text().split("\0--shard\0")
@@ -252,7 +251,15 @@ def test_a_killed_task_and_a_requeued_task_go_on(
             return int(line[1][0]), pid
         return command(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]))
 
-    of = dict(command(pid) for pid in owners())
+    def commands() -> dict[int, int]:
+        found = {}
+        for pid in owners():  # of items, and of the settings that both share
+            with suppress(OSError):  # it has ended meanwhile
+                found.update([command(pid)])
+        return found
+
+    wait_for(lambda: commands().keys() == {1, 2} and stores(tmp_path))
+    of = commands()
     said(cluster, "scontrol", "requeue", f"{job}_2")
     os.kill(of[1], signal.SIGKILL)
     wait_for(lambda: over(cluster, job))
