@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from configs import load
 from configs.schema import Config, ExtractConfig, Settings, TileConfig, marked
-from pipeline import store
+from pipeline import seals, store
 from pipeline.label_rows import CohortError
 
 TILING = "tiling"  # attribute of a feature store: the settings of the tiles that it was made from
@@ -38,9 +38,9 @@ def of_features(slide: str, path: Path, features: Path) -> Made:
     tiling = attrs.get(TILING)
     if tiling is None and "input.tiles" in settings:
         # made by version 0.1: its tiles tell, if they are still those that were read
-        tiles = store.Work(features.parent.parent).tile_store(slide)
-        found = store.read_attrs(tiles) if store.stored(tiles) is not None else {}
-        tiling = tiling_of(found) if found.get("fingerprint") == settings["input.tiles"] else {}
+        found = seals.look(store.Work(features.parent.parent).tile_store(slide))  # damaged or not there: unknown
+        sure = found is not None and not found.wrong and found.fingerprint == settings["input.tiles"]
+        tiling = tiling_of(found.attrs) if found is not None and sure else {}
     return made | (tiling or {})
 
 

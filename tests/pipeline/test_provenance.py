@@ -160,3 +160,17 @@ def test_the_report_s_commands_do_it_again(
     same = [name for name in before if name.startswith("fold_") or name in files]
     assert len(same) > 8
     assert [name for name in same if before[name] != after.get(name)] == []
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_tiles_beside_features_of_the_first_version_tell_unless_they_are_damaged(tmp_path: Path, damaged: bool) -> None:
+    work = store.Work(tmp_path)
+    path = work.feature_store("texture", "a.svs")
+    made = {"extract.encoder": "texture"}
+    store.StoreWriter(path, {"settings": {**made, "input.tiles": "f1"}})
+    tiles = work.tile_store("a.svs")
+    store.StoreWriter(tiles, {"fingerprint": "f1", "settings": {"tile.mpp": [1.0]}})
+    if damaged:
+        (tiles / "zarr.json").write_text("{")
+    told = {} if damaged else {"tile.mpp": [1.0]}
+    assert provenance.of_features("a.svs", path, work.features("texture")) == made | told
