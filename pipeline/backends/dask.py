@@ -8,6 +8,7 @@ minutes never keeps the worker from answering its scheduler. Workers must see th
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import socket
 import sys
@@ -128,13 +129,14 @@ def _client(params: Params, workers: int) -> Any:
             # the folder it is started in must not stand before the program in its workers
             safe = {"distributed.nanny.pre-spawn-environ.PYTHONSAFEPATH": "1"}
             dask.config.set({"distributed.scheduler.allowed-failures": params.retries, **safe})
-            here = LocalCluster(
-                n_workers=workers or os.cpu_count() or 1,
-                threads_per_worker=1,
-                memory_limit=0,  # the work is done in children, whose memory a worker does not see
-                dashboard_address=params.dashboard,
-                resources=params.worker_resources or None,
-            )
+            with _own_environment():
+                here = LocalCluster(
+                    n_workers=workers or os.cpu_count() or 1,
+                    threads_per_worker=1,
+                    memory_limit=0,  # the work is done in children, whose memory a worker does not see
+                    dashboard_address=params.dashboard,
+                    resources=params.worker_resources or None,
+                )
             client = Client(here, timeout=params.timeout_s, set_as_default=False)
     except OSError as error:  # also a time-out
         where = params.scheduler or "this machine"
@@ -145,6 +147,18 @@ def _client(params: Params, workers: int) -> Any:
     _clients[name] = client
     console.err.print(f"dask: {client.scheduler_info(n_workers=0)['address']}, dashboard {client.dashboard_link}")
     return client
+
+
+@contextlib.contextmanager
+def _own_environment() -> Iterator[None]:
+    """The environment of this process stays its own: Dask gives its workers theirs by changing their starter's, and
+    leaves it changed (the next command started from here would find no module of its folder)."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @atexit.register

@@ -247,6 +247,9 @@ def test_verbs_give_the_bytes_of_a_local_run(
 
 def test_a_cluster_of_its_own_runs_heavy_items_one_by_one(tmp_path: Path) -> None:
     stage = Toy(tmp_path / "out", n=3, heavy=True)
+    before = dict(os.environ)
     report = run(stage, backend, backend="dask", workers=2, backend_params={"dashboard": "127.0.0.1:0"})
+    now = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    assert now == {name: before[name] for name in before if name != "PYTEST_CURRENT_TEST"}
     assert report.exit_code == 0, report
     assert report.count(State.DONE) == 3

@@ -82,8 +82,10 @@ def start(stage: Toy, workers: int = 1, lease_s: float = 60.0) -> subprocess.Pop
         f"report = run({stage!r}, {workers}, {lease_s})\n"
         "print(report.stopped, file=sys.stderr); sys.exit(report.exit_code)"
     )
+    # the tests are found by their path, whatever an earlier test left in the environment
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
