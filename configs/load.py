@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from mhim.configs import texts, trust
+from mhim.configs.lookup import explain
+from mhim.configs.schema import Config
 from pydantic import BaseModel, ValidationError
-
-from configs import texts, trust
-from configs.lookup import explain
-from configs.schema import Config
 
 
 class ConfigError(ValueError):

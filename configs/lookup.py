@@ -1,6 +1,6 @@
 """From a configured name to the module of that file name: the plug-in mechanism of every folder.
 
-In: a package such as `mil.models` and a name. Out: the imported module, or the names that exist (listed without
+In: a package such as `mhim.mil.models` and a name. Out: the imported module, or the names that exist (listed without
 importing any). There is no registry: a new file is a new name. What does not ship is imported only as `trust` allows.
 Knows nothing of what the modules do.
 """
@@ -15,9 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mhim.configs import source, trust
 from pydantic import BaseModel, ValidationError
-
-from configs import source, trust
 
 
 class LookupFailed(ValueError):
@@ -44,7 +43,7 @@ def find(package: str, name: str) -> ModuleType:
     that nobody named in this command.
     """
     known = names(package)
-    plain = name.removeprefix(f"{package}.")
+    plain = _plain(package, name)
     if plain in known:
         return importlib.import_module(f"{package}.{plain}")
     if name in trust.installed(package):
@@ -53,9 +52,14 @@ def find(package: str, name: str) -> ModuleType:
         permitted(name)
         if "." in name or source.file_of(name) is not None:
             return own_module(name)
-    where = Path(*package.split(".")) / f"{name}.py"
+    where = Path(*package.split(".")[1:]) / f"{name}.py"
     own = "; a module of your own is allowed by typing its name here, or --allow-plugin NAME"
     raise LookupFailed(f"unknown name {name!r}; there is: {', '.join(known)} (or add {where}{own})")
+
+
+def _plain(package: str, name: str) -> str:
+    """A shipped plug-in's file name; records of version 0.1 call `mhim.mil.models.abmil` mil.models.abmil."""
+    return name.removeprefix("mhim.").removeprefix(package.removeprefix("mhim.") + ".")
 
 
 def permitted(name: str) -> None:
@@ -86,7 +90,7 @@ def own_module(name: str) -> ModuleType:
 
 def code_of(package: str, name: str) -> str | None:
     """Hash of the code of a plug-in that does not ship, as hex; None for one that ships, whose version counts."""
-    if name.removeprefix(f"{package}.") in names(package):
+    if _plain(package, name) in names(package):
         return None
     module = find(package, name)
     file = Path(str(module.__file__))

@@ -18,10 +18,10 @@ from typing import Any
 
 # package of plug-ins -> group of entry points in which an installed distribution offers more of them
 GROUPS = {
-    "extract.encoders": "mhim.encoders",
-    "extract.tissue": "mhim.tissue",
-    "mil.models": "mhim.models",
-    "pipeline.backends": "mhim.backends",
+    "mhim.extract.encoders": "mhim.encoders",
+    "mhim.extract.tissue": "mhim.tissue",
+    "mhim.mil.models": "mhim.models",
+    "mhim.pipeline.backends": "mhim.backends",
 }
 REMOTE_CODE = "trust_remote_code"  # runs code that comes with weights: typed in the command itself, or not at all
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")

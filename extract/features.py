@@ -21,12 +21,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-
-from configs.schema import ExtractConfig
-from extract import SlideError, SlideJob
-from extract import encoders as _encoders
-from extract.encoders import Encoder, GpuFailed
-from extract.feed import Block, Feed, Reading, even_rows
+from mhim.configs.schema import ExtractConfig
+from mhim.extract import SlideError, SlideJob
+from mhim.extract import encoders as _encoders
+from mhim.extract.encoders import Encoder, GpuFailed
+from mhim.extract.reading.feed import Block, Feed, Reading, even_rows
 
 BLOCK_ROWS = 64  # tiles read by one task on a CPU: 12 MiB at 256 px, a few ms of decoding
 
@@ -48,7 +47,7 @@ class Stats:
     retreats: int = 0
 
     def numbers(self) -> dict[str, float]:
-        """For the run log, such that the sums over slides mean something: `pipeline.rates` turns them into tiles/s.
+        """For the run log, such that the sums over slides mean something: `mhim.pipeline.resume.rates` turns them into tiles/s.
 
         read_s: as long as the threads together would have read, had they all been busy."""
         encode_s = self.encode_s + self.encoded_s / self.threads

@@ -1,6 +1,6 @@
 """Arrays of single bags -> one padded `Bag`. Knows no file, no model, no label.
 
-In: per bag features (N, D), coords (N, 2) in level-0 px and the tile edge in level-0 px. Out: a `mil.models.Bag`
+In: per bag features (N, D), coords (N, 2) in level-0 px and the tile edge in level-0 px. Out: a `mhim.mil.models.Bag`
 whose mask is a tensor, never a value among the features.
 """
 
@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-
-from mil.models import Bag
+from mhim.mil.models import Bag
 
 
 def collate(

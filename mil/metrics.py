@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-
-from mil import estimators
+from mhim.mil import estimators
 
 Metrics = dict[str, float]
 

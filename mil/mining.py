@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-
-from mil import masking
-from mil.models import MIL, Bag, flatten, grids
-from mil.models.mhim import Mhim
+from mhim.mil.models import MIL, Bag, flatten, grids
+from mhim.mil.models._parts import masking
+from mhim.mil.models.mhim import Mhim
 
 STEPS = 20  # points of the schedule that are looked at
 

@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from mhim.configs import lookup
+from mhim.mil.models import MIL
 from torch import Tensor
-
-from configs import lookup
-from mil.models import MIL
 
 Student = Literal["abmil", "transmil", "dsmil"]
 
@@ -138,7 +137,7 @@ def load_reference(
         raise NotReference(f"unknown student {student!r}; there is: {', '.join(_NAMES)}")
     state = {k: v for k, v in _plain(state_dict).items() if k not in _UNUSED[student]}
     name, params = settings(state, student, activation)
-    module = lookup.find("mil.models", name)
+    module = lookup.find("mhim.mil.models", name)
     model: MIL = module.build(in_dim, n_classes, lookup.params(module, params))
     names = {ours: theirs for theirs, ours in _NAMES[student].items()}
     if name == "mhim":

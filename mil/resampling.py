@@ -1,6 +1,6 @@
 """The bootstrap over patients: how often each is drawn, the interval of many values, the verdict on a difference.
 
-In: the number of patients and their strata (the fold that held each out). Out: weights for `mil.estimators`, drawn from
+In: the number of patients and their strata (the fold that held each out). Out: weights for `mhim.mil.estimators`, drawn from
 a fixed seed in blocks of bounded memory, so that two runs over the same patients meet the same draws. Knows no metric.
 """
 

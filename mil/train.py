@@ -23,14 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from mhim.configs.schema import TrainConfig
+from mhim.mil import metrics
+from mhim.mil.feed import Case, Feed, Scale, moments, shuffled
+from mhim.mil.memory import keep_freed
+from mhim.mil.models import MILModel
+from mhim.mil.tasks import Task
 from torch import Tensor
-
-from configs.schema import TrainConfig
-from mil import metrics
-from mil.feed import Case, Feed, Scale, moments, shuffled
-from mil.memory import keep_freed
-from mil.models import MILModel
-from mil.tasks import Task
 
 LR_MIN, LR_WARM = 1e-7, 1e-6  # of the published schedule: end of the cosine, start of the warm-up
 FORMAT = 2  # 2: a state may lie inside an epoch; those of format 1 never do
@@ -74,7 +73,7 @@ def fit(
     due: asked after each step of the optimiser; where it says yes, the state inside the epoch is yielded too, with
     "within" set (after an epoch it is None) and "epoch" the last whole one, -1 before the first.
     start: a state this generator yielded before, to go on from; nothing is yielded if it was the last.
-    val_cases may be empty, then the last epoch is kept. Raises TrainingDiverged and mil.feed.BagError.
+    val_cases may be empty, then the last epoch is kept. Raises TrainingDiverged and mhim.mil.feed.BagError.
     The state holds tensors (on the CPU) and plain values only, so torch.load(weights_only=True) reads it.
     """
     keep_freed()

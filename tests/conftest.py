@@ -36,7 +36,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Pa
 def demo_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with slides/, labels.csv, truth/: eight small labelled slides and the three broken ones. Not to be
     changed."""
-    from pipeline.demo import make_cohort
+    from mhim.pipeline.demo.cohort import make_cohort
 
     return once(tmp_path_factory, "cohort", lambda folder: make_cohort(folder, n=8, small=True))
 
@@ -44,7 +44,7 @@ def demo_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiled_cohort(tmp_path_factory: pytest.TempPathFactory, demo_cohort: Path) -> Path:
     """Work folder of that cohort after tile and extract with the default settings. Not to be changed: copy it."""
-    from pipeline.cli import _main
+    from mhim.pipeline.cli.main import _main
 
     def make(work: Path) -> None:
         assert _main(["tile", str(demo_cohort / "slides"), "--work", str(work), "--workers", "1"]) == 1
@@ -56,7 +56,7 @@ def tiled_cohort(tmp_path_factory: pytest.TempPathFactory, demo_cohort: Path) ->
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """Call the command line here: arguments in; exit code, and standard output and error together, out."""
-    from pipeline.cli import _main
+    from mhim.pipeline.cli.main import _main
 
     def call(*args: object) -> tuple[int, str]:
         capsys.readouterr()
@@ -71,6 +71,6 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
 def _trusted() -> None:
     """A test that calls no command may name the plug-ins of these folders, as a program that uses the modules would
     allow them; each command begins with nothing allowed."""
-    from configs import trust
+    from mhim.configs import trust
 
     trust.adopt(trust.Trust(frozenset({"tests"})))

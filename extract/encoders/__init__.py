@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from configs import lookup, source, trust
-from configs.schema import ExtractConfig
-from extract.encoders import _table
+from mhim.configs import lookup, source, trust
+from mhim.configs.schema import ExtractConfig
+from mhim.extract.encoders import _table
 
 MPP_TOLERANCE = 0.05  # tiles within 5 % of the trained mpp are the same resolution for an encoder
 
@@ -66,7 +65,7 @@ def build(config: ExtractConfig) -> Encoder:
     """The encoder of `config.encoder`, ready to use. Raises EncoderError, WeightsError, LookupFailed or NoGpu."""
     name = config.encoder
     if name in _table.rows() or name.startswith("timm:"):
-        from extract.encoders import _families
+        from mhim.extract.encoders import _families
 
         return _families.build(config)
     if (own := _own(name)) is not None:
@@ -86,7 +85,7 @@ def identity(config: ExtractConfig) -> dict[str, Any]:
     name = config.encoder
     row = _table.rows().get(name)
     if row is not None or name.startswith("timm:"):
-        from extract import weights
+        from mhim.extract import weights
 
         hub_id, files = (row.hub_id, row.hub_files or weights.HUB_FILES) if row else _timm_hub(config)
         path = weights.locate(name, hub_id, files, config.weights, config.offline)
@@ -102,7 +101,7 @@ def identity(config: ExtractConfig) -> dict[str, Any]:
     if (own := _own(name)) is not None:
         code = source.code_hash(_source_of(own), own.rpartition(".")[0])
         if config.weights is not None:
-            from extract import weights
+            from mhim.extract import weights
 
             found = weights.local(name, config.weights)
             code += f"+{weights.sha256(found)}" if found else ""
@@ -148,7 +147,7 @@ def known(name: str) -> None:
 
 def names() -> list[str]:
     """Every encoder known by name: the table's and this folder's. `timm:<model>` and the user's own come on top."""
-    return sorted({*_table.rows(), *lookup.names("extract.encoders")})
+    return sorted({*_table.rows(), *lookup.names("mhim.extract.encoders")})
 
 
 def check_tiles(known: dict[str, Any], tile_px: int, mpp: float, allow_mismatch: bool) -> str:
@@ -174,13 +173,13 @@ def check_tiles(known: dict[str, Any], tile_px: int, mpp: float, allow_mismatch:
 
 
 def _file(name: str) -> Any:
-    known = lookup.names("extract.encoders")
+    known = lookup.names("mhim.extract.encoders")
     if name not in known:
         raise EncoderError(
             f"unknown encoder {name!r}; there is: {', '.join(names())}; timm:<any timm model>; or your own function as "
             "my_module.my_function"
         )
-    return lookup.find("extract.encoders", name)
+    return lookup.find("mhim.extract.encoders", name)
 
 
 def _recipe_text(row: _table.Row) -> str:
@@ -191,18 +190,18 @@ def _recipe_text(row: _table.Row) -> str:
 
 def _timm_hub(config: ExtractConfig) -> tuple[str, tuple[str, ...]]:
     """Hub id and files of a `timm:` model. Asks timm (4 s to import) only when the weights were not given locally."""
-    from extract import weights
+    from mhim.extract import weights
 
     if config.weights is not None:
         return "", weights.HUB_FILES
-    from extract.encoders import _families
+    from mhim.extract.encoders import _families
 
     return _families.timm_hub_id(config.encoder), weights.HUB_FILES
 
 
 def _own(name: str) -> str | None:
     """`module.function` of an encoder that does not ship, allowed in this command; None for one that ships."""
-    found = trust.installed("extract.encoders").get(name) if name not in names() else None
+    found = trust.installed("mhim.extract.encoders").get(name) if name not in names() else None
     if found is not None:
         return found.value.replace(":", ".")
     if "." not in name or name.startswith("timm:"):
@@ -245,6 +244,6 @@ def _users_own(config: ExtractConfig, name: str) -> Encoder:
         ) from error
     if not isinstance(encoder, Encoder):
         raise EncoderError(
-            f"encoder {name!r} returns {type(encoder).__name__}; it must return an extract.encoders.Encoder"
+            f"encoder {name!r} returns {type(encoder).__name__}; it must return an mhim.extract.encoders.Encoder"
         )
     return encoder

@@ -1,7 +1,7 @@
 """Encoders of the table and `timm:<model>`: build the network, load its weights strictly, pool its tokens.
 
 In: the settings. Out: an `Encoder`. Every network is built without weights and filled from a local file; nothing here
-downloads (`extract.weights` does, when allowed). Families beyond timm are imported only when used.
+downloads (`mhim.extract.weights` does, when allowed). Families beyond timm are imported only when used.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from mhim.configs import lookup, trust
+from mhim.configs.schema import ExtractConfig
+from mhim.extract import weights
+from mhim.extract.encoders import Encoder, EncoderError, _remap
+from mhim.extract.encoders._table import POOLING_TEXT, Pooling, Row, rows
+from mhim.extract.encoders._torch import Recipe, Runner
 from pydantic import BaseModel, ConfigDict
 from torch import nn
-
-from configs import lookup, trust
-from configs.schema import ExtractConfig
-from extract import weights
-from extract.encoders import Encoder, EncoderError, _remap
-from extract.encoders._table import POOLING_TEXT, Pooling, Row, rows
-from extract.encoders._torch import Recipe, Runner
 
 
 class Params(BaseModel):
@@ -55,7 +54,7 @@ def build(config: ExtractConfig) -> Encoder:
         module = network(row)
         fill(module, path, row)
     else:
-        from extract.encoders import _foreign
+        from mhim.extract.encoders import _foreign
 
         module = _foreign.network(row, path, params.trust_remote_code)
     dim = width(row, pooling)

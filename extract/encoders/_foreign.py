@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mhim.extract.encoders import EncoderError
+from mhim.extract.encoders._table import Row
+from mhim.extract.weights import WeightsError
 from torch import nn
-
-from extract.encoders import EncoderError
-from extract.encoders._table import Row
-from extract.weights import WeightsError
 
 
 def network(row: Row, path: Path, trust_remote_code: bool) -> nn.Module:
@@ -81,8 +80,7 @@ def _unread(key: str, row: Row) -> bool:
 
 def _open_clip(row: Row, path: Path, trust_remote_code: bool) -> nn.Module:
     import open_clip
-
-    from extract.weights import load_state
+    from mhim.extract.weights import load_state
 
     if row.arch:
         model = open_clip.create_model(row.arch, pretrained=None)
@@ -107,9 +105,8 @@ def _package(row: Row, path: Path, trust_remote_code: bool) -> nn.Module:
     """MUSK: the network is its authors', the weights are read here (their loader unpickles, and only prints what is
     missing). What the network has must all be there; heads of its pre-training that it lacks are left out."""
     import timm
+    from mhim.extract.weights import load_into, load_state
     from musk import modeling  # noqa: F401  registers the architecture with timm
-
-    from extract.weights import load_into, load_state
 
     musk = timm.create_model("musk_large_patch16_384")
     state = {k.removeprefix("module."): v for k, v in load_state(path).items()}

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-from configs.schema import ExtractConfig
-from extract import memory
-from extract.encoders import GpuFailed, NoGpu, resolved_precision
+from mhim.configs.schema import ExtractConfig
+from mhim.extract import memory
+from mhim.extract.encoders import GpuFailed, NoGpu, resolved_precision
 
 CPU_BATCH = 8  # larger batches spend half their time on page faults of activations (25 MB each at 8 for a ResNet-50)
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -13,9 +13,8 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+from mhim.configs.schema import Settings
 from pydantic import Field
-
-from configs.schema import Settings
 
 NEEDS_WEIGHTS = True
 # Licences as the model pages state them (2024); for other weights `licence` tells it.
@@ -92,7 +91,7 @@ def notes(params: Params, mpp: float) -> list[str]:
 
 
 def _file(params: Params) -> Path:
-    from extract.weights import WeightsError, cached, download
+    from mhim.extract.weights import WeightsError, cached, download
 
     if params.weights is not None:
         path = Path(params.weights).expanduser()
@@ -114,7 +113,7 @@ def _file(params: Params) -> Path:
 
 
 def _sha256(path: Path) -> str:
-    from extract.weights import sha256
+    from mhim.extract.weights import sha256
 
     return sha256(path)
 
@@ -123,9 +122,8 @@ def _sha256(path: Path) -> str:
 def _model(path: str, sha256: str, architecture: str, classes: int, device: str) -> Any:
     """The network with its weights, kept for the process's next slide; `sha256` makes a changed file another one."""
     import torch
+    from mhim.extract.weights import load_into, load_state
     from torchvision.models import segmentation
-
-    from extract.weights import load_into, load_state
 
     torch.set_num_threads(1)  # slides run in parallel processes
     model = getattr(segmentation, architecture)(

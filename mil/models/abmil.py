@@ -8,11 +8,17 @@ as default here, is ReLU. Instance n adds a_n W z_n to the logits, exactly.
 from __future__ import annotations
 
 import torch
+from mhim.mil.models import MIL, Encoded, Instances
+from mhim.mil.models._parts.layers import (
+    ACTIVATIONS,
+    Activation,
+    Embedding,
+    EmbeddingParams,
+    initialise,
+    weighted_softmax,
+)
 from pydantic import Field
 from torch import Tensor, nn
-
-from mil.models import MIL, Encoded, Instances
-from mil.models._layers import ACTIVATIONS, Activation, Embedding, EmbeddingParams, initialise, weighted_softmax
 
 
 class Params(EmbeddingParams):

@@ -6,7 +6,7 @@ a_kn w_k^T z_n to logit k, exactly; its share is the mean of its attention over 
 
 from __future__ import annotations
 
-from mil.models.clam_sb import Clam, Params
+from mhim.mil.models.clam_sb import Clam, Params
 
 __all__ = ["Params", "build"]
 

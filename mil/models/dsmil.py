@@ -14,11 +14,10 @@ from __future__ import annotations
 import math
 
 import torch
+from mhim.mil.models import MIL, Encoded, Instances
+from mhim.mil.models._parts.layers import Embedding, EmbeddingParams, initialise, weighted_softmax
 from pydantic import Field
 from torch import Tensor, nn
-
-from mil.models import MIL, Encoded, Instances
-from mil.models._layers import Embedding, EmbeddingParams, initialise, weighted_softmax
 
 
 class Params(EmbeddingParams):

@@ -6,11 +6,10 @@ As `abmil`, with  s_n = w^T (tanh(V z_n) * sigmoid(U z_n)),  V, U: h -> 128, all
 from __future__ import annotations
 
 import torch
+from mhim.mil.models import abmil
+from mhim.mil.models._parts.layers import ACTIVATIONS, Activation, initialise
 from pydantic import Field
 from torch import Tensor, nn
-
-from mil.models import abmil
-from mil.models._layers import ACTIVATIONS, Activation, initialise
 
 
 class Params(abmil.Params):

@@ -47,14 +47,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from mhim.configs import lookup
+from mhim.configs.schema import Settings
+from mhim.mil.models import MIL, Bag, Encoded, Instances, Output, TaskLike, flatten, grids, one_bag
+from mhim.mil.models._parts import masking
+from mhim.mil.models._parts.recycle import Merged, Recycle, mean_tokens
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-
-from configs import lookup
-from configs.schema import Settings
-from mil import masking
-from mil.models import MIL, Bag, Encoded, Instances, Output, TaskLike, flatten, grids, one_bag
-from mil.models._recycle import Merged, Recycle, mean_tokens
 
 
 class Params(Settings):
@@ -144,7 +143,7 @@ class Params(Settings):
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> Params:
-        if self.student in ("mhim", "mil.models.mhim"):
+        if self.student in ("mhim", "mhim.mil.models.mhim"):
             raise ValueError("student: mhim cannot be its own student")
         if self.merge == "none" and self.keep_ratio < 1 and self.min_kept < 1:
             raise ValueError("min_kept: without tokens at least one instance must be kept")
@@ -157,7 +156,7 @@ class Mhim(MIL):
     def __init__(self, in_dim: int, n_out: int, params: Params) -> None:
         super().__init__()
         self.params = params
-        module = lookup.find("mil.models", params.student)
+        module = lookup.find("mhim.mil.models", params.student)
         student_params = lookup.params(module, params.student_params)
         self.placed: bool = getattr(module, "USES_POSITION", False)
         self.student: MIL = module.build(in_dim, n_out, student_params)

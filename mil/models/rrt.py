@@ -20,11 +20,17 @@ import math
 
 import torch
 import torch.nn.functional as F
+from mhim.mil.models import MIL, Encoded, Instances
+from mhim.mil.models._parts.layers import (
+    ACTIVATIONS,
+    Activation,
+    Embedding,
+    EmbeddingParams,
+    initialise,
+    weighted_softmax,
+)
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-
-from mil.models import MIL, Encoded, Instances
-from mil.models._layers import ACTIVATIONS, Activation, Embedding, EmbeddingParams, initialise, weighted_softmax
 
 USES_POSITION = True
 

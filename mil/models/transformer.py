@@ -19,11 +19,10 @@ import math
 
 import torch
 import torch.nn.functional as F
+from mhim.mil.models import MIL, Encoded, Instances
+from mhim.mil.models._parts.layers import Embedding, EmbeddingParams, initialise
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-
-from mil.models import MIL, Encoded, Instances
-from mil.models._layers import Embedding, EmbeddingParams, initialise
 
 USES_POSITION = True
 

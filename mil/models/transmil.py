@@ -17,13 +17,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from mhim.mil.models import MIL, Encoded, Instances
+from mhim.mil.models._parts.layers import Embedding, EmbeddingParams, initialise
+from mhim.mil.models._parts.nystrom import Attended, Nystrom
+from mhim.mil.models._parts.ppeg import Ppeg
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-
-from mil.models import MIL, Encoded, Instances
-from mil.models._layers import Embedding, EmbeddingParams, initialise
-from mil.models._nystrom import Attended, Nystrom
-from mil.models._ppeg import Ppeg
 
 USES_POSITION = True
 

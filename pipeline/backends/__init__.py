@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+from mhim.configs.schema import ClusterConfig
+from mhim.pipeline.resume.stage import Item, Outcome, Stage
 from pydantic import BaseModel
-
-from configs.schema import ClusterConfig
-from pipeline.stage import Item, Outcome, Stage
 
 
 class BackendModule(Protocol):
@@ -19,5 +18,5 @@ class BackendModule(Protocol):
     def run(
         self, stage: Stage, items: list[Item], replace: bool, remake: bool, cluster: ClusterConfig
     ) -> Iterator[Outcome]:
-        """Make every item somewhere, by `pipeline.runner.make_one`, and yield each outcome as it comes."""
+        """Make every item somewhere, by `mhim.pipeline.resume.runner.make_one`, and yield each outcome as it comes."""
         ...

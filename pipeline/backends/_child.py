@@ -19,9 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from configs import trust
-from pipeline.runner import leaving, make_one, open_claims
-from pipeline.stage import Item, Outcome, Stage, State, Stopped
+from mhim.configs import trust
+from mhim.pipeline.resume.runner import leaving, make_one, open_claims
+from mhim.pipeline.resume.stage import Item, Outcome, Stage, State, Stopped
 
 _READY = "ready"
 
@@ -111,7 +111,7 @@ class Child:
             raise Stopped("the worker processes were told to end")
         # Ctrl-C is the owner's, also while this one imports
         code = (f"import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = {sys.path!r}; "
-                "from pipeline.backends._child import main; main()")
+                "from mhim.pipeline.backends._child import main; main()")
         process = subprocess.Popen(  # -P: the working folder must not stand before the program
             [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=self._order.folder
         )

@@ -18,13 +18,12 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from mhim.configs import lookup
+from mhim.configs.schema import ClusterConfig, Settings
+from mhim.pipeline.backends._child import Child, Order
+from mhim.pipeline.resume import console
+from mhim.pipeline.resume.stage import Item, Outcome, Stage, State, Stopped
 from pydantic import Field
-
-from configs import lookup
-from configs.schema import ClusterConfig, Settings
-from pipeline import console
-from pipeline.backends._child import Child, Order
-from pipeline.stage import Item, Outcome, Stage, State, Stopped
 
 
 class Params(Settings):

@@ -7,11 +7,11 @@ import queue
 import threading
 from collections.abc import Iterator
 
-from configs.schema import ClusterConfig, Settings
-from pipeline import console
-from pipeline.backends._child import Child, Order
-from pipeline.runner import run_items
-from pipeline.stage import Item, Outcome, Stage, Stopped
+from mhim.configs.schema import ClusterConfig, Settings
+from mhim.pipeline.backends._child import Child, Order
+from mhim.pipeline.resume import console
+from mhim.pipeline.resume.runner import run_items
+from mhim.pipeline.resume.stage import Item, Outcome, Stage, Stopped
 
 
 class Params(Settings):

@@ -20,12 +20,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mhim.configs import load, lookup, trust
+from mhim.configs.schema import ClusterConfig, Config, Settings
+from mhim.pipeline.cli import plugins_named
+from mhim.pipeline.resume.stage import Stopped
+from mhim.pipeline.store import layout
 from pydantic import Field, ValidationError
-
-from configs import load, lookup, trust
-from configs.schema import ClusterConfig, Config, Settings
-from pipeline import plugins_named, store
-from pipeline.stage import Stopped
 
 
 class Resources(Settings):
@@ -94,7 +94,7 @@ class Submitted:
     script: str
 
 
-def submit(work: store.Work, config: Config, steps: list[Step], replace: bool = False) -> tuple[Path, list[Submitted]]:
+def submit(work: layout.Work, config: Config, steps: list[Step], replace: bool = False) -> tuple[Path, list[Submitted]]:
     """Submit `steps`, each after the one before. Returns the job folder and the arrays.
 
     Raises Stopped (SLURM is absent or refuses) or LookupFailed (an unknown setting)."""
@@ -111,11 +111,11 @@ def submit(work: store.Work, config: Config, steps: list[Step], replace: bool = 
         # the tasks run on one machine each: every core one process
         cluster = ClusterConfig(workers=of.cpus, lease_s=config.cluster.lease_s)
         settings = folder / f"{step.verb}.yaml"
-        store.write_atomic(settings, load.template(_for_a_file(config, cluster)))
+        layout.write_atomic(settings, load.template(_for_a_file(config, cluster)))
         if step.items is not None:
-            store.write_atomic(folder / f"{step.verb}.items", "".join(f"{key}\n" for key in step.items))
+            layout.write_atomic(folder / f"{step.verb}.items", "".join(f"{key}\n" for key in step.items))
         script = folder / f"{step.verb}.sh"
-        store.write_atomic(script, job_script(step, folder, work.root.resolve(), params, of, tasks, replace))
+        layout.write_atomic(script, job_script(step, folder, work.root.resolve(), params, of, tasks, replace))
         script.chmod(0o755)
         after = [f"--dependency=afterany:{made[-1].job}"] if made else []
         try:
@@ -127,7 +127,7 @@ def submit(work: store.Work, config: Config, steps: list[Step], replace: bool = 
             raise Stopped(f"{step.verb}: {error}; nothing was submitted") from error
         made.append(Submitted(step.verb, job, tasks, step.most, str(script)))
         card = {"submitted": time.time(), "command": sys.argv, "arrays": [asdict(m) for m in made]}
-        store.write_atomic(folder / "job.json", json.dumps(card, indent=2) + "\n")
+        layout.write_atomic(folder / "job.json", json.dumps(card, indent=2) + "\n")
     return folder, made
 
 
@@ -237,7 +237,7 @@ def _quoted(value: str) -> str:
 def _program(params: Params, of: Resources, work: Path, step: Step) -> str:
     if not params.container:
         # -P: the folder it is started in must not stand before the program
-        return f"{shlex.quote(sys.executable)} -P -m pipeline.cli"
+        return f"{shlex.quote(sys.executable)} -P -m mhim.pipeline"
     paths = [a for a in step.args if a.startswith("/")]
     parts = ["apptainer", "exec", *(["--nv"] if of.gpus else [])]
     for bind in dict.fromkeys([str(work), os.getcwd(), *paths, *params.bind]):
@@ -292,12 +292,12 @@ class ArrayState:
         return f"job {self.array.job} {self.array.verb}: {'; '.join(parts)}"
 
 
-def jobs(work: store.Work, folder: Path | None = None) -> list[ArrayState]:
+def jobs(work: layout.Work, folder: Path | None = None) -> list[ArrayState]:
     """The state of every array submitted from this work folder (or of one job folder), oldest first."""
     folders = [folder] if folder else sorted(p.parent for p in (work.root / "jobs").glob("*/job.json"))
     arrays: list[ArrayState] = []
     for at in folders:
-        card = store.read_json(at / "job.json")
+        card = layout.read_json(at / "job.json")
         ends = _ends(at)
         for raw in card["arrays"]:
             array = Submitted(**raw)
@@ -333,7 +333,7 @@ def _ends(folder: Path) -> dict[str, list[tuple[int, str]]]:
     return found
 
 
-def follow(work: store.Work, folder: Path, poll_s: float, say: Any) -> int:
+def follow(work: layout.Work, folder: Path, poll_s: float, say: Any) -> int:
     """Tell how the jobs of `folder` go on until all are over. 0: every task ended well; 1: not; 3: refused."""
     last: list[str] = []
     misses = 0

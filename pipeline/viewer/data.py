@@ -15,12 +15,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-
-from mil import heatmap
-from mil.heatmap import Frame
-from pipeline import bundle, cohort, ensemble, estimand, explain, seals, store
-from pipeline.viewer.pyramid import TILE_PX
-from pipeline.viewer.slides import Question, Slides, What
+from mhim.mil import heatmap
+from mhim.mil.heatmap import Frame
+from mhim.pipeline.cohort import slides as cohort
+from mhim.pipeline.pictures import layers
+from mhim.pipeline.results import ensemble, estimand
+from mhim.pipeline.store import layout, seals
+from mhim.pipeline.training import bundle
+from mhim.pipeline.viewer.pyramid import TILE_PX
+from mhim.pipeline.viewer.slides import Question, Slides, What
 
 LAYER_PX = 2048  # long side of a layer's picture
 
@@ -56,7 +59,7 @@ class Gallery:
 
     read: the processes in which the slides are opened, never in this one."""
 
-    def __init__(self, work: store.Work) -> None:
+    def __init__(self, work: layout.Work) -> None:
         self.work = work
         self.slides = [_shown(s.id, s.path, work.tile_store(s.id)) for s in cohort.read_cohort(work)]
         folders = sorted(p for p in work.runs.iterdir() if p.is_dir()) if work.runs.is_dir() else []
@@ -65,7 +68,7 @@ class Gallery:
         for folder, find in [*((f, _run) for f in folders), (work.root, _new_slides)]:
             try:
                 found = find(folder)
-            except (store.StoreError, KeyError, ValueError, csv.Error) as error:
+            except (layout.StoreError, KeyError, ValueError, csv.Error) as error:
                 self.left_out.append(f"the run in {folder} cannot be read ({error}); score it again")
                 continue
             self.runs += [found] if found is not None else []
@@ -85,7 +88,7 @@ class Gallery:
         runs = [{"name": r.name, "classes": r.task["classes"]} for r in self.runs]
         marks = [(s.id, (s.tiles or {}).get("fingerprint")) for s in self.slides]
         marks += [(r.name, r.seal) for r in self.runs]
-        version = store.fingerprint({"shown": marks})  # in every address, so that no browser shows an older slide
+        version = layout.fingerprint({"shown": marks})  # in every address, so that no browser shows an older slide
         return {"work": self.work.root.resolve().name, "slides": slides, "runs": runs, "version": version}
 
     def about(self, number: int) -> dict[str, Any]:
@@ -94,7 +97,7 @@ class Gallery:
         shown = self._shown(number)
         assert shown.tiles is not None
         (w, h), mpp, stretch, _ = self._ask(number, "geometry")
-        coords = store.read_array(self.work.tile_store(shown.id), "coords")
+        coords = layout.read_array(self.work.tile_store(shown.id), "coords")
         place = self.layer_place(number)
         runs = []
         for k in range(len(self.runs)):
@@ -123,7 +126,7 @@ class Gallery:
         if not 0 <= layer < len(found):
             raise Unknown(f"no layer {layer}")
         assert shown.tiles is not None
-        coords = store.read_array(self.work.tile_store(shown.id), "coords")
+        coords = layout.read_array(self.work.tile_store(shown.id), "coords")
         one = found[layer]
         values = one.scaled("raw" if how == "raw" else "percentile").values
         rgba = heatmap.colour(heatmap.raster(values, coords, shown.tiles["tile_l0"], self.layer_place(number)))
@@ -134,7 +137,7 @@ class Gallery:
         shown = self._shown(number)
         assert shown.tiles is not None
         w, h = shown.tiles["mask_px"]
-        packed = store.read_array(self.work.tile_store(shown.id), "mask")
+        packed = layout.read_array(self.work.tile_store(shown.id), "mask")
         mask = np.unpackbits(np.asarray(packed), axis=1)[:h, :w]
         k = max(1, round(1400 / max(w, h)))
         mx, my = shown.tiles["mask_mpp"]
@@ -155,15 +158,15 @@ class Gallery:
             raise Unknown(f"no slide {number} that could be read")
         return self.slides[number]
 
-    def _layers(self, run: int, number: int) -> list[explain.Layer]:
+    def _layers(self, run: int, number: int) -> list[layers.Layer]:
         if not 0 <= run < len(self.runs):
             raise Unknown(f"no run {run}")
         scores = self.runs[run].folder / "scores" / f"{self._shown(number).id}.zarr"
         found = seals.look(scores)
         if found is None or found.wrong:
             return []  # not scored, or damaged: `pipeline status` and `verify` tell which
-        arrays = {name: np.asarray(store.read_array(scores, name)) for name in store.array_names(scores)}
-        return explain.layers(arrays, self.runs[run].task, "all")
+        arrays = {name: np.asarray(layout.read_array(scores, name)) for name in layout.array_names(scores)}
+        return layers.layers(arrays, self.runs[run].task, "all")
 
     def _ask(self, number: int, what: What, tile: tuple[int, int, int] = (0, 0, 0)) -> Any:
         """What the slide's reading processes say. Raises Unknown, and SlideError where the slide cannot be read."""
@@ -195,7 +198,7 @@ def _shown(slide: str, path: Path, tiles: Path) -> Shown:
     if found is None:
         return Shown(slide, path, None)
     if found.wrong:
-        return Shown(slide, path, None, store.damage(tiles, found.wrong))
+        return Shown(slide, path, None, layout.damage(tiles, found.wrong))
     return Shown(slide, path, found.attrs)
 
 
@@ -203,7 +206,7 @@ def _run(folder: Path) -> ShownRun | None:
     metrics = folder / "metrics.json"
     if not (folder / "predictions.csv").exists() or not metrics.exists():
         return None
-    return _shown_run(folder.name, folder, store.read_json(metrics)["task"])
+    return _shown_run(folder.name, folder, layout.read_json(metrics)["task"])
 
 
 def _new_slides(folder: Path) -> ShownRun | None:
@@ -221,7 +224,7 @@ def _shown_run(name: str, folder: Path, task: dict[str, Any]) -> ShownRun:
     for row in ensemble.ensemble(estimand.read(file)):  # of several trainings the answer that the report shows too
         for slide in row["slide"].split(";"):
             rows.setdefault(slide, row)
-    return ShownRun(name, folder, task, rows, store.sha256(file))
+    return ShownRun(name, folder, task, rows, layout.sha256(file))
 
 
 def _told(row: estimand.Row, task: dict[str, Any]) -> dict[str, Any]:
@@ -256,5 +259,5 @@ def _png(rgba: np.ndarray) -> bytes:
 def _encoded(suffix: str, bgr: np.ndarray, options: list[int]) -> bytes:
     ok, data = cv2.imencode(suffix, np.ascontiguousarray(bgr), options)
     if not ok:
-        raise store.StoreError("a picture could not be encoded")
+        raise layout.StoreError("a picture could not be encoded")
     return bytes(data)

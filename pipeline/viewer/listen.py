@@ -17,7 +17,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from pipeline import store
+from mhim.pipeline.store import layout
 
 HEAD_S = 15.0  # for a request's head, and for an idle connection
 ANSWER_S = 60.0  # for the client to take an answer
@@ -25,7 +25,7 @@ MOST = 64  # connections at once; a browser opens six
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
 
 
-class ViewerError(store.StoreError):
+class ViewerError(layout.StoreError):
     """The viewer cannot be started as asked; the message says why."""
 
 

@@ -16,10 +16,9 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
-
-from extract.filetiles import FileLevels, FileTiles, Undecodable, paste
-from extract.planes import NotDirect
-from extract.slide import Slide
+from mhim.extract.slide.filetiles import FileLevels, FileTiles, Undecodable, paste
+from mhim.extract.slide.planes import NotDirect
+from mhim.extract.slide.slide import Slide
 
 TILE_PX = 512
 QUALITY = 82

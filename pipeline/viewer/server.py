@@ -21,8 +21,8 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from pipeline.viewer.data import Gallery, Unknown
-from pipeline.viewer.listen import HEAD_S, Incoming, Outgoing, Server, ViewerError, loopback
+from mhim.pipeline.viewer.data import Gallery, Unknown
+from mhim.pipeline.viewer.listen import HEAD_S, Incoming, Outgoing, Server, ViewerError, loopback
 
 # The hash is that of the one style element that OpenSeadragon 6.1.1 adds by itself.
 POLICY = (
@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         """(body, content type, may be cached) of a path. Raises Unknown."""
         if path in STATIC:
             name, kind = STATIC[path]
-            return files("pipeline.viewer").joinpath("static", name).read_bytes(), kind, False
+            return files("mhim.pipeline.viewer").joinpath("static", name).read_bytes(), kind, False
         if path == "/api/index":
             return _json(self.gallery.index()), "application/json", False
         if found := re.fullmatch(r"/api/slide/(\d{1,7})", path):

@@ -17,12 +17,11 @@ from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-
-from extract import SlideError
-from extract.slide import Slide, open_slide
-from pipeline.backends._child import Child, Died, Order
-from pipeline.stage import Stopped
-from pipeline.viewer.pyramid import Pyramid, jpeg
+from mhim.extract import SlideError
+from mhim.extract.slide.slide import Slide, open_slide
+from mhim.pipeline.backends._child import Child, Died, Order
+from mhim.pipeline.resume.stage import Stopped
+from mhim.pipeline.viewer.pyramid import Pyramid, jpeg
 
 PROCESSES = 4  # at most; a browser asks for six tiles at once
 OPEN_SLIDES = 2  # in each process: each keeps up to twice pyramid.KEPT_BYTES

@@ -15,7 +15,7 @@ once more, undisturbed:
 - damage: a file of a finished output cut short, flipped, zeroed or gone, or an output half-copied.
 
 Then must hold: the last command's exit code is 0 and the outputs are, byte by byte, those of an undisturbed run
-(`pipeline.may_differ`); nothing private is left; all outputs have the same settings and their slides are in the cohort;
+(`mhim.pipeline.store.may_differ`); nothing private is left; all outputs have the same settings and their slides are in the cohort;
 no command ended with a traceback, with "a fault of the program", or with a code that its outputs deny.
 `pipeline verify`, where there is one, finds exactly what was damaged.
 
@@ -40,7 +40,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline import may_differ
+from mhim.pipeline.store import may_differ
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # before any of them is imported: a forked process has no threads of its parent
@@ -139,7 +139,7 @@ class World:
             case "tile":
                 return ["tile", str(self.slides), "--tile-px", "128" if other else "96", *at]
             case "extract":
-                return ["extract", "--set", "extract.chunk_rows=64", "--set", "extract.readers=1",
+                return ["extract", "--set", "extract.chunk_rows=64", "--set", "mhim.extract.reading.readers=1",
                         "--set", f"extract.dtype=float{32 if other else 16}", *at]
             case "train":
                 return ["train", "--labels", str(self.labels), "--model", "abmil", "--folds", "2", "--epochs", "3",
@@ -175,7 +175,7 @@ class World:
             os.dup2(out, 2)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-            from pipeline import cli
+            from mhim.pipeline.cli import main as cli
 
             try:
                 code = cli._main(args)

@@ -35,11 +35,11 @@ import numpy as np
 if __name__ == "__main__":  # this file's own folder would hide the package `extract` behind it
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from configs.schema import ExtractConfig
-from extract import SlideJob
-from extract.features import Extractor, usable_cores
-from extract.readers import open_reader
-from pipeline import rates
+from mhim.configs.schema import ExtractConfig
+from mhim.extract import SlideJob
+from mhim.extract.features import Extractor, usable_cores
+from mhim.extract.reading.readers import open_reader
+from mhim.pipeline.resume import rates
 
 
 def best(work: Callable[[], object], repeats: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -187,7 +187,7 @@ def anchors(path: Path, tiles: int, rounds: int) -> None:
 
 def checking(path: Path, rounds: int) -> float:
     """Share of the comparison with OpenSlide in opening and reading 2,000 tiles directly, CPU time."""
-    from extract.filetiles import FileLevels
+    from mhim.extract.slide.filetiles import FileLevels
 
     corners = tissue_corners(path, 256, 2000)
     job = SlideJob(path, corners, 256, 0.5, (0.5, 0.5))
@@ -261,9 +261,8 @@ def whole(path: Path, name: str, tiles: int, gpu: bool, rounds: int, more: dict[
     """
     import timm
     import torch
+    from mhim.extract.encoders import _families, _table
     from safetensors.torch import save_file
-
-    from extract.encoders import _families, _table
 
     row = encoder_row(name)
     with tempfile.TemporaryDirectory() as folder:
@@ -331,7 +330,7 @@ def whole(path: Path, name: str, tiles: int, gpu: bool, rounds: int, more: dict[
 
 def encoder_row(name: str) -> str | None:
     """timm's architecture of an encoder of the table; None for `timm:` names."""
-    from extract.encoders._table import rows
+    from mhim.extract.encoders._table import rows
 
     return rows()[name].arch if name in rows() else None
 
@@ -355,7 +354,7 @@ with torch.inference_mode():
 
 def plain_forward(arch: str, n: int, cut: bool) -> tuple[float, float]:
     """(wall, CPU) seconds of n random tiles through the model as other programs run it, in a process of its own: what
-    `extract.memory` tells the allocator holds for this one."""
+    `mhim.extract.memory` tells the allocator holds for this one."""
     command = [sys.executable, "-c", _PLAIN, arch, str(n), str(cut), str(usable_cores())]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
     return min(float(r[0]) for r in runs), min(float(r[1]) for r in runs)
@@ -363,8 +362,7 @@ def plain_forward(arch: str, n: int, cut: bool) -> tuple[float, float]:
 
 def bags() -> None:
     import torch
-
-    from pipeline import store
+    from mhim.pipeline.store import layout
 
     x = np.random.default_rng(0).standard_normal((12_000, 1024)).astype(np.float16)
     print("\nreading a bag of 12,000 x 1024 float16, page cache warm, ms (and every byte touched)")
@@ -372,10 +370,10 @@ def bags() -> None:
         folder = Path(name)
         np.save(folder / "x.npy", x)
         torch.save(torch.from_numpy(x), folder / "x.pt")
-        store.StoreWriter(folder / "x.zarr", {}).write("features", x)
+        layout.StoreWriter(folder / "x.zarr", {}).write("features", x)
         ways: dict[str, Callable[[], np.ndarray]] = {
             ".npy": lambda: np.load(folder / "x.npy"),
-            "store": lambda: store.read_array(folder / "x.zarr", "features"),
+            "store": lambda: layout.read_array(folder / "x.zarr", "features"),
             ".pt": lambda: torch.load(folder / "x.pt", weights_only=True).numpy(),
         }
         try:

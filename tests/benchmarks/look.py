@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 def heatmaps() -> None:
     """100,000 tiles on an image of 6400 x 4000 px."""
-    from mil import heatmap
+    from mhim.mil import heatmap
 
     n = 100_000
     coords = np.stack(np.meshgrid(np.arange(400), np.arange(250)), -1).reshape(-1, 2) * 512
@@ -53,19 +53,19 @@ def viewer(folder: Path) -> None:
     """Tiles of a demo slide through the real server, against OpenSlide's Deep Zoom generator."""
     import openslide
     import psutil
+    from mhim.pipeline.cli.main import _main
+    from mhim.pipeline.demo import cohort
+    from mhim.pipeline.store import layout
+    from mhim.pipeline.viewer.data import Gallery
+    from mhim.pipeline.viewer.server import make_server
     from openslide.deepzoom import DeepZoomGenerator
 
-    from pipeline import demo, store
-    from pipeline.cli import _main
-    from pipeline.viewer.data import Gallery
-    from pipeline.viewer.server import make_server
-
-    slide = demo.plan_cohort(n=2)[0]
+    slide = cohort.plan_cohort(n=2)[0]
     (folder / "slides").mkdir(parents=True)
-    picture = demo.paint(slide.plan, demo.build_library(7, slide.plan.mpp))
-    demo.write_slide(folder / "slides" / slide.name, picture, slide)
+    picture = cohort.paint(slide.plan, cohort.build_library(7, slide.plan.mpp))
+    cohort.write_slide(folder / "slides" / slide.name, picture, slide)
     assert _main(["tile", str(folder / "slides"), "--work", str(folder / "work"), "--workers", "1"]) == 0
-    gallery = Gallery(store.Work(folder / "work"))
+    gallery = Gallery(layout.Work(folder / "work"))
     gallery.read.warm()
     while not all(child.alive for child in gallery.read._team):
         time.sleep(0.05)
@@ -121,11 +121,12 @@ def viewer(folder: Path) -> None:
 
 def report(folder: Path, n: int = 1000) -> None:
     """The report of a made-up run of `n` slides with a picture each."""
-    from pipeline import report as module
-    from pipeline import store, training
-    from pipeline.explain import save_png
+    from mhim.pipeline.pictures import report as module
+    from mhim.pipeline.pictures.layers import save_png
+    from mhim.pipeline.store import layout
+    from mhim.pipeline.training import fold
 
-    work = store.Work(folder / "many")
+    work = layout.Work(folder / "many")
     run = work.run("big")
     rng = np.random.default_rng(0)
     picture = np.kron(rng.integers(0, 255, (100, 160, 3)), np.ones((10, 10, 1))).astype(np.uint8)
@@ -136,11 +137,11 @@ def report(folder: Path, n: int = 1000) -> None:
         p = float(np.clip(rng.normal(0.5 + 0.2 * (i % 2) - 0.1, 0.2), 0.01, 0.99))
         rows.append({"slide": f"s{i}.svs", "patient": f"p{i}", "repeat": 0, "fold": i % 5, "seed": 1,
                      "label": ("a", "b")[i % 2], "p_a": 1 - p, "p_b": p})
-    (run / "predictions.csv").write_text(training.table(rows))
+    (run / "predictions.csv").write_text(fold.table(rows))
     (run / "splits.csv").write_text("repeat,fold,patient,split\n")  # the columns that are read
     task = {"kind": "classification", "classes": ["a", "b"], "edges": [], "weights": [], "alpha": 0.0}
     (run / "metrics.json").write_text(json.dumps({
-        "numbers": store.NUMBERS, "choices": {"trainings": 5, "watched": 0, "taught": 0, "alarm": 0, "validation": 0},
+        "numbers": layout.NUMBERS, "choices": {"trainings": 5, "watched": 0, "taught": 0, "alarm": 0, "validation": 0},
         "per_fold": [],
         "task": task, "warnings": [], "model": "abmil", "features": {}, "patients": n, "unit": "patient", "folds": 5,
         "seeds": 1, "split_hash": "x", "confidence": 0.95, "headline": "auc", "over_folds": {}, "test": {},

@@ -28,14 +28,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from mhim.configs import lookup
+from mhim.configs.schema import TrainConfig
+from mhim.mil import metrics, tasks, train
+from mhim.mil.feed import Case
+from mhim.pipeline.exchange.bag_table import draw_bag
+from mhim.pipeline.store import layout
 from sklearn.model_selection import StratifiedGroupKFold
-
-from configs import lookup
-from configs.schema import TrainConfig
-from mil import metrics, tasks, train
-from mil.feed import Case
-from pipeline import store
-from pipeline.bag_table import draw_bag
 
 WIDTH = 128
 # Adam's rate of the published settings, 2e-4 at width 512, carried over to this width.
@@ -128,14 +127,14 @@ def digit_bags(witnesses: int, n: int, noise: float) -> tuple[Bags, list[tuple[l
 
 def demo_bags(folder: Path) -> tuple[Bags, list[tuple[list[str], list[str]]]]:
     """The labelled slides of a demo cohort, a bag each; no patient is on both sides of a fold."""
-    work = store.Work(folder / "work")
+    work = layout.Work(folder / "work")
     bags: Bags = {}
     patients = []
     with open(folder / "labels.csv", newline="") as f:
         for row in csv.DictReader(f):
             made = work.feature_store("texture", row["slide"])
             if row["label"] and made.exists():
-                x = np.asarray(store.read_array(made, "features"), np.float32)
+                x = np.asarray(layout.read_array(made, "features"), np.float32)
                 bags[row["slide"]] = (int(row["label"] == "tumour"), x)
                 patients.append(row["patient"])
     names = list(bags)
@@ -162,7 +161,7 @@ def one(
     task = tasks.classification(("0", "1"), [c.target for c in training if c.target is not None])
     name = student if params is None else "mhim"
     raw = STUDENTS[student] if params is None else {"student": student, "student_params": STUDENTS[student], **params}
-    module = lookup.find("mil.models", name)
+    module = lookup.find("mhim.mil.models", name)
     width = next(iter(bags.values()))[1].shape[1]
     began = time.perf_counter()
     with train.seeded(seed):

@@ -109,7 +109,7 @@ def _features(path: Path, n: int, dim: int, hidden: float, rng: np.random.Genera
 def _cli(*args: object) -> tuple[float, int]:
     """One command in a process of its own: its processor seconds, and the peak memory in bytes, children included."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen([sys.executable, "-m", "pipeline.cli", *(str(a) for a in args)], env=env,
+    child = subprocess.Popen([sys.executable, "-m", "mhim.pipeline", *(str(a) for a in args)], env=env,
                              stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(child.pid, 0)
     if status:

@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.schema import ClusterConfig
-from pipeline import runner, seals, store
-from pipeline.stage import Item, Made, Outcome, Stage, plan
+from mhim.configs.schema import ClusterConfig
+from mhim.pipeline.resume import runner
+from mhim.pipeline.resume.stage import Item, Made, Outcome, Stage, plan
+from mhim.pipeline.store import layout, seals
 
 STORED = ("features/zarr.json", "features/c/0/0", "coords/zarr.json", "coords/c/0/0")  # the files of a slide's features
 
@@ -76,23 +77,23 @@ def timed_seal(folder: Path, n: int) -> dict[str, float]:
     took = flushed = 0.0
     for i in range(n):
         out = folder / f"{i}.zarr"
-        writer = store.StoreWriter(out, {})
+        writer = layout.StoreWriter(out, {})
         writer.write("features", np.full((10_000, 1024), 1 + i, np.float16))
         start = time.perf_counter()
-        store.fsync(out)
+        layout.fsync(out)
         middle = time.perf_counter()
-        store.seal(out, {"i": i})
+        layout.seal(out, {"i": i})
         took += time.perf_counter() - middle
         flushed += middle - start
     return {"ms per store": 1000 * took / n, "ms to flush it": 1000 * flushed / n}
 
 
 def timed_status(folder: Path, n: int) -> dict[str, float]:
-    from pipeline import status
+    from mhim.pipeline.upkeep import status
 
     base = peak_mb()
     start, cpu = time.perf_counter(), time.process_time()
-    stages = status.read(store.Work(folder))
+    stages = status.read(layout.Work(folder))
     read = time.perf_counter() - start
     files = sum(1 for _ in status.files(folder))
     took = time.perf_counter() - start
@@ -107,7 +108,7 @@ def timed_items(folder: Path, n: int, backend_name: str, workers: int) -> dict[s
 
     from tests.benchmarks.scale import Idle as Imported
 
-    module = importlib.import_module(f"pipeline.backends.{backend_name}")
+    module = importlib.import_module(f"mhim.pipeline.backends.{backend_name}")
     params = {"dashboard": "127.0.0.1:0"} if backend_name == "dask" else {}
     cluster = ClusterConfig(workers=workers, backend=backend_name, backend_params=params)
     seen: list[float] = []
@@ -134,7 +135,7 @@ def timed_bare(folder: Path, n: int) -> dict[str, float]:
         tmp.mkdir()
         (tmp / "data").write_bytes(b"1")
         (tmp / "manifest.json").write_text(json.dumps({f"idle.{k}": k for k in range(20)}, indent=2))
-        store.fsync(tmp)
+        layout.fsync(tmp)
         os.rename(tmp, folder / str(i))
     return {"ms per item": 1000 * (time.perf_counter() - start) / n}
 
@@ -182,7 +183,7 @@ def stock(folder: Path, n: int) -> None:
                     (item.output / name).write_bytes(b"1")
                     files[name] = "1 6b86b273ff34fce1"
                 fields = stage.fields(item)
-                attrs = {"fingerprint": store.fingerprint(fields), "settings": fields, seals.FILES: files}
+                attrs = {"fingerprint": layout.fingerprint(fields), "settings": fields, seals.FILES: files}
                 meta = {"zarr_format": 3, "node_type": "group", "attributes": attrs}
                 (item.output / "zarr.json").write_text(json.dumps(meta, indent=2))
 
@@ -206,7 +207,7 @@ def tile(slides: Path, folder: Path) -> None:
     """Wall time of `tile` with one and two processes, and of the two bare loops beside each."""
     seconds = {}
     for workers in (1, 2):
-        command = [sys.executable, "-m", "pipeline.cli", "tile", str(slides), "--work", str(folder / f"w{workers}")]
+        command = [sys.executable, "-m", "mhim.pipeline", "tile", str(slides), "--work", str(folder / f"w{workers}")]
         start = time.perf_counter()
         subprocess.run([*command, "--workers", str(workers)], capture_output=True, check=False)
         seconds[workers] = time.perf_counter() - start

@@ -53,7 +53,7 @@ def generated(path: Path, width: int = 50_000, height: int = 40_000) -> Path:
 
 def ours(slide: Path, out: Path) -> dict[str, float]:
     """The steps of `pipeline tile`, each timed; then the whole, as the command calls it."""
-    from configs.schema import TileConfig
+    from mhim.configs.schema import TileConfig
 
     steps: dict[str, float] = {}
     mark = time.process_time()
@@ -63,8 +63,8 @@ def ours(slide: Path, out: Path) -> dict[str, float]:
         steps[name] = time.process_time() - mark
         mark = time.process_time()
 
-    from extract.slide import open_slide
-    from extract.tiling import find_tissue, tile_slide
+    from mhim.extract.slide.slide import open_slide
+    from mhim.extract.tiles.tiling import find_tissue, tile_slide
 
     step("import")
     config = TileConfig()
@@ -119,8 +119,7 @@ def naive(slide: Path, out: Path) -> dict[str, float]:
 
 def _write(out: Path, arrays: dict, attrs: dict, picture: Any) -> None:
     import cv2
-
-    from pipeline.store import StoreWriter
+    from mhim.pipeline.store.layout import StoreWriter
 
     writer = StoreWriter(out, attrs)
     for name, array in arrays.items():
@@ -167,7 +166,7 @@ def main() -> None:
             work, memory = mine["work"] / other["work"], mine["peak MB"] / other["peak MB"]
             print(f"  ratio to naive: work {work:.2f}, memory {memory:.2f}")
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "pipeline.cli", "tile", "--help"], check=True, capture_output=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "mhim.pipeline", "tile", "--help"], check=True, capture_output=True, cwd=ROOT)
     print(f"\n`pipeline tile --help`: {time.perf_counter() - start:.2f} s")
 
 

@@ -73,19 +73,18 @@ def product_shapes(student: str, n: int) -> list[tuple[int, int, int, int]]:
 def cell(student: str, n: int, threads: int, device: str, repeats: int) -> dict[str, float]:
     """Measure one student at one size."""
     import torch
-
-    from configs import lookup
-    from configs.schema import TrainConfig
-    from mil import tasks, train
-    from mil.feed import Case
-    from mil.memory import keep_freed
-    from mil.models import MIL, Bag
+    from mhim.configs import lookup
+    from mhim.configs.schema import TrainConfig
+    from mhim.mil import tasks, train
+    from mhim.mil.feed import Case
+    from mhim.mil.memory import keep_freed
+    from mhim.mil.models import MIL, Bag
 
     keep_freed()  # as the trainer does
     torch.set_num_threads(threads)
     cuda = device == "cuda"
     task = tasks.Task("classification", classes=("no", "yes"))
-    module = lookup.find("mil.models", "mhim")
+    module = lookup.find("mhim.mil.models", "mhim")
     generator = torch.Generator().manual_seed(0)
     side = int(n**0.5) + 1
     place = torch.arange(n)

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from configs import load, lookup, trust
-from configs.schema import Config, ExtractConfig, TileConfig, fingerprint_fields, marked
+from mhim.configs import load, lookup, trust
+from mhim.configs.schema import Config, ExtractConfig, TileConfig, fingerprint_fields, marked
 
 
 @pytest.mark.parametrize("name", load.presets())
@@ -56,7 +55,7 @@ def test_unknown_preset_lists_the_others() -> None:
 
 
 def test_the_template_reads_back_to_the_same_settings(tmp_path: Path) -> None:
-    sets = ["tile.mpp=[0.5, 1.0]", "train.grid={mask_ratio_h: [0.01, 0.03]}", "extract.weights=x.pt"]
+    sets = ["tile.mpp=[0.5, 1.0]", "train.grid={mask_ratio_h: [0.01, 0.03]}", "mhim.extract.weights=x.pt"]
     config = load.resolve([], sets)
     file = tmp_path / "all.yaml"
     file.write_text(load.template(config))
@@ -78,14 +77,14 @@ def test_speed_fields_stay_out_of_the_fingerprint() -> None:
 
 
 def test_lookup_lists_without_importing_and_names_the_file_to_add() -> None:
-    assert "otsu" in lookup.names("extract.tissue")
+    assert "otsu" in lookup.names("mhim.extract.tissue")
     with pytest.raises(lookup.LookupFailed, match=r"extract/tissue/nonesuch\.py"):
-        lookup.find("extract.tissue", "nonesuch")
+        lookup.find("mhim.extract.tissue", "nonesuch")
     with pytest.raises(lookup.NotTrusted, match=r"--allow-plugin no\.such\.module"):
-        lookup.find("extract.tissue", "no.such.module")
+        lookup.find("mhim.extract.tissue", "no.such.module")
     trust.allow("no.such.module")
     with pytest.raises(lookup.LookupFailed, match="PYTHONPATH"):
-        lookup.find("extract.tissue", "no.such.module")
+        lookup.find("mhim.extract.tissue", "no.such.module")
 
 
 @pytest.mark.parametrize("setting", ["tile.mpp=.inf", "tile.mpp=[0.5,-1]", "tile.mpp=0", "train.lr=.nan",

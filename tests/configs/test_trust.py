@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mhim.configs import lookup, source, trust
+from mhim.configs.load import ConfigError, resolve
 
-from configs import lookup, source, trust
-from configs.load import ConfigError, resolve
-
-FOLDERS = ("extract.tissue", "mil.models", "pipeline.backends")
+FOLDERS = ("mhim.extract.tissue", "mhim.mil.models", "mhim.pipeline.backends")
 
 
 @pytest.fixture
@@ -30,17 +29,17 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("package", FOLDERS)
-@pytest.mark.parametrize("name", ["stranger_x.code", "stranger_x", "subprocess.run", "os", "pipeline.demo", "..x", ""])
+@pytest.mark.parametrize("name", ["stranger_x.code", "stranger_x", "subprocess.run", "os", "mhim.pipeline.demo.cohort", "..x", ""])
 def test_a_name_that_nobody_typed_imports_nothing(package: str, name: str, stranger: Path) -> None:
     with pytest.raises(lookup.LookupFailed):
         lookup.find(package, name)
     assert not stranger.exists()
 
 
-@pytest.mark.parametrize("name", ["stranger_x.code.system", "subprocess.getoutput", "pipeline.demo.make_cohort"])
+@pytest.mark.parametrize("name", ["stranger_x.code.system", "subprocess.getoutput", "mhim.pipeline.demo.cohort.make_cohort"])
 def test_no_encoder_is_called_because_data_says_so(name: str, stranger: Path) -> None:
-    from configs.schema import ExtractConfig
-    from extract import encoders
+    from mhim.configs.schema import ExtractConfig
+    from mhim.extract import encoders
 
     for ask in (encoders.identity, encoders.build):
         with pytest.raises(lookup.NotTrusted, match="--allow-plugin"):
@@ -49,8 +48,8 @@ def test_no_encoder_is_called_because_data_says_so(name: str, stranger: Path) ->
 
 
 def test_what_an_allowed_module_only_imported_is_not_its_encoder(stranger: Path) -> None:
-    from configs.schema import ExtractConfig
-    from extract import encoders
+    from mhim.configs.schema import ExtractConfig
+    from mhim.extract import encoders
 
     trust.allow("stranger_x.code")
     ran = stranger.with_name("ran")
@@ -61,13 +60,13 @@ def test_what_an_allowed_module_only_imported_is_not_its_encoder(stranger: Path)
 
 def test_what_is_typed_or_allowed_is_found_in_the_working_folder_behind_all_else(stranger: Path) -> None:
     resolve([], ["tile.segmenter=stranger_x.code"])
-    assert lookup.find("extract.tissue", "stranger_x.code").__name__ == "stranger_x.code"
+    assert lookup.find("mhim.extract.tissue", "stranger_x.code").__name__ == "stranger_x.code"
     assert sys.path[-1] == str(stranger.parent)
     trust.adopt(trust.Trust())
     with pytest.raises(lookup.NotTrusted):
-        lookup.find("extract.tissue", "stranger_x.code")
+        lookup.find("mhim.extract.tissue", "stranger_x.code")
     resolve([], ["train.model_params={student: stranger_x.code}"])
-    lookup.find("mil.models", "stranger_x.code")
+    lookup.find("mhim.mil.models", "stranger_x.code")
 
 
 def test_installed_plugins_are_found_by_name_and_by_module(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,22 +75,22 @@ def test_installed_plugins_are_found_by_name_and_by_module(monkeypatch: pytest.M
     trust.adopt(trust.Trust())
     entry = EntryPoint("colour", "tests.extract.own_encoder:mean_colour", "mhim.encoders")
     model = EntryPoint("slow", "tests.pipeline.slow_tissue", "mhim.tissue")
-    there = {"extract.encoders": {"colour": entry}, "extract.tissue": {"slow": model}}
+    there = {"mhim.extract.encoders": {"colour": entry}, "mhim.extract.tissue": {"slow": model}}
     monkeypatch.setattr(trust, "installed", lambda package: there.get(package, {}))
-    from configs.schema import ExtractConfig
-    from extract import encoders
+    from mhim.configs.schema import ExtractConfig
+    from mhim.extract import encoders
 
     assert encoders.build(ExtractConfig(encoder="colour")).dim == 6
     assert encoders.identity(ExtractConfig(encoder="colour"))["weights_id"].startswith("code-")
-    assert lookup.find("extract.tissue", "slow").__name__ == "tests.pipeline.slow_tissue"
-    assert lookup.find("extract.tissue", "tests.pipeline.slow_tissue")
+    assert lookup.find("mhim.extract.tissue", "slow").__name__ == "tests.pipeline.slow_tissue"
+    assert lookup.find("mhim.extract.tissue", "tests.pipeline.slow_tissue")
     with pytest.raises(lookup.NotTrusted):
-        lookup.find("mil.models", "tests.pipeline.toys")
+        lookup.find("mhim.mil.models", "tests.pipeline.toys")
 
 
 def test_code_that_comes_with_weights_is_typed_or_not_run(tmp_path: Path) -> None:
-    from configs.schema import ExtractConfig
-    from extract import encoders
+    from mhim.configs.schema import ExtractConfig
+    from mhim.extract import encoders
 
     file = tmp_path / "my.yaml"
     file.write_text("extract:\n  encoder: keep\n  encoder_params: {trust_remote_code: true}\n")

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mhim.configs import lookup
+from mhim.configs.schema import ExtractConfig
+from mhim.extract import encoders
+from mhim.extract.encoders import Encoder, EncoderError
 
-from configs import lookup
-from configs.schema import ExtractConfig
-from extract import encoders
-from extract.encoders import Encoder, EncoderError
-
-NAMES = [*lookup.names("extract.encoders"), "timm:test_vit", "tests.extract.own_encoder.mean_colour"]
+NAMES = [*lookup.names("mhim.extract.encoders"), "timm:test_vit", "tests.extract.own_encoder.mean_colour"]
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,15 @@ import sys
 
 import pytest
 import torch
-
-from configs import lookup
-from mil import tasks
-from mil.models import Bag
+from mhim.configs import lookup
+from mhim.mil import tasks
+from mhim.mil.models import Bag
 
 N, DIM, WIDTH = 200_000, 4, 16
 # Exact attention takes time with the square of N (memory does not): part of the bag keeps the test short.
 SIZE = {"transformer": N // 20, "rrt": N // 4}
 SMALL = {"width": WIDTH, "attention_width": 8, "query_width": 8, "heads": 2, "landmarks": 16}
-CASES = [(n, "") for n in lookup.names("mil.models") if n != "mhim"]
+CASES = [(n, "") for n in lookup.names("mhim.mil.models") if n != "mhim"]
 CASES += [("mhim", s) for s in ("abmil", "dsmil", "transmil")]
 
 
@@ -25,10 +24,10 @@ def megabytes():
 
 @pytest.mark.parametrize(("name", "student"), CASES, ids=[f"{n}-{s}".strip("-") for n, s in CASES])
 def test_scoring_and_a_step(name, student):
-    module = lookup.find("mil.models", student or name)
+    module = lookup.find("mhim.mil.models", student or name)
     raw = {k: v for k, v in SMALL.items() if k in module.Params.model_fields}
     if student:
-        module = lookup.find("mil.models", name)
+        module = lookup.find("mhim.mil.models", name)
         raw = {"student": student, "student_params": raw}
     n = SIZE.get(name, N)
     torch.manual_seed(0)

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from mhim.configs import lookup
+from mhim.configs.schema import TrainConfig
+from mhim.mil import tasks
+from mhim.mil.bags import collate
+from mhim.mil.models import Bag
 
-from configs import lookup
-from configs.schema import TrainConfig
-from mil import tasks
-from mil.bags import collate
-from mil.models import Bag
-
-NAMES = lookup.names("mil.models")
+NAMES = lookup.names("mhim.mil.models")
 DIM = 12
 SMALL = {
     "width": 16, "attention_width": 8, "heads": 2, "landmarks": 8, "query_width": 8, "region": 2, "merge_k": 3,
@@ -35,10 +34,10 @@ every = pytest.mark.parametrize(("name", "extra"), CASES, ids=IDS)
 
 
 def make(name, extra, n_out=2, seed=0):
-    module = lookup.find("mil.models", name)
+    module = lookup.find("mhim.mil.models", name)
     raw = {k: v for k, v in SMALL.items() if k in module.Params.model_fields} | extra
     if name == "mhim":
-        student = lookup.find("mil.models", raw.get("student", "abmil"))
+        student = lookup.find("mhim.mil.models", raw.get("student", "abmil"))
         raw["student_params"] = {k: v for k, v in SMALL.items() if k in student.Params.model_fields}
         raw["heads"] = "mean"
     params = lookup.params(module, raw)
@@ -49,7 +48,7 @@ def make(name, extra, n_out=2, seed=0):
             p.add_(0.05 * torch.randn_like(p))
     if hasattr(module, "baseline"):
         other, other_params = module.baseline(params)
-        teacher = lookup.find("mil.models", other)
+        teacher = lookup.find("mhim.mil.models", other)
         model.start_from(teacher.build(DIM, n_out, lookup.params(teacher, other_params)).state_dict())
     return model
 
@@ -115,9 +114,9 @@ def test_same_input_same_bytes(name, extra):
 @every
 def test_order_changes_nothing_unless_declared(name, extra):
     if extra.get("student"):
-        uses = getattr(lookup.find("mil.models", extra["student"]), "USES_POSITION", False)
+        uses = getattr(lookup.find("mhim.mil.models", extra["student"]), "USES_POSITION", False)
     else:
-        uses = getattr(lookup.find("mil.models", name), "USES_POSITION", False)
+        uses = getattr(lookup.find("mhim.mil.models", name), "USES_POSITION", False)
     model, (x, coords, tile) = make(name, extra).eval(), arrays(40)
     order = np.random.default_rng(1).permutation(40)
     whole = model(collate([(x, coords, tile)], 0.5))
@@ -180,7 +179,7 @@ def test_save_and_load_are_exact_and_a_wrong_key_is_refused(name, extra):
 @every
 def test_a_setting_that_does_not_exist_is_refused(name, extra):
     with pytest.raises(lookup.LookupFailed, match="no_such_setting: unknown key"):
-        lookup.params(lookup.find("mil.models", name), {"no_such_setting": 1})
+        lookup.params(lookup.find("mhim.mil.models", name), {"no_such_setting": 1})
 
 
 @every
@@ -238,7 +237,7 @@ PRESETS = sorted(p.name for p in Path(lookup.__file__).parent.glob("mhim*.yaml")
 def test_every_mhim_preset_takes_a_step_with_every_student(preset, student):
     text = (Path(lookup.__file__).parent / preset).read_text()
     config = TrainConfig(**yaml.safe_load(text)["train"])
-    module = lookup.find("mil.models", "mhim")
+    module = lookup.find("mhim.mil.models", "mhim")
     small = {"width": 64, "landmarks": 16} if student == "transmil" else {"width": 64}
     raw = config.model_params | {"student": student}
     raw["student_params"] = raw.get("student_params", {}) | small
@@ -252,7 +251,7 @@ def test_every_mhim_preset_takes_a_step_with_every_student(preset, student):
 
 
 def test_the_shipped_preset_is_the_default_and_names_no_other_value():
-    module = lookup.find("mil.models", "mhim")
+    module = lookup.find("mhim.mil.models", "mhim")
     raw = yaml.safe_load((Path(lookup.__file__).parent / "mhim.yaml").read_text())["train"]["model_params"]
     assert lookup.params(module, raw) == module.Params()
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from mhim.configs import lookup
 
-from configs import lookup
 from tests.extract.slides import tissue_rgb
 
-NAMES = lookup.names("extract.tissue")
-WEIGHTLESS = [n for n in NAMES if not getattr(lookup.find("extract.tissue", n), "NEEDS_WEIGHTS", False)]
+NAMES = lookup.names("mhim.extract.tissue")
+WEIGHTLESS = [n for n in NAMES if not getattr(lookup.find("mhim.extract.tissue", n), "NEEDS_WEIGHTS", False)]
 
 
 def image() -> np.ndarray:
@@ -19,14 +19,14 @@ def image() -> np.ndarray:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_refuses_an_unknown_setting_by_name(name: str) -> None:
-    module = lookup.find("extract.tissue", name)
+    module = lookup.find("mhim.extract.tissue", name)
     with pytest.raises(lookup.LookupFailed, match="no_such_key"):
         lookup.params(module, {"no_such_key": 1})
 
 
 @pytest.mark.parametrize("name", WEIGHTLESS)
 def test_mask_of_the_image_and_the_same_each_time(name: str) -> None:
-    module = lookup.find("extract.tissue", name)
+    module = lookup.find("mhim.extract.tissue", name)
     rgb = image()
     before = rgb.copy()
     mask = module.segment(rgb, 8.0, module.Params())
@@ -42,14 +42,14 @@ def test_mask_of_the_image_and_the_same_each_time(name: str) -> None:
 @pytest.mark.parametrize("name", WEIGHTLESS)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (7, 5)])
 def test_any_shape(name: str, shape: tuple[int, int]) -> None:
-    module = lookup.find("extract.tissue", name)
+    module = lookup.find("mhim.extract.tissue", name)
     assert module.segment(np.full((*shape, 3), 130, np.uint8), 8.0, module.Params()).shape == shape
 
 
 @pytest.mark.parametrize("name", WEIGHTLESS)
 @pytest.mark.parametrize("ground", [(255, 255, 255), (243, 243, 243), (230, 224, 210)])
 def test_bare_glass_holds_no_tissue(name: str, ground: tuple[int, int, int]) -> None:
-    module = lookup.find("extract.tissue", name)
+    module = lookup.find("mhim.extract.tissue", name)
     rng = np.random.default_rng(0)
     glass = np.clip(np.array(ground) + rng.normal(0, 1, (200, 200, 1)), 0, 255).astype(np.uint8)
     mask = module.segment(glass, 8.0, module.Params())
@@ -62,7 +62,7 @@ def test_bare_glass_holds_no_tissue(name: str, ground: tuple[int, int, int]) -> 
 def test_stain_finds_strong_pale_blue_and_brown_tissue_on_any_ground(
     ground: tuple[int, int, int], od: tuple[float, float, float]
 ) -> None:
-    from extract.tissue import stain
+    from mhim.extract.tissue import stain
 
     rng = np.random.default_rng(1)
     y, x = np.mgrid[:300, :300]
@@ -74,7 +74,7 @@ def test_stain_finds_strong_pale_blue_and_brown_tissue_on_any_ground(
 
 
 def test_stain_sees_fat_by_its_membranes() -> None:
-    from extract.tissue import stain
+    from mhim.extract.tissue import stain
 
     rgb = np.full((300, 300, 3), 244, np.float32)
     rgb[60:240:8, 60:240] = (225, 190, 215)
@@ -85,7 +85,7 @@ def test_stain_sees_fat_by_its_membranes() -> None:
 
 
 def test_stain_finds_the_same_in_bands_and_no_fat_beyond_its_membranes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from extract.tissue import stain
+    from mhim.extract.tissue import stain
 
     rgb = np.full((1000, 300, 3), 244, np.uint8)
     for top in (100, 420, 700):

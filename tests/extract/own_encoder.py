@@ -7,8 +7,7 @@ Run with `pipeline extract --encoder own_encoder.mean_colour` from the folder of
 from __future__ import annotations
 
 import numpy as np
-
-from extract.encoders import Encoder
+from mhim.extract.encoders import Encoder
 
 
 def mean_colour(spread: bool = True) -> Encoder:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mhim.configs.schema import ExtractConfig
+from mhim.extract import SlideJob
+from mhim.extract.reading.direct import DirectReader
+from mhim.extract.reading.readers import open_reader
+from mhim.extract.slide.slide import open_slide
 
-from configs.schema import ExtractConfig
-from extract import SlideJob
-from extract.direct import DirectReader
-from extract.readers import open_reader
-from extract.slide import open_slide
 from tests.extract.containers import Traits, write, zeroed
 
 FOUR = ("jpeg",) * 4
@@ -152,7 +152,7 @@ def test_a_difference_on_the_level_that_is_read_is_found(
 ) -> None:
     """One grey level in one level's tiles: that level goes through OpenSlide, the others stay direct. Level 2 is 4.01
     times coarser, where OpenSlide interpolates."""
-    from extract.filetiles import FileLevels, Plane
+    from mhim.extract.slide.filetiles import FileLevels, Plane
 
     path = tmp_path / "s.tif"
     write(path, Traits(codecs=FOUR[:3], size=(1023, 767)))
@@ -172,7 +172,7 @@ def test_a_difference_on_the_level_that_is_read_is_found(
 
 def test_several_places_are_compared_where_the_tiles_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file whose lower tiles differ: a job that has none of them is read directly, one that has some is not."""
-    from extract.filetiles import FileLevels, Plane
+    from mhim.extract.slide.filetiles import FileLevels, Plane
 
     path = tmp_path / "s.tif"
     write(path, Traits(codecs=("jpeg",), size=(2048, 1024), tile=(128, 128)))
@@ -190,7 +190,7 @@ def test_several_places_are_compared_where_the_tiles_are(tmp_path: Path, monkeyp
 
 def test_the_checks_read_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pixels of OpenSlide's that are read before a job of any size begins."""
-    from extract.slide import Slide
+    from mhim.extract.slide.slide import Slide
 
     path = tmp_path / "s.tif"
     write(path, Traits(codecs=("jpeg",), size=(2048, 1024)))

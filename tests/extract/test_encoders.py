@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mhim.configs import trust
+from mhim.configs.schema import ExtractConfig
+from mhim.extract import encoders, weights
+from mhim.extract.encoders import EncoderError, GpuFailed, NoGpu, _families, _remap, _table, _torch
+from mhim.extract.weights import WeightsError
 from safetensors.torch import save_file
-
-from configs import trust
-from configs.schema import ExtractConfig
-from extract import encoders, weights
-from extract.encoders import EncoderError, GpuFailed, NoGpu, _families, _remap, _table, _torch
-from extract.weights import WeightsError
 
 REQUIRED = """
 resnet50-trunc uni uni2-h virchow virchow2 h-optimus-0 h-optimus-1 h0-mini gigapath phikon phikon-v2 hibou-b
@@ -287,7 +286,7 @@ def test_what_is_the_device_and_what_is_the_model(folder: Path, error: Exception
 
 def test_identity_imports_no_torch(folder: Path) -> None:
     code = (
-        "import sys; from configs.schema import ExtractConfig; from extract.encoders import identity;"
+        "import sys; from mhim.configs.schema import ExtractConfig; from mhim.extract.encoders import identity;"
         f"identity(ExtractConfig(encoder='resnet50-trunc', weights={str(folder)!r}, offline=True));"
         "identity(ExtractConfig()); print('torch' in sys.modules, 'timm' in sys.modules)"
     )

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mhim.configs.schema import ExtractConfig
+from mhim.extract import SlideError, SlideJob, UnreadableSlide, encoders
+from mhim.extract.encoders import Encoder
+from mhim.extract.features import Extractor, even_rows
+from mhim.extract.reading import feed
 
-from configs.schema import ExtractConfig
-from extract import SlideError, SlideJob, UnreadableSlide, encoders, feed
-from extract.encoders import Encoder
-from extract.features import Extractor, even_rows
 from tests.extract.slides import tissue_rgb, write_svs
 
 
@@ -244,7 +245,7 @@ def test_reading_runs_ahead_of_the_encoder(jobs: list[SlideJob], monkeypatch: py
 @pytest.mark.parametrize("name", ["reinhard", "macenko"])
 def test_stain_normalisation_brings_two_stainings_together(name: str) -> None:
     """The same tissue stained darker and redder ends nearer to the first than it began; glass stays glass."""
-    from extract.stain import normaliser
+    from mhim.extract.reading.stain import normaliser
 
     change = normaliser(name)
     assert change is not None

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from mhim.extract import UnreadableSlide
+from mhim.extract.slide import filetiles
+from mhim.extract.slide.flat import FlatImage
+from mhim.extract.slide.slide import open_slide
+from mhim.extract.slide.tiffpages import read_pages
 
-from extract import UnreadableSlide, filetiles
-from extract.flat import FlatImage
-from extract.slide import open_slide
-from extract.tiffpages import read_pages
 from tests.extract.slides import tissue_rgb, write_svs, write_tiff
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "slides"
@@ -142,9 +143,9 @@ def test_a_worker_that_tiles_loads_no_more_than_it_needs(svs: Path) -> None:
     """Each of these costs every worker a tenth of a second and more, and 10 to 300 MB."""
     code = (
         "import sys; from pathlib import Path\n"
-        "from configs.schema import Config, TileConfig\n"
-        "from pipeline.cohort import SlideEntry; from pipeline.stage import Item\n"
-        "from pipeline.stages import Tile; from pipeline.store import Work\n"
+        "from mhim.configs.schema import Config, TileConfig\n"
+        "from mhim.pipeline.cohort.slides import SlideEntry; from mhim.pipeline.resume.stage import Item\n"
+        "from mhim.pipeline.stages.stages import Tile; from mhim.pipeline.store.layout import Work\n"
         "slide, folder = Path(sys.argv[1]), Path(sys.argv[2]); entry = SlideEntry('a', slide)\n"
         "folder.mkdir()\n"
         "made = Tile(Work(folder), Config(), [entry]).make(Item('a', folder / 'o', {}, entry), folder / 'o', folder)\n"

@@ -8,9 +8,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from configs.schema import TileConfig
-from extract.mpp import resolve
+from mhim.configs.schema import TileConfig
+from mhim.extract.slide.mpp import resolve
 
 DEFAULT = TileConfig()
 OME = '<?xml version="1.0"?><OME><Image><Pixels ID="P" PhysicalSizeX="{x}" PhysicalSizeXUnit="{u}" SizeX="9"/></Image></OME>'

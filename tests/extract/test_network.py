@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mhim.configs.schema import Config, TileConfig
+from mhim.extract.tiles.tiling import tile_slide, unpack_mask
+from mhim.extract.tissue import network
+from mhim.extract.weights import WeightsError
 
-from configs.schema import Config, TileConfig
-from extract.tiling import tile_slide, unpack_mask
-from extract.tissue import network
-from extract.weights import WeightsError
 from tests.extract.slides import tissue_rgb, write_svs
 
 ARCHITECTURE = "lraspp_mobilenet_v3_large"  # the smallest: 13 MB
@@ -88,8 +88,8 @@ def test_missing_weights_are_told_with_the_way_out(tmp_path: Path) -> None:
 def test_the_hash_of_the_weights_enters_the_fingerprint_and_their_path_does_not(
     tmp_path: Path, everything: Path
 ) -> None:
-    from pipeline.stages import Tile
-    from pipeline.store import Work
+    from mhim.pipeline.stages.stages import Tile
+    from mhim.pipeline.store.layout import Work
 
     def settings(weights: Path, **more: object) -> dict[str, object]:
         chosen = {"weights": str(weights), "architecture": ARCHITECTURE, **more}
@@ -118,7 +118,7 @@ def test_a_slide_is_tiled_by_it_and_the_licence_is_shown(tmp_path: Path, everyth
 def test_tiling_without_it_never_imports_torch(tmp_path: Path) -> None:
     path = write_svs(tmp_path / "a.svs", tissue_rgb(512, 640))
     code = (
-        "import sys; from pathlib import Path; from configs.schema import TileConfig; from extract.tiling import "
+        "import sys; from pathlib import Path; from mhim.configs.schema import TileConfig; from mhim.extract.tiles.tiling import "
         "tile_slide; tile_slide(Path(sys.argv[1]), TileConfig()); assert 'torch' not in sys.modules"
     )
     root = Path(__file__).resolve().parents[2]

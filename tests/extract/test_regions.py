@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from extract import geojson, region_files, regions
+from mhim.extract.tiles import geojson, region_files, regions
 
 
 def blobs(seed: int) -> np.ndarray:

@@ -7,11 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mhim.configs.schema import TileConfig
+from mhim.extract.slide import slide as slide_module
+from mhim.extract.slide.slide import on_white, open_slide
 from PIL import Image
 
-from configs.schema import TileConfig
-from extract import slide as slide_module
-from extract.slide import on_white, open_slide
 from tests.extract.slides import tissue_rgb, write_svs, write_tiff
 
 
@@ -108,7 +108,7 @@ def test_the_largest_slide_takes_little_memory(tmp_path: Path) -> None:
     grey = np.full((10_000, 10_000, 3), 240, np.uint8)
     write_tiff(path, grey, photometric="rgb", rowsperstrip=64, compression="zlib")
     code = (
-        "import sys, resource; from pathlib import Path; from extract.slide import open_slide\n"
+        "import sys, resource; from pathlib import Path; from mhim.extract.slide.slide import open_slide\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "open_slide(Path(sys.argv[1]), 0.5).image_at(8.0)\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"

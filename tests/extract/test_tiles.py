@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from extract.tiles import Grid, box_means, positions
+from mhim.extract.tiles.grid import Grid, box_means, positions
 
 
 @given(st.integers(0, 500), st.integers(1, 20000), st.floats(10, 700), st.floats(0.3, 1))
@@ -46,7 +45,7 @@ def test_box_means_do_not_depend_on_the_band(monkeypatch: pytest.MonkeyPatch) ->
     mask = np.random.default_rng(1).random((700, 90)) > 0.5
     x, y = np.arange(0, 80, 7.3), np.arange(0, 690, 11.1)
     one = box_means(mask, x, y, (9.1, 10.7))
-    monkeypatch.setattr("extract.tiles._BAND_ROWS", 13)
+    monkeypatch.setattr("mhim.extract.tiles.grid._BAND_ROWS", 13)
     assert np.array_equal(one, box_means(mask, x, y, (9.1, 10.7)))
 
 

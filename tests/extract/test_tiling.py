@@ -8,11 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mhim.configs.schema import TileConfig
+from mhim.extract import SlideError
+from mhim.extract.tiles.regions import BadRegions
+from mhim.extract.tiles.tiling import ARTEFACTS, Tiled, refilter, tile_slide, unpack_mask
 
-from configs.schema import TileConfig
-from extract import SlideError
-from extract.regions import BadRegions
-from extract.tiling import ARTEFACTS, Tiled, refilter, tile_slide, unpack_mask
 from tests.extract.slides import tissue_rgb, write_svs
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "slides"
@@ -176,7 +176,7 @@ def test_regions_edit_the_tissue(svs: Path, tmp_path: Path) -> None:
 
 
 def test_tiles_are_saved_as_they_are_read(svs: Path, tmp_path: Path) -> None:
-    from extract.slide import open_slide
+    from mhim.extract.slide.slide import open_slide
 
     config = SMALL.model_copy(update={"tile_px": 256, "save_tiles": "png"})
     tiled = tile_slide(svs, config, tiles_out=tmp_path / "t" / "a.svs")
@@ -196,7 +196,7 @@ def test_an_overlap_as_large_as_the_tile_is_refused(svs: Path) -> None:
 
 @pytest.mark.skipif(not (SHARED / "A.svs").exists(), reason="the large test slide is not here")
 def test_mask_and_tiles_of_a_known_slide() -> None:
-    from extract.tiles import Grid, box_means
+    from mhim.extract.tiles.grid import Grid, box_means
 
     truth = np.load(SHARED / "A_truemask64.npy")
     config = TileConfig(overlay=False, blur_probe_um=0)
@@ -218,7 +218,7 @@ def test_mask_and_tiles_of_a_known_slide() -> None:
 
 def test_only_the_scanned_part_of_a_slide_is_tiled(svs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As MRXS has it: the scan lies somewhere in a larger plane, and the bounds say where."""
-    from extract import slide as slides
+    from mhim.extract.slide import slide as slides
 
     x, y, w, h = 300, 220, 1400, 1100
     keys = {f"openslide.bounds-{k}": str(v) for k, v in (("x", x), ("y", y), ("width", w), ("height", h))}
@@ -245,7 +245,7 @@ def test_only_the_scanned_part_of_a_slide_is_tiled(svs: Path, monkeypatch: pytes
 
 
 def test_blur_is_probed_once_a_slide_for_several_magnifications(svs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from extract import artefacts
+    from mhim.extract.tiles import artefacts
 
     calls: list[int] = []
     measure = artefacts.sharpness
@@ -260,7 +260,7 @@ def test_blur_is_probed_once_a_slide_for_several_magnifications(svs: Path, monke
 
 
 def test_saved_images_follow_a_later_threshold(inked: Path, tmp_path: Path) -> None:
-    from pipeline.cli import _main
+    from mhim.pipeline.cli.main import _main
 
     def run(max_pen: float) -> dict[str, bytes]:
         settings = {**SMALL.model_dump(include={"tile_px", "min_piece_um2", "blur_probe_um"}), "save_tiles": "png",
@@ -302,7 +302,7 @@ def test_where_regions_leave_nothing_the_reason_names_them(svs: Path, tmp_path: 
 def test_regions_count_from_the_bounds_or_from_level_0(
     svs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from extract import slide as slides
+    from mhim.extract.slide import slide as slides
 
     x, y = 300, 220
     keys = dict(zip(("x", "y", "width", "height"), (x, y, 1400, 1100), strict=True))

@@ -5,18 +5,17 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-
-from configs import lookup
-from mil import tasks
-from mil.models import Bag, Instances
-from mil.models.rrt import Attention, cut, layout, whole
-from mil.models.transformer import position
+from mhim.configs import lookup
+from mhim.mil import tasks
+from mhim.mil.models import Bag, Instances
+from mhim.mil.models.rrt import Attention, cut, layout, whole
+from mhim.mil.models.transformer import position
 
 THREE = tasks.Task("classification", classes=("a", "b", "c"))
 
 
 def make(name, n_out=3, **raw):
-    module = lookup.find("mil.models", name)
+    module = lookup.find("mhim.mil.models", name)
     torch.manual_seed(1)
     model = module.build(7, n_out, module.Params(width=16, **raw)).double()
     with torch.no_grad():  # fresh biases are zero and would hide a forgotten one

@@ -1,6 +1,6 @@
 """Parity with the published program: its recorded numbers come out of our models, in float64 to a relative 1e-7.
 
-The recorded weights are drawn again from their seeds and read by `mil.reference`. Skipped when the numbers are not
+The recorded weights are drawn again from their seeds and read by `mhim.mil.reference`. Skipped when the numbers are not
 beside the project.
 """
 
@@ -9,10 +9,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from mhim.mil import tasks
+from mhim.mil.models import Bag, Instances
+from mhim.mil.models._parts import masking
+from mhim.mil.reference import NotReference, load_reference
 
-from mil import masking, tasks
-from mil.models import Bag, Instances
-from mil.reference import NotReference, load_reference
 from tests.mil.shared import GOLDEN, needs_golden
 
 pytestmark = needs_golden
@@ -221,7 +222,7 @@ def test_training_forward_and_gradients(name):
 
 def theirs_to_ours(case):
     """Their names of the trained weights -> our parameters."""
-    from mil.reference import _NAMES, _RECYCLE
+    from mhim.mil.reference import _NAMES, _RECYCLE
 
     own = dict(case.model.named_parameters())
     names = {k: f"student.{v}" for k, v in _NAMES[case.student].items()}

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from mhim.mil.models._parts import masking
+from mhim.mil.models._parts.nystrom import Nystrom, apply_pinv
+from mhim.mil.models._parts.ppeg import Ppeg
 
-from mil import masking
-from mil.models._nystrom import Nystrom, apply_pinv
-from mil.models._ppeg import Ppeg
 from tests.mil.shared import GOLDEN, needs_golden
 from tests.mil.test_golden import RTOL, Recorded, close, draw
 
@@ -139,8 +139,8 @@ def test_adam(schedules):
 
 
 def test_learning_rates(schedules):
-    from configs.schema import TrainConfig
-    from mil.train import learning_rate
+    from mhim.configs.schema import TrainConfig
+    from mhim.mil.train import learning_rate
 
     for epochs, warmup, key in ((200, 0, "lr_200"), (40, 0, "lr_40"), (40, 5, "lr_40_warm5")):
         config = TrainConfig(epochs=epochs, warmup_epochs=warmup, lr=2e-4)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from mhim.configs.schema import TrainConfig
+from mhim.mil import tasks, train
+from mhim.mil.feed import Case, Feed
+from mhim.mil.mining import of as mined
+from mhim.mil.models import Bag
+from mhim.mil.models._parts import masking
 
-from configs.schema import TrainConfig
-from mil import masking, tasks, train
-from mil.feed import Case, Feed
-from mil.mining import of as mined
-from mil.models import Bag
 from tests.contracts.test_models import CASES, DIM, IDS, TWO, arrays, bag, make, target
 from tests.mil import test_golden as golden
 from tests.mil.shared import needs_golden

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from mil import heatmap
-from mil.heatmap import Frame
+from mhim.mil import heatmap
+from mhim.mil.heatmap import Frame
 
 
 def brute(values, coords, tile, frame):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
-from mil import masking, mining
-from mil.models import MIL, Bag, abmil, mhim
+from mhim.mil import mining
+from mhim.mil.models import MIL, Bag, abmil, mhim
+from mhim.mil.models._parts import masking
 
 
 def bag(n: int) -> Bag:

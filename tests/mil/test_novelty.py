@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-
-from mil import novelty
+from mhim.mil import novelty
 
 
 def bags(n, seed=0, width=40, shift=0.0, tiles=(1, 900)):

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-
-from mil.models import _nystrom
-from mil.models._nystrom import Nystrom, apply_pinv
-from mil.models._ppeg import Ppeg
+from mhim.mil.models._parts import nystrom
+from mhim.mil.models._parts.nystrom import Nystrom, apply_pinv
+from mhim.mil.models._parts.ppeg import Ppeg
 
 
 def softmax_rows(heads=2, m=6, seed=0):
@@ -54,7 +53,7 @@ def test_blocks_of_keys_change_nothing(monkeypatch):
     net, x = layer(), torch.randn(45, 16, dtype=torch.float64)
     with torch.no_grad():
         whole = net(x, detail=True)
-        monkeypatch.setattr(_nystrom, "CHUNK", 7)  # more blocks than are kept
+        monkeypatch.setattr(nystrom, "CHUNK", 7)  # more blocks than are kept
         parts, first = net(x, detail=True), net(x, first_only=True)
     torch.testing.assert_close(parts.rows, whole.rows)
     torch.testing.assert_close(parts.attention, whole.attention)
@@ -126,7 +125,7 @@ def test_what_is_removed_or_shares_a_cell_on_the_grid():
 
 
 def test_transmil_uses_the_grid_if_asked_to():
-    from mil.models import Bag, transmil
+    from mhim.mil.models import Bag, transmil
 
     x, mask = torch.randn(1, 30, 6), torch.ones(1, 30, dtype=torch.bool)
     places = torch.stack([torch.arange(30) % 6, torch.arange(30) // 6], 1)[None].float() * 256

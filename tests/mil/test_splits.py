@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from mil import splits
-from mil.splits import Fold, SplitError
+from mhim.mil import splits
+from mhim.mil.splits import Fold, SplitError
 
 
 def cohort(n, classes=2, seed=0):

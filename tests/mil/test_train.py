@@ -7,12 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from mhim.configs.schema import TrainConfig
+from mhim.mil import feed, tasks, train
+from mhim.mil.feed import BagError, Case, Feed
+from mhim.mil.models import Output
 from torch import nn
-
-from configs.schema import TrainConfig
-from mil import feed, tasks, train
-from mil.feed import BagError, Case, Feed
-from mil.models import Output
 
 WIDTH = 6
 
@@ -142,7 +141,7 @@ def test_it_learns_and_predicts_in_order():
     found = list(train.predict(model, test, TWO))
     assert [p.case.patient for p in found] == [c.patient for c in test]
     assert [len(p.scores) for p in found] == [len(c.load()[0]) for c in test]
-    from mil import metrics
+    from mhim.mil import metrics
 
     p = TWO.probabilities(torch.tensor(np.stack([f.logits for f in found]))).numpy()
     assert metrics.auc(np.array([c.target for c in test]), p) > 0.8

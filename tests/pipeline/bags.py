@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-
-from pipeline import store
-from pipeline.label_rows import Row
+from mhim.pipeline.cohort.labels.rows import Row
+from mhim.pipeline.store import layout
 
 WIDTH = 5
 
 
 def make_features(
-    work: store.Work, patients: int = 12, slides_each: int = 1, seed: int = 0, encoder: str = "texture",
+    work: layout.Work, patients: int = 12, slides_each: int = 1, seed: int = 0, encoder: str = "texture",
     shift: float = 0.0, prefix: str = "", **attrs: object,
 ) -> list[Row]:
     """Features of `patients` patients, odd ones positive in some tiles; the rows of their labels.
@@ -29,7 +28,7 @@ def make_features(
             slide = f"{prefix}s{i:02d}_{j}.svs"
             facts = {"encoder": encoder, "weights_id": "w1", "mpp": 0.5, "tile_px": 256, "stain_norm": "none",
                      "dim": WIDTH, "tile_l0": [256.0, 256.0], "fingerprint": f"{seed}-{i}-{j}", **attrs}
-            writer = store.StoreWriter(work.feature_store(encoder, slide), facts)
+            writer = layout.StoreWriter(work.feature_store(encoder, slide), facts)
             writer.write("features", x)
             writer.write("coords", (np.stack([np.arange(n) % 4, np.arange(n) // 4], 1) * 256).astype(np.int32))
             rows.append(Row(len(rows) + 2, slide, f"{prefix}p{i:02d}", ("no", "yes")[i % 2]))

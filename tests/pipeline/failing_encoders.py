@@ -6,8 +6,7 @@ import os
 import signal
 
 import numpy as np
-
-from extract.encoders import Encoder, GpuFailed, NoGpu
+from mhim.extract.encoders import Encoder, GpuFailed, NoGpu
 
 ENCODED: list[int] = []  # tiles of each batch that was encoded in this process
 FAIL_AT = 2

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from mil.tasks import Task
-from pipeline import store, training
+from mhim.mil.tasks import Task
+from mhim.pipeline.store import layout
+from mhim.pipeline.training import fold
 
 Row = dict[str, Any]
 TWO = Task("classification", classes=("no", "yes"))
@@ -67,9 +67,9 @@ def class_rows(
 def written(run: Path, rows: Sequence[Row], task: Task, horizons: Sequence[float] = (), **told: Any) -> Path:
     """The run's folder as `compare` reads it."""
     run.mkdir(parents=True)
-    (run / training.PREDICTIONS).write_text(training.table(rows))
+    (run / fold.PREDICTIONS).write_text(fold.table(rows))
     choices = {"trainings": 3, "watched": 0, "taught": 0, "alarm": 0, "validation": 0}
-    summary = {"numbers": store.NUMBERS, "task": task.to_json(), "split_hash": "x", "headline": task.headline,
+    summary = {"numbers": layout.NUMBERS, "task": task.to_json(), "split_hash": "x", "headline": task.headline,
                "horizons": list(horizons), "per_fold": [], "choices": choices}
     (run / "metrics.json").write_text(json.dumps(summary | told))
     return run

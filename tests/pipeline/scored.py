@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-
-from pipeline import store, training
-from pipeline.cli import _main
+from mhim.pipeline.cli.main import _main
+from mhim.pipeline.store import layout
+from mhim.pipeline.training import fold
 
 NASTY = "<img src=x onerror=alert(1)>&'\"nasty.svs"
 HOT = 5  # the tile with the highest attention
@@ -24,7 +24,7 @@ def make(folder: Path, cohort: Path) -> Path:
     shutil.copy(by_mpp[-1], slides / NASTY)
     shutil.copy(cohort / "slides" / "truncated.svs", slides / "truncated.svs")
     assert _main(["tile", str(slides), "--work", str(folder / "work"), "--workers", "1"]) == 1
-    work = store.Work(folder / "work")
+    work = layout.Work(folder / "work")
     for run in ("one", "two"):
         rows = []
         for k, slide in enumerate(("a.svs", NASTY)):
@@ -34,7 +34,7 @@ def make(folder: Path, cohort: Path) -> Path:
                          "label": "benign" if k else "tumour", "p_benign": 1 - p, "p_tumour": p, "threshold": 0.5,
                          "undecided_from": 0.5, "undecided_to": 0.5, "decision": "tumour" if p > 0.5 else "benign"})
         task = {"kind": "classification", "classes": ["benign", "tumour"], "edges": [], "weights": [], "alpha": 0.0}
-        (work.run(run) / "predictions.csv").write_text(training.table(rows))
+        (work.run(run) / "predictions.csv").write_text(fold.table(rows))
         (work.run(run) / "metrics.json").write_text(json.dumps({"task": task}))
     return folder / "work"
 
@@ -46,10 +46,10 @@ def attention(n: int) -> np.ndarray:
     return scores
 
 
-def _scores(work: store.Work, run: str, slide: str) -> None:
-    coords = np.asarray(store.read_array(work.tile_store(slide), "coords"))
+def _scores(work: layout.Work, run: str, slide: str) -> None:
+    coords = np.asarray(layout.read_array(work.tile_store(slide), "coords"))
     scores = attention(len(coords)) if run == "one" else attention(len(coords))[::-1].copy()
-    writer = store.StoreWriter(work.run(run) / "scores" / f"{slide}.zarr", {"fingerprint": "made by hand"})
+    writer = layout.StoreWriter(work.run(run) / "scores" / f"{slide}.zarr", {"fingerprint": "made by hand"})
     writer.write("coords", coords)
     writer.write("attention", scores)
     if run == "one":  # a model that tells class evidence, and one that does not

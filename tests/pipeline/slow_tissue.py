@@ -6,8 +6,7 @@ import os
 import time
 
 import numpy as np
-
-from extract.tissue import otsu
+from mhim.extract.tissue import otsu
 
 Params = otsu.Params
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from pipeline import runner, store
+from mhim.pipeline.resume import runner
+from mhim.pipeline.store import layout
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -57,7 +57,7 @@ def test_bad_slides_are_recorded_and_the_others_go_on(cli: Cli, demo_cohort: Pat
     assert "no_mpp.svs" in text
     assert "column `mpp`" in text
     assert "truncated.svs" in text
-    empty = store.read_attrs(tiled / "tiles" / "no_tissue.svs.zarr")
+    empty = layout.read_attrs(tiled / "tiles" / "no_tissue.svs.zarr")
     assert empty["empty"]
     assert len(list((tiled / "tiles").glob("case_*.zarr"))) == 8
 
@@ -76,7 +76,7 @@ def test_a_manifest_row_rescues_the_slide_without_mpp(cli: Cli, demo_cohort: Pat
     manifest.write_text("slide,mpp\nslides/no_mpp.svs,0.5\n")
     code, text = cli("tile", manifest, "--work", tmp_path / "w", "--workers", 1)
     assert code == 0, text
-    attrs = store.read_attrs(tmp_path / "w" / "tiles" / "slides" / "no_mpp.svs.zarr")
+    attrs = layout.read_attrs(tmp_path / "w" / "tiles" / "slides" / "no_mpp.svs.zarr")
     assert attrs["slide_mpp"] == [0.5, 0.5]
     assert "manifest" in attrs["mpp_source"]
 
@@ -173,13 +173,13 @@ def test_a_full_disk_stops_with_one_message_and_keeps_what_is_done(demo_cohort: 
         pytest.skip("mounting a small file system is not allowed here")
     try:
         args = ["tile", demo_cohort / "slides", "--work", disk / "w", "--workers", "1"]
-        command = [sys.executable, "-m", "pipeline.cli", *args]
+        command = [sys.executable, "-m", "mhim.pipeline", *args]
         ran = subprocess.run([str(c) for c in command], capture_output=True, text=True)
         assert ran.returncode == 1
         assert "disk is full" in ran.stderr or "No space left" in ran.stderr
         assert "Traceback" not in ran.stderr
         for done in (disk / "w" / "tiles").glob("*.zarr"):
-            assert store.read_array(done, "coords").shape[1] == 2
+            assert layout.read_array(done, "coords").shape[1] == 2
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         again = subprocess.run([str(c) for c in command], capture_output=True, text=True)
         assert again.returncode == 1  # the two broken slides
@@ -194,7 +194,7 @@ def test_a_read_only_work_folder_stops_with_one_message(demo_cohort: Path, tmp_p
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk]).returncode:
         pytest.skip("mounting a read-only file system is not allowed here")
     try:
-        command = [sys.executable, "-m", "pipeline.cli", "tile", demo_cohort / "slides", "--work", disk / "w"]
+        command = [sys.executable, "-m", "mhim.pipeline", "tile", demo_cohort / "slides", "--work", disk / "w"]
         ran = subprocess.run([str(c) for c in command], capture_output=True, text=True)
         assert ran.returncode == 1
         assert "the file system is read-only" in ran.stderr
@@ -207,7 +207,7 @@ def test_a_read_only_work_folder_stops_with_one_message(demo_cohort: Path, tmp_p
 def test_who_is_told_to_end_says_so(
     cli: Cli, tiled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline import verbs
+    from mhim.pipeline.stages import verbs
 
     def told(session: verbs.Session) -> int:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -222,7 +222,7 @@ def test_who_is_told_to_end_says_so(
 
 def test_ctrl_c_keeps_what_is_done_and_says_so(demo_cohort: Path, tmp_path: Path) -> None:
     work = tmp_path / "w"
-    command = [sys.executable, "-m", "pipeline.cli", "tile", demo_cohort / "slides", "--work", work, "--workers", "2"]
+    command = [sys.executable, "-m", "mhim.pipeline", "tile", demo_cohort / "slides", "--work", work, "--workers", "2"]
     process = subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
     while not list((work / "tiles").glob("*.zarr")) and time.monotonic() < deadline and process.poll() is None:
@@ -235,6 +235,6 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(demo_cohort: Path, tmp_path: Path
     assert "interrupted" in text
     assert "Traceback" not in text
     for done in (work / "tiles").glob("*.zarr"):
-        store.read_array(done, "coords")
+        layout.read_array(done, "coords")
     assert subprocess.run([str(c) for c in command], capture_output=True).returncode == 1
     assert len(list((work / "tiles").glob("*.zarr"))) == 9

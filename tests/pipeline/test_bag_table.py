@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from pipeline import bag_table, store
-from pipeline.cohort import CohortError
+from mhim.pipeline.cohort.slides import CohortError
+from mhim.pipeline.exchange import bag_table
+from mhim.pipeline.store import layout
 
 Cli = Callable[..., tuple[int, str]]
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "mil"
@@ -54,7 +54,7 @@ def test_what_cannot_be_read_is_told_by_row_and_column(tmp_path: Path, text: str
 
 
 def test_other_bags_under_the_same_name_are_refused(tmp_path: Path) -> None:
-    work = store.Work(tmp_path / "w")
+    work = layout.Work(tmp_path / "w")
     bag_table.import_bags(written(tmp_path, "1,a,0.5\n0,b,1\n"), work, "mine")
     bag_table.import_bags(tmp_path / "bags.csv", work, "mine")
     with pytest.raises(CohortError, match="other features already"):

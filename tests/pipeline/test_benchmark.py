@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mhim.configs import load
+from mhim.pipeline.stages import benchmark
+from mhim.pipeline.store import layout
 
-from configs import load
-from pipeline import benchmark, store
 from tests.benchmarks import paper
 from tests.pipeline.bags import make_features, tree, write_labels
 
@@ -23,7 +24,7 @@ SMALL = ["--set", "benchmark.params={width: 16, landmarks: 4, heads: 2}", "--epo
 @pytest.fixture
 def bench(cli: Cli, tmp_path: Path) -> Callable[..., tuple[int, str]]:
     """The command on twelve tiny patients in tmp_path/w."""
-    work = store.Work(tmp_path / "w")
+    work = layout.Work(tmp_path / "w")
     labels = write_labels(tmp_path / "labels.csv", make_features(work))
 
     def call(*args: object) -> tuple[int, str]:

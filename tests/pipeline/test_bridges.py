@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from pipeline import bridges, cases, store
-from pipeline.cohort import CohortError
+from mhim.pipeline.cohort import patients as cases
+from mhim.pipeline.cohort.slides import CohortError
+from mhim.pipeline.exchange import features_in
+from mhim.pipeline.store import layout
 
 h5py = pytest.importorskip("h5py")
 N, D = 37, 12
@@ -38,9 +39,9 @@ def h5(path: Path, arrays: dict[str, np.ndarray], attrs: dict[str, Any] | None =
     return path
 
 
-def load(work: store.Work, slide: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def load(work: layout.Work, slide: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     path = work.feature_store("imported", slide)
-    return store.read_array(path, "features"), store.read_array(path, "coords"), store.read_attrs(path)
+    return layout.read_array(path, "features"), layout.read_array(path, "coords"), layout.read_attrs(path)
 
 
 def test_clam_h5_and_pt(tmp_path: Path, features: np.ndarray, corners: np.ndarray) -> None:
@@ -48,8 +49,8 @@ def test_clam_h5_and_pt(tmp_path: Path, features: np.ndarray, corners: np.ndarra
     for slide in ("a", "b"):  # `a` twice, as CLAM writes it; `b` as pt only
         (tmp_path / "f" / "pt_files").mkdir(exist_ok=True)
         torch.save(torch.from_numpy(features), tmp_path / "f" / "pt_files" / f"{slide}.pt")
-    work = store.Work(tmp_path / "work")
-    assert bridges.import_folder(tmp_path / "f", work, "imported") == ["a", "b"]
+    work = layout.Work(tmp_path / "work")
+    assert features_in.import_folder(tmp_path / "f", work, "imported") == ["a", "b"]
     got, coords, attrs = load(work, "a")
     np.testing.assert_array_equal(got, features)
     np.testing.assert_array_equal(coords, corners)
@@ -70,8 +71,8 @@ def test_trident(tmp_path: Path, features: np.ndarray, corners: np.ndarray) -> N
         "name": "a",
     }
     h5(tmp_path / "f" / "a.h5", {"features": features[None], "coords": corners}, said, on="coords")
-    work = store.Work(tmp_path / "work")
-    bridges.import_folder(tmp_path / "f", work, "imported")
+    work = layout.Work(tmp_path / "work")
+    features_in.import_folder(tmp_path / "f", work, "imported")
     got, coords, attrs = load(work, "a")
     np.testing.assert_array_equal(got, features)
     np.testing.assert_array_equal(coords, corners)
@@ -81,7 +82,7 @@ def test_trident(tmp_path: Path, features: np.ndarray, corners: np.ndarray) -> N
     assert "tile_l0_source" not in attrs
     unknown = {**said, "patch_size_level0": "None"}
     h5(tmp_path / "g" / "b.h5", {"features": features, "coords": corners}, unknown, "coords")
-    bridges.import_folder(tmp_path / "g", work, "imported")
+    features_in.import_folder(tmp_path / "g", work, "imported")
     _, _, attrs = load(work, "b")
     assert attrs["tile_l0"] == [512, 512], "from the corners themselves"
     assert attrs["tile_l0_source"].startswith("smallest distance")
@@ -91,8 +92,8 @@ def test_clam_coordinate_attributes(tmp_path: Path, features: np.ndarray, corner
     """256 px at a level four times coarser are 1024 px of level 0."""
     said = {"patch_size": 256, "patch_level": 1, "downsample": np.array([4.0, 4.0]), "name": "a"}
     h5(tmp_path / "f" / "a.h5", {"features": features, "coords": corners}, said, "coords")
-    work = store.Work(tmp_path / "work")
-    bridges.import_folder(tmp_path / "f", work, "imported")
+    work = layout.Work(tmp_path / "work")
+    features_in.import_folder(tmp_path / "f", work, "imported")
     _, _, attrs = load(work, "a")
     assert (attrs["imported"]["layout"], attrs["tile_px"], attrs["tile_l0"]) == ("clam", 256, [1024, 1024])
 
@@ -103,8 +104,8 @@ def test_stamp(tmp_path: Path, features: np.ndarray, slide_mpp: float | None) ->
     um = np.stack([np.arange(N) * 256.0, np.arange(N) * 256.0], axis=1)
     said = {"unit": "um", "tile_size_um": 256.0, "tile_size_px": 224, "extractor": "x", "stamp_version": "2.5.0"}
     h5(tmp_path / "f" / "a.h5", {"feats": features.astype(np.float16), "coords": um}, said)
-    work = store.Work(tmp_path / "work")
-    bridges.import_folder(tmp_path / "f", work, "imported", lambda slide: slide_mpp)
+    work = layout.Work(tmp_path / "work")
+    features_in.import_folder(tmp_path / "f", work, "imported", lambda slide: slide_mpp)
     got, coords, attrs = load(work, "a")
     assert got.dtype == np.float16
     scale = slide_mpp or 256 / 224
@@ -117,21 +118,21 @@ def test_stamp(tmp_path: Path, features: np.ndarray, slide_mpp: float | None) ->
 def test_older_stamp_and_slide_features(tmp_path: Path, features: np.ndarray) -> None:
     """Version 2.0 names the size `tile_size`; before 2 there is no unit, and none is made up."""
     um = np.stack([np.arange(N) * 256.0, np.arange(N) * 256.0], axis=1)
-    work = store.Work(tmp_path / "work")
+    work = layout.Work(tmp_path / "work")
     h5(tmp_path / "f" / "a.h5", {"feats": features, "coords": um}, {"unit": "um", "tile_size": 256.0})
-    bridges.import_folder(tmp_path / "f", work, "imported", lambda slide: 0.5)
+    features_in.import_folder(tmp_path / "f", work, "imported", lambda slide: 0.5)
     _, coords, attrs = load(work, "a")
     np.testing.assert_array_equal(coords, um * 2)
     assert attrs["tile_l0"] == [512, 512]
     h5(tmp_path / "g" / "b.h5", {"feats": features, "coords": um / 256 * 224}, {"extractor": "xiyuewang-ctranspath"})
-    bridges.import_folder(tmp_path / "g", work, "imported", lambda slide: 0.5)
+    features_in.import_folder(tmp_path / "g", work, "imported", lambda slide: 0.5)
     _, coords, attrs = load(work, "b")
     np.testing.assert_array_equal(coords, um / 256 * 224)
     assert attrs["imported"]["coords_frame"].startswith("unknown")
     assert attrs["mpp"] == 0
     h5(tmp_path / "h" / "c.h5", {"feats": features[:1]}, {"feat_type": "slide"})
     with pytest.raises(CohortError, match="whole slide"):
-        bridges.import_folder(tmp_path / "h", work, "imported")
+        features_in.import_folder(tmp_path / "h", work, "imported")
 
 
 def test_atlaspatch(tmp_path: Path, features: np.ndarray, corners: np.ndarray) -> None:
@@ -142,8 +143,8 @@ def test_atlaspatch(tmp_path: Path, features: np.ndarray, corners: np.ndarray) -
         "overlap": 0, "level0_width": 9000, "level0_height": 8000, "wsi_path": "/slides/a.svs", "num_patches": N,
     }  # fmt: skip
     h5(tmp_path / "f" / "a.h5", {**arrays, "passports": np.full(N, b"a__x0_y0", "S160")}, said)
-    work = store.Work(tmp_path / "work")
-    bridges.import_folder(tmp_path / "f", work, "imported")
+    work = layout.Work(tmp_path / "work")
+    features_in.import_folder(tmp_path / "f", work, "imported")
     got, coords, attrs = load(work, "a")
     np.testing.assert_array_equal(got, features)
     np.testing.assert_array_equal(coords, corners)
@@ -151,25 +152,25 @@ def test_atlaspatch(tmp_path: Path, features: np.ndarray, corners: np.ndarray) -
     assert (attrs["imported"]["layout"], attrs["tile_px"], attrs["tile_l0"]) == ("atlaspatch", 256, [512, 512])
     h5(tmp_path / "g" / "a.h5", {**arrays, "features/other": features + 1})
     with pytest.raises(CohortError, match="other, uni_v1; say which"):
-        bridges.import_folder(tmp_path / "g", store.Work(tmp_path / "w2"), "imported")
-    bridges.import_folder(tmp_path / "g", store.Work(tmp_path / "w2"), "imported", inner="other")
-    np.testing.assert_array_equal(load(store.Work(tmp_path / "w2"), "a")[0], features + 1)
+        features_in.import_folder(tmp_path / "g", layout.Work(tmp_path / "w2"), "imported")
+    features_in.import_folder(tmp_path / "g", layout.Work(tmp_path / "w2"), "imported", inner="other")
+    np.testing.assert_array_equal(load(layout.Work(tmp_path / "w2"), "a")[0], features + 1)
 
 
 def test_plain_folders(tmp_path: Path, features: np.ndarray, corners: np.ndarray) -> None:
     (tmp_path / "f").mkdir()
     np.save(tmp_path / "f" / "a.npy", features)
     torch.save({"feats": torch.from_numpy(features), "coords": torch.from_numpy(corners)}, tmp_path / "f" / "b.pt")
-    work = store.Work(tmp_path / "work")
-    assert bridges.import_folder(tmp_path / "f", work, "imported") == ["a", "b"]
+    work = layout.Work(tmp_path / "work")
+    assert features_in.import_folder(tmp_path / "f", work, "imported") == ["a", "b"]
     np.testing.assert_array_equal(load(work, "a")[0], features)
     np.testing.assert_array_equal(load(work, "b")[1], corners)
     before = {p: p.read_bytes() for p in work.root.rglob("*") if p.is_file()}
-    bridges.import_folder(tmp_path / "f", work, "imported")
+    features_in.import_folder(tmp_path / "f", work, "imported")
     assert before == {p: p.read_bytes() for p in work.root.rglob("*") if p.is_file()}, "same files again change nothing"
     np.save(tmp_path / "f" / "a.npy", features + 1)
     with pytest.raises(CohortError, match="holds other features already"):
-        bridges.import_folder(tmp_path / "f", work, "imported")
+        features_in.import_folder(tmp_path / "f", work, "imported")
 
 
 class _Trap:
@@ -178,7 +179,7 @@ class _Trap:
 
 
 def test_bad_files_are_named(tmp_path: Path, features: np.ndarray, corners: np.ndarray) -> None:
-    work = store.Work(tmp_path / "work")
+    work = layout.Work(tmp_path / "work")
     bad = features.copy()
     bad[3, 2] = np.nan
 
@@ -200,10 +201,10 @@ def test_bad_files_are_named(tmp_path: Path, features: np.ndarray, corners: np.n
         file = tmp_path / name
         make(file)
         with pytest.raises(CohortError, match=message) as caught:
-            bridges.import_folder(file, work, "imported")
+            features_in.import_folder(file, work, "imported")
         assert name in str(caught.value)
     with pytest.raises(CohortError, match=r"no .* file in it"):
-        bridges.import_folder(tmp_path / "nowhere", work, "imported")
+        features_in.import_folder(tmp_path / "nowhere", work, "imported")
     assert not list(work.root.rglob("*.zarr"))
 
 
@@ -221,8 +222,8 @@ def test_an_axis_of_one_and_any_usual_name(tmp_path: Path, features: np.ndarray,
                    tmp_path / "f" / "a.pt")
     else:
         h5(tmp_path / "f" / "a.h5", {"embeddings": big, "coords": corners[None]})
-    work = store.Work(tmp_path / "work")
-    bridges.import_folder(tmp_path / "f", work, "imported")
+    work = layout.Work(tmp_path / "work")
+    features_in.import_folder(tmp_path / "f", work, "imported")
     got, coords, _ = load(work, "a")
     np.testing.assert_array_equal(got, (features * 1e5).astype(np.float64).astype(np.float32))
     if kind != "npy":
@@ -233,9 +234,9 @@ def test_a_file_without_tiles_is_an_empty_slide(tmp_path: Path, features: np.nda
     h5(tmp_path / "f" / "a.h5", {"features": features[:0], "coords": np.zeros((0, 2), np.int64)})
     np.save(tmp_path / "f" / "b.npy", features)
     torch.save(torch.empty(0), tmp_path / "f" / "c.pt")
-    work = store.Work(tmp_path / "work")
-    assert bridges.import_folder(tmp_path / "f", work, "imported") == ["a", "b", "c"]
-    assert load(work, "a")[2]["empty"] == load(work, "c")[2]["empty"] == bridges.NO_TILES
+    work = layout.Work(tmp_path / "work")
+    assert features_in.import_folder(tmp_path / "f", work, "imported") == ["a", "b", "c"]
+    assert load(work, "a")[2]["empty"] == load(work, "c")[2]["empty"] == features_in.NO_TILES
     usable, damaged = cases._usable(work.features("imported"))
     assert (list(usable), damaged) == (["b"], {})
 
@@ -251,12 +252,12 @@ def test_slide2vec(tmp_path: Path, features: np.ndarray, corners: np.ndarray) ->
     said = {"encoder_name": "x", "requested_tile_size_px": 224, "requested_spacing_um": 0.5, "tile_size_lv0": 448}
     (root / "tile_embeddings" / "a.meta.json").write_text(json.dumps(said))
     np.savez(root / "tiles" / "a.coordinates.npz", x=corners[:, 0], y=corners[:, 1])
-    work = store.Work(tmp_path / "work")
-    assert bridges.import_folder(root, work, "imported") == ["a"]
+    work = layout.Work(tmp_path / "work")
+    assert features_in.import_folder(root, work, "imported") == ["a"]
     got, coords, attrs = load(work, "a")
     np.testing.assert_array_equal(got, features)
     np.testing.assert_array_equal(coords, corners)
     assert (attrs["mpp"], attrs["tile_px"], attrs["tile_l0"]) == (0.5, 224, [448, 448])
     (root / "tiles" / "a.coordinates.npz").write_bytes(b"damaged")
     with pytest.raises(CohortError, match=r"a\.pt: what slide2vec wrote"):
-        bridges.import_folder(root, store.Work(tmp_path / "again"), "imported")
+        features_in.import_folder(root, layout.Work(tmp_path / "again"), "imported")

@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
-
-from pipeline import bridges, bridges_out, imported, store
-from pipeline.cohort import CohortError
+from mhim.pipeline.cohort.slides import CohortError
+from mhim.pipeline.exchange import features_in, features_out, imported
+from mhim.pipeline.store import layout as store
 
 N, D = 12, 6
 FEATURES = np.random.default_rng(0).standard_normal((N, D)).astype(np.float16)
@@ -33,7 +33,7 @@ def made(tmp_path: Path, slides: dict[str, dict[str, Any]]) -> store.Work:
 def out(tmp_path: Path, layout: str) -> Path:
     work = made(tmp_path, {"sub/a.b.SVS": {}, "c": {"overlap_um": 64.0}, "gone.svs": {"empty": "no tissue"}})
     empty: list[str] = []
-    found = bridges_out.export(work.features("mine"), tmp_path / "out", layout, empty=empty)
+    found = features_out.export(work.features("mine"), tmp_path / "out", layout, empty=empty)
     assert (list(found), empty) == (["c", "sub/a.b.SVS"], ["gone.svs"])
     return tmp_path / "out"
 
@@ -68,7 +68,7 @@ def test_stamp(tmp_path: Path) -> None:
         assert (h5.attrs["unit"], h5.attrs["tile_size_um"], h5.attrs["tile_size_px"]) == ("um", 128.0, 256)
     work = made(tmp_path / "unknown", {"a": {"slide_mpp": None}})
     with pytest.raises(CohortError, match="STAMP keeps coordinates in µm"):
-        list(bridges_out.export(work.features("mine"), tmp_path / "none", "stamp"))
+        list(features_out.export(work.features("mine"), tmp_path / "none", "stamp"))
     assert not (tmp_path / "none").exists()
 
 
@@ -95,12 +95,12 @@ def test_slide2vec(tmp_path: Path) -> None:
     assert how["slide"]["base_spacing_um"] == 0.25
 
 
-@pytest.mark.parametrize("layout", bridges_out.FORMATS)
+@pytest.mark.parametrize("layout", features_out.FORMATS)
 def test_round_trip(tmp_path: Path, layout: str) -> None:
     folder = out(tmp_path, layout)
     back = store.Work(tmp_path / "back")
     mpp = {"a.b": 0.25, "c": 0.25}
-    assert bridges.import_folder(folder, back, "imported", mpp.get) == ["a.b", "c"]
+    assert features_in.import_folder(folder, back, "imported", mpp.get) == ["a.b", "c"]
     path = back.feature_store("imported", "a.b")
     np.testing.assert_array_equal(store.read_array(path, "features"), FEATURES)
     np.testing.assert_array_equal(store.read_array(path, "coords"), CORNERS)
@@ -114,10 +114,10 @@ def test_round_trip(tmp_path: Path, layout: str) -> None:
 def test_two_slides_that_would_be_one_file_are_refused(tmp_path: Path) -> None:
     work = made(tmp_path, {"x/a.svs": {}, "y/A.tif": {}})
     with pytest.raises(CohortError, match=r"y/A.tif and x/a.svs would both be written as A"):
-        list(bridges_out.export(work.features("mine"), tmp_path / "out", "clam"))
+        list(features_out.export(work.features("mine"), tmp_path / "out", "clam"))
     assert not (tmp_path / "out").exists()
     with pytest.raises(CohortError, match="--format zip"):
-        list(bridges_out.export(work.features("mine"), tmp_path / "out", "zip"))
+        list(features_out.export(work.features("mine"), tmp_path / "out", "zip"))
 
 
 class _Slide:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mhim.pipeline.cohort.check_page import page
 
-from pipeline.check_html import page
 from tests.extract.omes import RGB_NAMES, write_ome
 from tests.extract.slides import tissue_rgb, write_svs
 
@@ -84,7 +84,7 @@ def test_it_never_writes_among_the_slides(slides: Path, cli: Cli) -> None:
 
 
 def test_a_name_cannot_inject_html() -> None:
-    from pipeline.check import Finding
+    from mhim.pipeline.cohort.check import Finding
 
     text = page("<b>", [Finding("<script>alert(1)</script>.svs", "ok", problems=("<i>",))], ["<u>"])
     assert "<script" not in text

@@ -12,10 +12,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
-from pipeline import claims as module
-from pipeline.claims import Claims, owner_alive, running_keys
-from pipeline.store import machine, owner
+from mhim.pipeline.resume import claims as module
+from mhim.pipeline.resume.claims import Claims, owner_alive, running_keys
+from mhim.pipeline.store.layout import machine, owner
 
 
 def write_claim(folder: Path, key: str, **fields: object) -> Path:
@@ -60,7 +59,7 @@ def test_of_many_threads_exactly_one_wins(tmp_path: Path) -> None:
 
 
 def test_a_dead_process_of_this_machine_holds_nothing(tmp_path: Path) -> None:
-    code = f"import os; from pathlib import Path; from pipeline.claims import Claims\n" \
+    code = f"import os; from pathlib import Path; from mhim.pipeline.resume.claims import Claims\n" \
            f"c = Claims(Path({str(tmp_path)!r}), 600.0).__enter__(); c.take('x'); os._exit(9)"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     with Claims(tmp_path, 600.0) as claims:

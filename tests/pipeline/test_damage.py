@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mhim.configs.schema import TrainConfig
+from mhim.pipeline.cohort import patients
+from mhim.pipeline.cohort.labels.rows import Row
+from mhim.pipeline.resume.stage import plan
+from mhim.pipeline.store import layout, seals
+from mhim.pipeline.upkeep import pack, verify
 
-from configs.schema import TrainConfig
-from pipeline import cases, pack, seals, store, verify
-from pipeline.label_rows import Row
-from pipeline.stage import plan
 from tests.pipeline.toys import Toy, run, tree
 
 Cli = Callable[..., tuple[int, str]]
@@ -22,12 +24,12 @@ Cli = Callable[..., tuple[int, str]]
 
 def made(path: Path, n: int = 3000, compress: bool = False) -> Path:
     """A sealed store with three chunks of features, one of them of zeros alone, and coords."""
-    writer = store.StoreWriter(path, {"encoder": "e", "dim": 2, "mpp": 0.5})
+    writer = layout.StoreWriter(path, {"encoder": "e", "dim": 2, "mpp": 0.5})
     features = np.arange(2 * n, dtype=np.float32).reshape(n, 2)
     features[1000:2000] = 0
     writer.write("features", features, 1000, compress)
     writer.write("coords", np.arange(2 * n, dtype=np.int32).reshape(n, 2))
-    store.seal(path, {"stage": "test", "of": path.name})
+    layout.seal(path, {"stage": "test", "of": path.name})
     return path
 
 
@@ -42,7 +44,7 @@ def spoil(file: Path, how: str) -> None:
     file.write_bytes(bytes(len(raw)) if how == "zero" else raw[:40] if how == "cut" else raw)
 
 
-def of(work: store.Work, n: int = 5) -> list[Path]:
+def of(work: layout.Work, n: int = 5) -> list[Path]:
     return [made(work.feature_store("e", f"s{i}.svs")) for i in range(n)]
 
 
@@ -53,16 +55,16 @@ def of(work: store.Work, n: int = 5) -> list[Path]:
 @pytest.mark.parametrize("how", ["gone", "cut"])
 def test_a_lost_or_short_chunk_is_an_error_wherever_it_is_read(tmp_path: Path, how: str, compress: bool) -> None:
     path = made(tmp_path / "x.zarr", compress=compress)
-    whole = np.array(store.read_array(path, "features"))
+    whole = np.array(layout.read_array(path, "features"))
     assert not whole[1000:2000].any()
     assert whole[2000:].all()
     assert not (path / "features/c/1/0").exists(), "a chunk of zeros has no file, and that is no damage"
     spoil(path / "features/c/2/0", how)
-    with pytest.raises(store.StoreError, match=r"features/c/2/0|c/2/0 has 40 bytes"):
-        store.read_array(path, "features")
-    with pytest.raises(store.StoreError, match="is damaged: features/c/2/0"):
-        store.read_attrs(path)
-    np.testing.assert_array_equal(store.read_array(path, "coords")[0], [0, 1])  # damage of another array is not its own
+    with pytest.raises(layout.StoreError, match=r"features/c/2/0|c/2/0 has 40 bytes"):
+        layout.read_array(path, "features")
+    with pytest.raises(layout.StoreError, match="is damaged: features/c/2/0"):
+        layout.read_attrs(path)
+    np.testing.assert_array_equal(layout.read_array(path, "coords")[0], [0, 1])  # damage of another array is not its own
 
 
 def test_a_store_of_an_earlier_version_still_opens(tmp_path: Path) -> None:
@@ -71,8 +73,8 @@ def test_a_store_of_an_earlier_version_still_opens(tmp_path: Path) -> None:
     for key in (seals.FILES, seals.OWN):
         del meta["attributes"][key]
     (path / "zarr.json").write_text(json.dumps(meta, indent=2))
-    assert store.read_attrs(path)["encoder"] == "e"
-    assert store.read_array(path, "features").shape == (3000, 2)
+    assert layout.read_attrs(path)["encoder"] == "e"
+    assert layout.read_array(path, "features").shape == (3000, 2)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +86,8 @@ def test_any_seal_is_read_or_told(tmp_path: Path, text: str) -> None:
     found = seals.look(path)
     assert found is not None
     assert "zarr.json is damaged" in found.wrong
-    with pytest.raises(store.StoreError, match=r"zarr\.json is damaged"):
-        store.read_attrs(path)
+    with pytest.raises(layout.StoreError, match=r"zarr\.json is damaged"):
+        layout.read_attrs(path)
 
 
 def test_a_damaged_array_description_is_told(tmp_path: Path) -> None:
@@ -93,8 +95,8 @@ def test_a_damaged_array_description_is_told(tmp_path: Path) -> None:
     size = (path / "features/zarr.json").stat().st_size
     for text in ("{" * size, "{}".ljust(size), '{"shape": 3}'.ljust(size)):
         (path / "features/zarr.json").write_text(text)
-        with pytest.raises(store.StoreError, match="array 'features' cannot be read"):
-            store.read_array(path, "features")
+        with pytest.raises(layout.StoreError, match="array 'features' cannot be read"):
+            layout.read_array(path, "features")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -115,8 +117,8 @@ def test_a_description_that_unfolds_to_a_vast_one_is_not_read(
     found = seals.look(path)
     assert found is not None
     assert found.wrong
-    with pytest.raises(store.StoreError, match="has more than the 1 MiB of any description"):
-        store.read_array(path, "features")
+    with pytest.raises(layout.StoreError, match="has more than the 1 MiB of any description"):
+        layout.read_array(path, "features")
 
 
 def test_seals_are_deterministic(tmp_path: Path) -> None:
@@ -157,19 +159,19 @@ def test_what_cannot_be_made_anew_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_training_leaves_out_patients_with_damaged_features_and_names_them(tmp_path: Path) -> None:
-    work = store.Work(tmp_path)
+    work = layout.Work(tmp_path)
     paths = of(work, 6)
     spoil(paths[1] / "zarr.json", "cut")
     spoil(paths[4] / "features/c/0/0", "cut")
     rows = [Row(i, f"s{i}.svs", f"p{i // 2}" if i < 4 else f"p{i}", "ab"[i // 2 % 2]) for i in range(6)]
-    data = cases.labelled(rows, work.features("e"), TrainConfig())
+    data = patients.labelled(rows, work.features("e"), TrainConfig())
     assert [p.id for p in data.patients] == ["p1", "p5"]  # a bag without one of its slides is another bag
     assert data.damaged == ("s1.svs", "s4.svs")
     text = "\n".join(data.notes)
     assert "s1.svs.zarr is damaged: zarr.json" in text
     assert "s4.svs.zarr is damaged: features/c/0/0 has 40 bytes" in text
     assert "1 slides are of patients with a damaged one: s0.svs" in text
-    assert [p.id for p in cases.unlabelled(work.features("e"), rows).patients] == ["p1", "p5"]
+    assert [p.id for p in patients.unlabelled(work.features("e"), rows).patients] == ["p1", "p5"]
 
 
 # ------------------------------------------------------------------------------------------ verify
@@ -178,7 +180,7 @@ def test_training_leaves_out_patients_with_damaged_features_and_names_them(tmp_p
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("how", ["flip", "zero", "cut", "gone"])
 def test_verify_names_exactly_the_damaged(tmp_path: Path, how: str, packed: bool) -> None:
-    work = store.Work(tmp_path / "w")
+    work = layout.Work(tmp_path / "w")
     paths = of(work)
     run(Toy(work.run("r"), n=2))
     (work.run("r") / "item_000").rename(work.run("r") / "fold_0")
@@ -202,13 +204,13 @@ def test_verify_names_exactly_the_damaged(tmp_path: Path, how: str, packed: bool
     assert found.damaged["runs/r/fold_0"] == ["b holds other bytes than were written"]
     assert found.sound == 5
     assert verify.verify(work, repair=True).moved.keys() == found.damaged.keys()
-    assert store.stored(paths[2]) is None
+    assert layout.stored(paths[2]) is None
     assert verify.verify(work).damaged == {}
     assert not list(work.root.rglob(".*")), "nothing private is left"
 
 
 def test_a_changed_attribute_is_damage(tmp_path: Path) -> None:
-    work = store.Work(tmp_path)
+    work = layout.Work(tmp_path)
     path = of(work, 1)[0]
     text = (path / "zarr.json").read_text()
     (path / "zarr.json").write_text(text.replace('"mpp": 0.5', '"mpp": 0.7'))
@@ -216,7 +218,7 @@ def test_a_changed_attribute_is_damage(tmp_path: Path) -> None:
 
 
 def test_verify_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = store.Work(tmp_path)
+    work = layout.Work(tmp_path)
     of(work, 6)
     looked: list[str] = []
     plain = verify._check
@@ -241,7 +243,7 @@ def test_verify_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest
 
 
 def test_outputs_of_earlier_versions_are_not_checkable_but_sizes_are(cli: Cli, tmp_path: Path) -> None:
-    work = store.Work(tmp_path / "w")
+    work = layout.Work(tmp_path / "w")
     for path in of(work, 2):
         meta = json.loads((path / "zarr.json").read_text())
         del meta["attributes"][seals.FILES], meta["attributes"][seals.OWN]
@@ -256,7 +258,7 @@ def test_outputs_of_earlier_versions_are_not_checkable_but_sizes_are(cli: Cli, t
 
 
 def test_packing_leaves_damaged_stores_and_goes_on(cli: Cli, tmp_path: Path) -> None:
-    work = store.Work(tmp_path / "w")
+    work = layout.Work(tmp_path / "w")
     paths = of(work, 3)
     spoil(paths[1] / "features/c/0/0", "gone")
     code, text = cli("pack", "--work", work.root)
@@ -272,9 +274,9 @@ def test_packing_leaves_damaged_stores_and_goes_on(cli: Cli, tmp_path: Path) -> 
 
 def test_the_verbs_go_round_damage(cli: Cli, tiled_cohort: Path, demo_cohort: Path, tmp_path: Path) -> None:
     """Tiles and features of single slides damaged: every verb names them, does the others, and heals them."""
-    work = store.Work(tmp_path / "w")
+    work = layout.Work(tmp_path / "w")
     shutil.copytree(tiled_cohort, work.root)
-    tiles = sorted(p for p in work.tiles.glob("*.zarr") if not store.read_attrs(p).get("empty"))
+    tiles = sorted(p for p in work.tiles.glob("*.zarr") if not layout.read_attrs(p).get("empty"))
     features = sorted(work.features("texture").glob("*.zarr"))
     before = tree(work.root / "features")
     spoil(tiles[0] / "zarr.json", "zero")
@@ -303,9 +305,9 @@ def test_the_verbs_go_round_damage(cli: Cli, tiled_cohort: Path, demo_cohort: Pa
 
 
 def test_the_viewer_shows_the_rest(tiled_cohort: Path, tmp_path: Path) -> None:
-    from pipeline.viewer.data import Gallery
+    from mhim.pipeline.viewer.data import Gallery
 
-    work = store.Work(tmp_path / "w")
+    work = layout.Work(tmp_path / "w")
     shutil.copytree(tiled_cohort, work.root)
     tiles = sorted(work.tiles.glob("*.zarr"))
     spoil(tiles[0] / "zarr.json", "cut")

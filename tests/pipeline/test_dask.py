@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from configs.schema import ClusterConfig
-from pipeline import runner
-from pipeline.backends import dask as backend
-from pipeline.backends import local
-from pipeline.may_differ import results
-from pipeline.stage import Item, Made, Outcome, Report, Stage, State
+from mhim.configs.schema import ClusterConfig
+from mhim.pipeline.backends import dask as backend
+from mhim.pipeline.backends import local
+from mhim.pipeline.resume import runner
+from mhim.pipeline.resume.stage import Item, Made, Outcome, Report, Stage, State
+from mhim.pipeline.store.may_differ import results
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -235,7 +234,7 @@ def test_no_cluster_is_one_clear_reason(tmp_path: Path) -> None:
 def test_verbs_give_the_bytes_of_a_local_run(
     cluster: Cluster, demo_cohort: Path, tiled_cohort: Path, tmp_path: Path
 ) -> None:
-    from pipeline.cli import _main
+    from mhim.pipeline.cli.main import _main
 
     where = ["--work", str(tmp_path), "--backend", "dask", "--scheduler", cluster.address]
     assert _main(["tile", str(demo_cohort / "slides"), *where]) == 1  # the broken slides

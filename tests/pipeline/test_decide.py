@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from configs.schema import ScoreConfig
-from mil import tasks
-from mil.tasks import Task
-from pipeline import decide, training
+from mhim.configs.schema import ScoreConfig
+from mhim.mil import tasks
+from mhim.mil.tasks import Task
+from mhim.pipeline.results import operating_point
+from mhim.pipeline.training import fold as training
 
 Validated = tuple[Path, np.ndarray, np.ndarray]
 TWO = Task("classification", classes=("benign", "tumour"))
@@ -38,7 +38,7 @@ def validated(tmp_path: Path) -> Validated:
 @pytest.mark.parametrize("wish", [0.8, 0.9, 1.0])
 def test_the_wished_for_sensitivity_is_kept_on_validation(validated: Validated, wish: float) -> None:
     folder, p, labels = validated
-    at = decide.point(folder, {}, TWO, ScoreConfig(sensitivity=wish))
+    at = operating_point.point(folder, {}, TWO, ScoreConfig(sensitivity=wish))
     assert at is not None
     assert (p[labels == 1] >= at.threshold).mean() >= wish
     better = [t for t in np.unique(p) if (p[labels == 1] >= t).mean() >= wish]  # all other thresholds that keep it
@@ -48,7 +48,7 @@ def test_the_wished_for_sensitivity_is_kept_on_validation(validated: Validated, 
 @pytest.mark.parametrize("wish", [0.8, 0.95])
 def test_the_wished_for_specificity_is_kept_on_validation(validated: Validated, wish: float) -> None:
     folder, p, labels = validated
-    at = decide.point(folder, {}, TWO, ScoreConfig(specificity=wish))
+    at = operating_point.point(folder, {}, TWO, ScoreConfig(specificity=wish))
     assert at is not None
     assert (p[labels == 0] < at.threshold).mean() >= wish
 
@@ -58,12 +58,12 @@ def test_between_a_sensitivity_and_a_specificity_nothing_is_called(
     validated: Validated, sensitivity: float, specificity: float
 ) -> None:
     folder, p, labels = validated
-    at = decide.point(folder, {}, TWO, ScoreConfig(sensitivity=sensitivity, specificity=specificity))
+    at = operating_point.point(folder, {}, TWO, ScoreConfig(sensitivity=sensitivity, specificity=specificity))
     assert at is not None
-    told = np.array([decide.columns(at, float(v), TWO.classes)["decision"] for v in p])
+    told = np.array([operating_point.columns(at, float(v), TWO.classes)["decision"] for v in p])
     assert (told[labels == 1] != "benign").mean() >= sensitivity
     assert (told[labels == 0] != "tumour").mean() >= specificity
-    undecided = (told == decide.UNDECIDED).any()
+    undecided = (told == operating_point.UNDECIDED).any()
     assert undecided == (sensitivity + specificity > 1.5)  # where one threshold keeps both, all are called
 
 
@@ -73,8 +73,8 @@ def test_a_band_by_both_wishes_and_by_share_is_refused() -> None:
 
 
 def test_the_frozen_threshold_is_used_as_it_stands(validated: Validated) -> None:
-    at = decide.point(validated[0], {"threshold": 0.123, "temperature": 1.0}, TWO, ScoreConfig())
-    assert at == decide.Point(0.123, 0.123, 0.123)
+    at = operating_point.point(validated[0], {"threshold": 0.123, "temperature": 1.0}, TWO, ScoreConfig())
+    assert at == operating_point.Point(0.123, 0.123, 0.123)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3])
@@ -82,19 +82,19 @@ def test_the_band_holds_the_wished_for_share_of_validation(
     validated: Validated, share: float
 ) -> None:
     folder, p, _ = validated
-    at = decide.point(folder, {"threshold": 0.5}, TWO, ScoreConfig(abstain=share))
+    at = operating_point.point(folder, {"threshold": 0.5}, TWO, ScoreConfig(abstain=share))
     assert at is not None
-    told = [decide.columns(at, float(v), TWO.classes)["decision"] for v in p]
-    assert told.count(decide.UNDECIDED) / len(told) == pytest.approx(share, abs=0.011)
-    assert decide.columns(at, 0.999, TWO.classes)["decision"] == "tumour"
-    assert decide.columns(at, 0.001, TWO.classes)["decision"] == "benign"
+    told = [operating_point.columns(at, float(v), TWO.classes)["decision"] for v in p]
+    assert told.count(operating_point.UNDECIDED) / len(told) == pytest.approx(share, abs=0.011)
+    assert operating_point.columns(at, 0.999, TWO.classes)["decision"] == "tumour"
+    assert operating_point.columns(at, 0.001, TWO.classes)["decision"] == "benign"
 
 
 def test_the_temperature_is_applied_before_the_threshold(tmp_path: Path) -> None:
     p, labels = np.array([0.2, 0.3, 0.7, 0.9]), np.array([0, 0, 1, 1])
     folder = fold(tmp_path / "f", p, labels)
-    plain = decide.point(folder, {"temperature": 4.0}, TWO, ScoreConfig(calibrate=False))
-    scaled = decide.point(folder, {"temperature": 4.0}, TWO, ScoreConfig())
+    plain = operating_point.point(folder, {"temperature": 4.0}, TWO, ScoreConfig(calibrate=False))
+    scaled = operating_point.point(folder, {"temperature": 4.0}, TWO, ScoreConfig())
     assert plain is not None
     assert scaled is not None
     assert plain.threshold == pytest.approx(0.5)
@@ -104,15 +104,15 @@ def test_the_temperature_is_applied_before_the_threshold(tmp_path: Path) -> None
 
 def test_no_operating_point_without_two_classes() -> None:
     three = tasks.Task("classification", classes=("a", "b", "c"))
-    assert decide.point(Path("nowhere"), {}, three, ScoreConfig()) is None
-    assert decide.point(Path("nowhere"), {}, Task("cox"), ScoreConfig()) is None
-    assert decide.columns(None, 0.4, three.classes) == {}
+    assert operating_point.point(Path("nowhere"), {}, three, ScoreConfig()) is None
+    assert operating_point.point(Path("nowhere"), {}, Task("cox"), ScoreConfig()) is None
+    assert operating_point.columns(None, 0.4, three.classes) == {}
 
 
 def test_counts_leave_the_undecided_out_of_both_shares() -> None:
     rows = [{"label": a, "decision": b} for a, b in (
         ("tumour", "tumour"), ("tumour", "benign"), ("tumour", "undecided"), ("benign", "benign"))]
-    told = decide.counts(rows, TWO.classes)
+    told = operating_point.counts(rows, TWO.classes)
     assert told == {"sensitivity": 0.5, "specificity": 1.0, "undecided": 0.25, "patients": 4}
 
 
@@ -120,7 +120,7 @@ def test_reliability_bins_count_every_patient() -> None:
     rng = np.random.default_rng(0)
     p = rng.dirichlet([1, 1], 200)
     labels = (rng.random(200) < p[:, 1]).astype(int)
-    found = decide.reliability(labels, p)
+    found = operating_point.reliability(labels, p)
     assert sum(b["n"] for b in found["bins"]) == 200
     assert found["ece"] < 0.1  # calibrated by construction
     gap = sum(abs(b["accuracy"] - b["confidence"]) * b["n"] for b in found["bins"]) / 200

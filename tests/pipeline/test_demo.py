@@ -10,15 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from pipeline import demo
-from pipeline.demo_tissue import MAP_MPP, SlidePlan, build_library, paint
+from mhim.pipeline.demo import cohort
+from mhim.pipeline.demo.tissue import MAP_MPP, SlidePlan, build_library, paint
 
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("few")
-    demo.make_cohort(folder, seed=3, n=2, small=True, workers=1)
+    cohort.make_cohort(folder, seed=3, n=2, small=True, workers=1)
     return folder
 
 
@@ -28,7 +27,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_same_seed_same_bytes_whatever_the_threads(few: Path, tmp_path: Path) -> None:
-    demo.make_cohort(tmp_path, seed=3, n=2, small=True, workers=2)
+    cohort.make_cohort(tmp_path, seed=3, n=2, small=True, workers=2)
     assert digests(tmp_path) == digests(few)
 
 
@@ -36,7 +35,7 @@ def test_an_interrupted_cohort_goes_on_and_ends_in_the_same_bytes(few: Path, tmp
     shutil.copytree(few, tmp_path / "c")
     (tmp_path / "c" / "slides" / "no_tissue.svs").unlink()
     kept = (tmp_path / "c" / "slides" / "case_02.svs").stat().st_mtime_ns
-    demo.make_cohort(tmp_path / "c", seed=3, n=2, small=True)
+    cohort.make_cohort(tmp_path / "c", seed=3, n=2, small=True)
     assert (tmp_path / "c" / "slides" / "case_02.svs").stat().st_mtime_ns == kept
     assert digests(tmp_path / "c") == digests(few)
 
@@ -47,12 +46,12 @@ def test_slides_of_another_seed_are_replaced(few: Path, tmp_path: Path) -> None:
     marker.write_text(marker.read_text().replace('"seed": 3', '"seed": 4'))
     for slide in (tmp_path / "c" / "slides").iterdir():
         slide.write_bytes(b"of another seed")
-    demo.make_cohort(tmp_path / "c", seed=3, n=2, small=True)
+    cohort.make_cohort(tmp_path / "c", seed=3, n=2, small=True)
     assert digests(tmp_path / "c") == digests(few)
 
 
 def test_slides_open_as_aperio_with_an_mpp(few: Path) -> None:
-    from extract.slide import open_slide
+    from mhim.extract.slide.slide import open_slide
 
     with open_slide(few / "slides" / "case_01.svs") as slide:
         assert slide.vendor == "aperio"
@@ -65,21 +64,21 @@ def test_slides_open_as_aperio_with_an_mpp(few: Path) -> None:
 
 
 def test_the_broken_slides_are_broken_as_they_say(few: Path) -> None:
-    from extract import MissingMpp, UnreadableSlide
-    from extract.slide import open_slide
+    from mhim.extract import MissingMpp, UnreadableSlide
+    from mhim.extract.slide.slide import open_slide
 
     with pytest.raises(UnreadableSlide, match="truncated"):
-        open_slide(few / "slides" / demo.TRUNCATED)
+        open_slide(few / "slides" / cohort.TRUNCATED)
     with pytest.raises(MissingMpp):
-        open_slide(few / "slides" / demo.NO_MPP)
-    with open_slide(few / "slides" / demo.NO_TISSUE) as slide:
+        open_slide(few / "slides" / cohort.NO_MPP)
+    with open_slide(few / "slides" / cohort.NO_TISSUE) as slide:
         assert slide.slide_mpp[0] == 0.5
-    assert not demo.read_truth(few, demo.NO_TISSUE).tissue.any()
+    assert not cohort.read_truth(few, cohort.NO_TISSUE).tissue.any()
 
 
 def test_looks_are_the_same_for_both_labels() -> None:
     """Nothing but the tumour may tell the label: every look occurs as often with as without it."""
-    labelled = [s for s in demo.plan_cohort() if s.name.startswith("case")]
+    labelled = [s for s in cohort.plan_cohort() if s.name.startswith("case")]
     assert len(labelled) >= 24
 
     def looks(label: int) -> Counter[tuple[object, ...]]:
@@ -94,15 +93,15 @@ def test_looks_are_the_same_for_both_labels() -> None:
 
 @pytest.mark.parametrize("n", [32, 120])
 def test_patients_have_one_label_and_some_have_two_slides(few: Path, n: int) -> None:
-    slides = demo.plan_cohort(n=n)
+    slides = cohort.plan_cohort(n=n)
     labels: dict[str, set[int]] = {}
     for s in slides:
         labels.setdefault(s.patient, set()).add(s.label)
     assert all(len(v) == 1 for v in labels.values())
     assert max(Counter(s.patient for s in slides).values()) == 2
     rows = list(csv.DictReader((few / "labels.csv").open()))
-    assert [r["slide"] for r in rows][-3:] == [demo.NO_TISSUE, demo.NO_MPP, demo.TRUNCATED]
-    assert {r["label"] for r in rows} == set(demo.LABELS)
+    assert [r["slide"] for r in rows][-3:] == [cohort.NO_TISSUE, cohort.NO_MPP, cohort.TRUNCATED]
+    assert {r["label"] for r in rows} == set(cohort.LABELS)
 
 
 def test_planted_tumour_has_its_area_and_its_cells() -> None:
@@ -121,8 +120,8 @@ def test_planted_tumour_has_its_area_and_its_cells() -> None:
 def test_tumour_fraction_counts_the_area_of_each_tile() -> None:
     tumour = np.zeros((50, 80), bool)
     tumour[10:30, 20:40] = True
-    truth = demo.Truth(tissue=tumour, tumour=tumour, mpp=4.0, slide_mpp=0.5)
+    truth = cohort.Truth(tissue=tumour, tumour=tumour, mpp=4.0, slide_mpp=0.5)
     coords = np.array([[160, 80], [160 - 80, 80], [0, 0], [160 + 80, 80 + 80], [600, 380]], np.int32)
-    fraction = demo.tumour_fraction(truth, coords, 160)
+    fraction = cohort.tumour_fraction(truth, coords, 160)
     np.testing.assert_allclose(fraction, [1.0, 0.5, 0.0, 0.25, 0.0])
-    assert demo.tumour_fraction(truth, np.zeros((0, 2), np.int32), 160).shape == (0,)
+    assert cohort.tumour_fraction(truth, np.zeros((0, 2), np.int32), 160).shape == (0,)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from configs.schema import ClusterConfig
-from pipeline.backends import local
-from pipeline.stage import Item, Made, Stage, State
+from mhim.configs.schema import ClusterConfig
+from mhim.pipeline.backends import local
+from mhim.pipeline.resume.stage import Item, Made, Stage, State
 
 
 @dataclass
@@ -59,11 +59,11 @@ def test_each_item_once_on_one_of_the_devices(tmp_path: Path) -> None:
 
 
 def test_one_copy_of_the_extraction_per_gpu(tmp_path: Path) -> None:
-    from configs.schema import Config, ExtractConfig
-    from pipeline import store
-    from pipeline.stages import Extract
+    from mhim.configs.schema import Config, ExtractConfig
+    from mhim.pipeline.stages.stages import Extract
+    from mhim.pipeline.store import layout
 
     config = Config(extract=ExtractConfig(gpus=(0, 2)))
-    parts = Extract(store.Work(tmp_path), config, []).parts()
+    parts = Extract(layout.Work(tmp_path), config, []).parts()
     assert [p.config.extract.gpus for p in parts if isinstance(p, Extract)] == [(0,), (2,)]
     assert parts[0].settings() == parts[1].settings(), "which GPU it is changes no fingerprint"

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mhim.pipeline.cohort import listing, slides
+from mhim.pipeline.cohort.labels import match
+from mhim.pipeline.cohort.listing import SlideEntry
+from mhim.pipeline.store.layout import Work
 
-from pipeline import cohort, label_match, listing
-from pipeline.listing import SlideEntry
-from pipeline.store import Work
 from tests.extract.dicoms import write_annotations, write_instance, write_series
 from tests.extract.slides import tissue_rgb, write_svs
 
@@ -41,7 +42,7 @@ def lay(made: Path, folder: Path, *names: str) -> Path:
 
 
 def ids(source: Path) -> list[str]:
-    return sorted(s.id for s in cohort.list_slides(source).slides)
+    return sorted(s.id for s in slides.list_slides(source).slides)
 
 
 def tiled(work: Path) -> list[str]:
@@ -104,7 +105,7 @@ def test_rows_of_a_manifest_name_files_series_and_folders(made: Path, tmp_path: 
     rows = ["several/a2.dcm", f"several/{B}.dcm", "one"]
     good = tmp_path / "good.csv"
     good.write_text("slide\n" + "\n".join(rows) + "\n")
-    assert [(s.series, s.path.name) for s in cohort.list_slides(good).slides] == [
+    assert [(s.series, s.path.name) for s in slides.list_slides(good).slides] == [
         (A, "a2.dcm"), (B, "b1.dcm"), (B, "b1.dcm")
     ]  # fmt: skip
     code, said = cli("tile", good, "--work", tmp_path / "w", "--tile-px", 128, "--workers", 1)
@@ -140,7 +141,7 @@ def test_a_series_that_comes_later_takes_no_id_from_those_that_were_there(
     for path in [*(source / "p").glob("b*"), *(source / "p").glob("c*")]:
         path.unlink()
     assert cli(*tile)[0] == 0
-    (left,) = listing.settled(cohort.list_slides(source).slides, cohort.read_cohort(Work(work)))
+    (left,) = listing.settled(slides.list_slides(source).slides, slides.read_cohort(Work(work)))
     assert left.id == f"p/{A}.dcm", "alone in its folder it keeps the id that it was tiled under"
 
 
@@ -172,18 +173,18 @@ def test_a_work_folder_of_before_keeps_its_file_and_is_done(made: Path, tmp_path
     """Versions before opened the file that sorts first, and their fingerprint holds its length."""
     source, work = lay(made, tmp_path / "s" / "p", "a").parent, Work(tmp_path / "w")
     first = SlideEntry("p", source / "p" / "a2.dcm")
-    cohort.remember(work, [first])
-    (kept,) = listing.settled(cohort.list_slides(source).slides, cohort.read_cohort(work))
+    slides.remember(work, [first])
+    (kept,) = listing.settled(slides.list_slides(source).slides, slides.read_cohort(work))
     assert (kept.id, kept.path, kept.series) == (first.id, first.path, A)
-    cohort.remember(work, [kept])
-    assert cohort.read_cohort(work) == [kept]
+    slides.remember(work, [kept])
+    assert slides.read_cohort(work) == [kept]
 
 
 def test_several_ids_of_one_series_are_not_made_more(made: Path, tmp_path: Path) -> None:
     """As versions before gave to the files right in the given folder."""
     source = lay(made, tmp_path / "s", "a")
     known = [SlideEntry(p.name, p) for p in sorted(source.iterdir())]
-    (one,) = listing.settled(cohort.list_slides(source).slides, known)
+    (one,) = listing.settled(slides.list_slides(source).slides, known)
     assert "several times (a1.dcm, a2.dcm, a3.dcm)" in one.problem
     assert "fresh --work" in one.problem
 
@@ -236,21 +237,21 @@ def test_a_series_in_pieces_is_no_two_slides(made: Path, tmp_path: Path, cli: Cl
 def test_labels_beside_the_folder_of_dicom_slides_are_found(made: Path, tmp_path: Path) -> None:
     source, work = tmp_path / "s", Work(tmp_path / "w")
     lay(made, source / "p", "a")
-    cohort.remember(work, cohort.list_slides(source).slides)
+    slides.remember(work, slides.list_slides(source).slides)
     lay(made, source / "q", "b", "c")
-    both = cohort.list_slides(source).slides
+    both = slides.list_slides(source).slides
     assert {s.root for s in both} == {source}, [s.id for s in both]
     (tmp_path / "labels.csv").write_text("slide,label\n")
-    assert label_match.find_labels(None, work) == tmp_path / "labels.csv"
+    assert match.find_labels(None, work) == tmp_path / "labels.csv"
 
 
 def test_a_series_without_volume_is_no_slide(tmp_path: Path) -> None:
     source = tmp_path / "s"
     source.mkdir()
     write_instance(source / "l.dcm", tissue_rgb(256, 256), A, f"{A}.1", ["ORIGINAL", "PRIMARY", "LABEL", "NONE"])
-    with pytest.raises(cohort.CohortError, match="slide's label, whose series has no VOLUME image"):
-        cohort.list_slides(source)
+    with pytest.raises(slides.CohortError, match="slide's label, whose series has no VOLUME image"):
+        slides.list_slides(source)
     write_svs(source / "x.svs", tissue_rgb(512, 512))
-    found = cohort.list_slides(source)
+    found = slides.list_slides(source)
     assert [s.id for s in found.slides] == ["x.svs"]
     assert list(found.what) == [source / "l.dcm"]

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mhim.pipeline.resume.stage import Report, Stage
+from mhim.pipeline.store import disk, layout
+from mhim.pipeline.upkeep import pack
 
-from pipeline import disk, pack, store
-from pipeline.stage import Report, Stage
 from tests.extract.slides import tissue_rgb, write_svs
 from tests.pipeline.bags import make_features, tree, write_labels
 
@@ -122,9 +123,9 @@ def one_line(code: int, text: str, place: Path, what: str = "the disk is full") 
 
 def test_every_verb_ends_with_one_line_and_goes_on_when_there_is_room(small: Path, cli: Cli, tmp_path: Path) -> None:
     pytest.importorskip("h5py")
-    work = store.Work(small / "w")
+    work = layout.Work(small / "w")
     labels = write_labels(tmp_path / "labels.csv", make_features(work, 8))
-    calm = store.Work(tmp_path / "calm")
+    calm = layout.Work(tmp_path / "calm")
     shutil.copytree(work.root, calm.root)
     one = ["--workers", 1]
     train = ["train", "--labels", labels, "--model", "abmil", "--folds", 2, "--epochs", 2, *one]
@@ -161,7 +162,7 @@ def test_a_verb_that_stopped_is_told_once_and_the_next_does_not_begin(
         begun.append(stage.name)
         return Report(stage.name, [], f"{stage.name}: cannot write to {tmp_path}: the disk is full")
 
-    monkeypatch.setattr("pipeline.runner.run", stopped)
+    monkeypatch.setattr("mhim.pipeline.resume.runner.run", stopped)
     code, text = cli("run", tmp_path / "slides", "--labels", tmp_path / "labels.csv", "--work", tmp_path / "w")
     one_line(code, text, tmp_path)
     assert begun == ["tile"]
@@ -177,9 +178,9 @@ def test_import_on_a_full_disk_is_one_line(small: Path, cli: Cli, tmp_path: Path
 
 def test_a_limit_on_the_size_of_files_is_one_line(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
-    work = store.Work(tmp_path / "w")
+    work = layout.Work(tmp_path / "w")
     make_features(work, 8)
-    line = [sys.executable, "-m", "pipeline.cli", "pack", "--work", str(work.root)]
+    line = [sys.executable, "-m", "mhim.pipeline", "pack", "--work", str(work.root)]
     ended = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False,
                            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)))
     one_line(ended.returncode, ended.stdout + ended.stderr, work.root, "ulimit -f")
@@ -190,7 +191,7 @@ def test_a_limit_on_the_size_of_files_is_one_line(tmp_path: Path) -> None:
 def test_a_quota_and_a_read_only_file_system_stop_a_stage(
     number: int, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = store.Work(tmp_path / "w")
+    work = layout.Work(tmp_path / "w")
     labels = write_labels(tmp_path / "labels.csv", make_features(work, 8))
     real = Path.write_bytes
 

@@ -9,19 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mhim.pipeline.store import layout
 
-from pipeline import store
 from tests.pipeline.bags import make_features, tree, write_labels
 
 Cli = Callable[..., tuple[int, str]]
 
 
 def program(*args: object) -> list[str]:
-    return [sys.executable, "-m", "pipeline.cli", *map(str, args)]
+    return [sys.executable, "-m", "mhim.pipeline", *map(str, args)]
 
 
 def test_a_reader_that_goes_away_stops_no_work(tmp_path: Path) -> None:
-    work = store.Work(tmp_path / "w")
+    work = layout.Work(tmp_path / "w")
     labels = write_labels(tmp_path / "labels.csv", make_features(work, 8))
     line = program("train", "--labels", labels, "--model", "abmil", "--folds", 2, "--epochs", 2, "--workers", 1,
                    "--work", work.root)
@@ -66,7 +66,7 @@ def test_terminals_and_languages_of_few_letters(env: dict[str, str]) -> None:
 def test_the_language_changes_no_byte(tmp_path: Path) -> None:
     found = []
     for k, env in enumerate(({"LC_ALL": "C.UTF-8"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"})):
-        work = store.Work(tmp_path / f"w{k}")
+        work = layout.Work(tmp_path / f"w{k}")
         rows = make_features(work, 8)
         labels = tmp_path / "labels.csv"
         labels.write_text("slide,patient,label\n" + "".join(
@@ -81,7 +81,7 @@ def test_the_language_changes_no_byte(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../out", "a/b", "", ".hidden", "a\nb", "/abs", "x" * 300, "con\0"])
 def test_names_of_runs_that_cannot_be_folders_are_one_line(name: str, tmp_path: Path, cli: Cli) -> None:
-    work = store.Work(tmp_path / "deep" / "er" / "w")
+    work = layout.Work(tmp_path / "deep" / "er" / "w")
     labels = write_labels(tmp_path / "labels.csv", make_features(work, 4))
     before = tree(tmp_path)
     code, text = cli("train", "--labels", labels, f"--name={name}", "--work", work.root, "--folds", 2, "--epochs", 1,

@@ -12,6 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lifelines.utils import concordance_index
+from mhim.configs.schema import ScoreConfig
+from mhim.mil import resampling
+from mhim.pipeline.results import compare, ensemble, estimand, numbers, operating_point
+from mhim.pipeline.store.layout import StoreError
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
@@ -21,10 +25,6 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from configs.schema import ScoreConfig
-from mil import resampling
-from pipeline import compare, decide, ensemble, estimand, numbers
-from pipeline.store import StoreError
 from tests.pipeline.numbered import COX, THREE, TWO, class_rows, survival_rows, written
 
 Row = dict[str, Any]
@@ -160,12 +160,12 @@ def test_decisions_are_scikit_learn_s_of_the_column(task: Any) -> None:
 def test_the_undecided_count_in_no_metric_of_decisions() -> None:
     rows = class_rows(TWO)
     for row in rows[::4]:
-        row["decision"] = decide.UNDECIDED
-    decided = [r for r in rows if r["decision"] != decide.UNDECIDED]
+        row["decision"] = operating_point.UNDECIDED
+    decided = [r for r in rows if r["decision"] != operating_point.UNDECIDED]
     found = estimand.point(estimand.answers(rows, TWO))
     assert found["balanced_accuracy"] == pytest.approx(
         balanced_accuracy_score([r["label"] for r in decided], [r["decision"] for r in decided]), abs=1e-9)
-    told = decide.counts(rows, TWO.classes)
+    told = operating_point.counts(rows, TWO.classes)
     assert found["balanced_accuracy"] == pytest.approx((told["sensitivity"] + told["specificity"]) / 2, abs=1e-9)
     assert told["undecided"] == pytest.approx(12 / 45)
     assert found["auc"] == estimand.point(estimand.answers(class_rows(TWO), TWO))["auc"]  # ranking is of all
@@ -176,10 +176,10 @@ def test_rows_without_a_decision_follow_the_likeliest_class_and_the_rule_says_so
             for r in class_rows(TWO)]
     right = np.mean([max(TWO.classes, key=lambda c, r=r: r[f"p_{c}"]) == r["label"] for r in rows])
     assert estimand.point(estimand.answers(rows, TWO))["accuracy"] == pytest.approx(right)
-    assert "no validation patients" in decide.rule(rows, TWO, QUICK)
-    assert decide.rule(class_rows(THREE), THREE, QUICK) == "the most probable of 3 classes"
-    assert "Youden's J" in decide.rule(class_rows(TWO), TWO, QUICK)
-    assert "sensitivity 0.9" in decide.rule(class_rows(TWO), TWO, ScoreConfig(sensitivity=0.9))
+    assert "no validation patients" in operating_point.rule(rows, TWO, QUICK)
+    assert operating_point.rule(class_rows(THREE), THREE, QUICK) == "the most probable of 3 classes"
+    assert "Youden's J" in operating_point.rule(class_rows(TWO), TWO, QUICK)
+    assert "sensitivity 0.9" in operating_point.rule(class_rows(TWO), TWO, ScoreConfig(sensitivity=0.9))
 
 
 def test_a_training_that_calls_all_patients_one_class_is_told() -> None:

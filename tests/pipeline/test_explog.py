@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from pipeline import explog
+from mhim.pipeline.training import experiment_log
 
 ROWS = [{"epoch": 0, "lr": 0.1, "loss": 0.7}, {"epoch": 1, "lr": 0.1, "loss": 0.5}]
 
@@ -33,8 +32,8 @@ def fake(kind: str, calls: list[Any]) -> types.SimpleNamespace:
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb", "mlflow"])
 def test_rows_reach_the_service(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[Any] = []
-    monkeypatch.setitem(sys.modules, explog.EXTRAS[kind], fake(kind, calls))
-    with explog.opened(kind, tmp_path / "run", "fold_0") as log:
+    monkeypatch.setitem(sys.modules, experiment_log.EXTRAS[kind], fake(kind, calls))
+    with experiment_log.opened(kind, tmp_path / "run", "fold_0") as log:
         for row in ROWS:
             log(row)
     assert calls[0] == "fold_0"
@@ -47,7 +46,7 @@ def test_rows_reach_the_service(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb", "mlflow"])
 def test_a_missing_extra_says_how_to_get_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, explog.EXTRAS[kind], None)
-    with pytest.raises(explog.LogError, match=rf'pip install "\.\[{kind}\]"'):
-        explog.check(kind)
-    explog.check("csv")
+    monkeypatch.setitem(sys.modules, experiment_log.EXTRAS[kind], None)
+    with pytest.raises(experiment_log.LogError, match=rf'pip install "\.\[{kind}\]"'):
+        experiment_log.check(kind)
+    experiment_log.check("csv")

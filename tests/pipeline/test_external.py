@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mhim.pipeline.cohort.patients import StoredBag
+from mhim.pipeline.results import external
+from mhim.pipeline.store import layout
+from mhim.pipeline.training import bundle, fold
 from sklearn.metrics import roc_auc_score
 
-from pipeline import bundle, external, store, training
-from pipeline.cases import StoredBag
 from tests.pipeline.bags import make_features, write_labels
 from tests.pipeline.numbered import COX
 
@@ -24,7 +26,7 @@ QUICK = ["--set", "train.folds=2", "--set", "train.val_fraction=0.4", "--set", "
 @pytest.fixture
 def run(tmp_path: Path, cli: Cli) -> Path:
     """A trained and scored run in a work folder."""
-    work = store.Work(tmp_path / "work")
+    work = layout.Work(tmp_path / "work")
     labels = write_labels(tmp_path / "labels.csv", make_features(work, 16))
     shared = ["--work", work.root, *QUICK]
     code, text = cli("train", *shared, "--labels", labels, "--model", "abmil")
@@ -33,9 +35,9 @@ def run(tmp_path: Path, cli: Cli) -> Path:
     return work.run("abmil")
 
 
-def other(folder: Path, slides_each: int = 3) -> tuple[store.Work, Path]:
+def other(folder: Path, slides_each: int = 3) -> tuple[layout.Work, Path]:
     """Features of four strangers with several slides each, and their labels."""
-    work = store.Work(folder)
+    work = layout.Work(folder)
     return work, write_labels(folder / "labels.csv", make_features(work, 4, slides_each, seed=5, prefix="x"))
 
 
@@ -46,15 +48,15 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def alone(run: Path, stores: list[Path]) -> np.ndarray:
     """(folds,) probability of "yes" for one bag of these stores, by the models themselves."""
-    from mil import train as loop
-    from pipeline import training
-    from pipeline.cases import Patient
+    from mhim.mil import train as loop
+    from mhim.pipeline.cohort.patients import Patient
+    from mhim.pipeline.training import fold
 
     found = []
     for folder in bundle.find(run):
         one = bundle.read(folder)
         patient = Patient("x", tuple(p.name for p in stores), tuple(stores), None, "")
-        (got,) = loop.predict(one.model(), training.cases([patient], 0.5), one.task, one.scale)
+        (got,) = loop.predict(one.model(), fold.cases([patient], 0.5), one.task, one.scale)
         z = got.logits / one.card.get("temperature", 1.0)
         found.append(float(1 / (1 + np.exp(z[0] - z[1]))))
     return np.array(found)
@@ -76,7 +78,7 @@ def test_a_new_patient_s_slides_are_one_bag(run: Path, cli: Cli, tmp_path: Path)
         expected = alone(run, stores)
         assert float(row["p_yes"]) == pytest.approx(expected.mean(), rel=1e-5)
         assert float(row["spread"]) == pytest.approx(expected.std(ddof=1), rel=1e-4)
-        parts = [np.asarray(store.read_array(out / "scores" / f"{s}.zarr", "attention")) for s in slides]
+        parts = [np.asarray(layout.read_array(out / "scores" / f"{s}.zarr", "attention")) for s in slides]
         assert [len(p) for p in parts] == StoredBag(tuple(stores)).rows()  # each slide keeps its own tiles
         assert sum(p.sum() for p in parts) == pytest.approx(1, rel=1e-5)  # over the patient
     found = json.loads((out / "metrics.json").read_text())
@@ -144,7 +146,7 @@ def test_times_in_another_unit_are_told(tmp_path: Path, factor: float, says: lis
     folder.mkdir()
     times = [float(t) for t in range(10, 22)]
     rows = [{"side": "test", "patient": f"p{t}", "time": t, "event": 1, "logit_0": 0.0} for t in times]
-    (folder / training.PREDICTIONS).write_text(training.table(rows))
+    (folder / fold.PREDICTIONS).write_text(fold.table(rows))
     told = external._times([{"time": factor * t} for t in times], [folder], COX)
     assert len(told) == len(says)
     for said, expected in zip(told, says, strict=True):
@@ -160,7 +162,7 @@ def test_labels_without_new_slides_are_refused(run: Path, cli: Cli, tmp_path: Pa
 @pytest.mark.parametrize("grouped", [True, False])
 def test_tcga_slides_without_a_table_are_grouped_as_in_training(tmp_path: Path, cli: Cli, grouped: bool) -> None:
     """Another slide of a patient that the run knows is no stranger, and slides of one new patient are one bag."""
-    work, new = store.Work(tmp_path / "work"), store.Work(tmp_path / "new")
+    work, new = layout.Work(tmp_path / "work"), layout.Work(tmp_path / "new")
     rows = make_features(work, 12, prefix="TCGA-AA-10")
     named = {r.slide: f"TCGA-AA-10{k:02d}-01Z-00-DX1.svs" for k, r in enumerate(rows)}
     for old, name in named.items():

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mhim.configs.schema import ClusterConfig
+from mhim.extract.encoders import _families, _table
+from mhim.pipeline.backends import local
+from mhim.pipeline.resume.runner import run_items
+from mhim.pipeline.resume.stage import Item, Outcome, Stage
+from mhim.pipeline.store import layout
 from safetensors.torch import save_file
 
-from configs.schema import ClusterConfig
-from extract.encoders import _families, _table
-from pipeline import store
-from pipeline.backends import local
-from pipeline.runner import run_items
-from pipeline.stage import Item, Outcome, Stage
 from tests.pipeline import failing_encoders
 
 Cli = Callable[..., tuple[int, str]]
@@ -26,7 +26,7 @@ ENCODERS = "tests.pipeline.failing_encoders"
 @pytest.fixture(scope="module")
 def tiled(demo_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work folder in which one slide is tiled twice as finely as its encoder would like: some 200 tiles."""
-    from pipeline.cli import _main
+    from mhim.pipeline.cli.main import _main
 
     work = tmp_path_factory.mktemp("extract") / "work"
     slide = demo_cohort / "slides" / "case_01.svs"
@@ -40,7 +40,7 @@ def work(tiled: Path, tmp_path: Path) -> Path:
 
 
 def features(work: Path, encoder: str) -> Path:
-    return store.Work(work).feature_store(encoder, "case_01.svs")
+    return layout.Work(work).feature_store(encoder, "case_01.svs")
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_tiles_of_another_size_are_refused_and_on_request_recorded(
     assert not features(work, name).exists()
     code, text = cli(*args, "--allow-mismatch")
     assert code == 0, text
-    attrs = store.read_attrs(features(work, name))
+    attrs = layout.read_attrs(features(work, name))
     assert "224 px tiles, not 128" in attrs["mismatch"]
     assert attrs["dim"] == 24
     assert "class token" in attrs["pooling"]
@@ -81,13 +81,13 @@ def test_tiles_of_another_size_are_refused_and_on_request_recorded(
 
 def test_stain_normalisation_is_part_of_the_fingerprint(cli: Cli, work: Path) -> None:
     assert cli("extract", "--work", work)[0] == 0
-    plain = np.array(store.read_array(features(work, "texture"), "features"))
+    plain = np.array(layout.read_array(features(work, "texture"), "features"))
     code, text = cli("extract", "--work", work, "--set", "extract.stain_norm=reinhard")
     assert code == 3
     assert "extract.stain_norm: 'none' there, 'reinhard' now" in text
     assert cli("extract", "--work", work, "--set", "extract.stain_norm=reinhard", "--replace")[0] == 0
-    assert store.read_attrs(features(work, "texture"))["stain_norm"] == "reinhard"
-    assert np.abs(plain - store.read_array(features(work, "texture"), "features")).max() > 0.01
+    assert layout.read_attrs(features(work, "texture"))["stain_norm"] == "reinhard"
+    assert np.abs(plain - layout.read_array(features(work, "texture"), "features")).max() > 0.01
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -108,7 +108,7 @@ def test_a_broken_slide_goes_on_at_its_last_whole_chunk(
     assert cli(*args, work)[0] == 1
     kept = sum(failing_encoders.ENCODED)
     assert 0 < kept < total
-    assert len(list(store.Work(work).features(encoder).rglob(".partial/**/*.npy"))) == 2
+    assert len(list(layout.Work(work).features(encoder).rglob(".partial/**/*.npy"))) == 2
     failing_encoders.ENCODED.clear()
     code, text = cli(*args, work)
     assert code == 0, text
@@ -117,4 +117,4 @@ def test_a_broken_slide_goes_on_at_its_last_whole_chunk(
     files = sorted(p.relative_to(there) for p in there.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(here) for p in here.rglob("*") if p.is_file())
     assert all((there / f).read_bytes() == (here / f).read_bytes() for f in files)
-    assert not (store.Work(work).features(encoder) / ".partial").exists()
+    assert not (layout.Work(work).features(encoder) / ".partial").exists()

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from configs.schema import ClusterConfig, Config, ExtractConfig
-from pipeline import cohort, store
-from pipeline.backends import local
-from pipeline.stage import Outcome, State
-from pipeline.stages import Extract
+from mhim.configs.schema import ClusterConfig, Config, ExtractConfig
+from mhim.pipeline.backends import local
+from mhim.pipeline.cohort import slides as cohort
+from mhim.pipeline.resume.stage import Outcome, State
+from mhim.pipeline.stages.stages import Extract
+from mhim.pipeline.store import layout
 
 Cli = Callable[..., tuple[int, str]]
 ENCODERS = "tests.pipeline.failing_encoders"
@@ -26,7 +26,7 @@ ENCODERS = "tests.pipeline.failing_encoders"
 @pytest.fixture(scope="module")
 def tiled(demo_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with slides/ (eight good ones) and work/, in which they are tiled."""
-    from pipeline.cli import _main
+    from mhim.pipeline.cli.main import _main
 
     folder = tmp_path_factory.mktemp("failures")
     (folder / "slides").mkdir()
@@ -51,12 +51,12 @@ def flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def made(work: Path, encoder: str) -> dict[str, np.ndarray]:
     """Features of every finished slide."""
-    root = store.Work(work).features(encoder)
-    return {p.stem: np.array(store.read_array(p, "features")) for p in root.glob("*.zarr")}
+    root = layout.Work(work).features(encoder)
+    return {p.stem: np.array(layout.read_array(p, "features")) for p in root.glob("*.zarr")}
 
 
 def on_two_devices(work: Path, encoder: str) -> list[Outcome]:
-    found = store.Work(work)
+    found = layout.Work(work)
     config = Config(extract=ExtractConfig(encoder=encoder, gpus=(0, 1)))
     stage = Extract(found, config, cohort.read_cohort(found))
     return list(local.run(stage, stage.items(), False, False, ClusterConfig()))
@@ -157,7 +157,7 @@ def test_a_slide_that_dies_half_way(cli: Cli, tiled: Path, work: Path) -> None:
     assert "failed case_03.svs" in text
     assert "1 failed" in text
     assert sorted(made(work, "texture")) == [f"case_0{i}.svs" for i in range(1, 9) if i != 3]
-    assert not [p for p in store.Work(work).features("texture").rglob("*") if "case_03" in p.name and p.is_dir()]
+    assert not [p for p in layout.Work(work).features("texture").rglob("*") if "case_03" in p.name and p.is_dir()]
 
 
 def test_tiles_of_another_file_are_refused(cli: Cli, tiled: Path, work: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_full_disk_keeps_whole_slides_and_goes_on_later(tiled: Path, tmp_path:
         args = ["extract", "--work", work, "--encoder", encoder, "--set", "extract.dtype=float32"]
         args += ["--set", "extract.chunk_rows=64"]
         return subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", *map(str, args)], capture_output=True, text=True, timeout=300
+            [sys.executable, "-m", "mhim.pipeline", *map(str, args)], capture_output=True, text=True, timeout=300
         )
 
     try:

@@ -9,16 +9,17 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from mhim.configs import trust
+from mhim.configs.schema import Config, marked
+from mhim.extract import encoders
+from mhim.extract.encoders import _table
+from mhim.pipeline.cohort import patients as cases
+from mhim.pipeline.cohort.patients import Dataset, Patient
+from mhim.pipeline.cohort.slides import SlideEntry
+from mhim.pipeline.resume import fingerprints, stage
+from mhim.pipeline.stages.stages import Extract, Score, Tile, Train
+from mhim.pipeline.store import layout
 from pydantic import ValidationError
-
-from configs import trust
-from configs.schema import Config, marked
-from extract import encoders
-from extract.encoders import _table
-from pipeline import cases, fingerprints, stage, store
-from pipeline.cases import Dataset, Patient
-from pipeline.cohort import SlideEntry
-from pipeline.stages import Extract, Score, Tile, Train
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -26,12 +27,12 @@ Cli = Callable[..., tuple[int, str]]
 OUTSIDE = {
     "tile.overlay": "a picture beside the output, made when it is missing (tested below)",
     "tile.regions_frame": "of slides with regions only: among their inputs",
-    "extract.weights": "where the weights lie; their SHA-256 is in",
+    "mhim.extract.weights": "where the weights lie; their SHA-256 is in",
     "extract.offline": "whether they may be fetched; their SHA-256 is in",
     "extract.gpu": "what `auto` becomes by it is in (tested below); last bits are promised on one kind of device only",
     "extract.gpus": "as gpu",
     "extract.batch": "on a CPU the bytes do not depend on it; on a GPU last bits may, which README says",
-    "extract.readers": "threads", "extract.queue_mb": "memory",
+    "mhim.extract.reading.readers": "threads", "extract.queue_mb": "memory",
     "extract.cache_dir": "copies of slides", "extract.cache_gb": "copies of slides",
     "train.gpu": "last bits are promised on one kind of device only", "train.cache_gb": "memory",
     "train.checkpoint_s": "when checkpoints are written; a training that goes on ends in the same bytes",
@@ -86,7 +87,7 @@ def changed(section: str, name: str, base: dict[str, Any]) -> Config:
     raise AssertionError(f"{section}.{name}: no other valid value of {value!r} is known here; add one to OTHER")
 
 
-def settings_of(section: str, config: Config, work: store.Work, slide: Path) -> dict[str, Any]:
+def settings_of(section: str, config: Config, work: layout.Work, slide: Path) -> dict[str, Any]:
     """What the stage of a section puts into the fingerprint of one of its items."""
     entry = SlideEntry("a.svs", slide, 0.5)
     if section == "tile":
@@ -112,7 +113,7 @@ def base_of(section: str) -> dict[str, Any]:
 def test_every_setting_is_in_or_has_a_reason(section: str, name: str, tmp_path: Path) -> None:
     slide = tmp_path / "a.svs"
     slide.write_bytes(b"content")
-    work = store.Work(tmp_path)
+    work = layout.Work(tmp_path)
     base = base_of("extract_own" if name == "encoder_params" else section)
     before = settings_of(section, Config.model_validate(base), work, slide)
     after = settings_of(section, changed(section, name, base), work, slide)
@@ -120,7 +121,7 @@ def test_every_setting_is_in_or_has_a_reason(section: str, name: str, tmp_path: 
         if name not in ("folds", "split_by", "val_fraction"):
             assert before == after, "it is in the fingerprint: take it off the list"
     else:
-        assert store.fingerprint(before) != store.fingerprint(after)
+        assert layout.fingerprint(before) != layout.fingerprint(after)
 
 
 def test_all_that_is_marked_as_speed_has_a_reason() -> None:
@@ -133,11 +134,11 @@ def test_every_input_of_a_tiling_is_in(tmp_path: Path) -> None:
     (tmp_path / "a.svs").write_bytes(b"content")
     (tmp_path / "b.svs").write_bytes(b"tnetnoc")  # of the same length
     (tmp_path / "r.geojson").write_text("{}")
-    work = store.Work(tmp_path / "w")
+    work = layout.Work(tmp_path / "w")
 
     def fields(entry: SlideEntry) -> str:
         tile = Tile(work, Config(), [entry])
-        return store.fingerprint(tile.fields(tile.items()[0]))
+        return layout.fingerprint(tile.fields(tile.items()[0]))
 
     made = [
         SlideEntry("a.svs", tmp_path / "a.svs"), SlideEntry("a.svs", tmp_path / "b.svs"),
@@ -151,7 +152,7 @@ def test_every_input_of_a_tiling_is_in(tmp_path: Path) -> None:
 
 
 def test_what_auto_became_is_in_for_every_encoder_with_half_precision() -> None:
-    from configs.schema import ExtractConfig
+    from mhim.configs.schema import ExtractConfig
 
     half = [row for row in _table.rows().values() if row.precision != "float32"]
     assert half
@@ -164,8 +165,8 @@ def test_what_auto_became_is_in_for_every_encoder_with_half_precision() -> None:
 
 def own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Own modules of every kind in `folder`, made importable and allowed."""
-    (folder / "fp_seg.py").write_text("from extract.tissue.otsu import Params, segment\n")
-    (folder / "fp_mil.py").write_text("from mil.models.mean import Params, build\n")
+    (folder / "fp_seg.py").write_text("from mhim.extract.tissue.otsu import Params, segment\n")
+    (folder / "fp_mil.py").write_text("from mhim.mil.models.mean import Params, build\n")
     (folder / "fp_enc.py").write_text("def make():\n    pass\n")
     monkeypatch.syspath_prepend(str(folder))
     trust.allow("fp_seg", "fp_mil", "fp_enc")
@@ -185,11 +186,11 @@ def test_the_code_of_an_own_plug_in_is_in(tmp_path: Path, monkeypatch: pytest.Mo
     sections = {"fallback": "tile", "student": "train"}
     for kind, (raw, file) in cases_of.items():
         section = sections.get(kind, kind)
-        before = settings_of(section, Config.model_validate(raw), store.Work(tmp_path), slide)
+        before = settings_of(section, Config.model_validate(raw), layout.Work(tmp_path), slide)
         with open(tmp_path / file, "a") as f:
             f.write("# another\n")
-        after = settings_of(section, Config.model_validate(raw), store.Work(tmp_path), slide)
-        assert store.fingerprint(before) != store.fingerprint(after), kind
+        after = settings_of(section, Config.model_validate(raw), layout.Work(tmp_path), slide)
+        assert layout.fingerprint(before) != layout.fingerprint(after), kind
 
 
 def patients(order: int = 1, names: tuple[str, str] = ("neg", "pos")) -> Dataset:
@@ -197,23 +198,23 @@ def patients(order: int = 1, names: tuple[str, str] = ("neg", "pos")) -> Dataset
     return Dataset(tuple(made), names, {"encoder": "e", "dim": 3})
 
 
-def training(data: Dataset, work: store.Work) -> stage.Item:
+def training(data: Dataset, work: layout.Work) -> stage.Item:
     config = Config.model_validate({"train": {"model": "mean", "folds": 2}})
     return Train(work, config, "r", data, cases.make_folds(data, config.train)).items()[0]
 
 
 def test_class_names_are_in(tmp_path: Path) -> None:
-    work = store.Work(tmp_path)
+    work = layout.Work(tmp_path)
     assert training(patients(), work).inputs != training(patients(names=("benign", "pos")), work).inputs
     assert training(patients(), work).inputs["classes"] == ["neg", "pos"]
 
 
 def test_the_order_of_rows_is_not(tmp_path: Path) -> None:
-    from pipeline.label_rows import Row
+    from mhim.pipeline.cohort.labels.rows import Row
 
     features = tmp_path / "f"
     for k in range(8):
-        writer = store.StoreWriter(features / f"s{k}.zarr", {"encoder": "e", "fingerprint": str(k), "dim": 1})
+        writer = layout.StoreWriter(features / f"s{k}.zarr", {"encoder": "e", "fingerprint": str(k), "dim": 1})
         writer.write("features", np.zeros((1, 1), np.float32))
     rows = [Row(k, f"s{k}", f"p{k // 2}", "ab"[k // 2 % 2]) for k in range(8)]
     there = cases.labelled(rows, features, Config().train)
@@ -223,8 +224,8 @@ def test_the_order_of_rows_is_not(tmp_path: Path) -> None:
 
 
 def judged(made: stage.Stage, item: stage.Item, old: dict[str, Any], **seal: Any) -> stage.Plan:
-    store.StoreWriter(item.output, seal)
-    store.seal(item.output, old)
+    layout.StoreWriter(item.output, seal)
+    layout.seal(item.output, old)
     return stage.plan(made, [item])
 
 
@@ -238,7 +239,7 @@ def test_outputs_of_0_1_are_taken_where_it_meant_the_same(tmp_path: Path, monkey
     slide.write_bytes(b"content")
 
     def old_tiles(name: str, **tile: Any) -> stage.Plan:
-        made = Tile(store.Work(tmp_path / name), Config.model_validate({"tile": {"overlay": False, **tile}}), [
+        made = Tile(layout.Work(tmp_path / name), Config.model_validate({"tile": {"overlay": False, **tile}}), [
             SlideEntry("a.svs", slide)])
         item = made.items()[0]
         return judged(made, item, {k: v for k, v in made.fields(item).items() if k not in LATER})
@@ -254,7 +255,7 @@ def test_outputs_of_0_1_are_taken_where_it_meant_the_same(tmp_path: Path, monkey
     for now, then, kept in (("float32", "float32", True), ("float16", "float32", False), ("float16", "float16", True),
                             ("own", "float32", True)):  # `texture`, and a user's own
         Known.precision = now  # type: ignore[attr-defined]
-        made = Known(store.Work(tmp_path / f"{now}{then}"), Config(), [])
+        made = Known(layout.Work(tmp_path / f"{now}{then}"), Config(), [])
         item = stage.Item("a.svs", made.work.feature_store("texture", "a.svs"), {"tiles": "t"})
         plan = judged(made, item, {k: v for k, v in made.fields(item).items() if k not in LATER}, precision=then)
         assert bool(plan.done) is kept
@@ -269,7 +270,7 @@ def test_an_overlay_that_is_wanted_later_is_drawn_and_the_tiles_stay(
     slides = tmp_path / "slides"
     slides.mkdir()
     shutil.copy(sorted((demo_cohort / "slides").glob("case_*.svs"))[0], slides / "a.svs")
-    one, two = store.Work(tmp_path / "one"), store.Work(tmp_path / "two")
+    one, two = layout.Work(tmp_path / "one"), layout.Work(tmp_path / "two")
     assert cli("tile", slides, "--work", one.root, "--workers", "1")[0] == 0
     assert cli("tile", slides, "--work", two.root, "--workers", "1", "--set", "tile.overlay=false")[0] == 0
     assert not two.overlay("a.svs").exists()

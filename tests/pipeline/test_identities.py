@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mhim.extract.slide.identity import identity
+from mhim.pipeline.cohort import identities
+from mhim.pipeline.cohort.identities import Identities
+from mhim.pipeline.store import layout
+from mhim.pipeline.store.layout import StoreError
 
-from extract.identity import identity
-from pipeline import identities, store
-from pipeline.identities import Identities
-from pipeline.store import StoreError
 from tests.extract.slides import tissue_rgb, write_tiff
 
 Cli = Callable[..., tuple[int, str]]
@@ -41,15 +42,15 @@ def put_in_place(new: Path, old: Path) -> None:
 def test_another_file_of_the_same_length_and_time_is_not_taken_for_the_slide(
     slides: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    work = store.Work(tmp_path / "w")
+    work = layout.Work(tmp_path / "w")
     assert cli("tile", slides, "--work", work.root, *TILE)[0] == 0
-    assert store.read_attrs(work.tile_store("a.tif"))["content"] == identity(slides / "a.tif")
+    assert layout.read_attrs(work.tile_store("a.tif"))["content"] == identity(slides / "a.tif")
     put_in_place(write_tiff(tmp_path / "other.tif", tissue_rgb(512, 512, seed=2)), slides / "a.tif")
     code, said = cli("extract", "--work", work.root)
     assert code == 1, said
     assert "a.tif is not the file that its tiles are of: its content was 1-" in said
-    assert store.stored(work.feature_store("texture", "a.tif")) is None
-    features = store.read_attrs(work.feature_store("texture", "b.tif"))
+    assert layout.stored(work.feature_store("texture", "a.tif")) is None
+    features = layout.read_attrs(work.feature_store("texture", "b.tif"))
     assert features["content"] == identity(slides / "b.tif")
     code, said = cli("tile", slides, "--work", work.root, *TILE)
     assert code == 3, said
@@ -57,7 +58,7 @@ def test_another_file_of_the_same_length_and_time_is_not_taken_for_the_slide(
     assert "b.tif" not in said
     assert cli("tile", slides, "--work", work.root, *TILE, "--replace")[0] == 0
     assert cli("extract", "--work", work.root)[0] == 0
-    assert store.read_attrs(work.feature_store("texture", "a.tif"))["content"] == identity(slides / "a.tif")
+    assert layout.read_attrs(work.feature_store("texture", "a.tif"))["content"] == identity(slides / "a.tif")
 
 
 def test_a_new_time_stamp_redoes_nothing(slides: Path, tmp_path: Path, cli: Cli) -> None:
@@ -77,12 +78,12 @@ def as_of_old(folder: Path) -> None:
     meta = json.loads((folder / "zarr.json").read_text())
     attributes = meta["attributes"]
     del attributes["content"], attributes["settings"]["input.content"]
-    attributes["fingerprint"] = store.fingerprint(attributes["settings"])
+    attributes["fingerprint"] = layout.fingerprint(attributes["settings"])
     (folder / "zarr.json").write_text(json.dumps(meta))
 
 
 def test_a_work_folder_that_recorded_lengths_only_is_judged_by_them(slides: Path, tmp_path: Path, cli: Cli) -> None:
-    work = store.Work(tmp_path / "w")
+    work = layout.Work(tmp_path / "w")
     assert cli("tile", slides, "--work", work.root, *TILE)[0] == 0
     for name in ("a.tif", "b.tif"):
         as_of_old(work.tile_store(name))
@@ -90,7 +91,7 @@ def test_a_work_folder_that_recorded_lengths_only_is_judged_by_them(slides: Path
     assert code == 0, said
     assert "0 to do, 2 done before" in said
     assert cli("tile", slides, "--work", work.root, *TILE, "--set", "tile.max_pen=0.5")[0] == 0
-    attrs = store.read_attrs(work.tile_store("a.tif"))
+    attrs = layout.read_attrs(work.tile_store("a.tif"))
     assert attrs["settings"]["tile.max_pen"] == 0.5
     assert "input.content" not in attrs["settings"], "what was not known then is not known now"
     assert cli("extract", "--work", work.root)[0] == 0

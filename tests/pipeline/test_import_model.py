@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from mil.models import Instances
-from mil.reference import load_reference
-from pipeline import bundle, store
-from pipeline.import_model import ImportRefused, import_models, weights_of
+from mhim.mil.models import Instances
+from mhim.mil.reference import load_reference
+from mhim.pipeline.exchange.checkpoints import ImportRefused, import_models, weights_of
+from mhim.pipeline.store import layout
+from mhim.pipeline.training import bundle
 
 Cli = Callable[..., tuple[int, str]]
 DIM, WIDTH = 6, 16
@@ -59,8 +59,8 @@ def test_two_folds_score_new_bags(cli: Cli, tmp_path: Path) -> None:
     assert "a.pt: mhim with student abmil" in text
     code, text = cli("score", "--name", "imported", "--features", work / "features" / "mine", "--work", work)
     assert code == 0, text
-    found = store.read_array(work / "runs" / "imported" / "new" / "mine" / "scores" / "bag3.zarr", "logits")
-    x = torch.tensor(store.read_array(work / "features" / "mine" / "bag3.zarr", "features"), dtype=torch.float32)
+    found = layout.read_array(work / "runs" / "imported" / "new" / "mine" / "scores" / "bag3.zarr", "logits")
+    x = torch.tensor(layout.read_array(work / "features" / "mine" / "bag3.zarr", "features"), dtype=torch.float32)
     for row, file in zip(found, files, strict=True):
         model = load_reference(weights_of(file), "abmil", 2, DIM)
         with torch.no_grad():
@@ -74,7 +74,7 @@ def test_the_bundle_says_where_it_comes_from(tmp_path: Path) -> None:
     found = bundle.read(tmp_path / "run" / "fold_0")
     assert found.task.kind == "nll"
     assert found.card["model_params"]["activation"] == "relu"
-    assert found.card["imported"] == {"file": "w.pt", "sha256": store.sha256(file)}
+    assert found.card["imported"] == {"file": "w.pt", "sha256": layout.sha256(file)}
     assert found.model().training is False
     with pytest.raises(bundle.BundleError, match="encoder: trained on 'uni', given 'other'"):
         found.check({"encoder": "other", "mpp": 0.5, "dim": DIM})

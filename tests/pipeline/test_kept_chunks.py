@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from pipeline.kept_chunks import keep, kept
+from mhim.pipeline.store.kept_chunks import keep, kept
 
 
 def test_what_was_kept_is_read_up_to_the_first_gap(tmp_path: Path) -> None:

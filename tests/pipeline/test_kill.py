@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-from pipeline.may_differ import results, unfinished
+from mhim.pipeline.store.may_differ import results, unfinished
 
 SETTINGS = ["--set", "train.epochs=4", "--set", "train.folds=2", "--set", "train.patience=0", "--set", "train.seed=3"]
 
@@ -30,7 +29,7 @@ def commands(cohort: Path, work: Path) -> list[tuple[str, list[str], int]]:
 
 
 def start(verb: str, args: list[str], work: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipeline.cli", verb, *args, "--work", str(work)]
+    command = [sys.executable, "-m", "mhim.pipeline", verb, *args, "--work", str(work)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 

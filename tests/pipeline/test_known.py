@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mhim.pipeline.cohort.labels.rows import CohortError, Row
+from mhim.pipeline.cohort.patients import Dataset, patient_of
+from mhim.pipeline.results import known
+from mhim.pipeline.stages import newcomers
+from mhim.pipeline.store import layout
+from mhim.pipeline.training import fold as training
 
-from pipeline import known, newcomers, store, training
-from pipeline.cases import Dataset, patient_of
-from pipeline.label_rows import CohortError, Row
 from tests.pipeline.bags import make_features, write_labels
 
 Cli = Callable[..., tuple[int, str]]
@@ -24,10 +27,10 @@ QUICK = ["--set", "train.folds=2", "--set", "train.val_fraction=0.4", "--set", "
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained and scored run of 16 patients with two slides each."""
-    from pipeline.cli import _main
+    from mhim.pipeline.cli.main import _main
 
     folder = tmp_path_factory.mktemp("known")
-    work = store.Work(folder / "work")
+    work = layout.Work(folder / "work")
     labels = write_labels(folder / "labels.csv", make_features(work, 16, 2))
     shared = ["--work", str(work.root), *QUICK]
     assert _main(["train", *shared, "--labels", str(labels), "--model", "abmil"]) == 0
@@ -49,15 +52,15 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def renamed(run: Path, folder: Path, n: int = 4) -> tuple[Path, list[Row]]:
     """The features of the run's first n patients under other names, as another import would seal them."""
-    mine, theirs = store.Work(run.parents[1]), store.Work(folder)
+    mine, theirs = layout.Work(run.parents[1]), layout.Work(folder)
     rows = []
     for i in range(n):
         for j in range(2):
             old, new = f"s{i:02d}_{j}.svs", f"elsewhere_{i}_{j}.svs"
-            attrs = store.read_attrs(mine.feature_store("texture", old)) | {"fingerprint": f"other {i} {j}"}
-            writer = store.StoreWriter(theirs.feature_store("texture", new), attrs)
+            attrs = layout.read_attrs(mine.feature_store("texture", old)) | {"fingerprint": f"other {i} {j}"}
+            writer = layout.StoreWriter(theirs.feature_store("texture", new), attrs)
             for name in ("features", "coords"):
-                writer.write(name, np.asarray(store.read_array(mine.feature_store("texture", old), name)))
+                writer.write(name, np.asarray(layout.read_array(mine.feature_store("texture", old), name)))
             rows.append(Row(len(rows) + 2, new, f"e{i}", ("no", "yes")[i % 2]))
     return theirs.features("texture"), rows
 
@@ -67,7 +70,7 @@ def test_features_under_other_names_are_scored_by_the_folds_that_held_them_out(
     run: Path, cli: Cli, tmp_path: Path, how: str
 ) -> None:
     features, rows = renamed(run, tmp_path / how)
-    strangers = make_features(store.Work(tmp_path / how), 4, 2, seed=5, prefix="x")
+    strangers = make_features(layout.Work(tmp_path / how), 4, 2, seed=5, prefix="x")
     labels = write_labels(tmp_path / "labels.csv", [*rows, *strangers])
     text = score(cli, run, features, labels, "--as", f"mixed-{how}", "--set", f"score.several_slides={how}")
     assert "known to the run" in text
@@ -85,7 +88,7 @@ def test_features_under_other_names_are_scored_by_the_folds_that_held_them_out(
 
 
 def test_of_the_run_s_own_patients_alone_nothing_is_external(run: Path, cli: Cli) -> None:
-    work = store.Work(run.parents[1])
+    work = layout.Work(run.parents[1])
     text = score(cli, run, work.features("texture"), run.parents[2] / "labels.csv", "--as", "own")
     assert "of the run's own: 16" in text
     found = json.loads((run / "new" / "own" / "metrics.json").read_text())
@@ -108,7 +111,7 @@ def test_a_run_without_record_knows_its_patients_all_the_same(run: Path, cli: Cl
     """Version 0.1 wrote no patients.csv: the folds' predictions and the features in the work folder tell."""
     work = tmp_path / "work"
     shutil.copytree(run.parents[1], work)
-    old = store.Work(work).run("abmil")
+    old = layout.Work(work).run("abmil")
     (old / known.PATIENTS).unlink()
     features, rows = renamed(run, tmp_path / "elsewhere")
     score(cli, old, features, write_labels(tmp_path / "labels.csv", rows))
@@ -124,10 +127,10 @@ def test_the_record_is_the_label_table_of_the_training(run: Path, cli: Cli) -> N
 
 def data_of(folder: Path, names: dict[str, str], content: str) -> Dataset:
     """patient -> its one slide, whose file has the content `content`."""
-    work = store.Work(folder)
+    work = layout.Work(folder)
     rng = np.random.default_rng(7)
     for slide in names.values():
-        writer = store.StoreWriter(work.feature_store("e", slide), {"content": content, "fingerprint": "x"})
+        writer = layout.StoreWriter(work.feature_store("e", slide), {"content": content, "fingerprint": "x"})
         writer.write("features", rng.normal(size=(5, 3)).astype(np.float16))
         writer.write("coords", np.zeros((5, 2), np.int32))
     stores = {s: work.feature_store("e", s) for s in names.values()}
@@ -192,7 +195,7 @@ def test_the_id_of_features_is_that_of_their_numbers(tmp_path: Path) -> None:
     ids = []
     arrays = {"a": (x, 16384), "b": (x.astype(np.float32), 70), "c": (x[:299], 16384), "d": (-x, 16384)}
     for name, (array, rows) in arrays.items():
-        writer = store.StoreWriter(tmp_path / name, {})
+        writer = layout.StoreWriter(tmp_path / name, {})
         writer.write("features", array, rows)
         ids.append(known.features_id(tmp_path / name))
     assert ids[0] == ids[1]

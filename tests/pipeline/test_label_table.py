@@ -9,15 +9,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mhim.configs.schema import Config, LabelsConfig, TrainConfig
+from mhim.pipeline.cohort import patients as cases
+from mhim.pipeline.cohort import slides as cohort
+from mhim.pipeline.cohort import tcga
+from mhim.pipeline.cohort.labels import use
+from mhim.pipeline.cohort.labels.match import Finder, files_of, match, without_suffix
+from mhim.pipeline.cohort.labels.of_patients import joint_sites, mixed_tissue
+from mhim.pipeline.cohort.labels.rows import CohortError, Row
+from mhim.pipeline.cohort.labels.table import read_rows, read_table
+from mhim.pipeline.cohort.listing import Listing, SlideEntry
+from mhim.pipeline.pictures import layers
+from mhim.pipeline.store.layout import StoreWriter, Work
+from mhim.pipeline.upkeep import status
 
-from configs.schema import Config, LabelsConfig, TrainConfig
-from pipeline import cases, cohort, explain, label_use, status, tcga
-from pipeline.label_match import Finder, files_of, match, without_suffix
-from pipeline.label_patients import joint_sites, mixed_tissue
-from pipeline.label_rows import CohortError, Row
-from pipeline.label_table import read_rows, read_table
-from pipeline.listing import Listing, SlideEntry
-from pipeline.store import StoreWriter, Work
 from tests.pipeline.bags import make_features
 
 PLAIN = [("s1", "a"), ("s2", "b")]
@@ -263,13 +268,13 @@ def test_mpp_and_regions_of_a_table_reach_the_slides(tmp_path: Path) -> None:
     path = written(tmp_path / "t" / "t.csv", "slide,label,mpp,regions\na,x,0.5,\nb.SVS,y,,sub/b.geojson\n")
     listed = Listing([SlideEntry("a.svs", tmp_path / "a.svs"), SlideEntry("b.svs", tmp_path / "b.svs", 0.25),
                       SlideEntry("c.svs", tmp_path / "c.svs")])
-    found = label_use.obeyed(listed, read_table(path))
+    found = use.obeyed(listed, read_table(path))
     assert [(s.mpp, s.regions) for s in found.slides] == [
         (0.5, None), (0.25, (tmp_path / "t").resolve() / "sub" / "b.geojson"), (None, None)]
     assert "mpp of 1 slide and regions of 1 slide taken from it" in " ".join(found.notes)
     other = replace(listed, slides=[SlideEntry("a.svs", tmp_path / "a.svs", 0.25)])
     with pytest.raises(CohortError, match=r"row 2, column mpp: 0.5 of a.svs, but the manifest says 0.25"):
-        label_use.obeyed(other, read_table(path))
+        use.obeyed(other, read_table(path))
 
 
 # ------------------------------------------------------------------------------------- with features
@@ -293,14 +298,14 @@ def test_train_tells_of_columns_that_only_tiling_obeys(tmp_path: Path) -> None:
     work = Work(tmp_path / "work")
     make_features(work, 3, slide_mpp=[0.25, 0.25])
     path = written(tmp_path / "t.csv", "slide,label,mpp,regions\ns00_0,x,0.25,\ns01_0,y,0.5,\ns02_0,x,,r.geojson\n")
-    mpp, regions = label_use.too_late(read_table(path), work.features("texture"), work)
+    mpp, regions = use.too_late(read_table(path), work.features("texture"), work)
     assert "s01_0.svs (tiles 0.25, the table 0.5)" in mpp
     assert "s00_0" not in mpp
     assert "regions of 1 slides were not there" in regions
     assert "s02_0.svs" in regions
     plain = written(tmp_path / "u.csv", "slide,label\ns00_0,x\n")
-    assert label_use.too_late(read_table(plain), work.features("texture"), work) == []
-    assert "split and mpp" in " ".join(label_use.unused_by_score(
+    assert use.too_late(read_table(plain), work.features("texture"), work) == []
+    assert "split and mpp" in " ".join(use.unused_by_score(
         read_table(written(tmp_path / "v.csv", "slide,split,mpp\na,test,1\n")), False))
 
 
@@ -318,7 +323,7 @@ def test_imported_features_find_the_slide_of_their_name(tmp_path: Path) -> None:
     (tmp_path / "fold" / "model.json").write_text('{"task": {}}')
     patients = [SimpleNamespace(slides=(n,), stores=(p,)) for n, p in stores.items()]
     scored = SimpleNamespace(data=SimpleNamespace(patients=patients), models={"a": [tmp_path / "fold"]}, out=tmp_path)
-    stage, told = explain.drawing(work, Config(), scored)
+    stage, told = layers.drawing(work, Config(), scored)
     assert [(s.id, s.path.name) for s in stage.slides] == [("a", "a.tif")]
     assert sorted(told) == ["no pictures of 1 slides (b): their features came without coordinates",
                             "no pictures of 1 slides (c): their files are not in cohort.csv"]

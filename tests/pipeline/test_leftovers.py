@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mhim.pipeline.resume import leftovers
+from mhim.pipeline.store import layout
+from mhim.pipeline.store.owner import machine, owner
 
-from pipeline import leftovers, store
-from pipeline.owner import machine, owner
 from tests.pipeline.bags import make_features, tree
 
 DEAD = f"{machine()}-{2**22 + 1}"  # above the largest process number
@@ -24,7 +25,7 @@ ROOTS = ("", "tiles", "overlays", "tile_images", "features/uni", "runs", "runs/a
 
 
 def test_every_place_is_swept_of_the_dead_and_of_nothing_else(tmp_path: Path) -> None:
-    work = store.Work(tmp_path)
+    work = layout.Work(tmp_path)
     keep, go = [], []
     for root in ROOTS:
         for name, goes in ((f"{DEAD}-aa", True), (f"{owner()}-bb", False), ("elsewhere-1-cc", False),
@@ -65,7 +66,7 @@ def ends(*args, **more):
         os._exit(137)
     return real(*args, **more)
 store.{name} = ends
-from pipeline.cli import main
+from mhim.pipeline.cli.main import main
 main(sys.argv[1:])
 """
 
@@ -74,7 +75,7 @@ main(sys.argv[1:])
 def test_a_killed_command_leaves_nothing_after_the_next(
     verb: str, tmp_path: Path, cli: Callable[..., tuple[int, str]]
 ) -> None:
-    work = store.Work(tmp_path / "w")
+    work = layout.Work(tmp_path / "w")
     rows = make_features(work, 8)
     (tmp_path / "in").mkdir()
     for i in range(4):
@@ -123,7 +124,7 @@ cv2.imencode = ends
 """)
     line = ["tile", demo_cohort / "slides" / "case_01.svs", "--work", tmp_path / "w", "--workers", 1,
             "--save-tiles", "jpg"]
-    ended = subprocess.run([sys.executable, "-m", "pipeline.cli", *map(str, line)], check=False, capture_output=True,
+    ended = subprocess.run([sys.executable, "-m", "mhim.pipeline", *map(str, line)], check=False, capture_output=True,
                            text=True, timeout=120, start_new_session=True,
                            env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
     assert ended.returncode == -signal.SIGKILL, ended.stderr

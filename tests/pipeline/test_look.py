@@ -13,12 +13,13 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from mhim.configs.schema import ScoreConfig
+from mhim.extract.slide.slide import open_slide
+from mhim.mil.heatmap import palette
+from mhim.pipeline.cli.main import _main
+from mhim.pipeline.pictures import layers
+from mhim.pipeline.store import layout
 
-from configs.schema import ScoreConfig
-from extract.slide import open_slide
-from mil.heatmap import palette
-from pipeline import explain, store
-from pipeline.cli import _main
 from tests.extract.slides import write_svs
 from tests.pipeline.browser import page
 
@@ -67,13 +68,13 @@ def test_drawing_again_with_other_settings_needs_no_permission(trained: Path) ->
 
 @pytest.mark.parametrize("mpp", [0.25, 0.5])
 def test_the_hottest_tile_is_hot_in_picture_tiff_and_geojson(trained: Path, demo_cohort: Path, mpp: float) -> None:
-    work = store.Work(trained)
+    work = layout.Work(trained)
     run = work.run("abmil")
     slides = [p.name for p in sorted((run / "heatmaps").iterdir()) if p.suffix == ".svs"]
-    slide = next(s for s in slides if store.read_attrs(work.tile_store(s))["slide_mpp"][0] == mpp)
+    slide = next(s for s in slides if layout.read_attrs(work.tile_store(s))["slide_mpp"][0] == mpp)
     scores = run / "scores" / f"{slide}.zarr"
-    attention, coords = (np.asarray(store.read_array(scores, k)) for k in ("attention", "coords"))
-    tile_l0 = store.read_attrs(work.tile_store(slide))["tile_l0"][0]
+    attention, coords = (np.asarray(layout.read_array(scores, k)) for k in ("attention", "coords"))
+    tile_l0 = layout.read_attrs(work.tile_store(slide))["tile_l0"][0]
     hot = int(np.argmax(attention))
     centre = coords[hot] + tile_l0 / 2
     with tifffile.TiffFile(run / "heatmaps" / slide / "heatmap.tif") as tif:
@@ -87,7 +88,7 @@ def test_the_hottest_tile_is_hot_in_picture_tiff_and_geojson(trained: Path, demo
     assert image[y, x].tolist() == palette()[255].tolist()
     with open_slide(demo_cohort / "slides" / slide) as opened:
         assert image.shape[1] * um == pytest.approx(opened.size_l0[0] * mpp, abs=um)
-        rgb, frame = explain.low_resolution(opened)
+        rgb, frame = layers.low_resolution(opened)
     drawn = cv2.imread(str(run / "heatmaps" / slide / "attention.png"))[..., ::-1].astype(int)
     px, py = (centre / np.array(frame.px_l0)).astype(int)
     expected = (rgb[py, px].astype(int) + palette()[255]) / 2
@@ -117,18 +118,18 @@ def test_golden_a_planted_tile_is_red_where_the_slide_is_black(
     arrays = {"attention": np.eye(len(coords))[hot], "coords": coords}
     with open_slide(path) as slide:
         slide.bounds_l0 = bounds
-        picture, frame = explain.low_resolution(slide)
+        picture, frame = layers.low_resolution(slide)
     assert frame.origin_l0 == bounds[:2]
     tiles = {"tile_l0": [tile, tile], "size_l0": [1531, 1003], "slide_mpp": [mpp, mpp]}
     config = ScoreConfig(heatmap_scale="raw")
-    layer = explain.Layer("attention", arrays["attention"])
-    drawn = explain.overlay(picture, frame, layer, arrays, tiles, config, "s")[: picture.shape[0], : picture.shape[1]]
+    layer = layers.Layer("attention", arrays["attention"])
+    drawn = layers.overlay(picture, frame, layer, arrays, tiles, config, "s")[: picture.shape[0], : picture.shape[1]]
     black = picture.max(-1) < 100
     high = (palette()[255] / 2).astype(int)  # half the colour on black
     red = np.abs(drawn.astype(int) - high).max(-1) < 30
     assert black.any()
     assert (black & red).sum() / (black | red).sum() > 0.9  # a pixel's width at the edges may differ
-    explain.write_tiff(tmp_path / "h.tif", layer, arrays, tiles, config)
+    layers.write_tiff(tmp_path / "h.tif", layer, arrays, tiles, config)
     with tifffile.TiffFile(tmp_path / "h.tif") as tif:
         image, down = tif.pages[0].asarray(), 16
     ys, xs = np.nonzero((image == palette()[255]).all(-1))
@@ -143,22 +144,22 @@ def test_tiles_for_qupath_count_from_the_scanned_bounds() -> None:
     """As QuPath does, as `pipeline qupath` writes and as `regions` are read."""
     coords = np.array([[2501, 1727], [2725, 1727]])
     tiles = {"tile_l0": [224.0, 224.0], "bounds_l0": [2501, 1503, 5000, 4000]}
-    layer = explain.Layer("attention", np.array([0.25, 0.75]))
-    features = json.loads(explain.geojson([layer], coords, tiles, "b0.scn"))["features"]
+    layer = layers.Layer("attention", np.array([0.25, 0.75]))
+    features = json.loads(layers.geojson([layer], coords, tiles, "b0.scn"))["features"]
     assert [f["geometry"]["coordinates"][0][0] for f in features] == [[0, 224], [224, 224]]
     assert features[0]["properties"]["measurements"] == {"attention": 0.25, "attention percentile": 0.0}
 
 
 def test_a_model_without_class_evidence_still_has_its_attention() -> None:
     task = {"kind": "classification", "classes": ["a", "b"]}
-    found = explain.layers({"attention": np.ones(3)}, task, "all")
+    found = layers.layers({"attention": np.ones(3)}, task, "all")
     assert [x.name for x in found] == ["attention"]
 
 
 def test_layers_of_more_than_two_classes_are_one_per_class() -> None:
     rng = np.random.default_rng(0)
     arrays = {"attention": rng.random(5), "evidence": rng.normal(size=(5, 3))}
-    found = {x.name: x for x in explain.layers(arrays, {"kind": "classification", "classes": ["a", "b", "c"]}, "all")}
+    found = {x.name: x for x in layers.layers(arrays, {"kind": "classification", "classes": ["a", "b", "c"]}, "all")}
     assert set(found) == {"attention", *(f"{k}_{c}" for k in ("probability", "contribution") for c in "abc")}
     np.testing.assert_allclose(sum(found[f"probability_{c}"].scores for c in "abc"), 1)
     np.testing.assert_allclose(sum(found[f"contribution_{c}"].scores for c in "abc"), 0, atol=1e-12)

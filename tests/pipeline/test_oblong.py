@@ -7,13 +7,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mhim.configs.schema import TileConfig
+from mhim.extract.slide.slide import open_slide, squared
+from mhim.extract.tiles.tiling import Tiled, tile_slide
+from mhim.pipeline.pictures import layers
+from mhim.pipeline.viewer import data
+from mhim.pipeline.viewer.pyramid import Pyramid
 
-from configs.schema import TileConfig
-from extract.slide import open_slide, squared
-from extract.tiling import Tiled, tile_slide
-from pipeline import explain
-from pipeline.viewer import data
-from pipeline.viewer.pyramid import Pyramid
 from tests.extract.containers import Traits, write
 from tests.extract.slides import tissue_rgb
 
@@ -38,9 +38,9 @@ def slide_of(folder: Path, mpp: tuple[float, float]) -> tuple[Path, Tiled, np.nd
 def test_contact_sheet(tmp_path: Path, mpp: tuple[float, float]) -> None:
     path, tiled, saved = slide_of(tmp_path, mpp)
     coords = tiled.arrays["coords"]
-    layer = explain.Layer("attention", -np.arange(len(coords), dtype=np.float64))
+    layer = layers.Layer("attention", -np.arange(len(coords), dtype=np.float64))
     with open_slide(path, tuple(tiled.attrs["slide_mpp"]), file_tiles=True) as slide:
-        sheet = explain.contact_sheet(slide, layer, coords, tiled.attrs, 2)
+        sheet = layers.contact_sheet(slide, layer, coords, tiled.attrs, 2)
     np.testing.assert_array_equal(sheet[:256, :256], saved)
 
 
@@ -65,7 +65,7 @@ def test_overlays_have_square_pixels(tmp_path: Path, mpp: tuple[float, float]) -
     assert tiled.overlay is not None
     assert tiled.overlay.shape[0] == pytest.approx(tiled.overlay.shape[1], abs=2)
     with open_slide(path, tuple(tiled.attrs["slide_mpp"]), file_tiles=True) as slide:
-        rgb, frame = explain.low_resolution(slide)
+        rgb, frame = layers.low_resolution(slide)
         whole = slide.read_region(0, 0, rgb.shape[1::-1], frame.mpp)
     assert rgb.shape[0] == pytest.approx(rgb.shape[1], abs=2)
     assert np.abs(rgb.astype(int) - whole).mean() < 3

@@ -11,14 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from pipeline import store
+from mhim.pipeline.store import layout
 
 Cli = Callable[..., tuple[int, str]]
 
 ENCODER = '''
 import numpy as np
-from extract.encoders import Encoder
+from mhim.extract.encoders import Encoder
 
 def mean_colour() -> Encoder:
     def encode(tiles):
@@ -27,9 +26,9 @@ def mean_colour() -> Encoder:
 '''
 OWN = {
     "own_enc.py": ENCODER,
-    "own_seg.py": "from extract.tissue.otsu import Params, segment\n",
-    "own_mil.py": "from mil.models.mean import Params, build\n",
-    "own_backend.py": "from pipeline.backends.local import Params, run\n",
+    "own_seg.py": "from mhim.extract.tissue.otsu import Params, segment\n",
+    "own_mil.py": "from mhim.mil.models.mean import Params, build\n",
+    "own_backend.py": "from mhim.pipeline.backends.local import Params, run\n",
 }
 SHADOWS = ("configs/__init__.py", "extract/__init__.py", "mil.py", "pipeline.py", "numpy.py", "torch.py", "typer.py")
 KINDS = ["--encoder", "own_enc.mean_colour", "--model", "own_mil", "--set", "tile.segmenter=own_seg",
@@ -55,7 +54,7 @@ def folder(tmp_path: Path, demo_cohort: Path) -> Path:
 
 def call(folder: Path, *args: object) -> tuple[int, str]:
     """The program as its installed command starts it: the working folder is not on the path."""
-    line = [sys.executable, "-P", "-m", "pipeline.cli", *(str(a) for a in args)]
+    line = [sys.executable, "-P", "-m", "mhim.pipeline", *(str(a) for a in args)]
     done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=500)
     return done.returncode, done.stdout + done.stderr
 
@@ -63,10 +62,10 @@ def call(folder: Path, *args: object) -> tuple[int, str]:
 def test_all_four_kinds_go_through_every_verb_in_a_folder_of_shadows(folder: Path) -> None:
     code, text = call(folder, "run", "slides", "--labels", "labels.csv", *KINDS, *FEW, "--set", "score.heatmaps=none")
     assert code == 0, text
-    work = store.Work(folder / "work")
+    work = layout.Work(folder / "work")
     assert [p.name for p in (work.root / "features").iterdir()] == ["own_enc.mean_colour"]
     stored = next(iter(work.features("own_enc.mean_colour").glob("*.zarr")))
-    attrs = store.read_attrs(stored)
+    attrs = layout.read_attrs(stored)
     assert (attrs["encoder"], attrs["encoder_name"]) == ("own_enc.mean_colour", "what_it_calls_itself")
     card = json.loads((work.run("own_mil") / "fold_0" / "model.json").read_text())
     assert card["features"]["encoder"] == "own_enc.mean_colour"
@@ -108,23 +107,23 @@ def test_a_misspelt_plug_in_is_one_usage_error_before_work(
 def test_python_m_is_rescued_from_the_folder_it_is_started_in(folder: Path) -> None:
     for name in ("numpy.py", "torch.py", "typer.py", "pipeline.py"):  # -m itself would find pipeline.py first
         (folder / name).unlink()
-    line = [sys.executable, "-m", "pipeline.cli", "config", "--presets"]
+    line = [sys.executable, "-m", "mhim.pipeline", "config", "--presets"]
     done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert "mhim" in done.stdout
 
 
 def test_job_scripts_start_behind_the_folder_and_say_what_is_allowed(tmp_path: Path) -> None:
-    from configs import trust
-    from pipeline.backends import slurm
+    from mhim.configs import trust
+    from mhim.pipeline.backends import slurm
 
     trust.adopt(trust.Trust(frozenset({"own.enc"}), remote_code=True))
     step = slurm.Step("extract", [], 3, ["a"])
     params = slurm.Params()
     script = slurm.job_script(step, tmp_path, tmp_path, params, params.of("extract"), 1)
-    assert f"{sys.executable} -P -m pipeline.cli extract" in script
+    assert f"{sys.executable} -P -m mhim.pipeline extract" in script
     assert "--allow-plugin own.enc --set extract.encoder_params.trust_remote_code=true" in script
-    from configs.lookup import LookupFailed
+    from mhim.configs.lookup import LookupFailed
 
     odd = slurm.Params(partition="x\nrm -rf ~")
     with pytest.raises(LookupFailed, match="one line"):

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mhim.pipeline.cohort import provenance
+from mhim.pipeline.store import layout
+from mhim.pipeline.training import bundle
 
-from pipeline import bundle, provenance, store
 from tests.pipeline.bags import make_features, tree, write_labels
 
 Cli = Callable[..., tuple[int, str]]
@@ -24,7 +26,7 @@ TILED = ["--mpp", "1", "--tile-px", "128", "--set", "tile.min_tissue=0.6"]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, demo_cohort: Path) -> Path:
     """A work folder whose slides were tiled with other settings than the commands after `tile` were told."""
-    from pipeline.cli import _main
+    from mhim.pipeline.cli.main import _main
 
     work = tmp_path_factory.mktemp("made") / "work"
     shared = ["--work", str(work), *QUICK]
@@ -36,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, demo_cohort: Path) -> Path:
 
 
 def test_the_run_records_what_its_features_were_made_with(made: Path) -> None:
-    run = store.Work(made).run("abmil")
+    run = layout.Work(made).run("abmil")
     settings = yaml.safe_load((run / "config.yaml").read_text())
     assert (settings["tile"]["mpp"], settings["tile"]["tile_px"], settings["tile"]["min_tissue"]) == ([1.0], 128, 0.6)
     assert settings["extract"]["encoder"] == "texture"
@@ -48,18 +50,18 @@ def test_the_run_records_what_its_features_were_made_with(made: Path) -> None:
 def test_new_slides_are_made_as_the_run_s_were(made: Path, demo_cohort: Path, cli: Cli, tmp_path: Path) -> None:
     slide = sorted((demo_cohort / "slides").glob("case_*.svs"))[0]
     shutil.copy(slide, tmp_path / "stranger.svs")
-    work = store.Work(made)
+    work = layout.Work(made)
     code, text = cli("score", tmp_path / "stranger.svs", "--work", made, "--name", "abmil", *QUICK,
                      "--set", "tile.min_tissue=0.95", "--heatmaps", "none")
     assert code == 0, text
     assert "tile.min_tissue=0.95 is not used" in " ".join(text.split())
-    new = store.Work(work.run("abmil") / "new" / "stranger")
-    theirs, ours = (store.read_attrs(w.tile_store(name)) for w, name in
+    new = layout.Work(work.run("abmil") / "new" / "stranger")
+    theirs, ours = (layout.read_attrs(w.tile_store(name)) for w, name in
                     ((work, slide.name), (new, "stranger.svs")))
     assert provenance.tiling_of(theirs) == provenance.tiling_of(ours)
     for array in ("features", "coords"):
-        assert (store.read_array(work.feature_store("texture", slide.name), array)
-                == store.read_array(new.feature_store("texture", "stranger.svs"), array)).all()
+        assert (layout.read_array(work.feature_store("texture", slide.name), array)
+                == layout.read_array(new.feature_store("texture", "stranger.svs"), array)).all()
 
 
 def test_weights_that_differ_are_refused_before_work() -> None:
@@ -86,7 +88,7 @@ def test_slides_made_with_several_settings_are_told_and_not_recorded_as_one() ->
 
 
 def test_features_that_tell_nothing_get_no_settings_made_up(tmp_path: Path, cli: Cli) -> None:
-    work = store.Work(tmp_path / "work")
+    work = layout.Work(tmp_path / "work")
     labels = write_labels(tmp_path / "labels.csv", make_features(work, 12))
     assert cli("train", "--work", work.root, "--labels", labels, "--model", "mean", *QUICK)[0] == 0
     settings = yaml.safe_load((work.run("mean") / "config.yaml").read_text())
@@ -99,7 +101,7 @@ def test_features_made_otherwise_than_the_run_s_are_told(tmp_path: Path, cli: Cl
         return {provenance.TILING: {"tile.mpp": [0.5], "tile.min_tissue": min_tissue, "tile.overlay": overlay},
                 "settings": {"extract.precision": "auto", "encoder.precision": "float32"}}
 
-    work, other = store.Work(tmp_path / "work"), store.Work(tmp_path / "other")
+    work, other = layout.Work(tmp_path / "work"), layout.Work(tmp_path / "other")
     labels = write_labels(tmp_path / "labels.csv", make_features(work, 12, **record(0.3, True)))
     assert cli("train", "--work", work.root, "--labels", labels, "--model", "mean", *QUICK)[0] == 0
     theirs = write_labels(tmp_path / "theirs.csv", make_features(other, 6, seed=3, prefix="x", **record(0.9, False)))
@@ -124,7 +126,7 @@ def test_a_run_of_the_first_version_is_read_from_its_settings_and_corrected_by_i
 def test_settings_that_contradict_the_models_are_refused(made: Path, cli: Cli, tmp_path: Path) -> None:
     work = tmp_path / "work"
     shutil.copytree(made, work)
-    file = store.Work(work).run("abmil") / "config.yaml"
+    file = layout.Work(work).run("abmil") / "config.yaml"
     file.write_text(file.read_text().replace("min_tissue: 0.6", "min_tissue: 0.1"))
     code, text = cli("score", tmp_path, "--work", work, "--name", "abmil", *QUICK)
     assert code == 2
@@ -133,7 +135,7 @@ def test_settings_that_contradict_the_models_are_refused(made: Path, cli: Cli, t
 
 
 def test_a_run_on_imported_features_says_how_new_slides_can_be_scored(tmp_path: Path, cli: Cli) -> None:
-    work = store.Work(tmp_path / "work")
+    work = layout.Work(tmp_path / "work")
     labels = write_labels(tmp_path / "labels.csv", make_features(work, 12))
     assert cli("train", "--work", work.root, "--labels", labels, "--model", "mean", *QUICK)[0] == 0
     code, text = cli("score", tmp_path, "--work", work.root, "--name", "mean", *QUICK)
@@ -146,7 +148,7 @@ def test_the_report_s_commands_do_it_again(
 ) -> None:
     """The commands that the report prints, run as printed but for the folder, give the same bytes."""
     assert cli("report", "--work", made, "--name", "abmil")[0] == 0
-    html = (store.Work(made).run("abmil") / "report.html").read_text()
+    html = (layout.Work(made).run("abmil") / "report.html").read_text()
     block = re.search(r"Do it again</h2>.*?<pre>(.*?)</pre>", html, re.S)
     assert block
     monkeypatch.chdir(tmp_path)
@@ -155,7 +157,7 @@ def test_the_report_s_commands_do_it_again(
     for line in commands:
         code, text = cli(*shlex.split(line)[1:])
         assert code == (1 if " tile " in line else 0), text  # the cohort's broken slides fail again
-    before, after = (tree(store.Work(w).run("abmil")) for w in (made, tmp_path / "again"))
+    before, after = (tree(layout.Work(w).run("abmil")) for w in (made, tmp_path / "again"))
     files = ("config.yaml", "splits.csv", "patients.csv", "predictions.csv", "metrics.json")
     same = [name for name in before if name.startswith("fold_") or name in files]
     assert len(same) > 8
@@ -164,12 +166,12 @@ def test_the_report_s_commands_do_it_again(
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_tiles_beside_features_of_the_first_version_tell_unless_they_are_damaged(tmp_path: Path, damaged: bool) -> None:
-    work = store.Work(tmp_path)
+    work = layout.Work(tmp_path)
     path = work.feature_store("texture", "a.svs")
     made = {"extract.encoder": "texture"}
-    store.StoreWriter(path, {"settings": {**made, "input.tiles": "f1"}})
+    layout.StoreWriter(path, {"settings": {**made, "input.tiles": "f1"}})
     tiles = work.tile_store("a.svs")
-    store.StoreWriter(tiles, {"fingerprint": "f1", "settings": {"tile.mpp": [1.0]}})
+    layout.StoreWriter(tiles, {"fingerprint": "f1", "settings": {"tile.mpp": [1.0]}})
     if damaged:
         (tiles / "zarr.json").write_text("{")
     told = {} if damaged else {"tile.mpp": [1.0]}

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-
-from pipeline.label_match import match, of_patients
-from pipeline.label_rows import CohortError, Row
-from pipeline.label_table import read_rows
+from mhim.pipeline.cohort.labels.match import match, of_patients
+from mhim.pipeline.cohort.labels.rows import CohortError, Row
+from mhim.pipeline.cohort.labels.table import read_rows
 
 
 def written(path: Path, text: str) -> Path:

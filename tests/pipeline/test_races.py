@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mhim.configs.schema import Config
+from mhim.pipeline.cohort import slides
+from mhim.pipeline.cohort.labels.rows import CohortError
+from mhim.pipeline.cohort.listing import SlideEntry
+from mhim.pipeline.resume import runner
+from mhim.pipeline.resume.claims import Claims, alone
+from mhim.pipeline.resume.stage import Item, Made, Refused
+from mhim.pipeline.store import layout
 
-from configs.schema import Config
-from pipeline import cohort, runner, store
-from pipeline.claims import Claims, alone
-from pipeline.label_rows import CohortError
-from pipeline.listing import SlideEntry
-from pipeline.stage import Item, Made, Refused
 from tests.pipeline.toys import Toy, run, tree
 
 
@@ -147,45 +149,45 @@ def entries(folder: Path, n: int) -> list[SlideEntry]:
 
 
 def test_commands_side_by_side_lose_no_row_of_the_cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = store.Work(tmp_path / "w")
-    cohort.remember(work, [SlideEntry(f"old{k}.tif", Path(f"/gone/old{k}.tif")) for k in range(20)])
-    plain = cohort.read_cohort
+    work = layout.Work(tmp_path / "w")
+    slides.remember(work, [SlideEntry(f"old{k}.tif", Path(f"/gone/old{k}.tif")) for k in range(20)])
+    plain = slides.read_cohort
 
-    def slow(work: store.Work) -> list[SlideEntry]:
+    def slow(work: layout.Work) -> list[SlideEntry]:
         found = plain(work)
         time.sleep(0.05)  # the overlap that would lose rows
         return found
 
-    monkeypatch.setattr(cohort, "read_cohort", slow)
+    monkeypatch.setattr(slides, "read_cohort", slow)
     wards = [entries(tmp_path / f"ward{k}", 10) for k in range(6)]
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda ward: cohort.remember(work, ward), wards))
+        list(pool.map(lambda ward: slides.remember(work, ward), wards))
     assert len(plain(work)) == 80
     assert not (work.root / ".claims").exists()
 
 
 def test_the_same_folder_under_another_spelling_is_the_same(tmp_path: Path) -> None:
-    work = store.Work(tmp_path / "w")
+    work = layout.Work(tmp_path / "w")
     entries(tmp_path / "slides", 2)
     (tmp_path / "link").symlink_to(tmp_path / "slides")
     for source in (tmp_path / "slides", tmp_path / "link", tmp_path / "slides" / ".." / "slides"):
-        cohort.remember(work, [SlideEntry(p.name, source / p.name) for p in sorted(source.iterdir())])
-    assert [s.path for s in cohort.read_cohort(work)] == sorted((tmp_path / "slides").iterdir())
+        slides.remember(work, [SlideEntry(p.name, source / p.name) for p in sorted(source.iterdir())])
+    assert [s.path for s in slides.read_cohort(work)] == sorted((tmp_path / "slides").iterdir())
     entries(tmp_path / "copy", 0)
     (tmp_path / "copy" / "slides_0.tif").touch()
     with pytest.raises(CohortError, match=r"slide id slides_0\.tif stands for"):
-        cohort.remember(work, [SlideEntry("slides_0.tif", tmp_path / "copy" / "slides_0.tif")])
+        slides.remember(work, [SlideEntry("slides_0.tif", tmp_path / "copy" / "slides_0.tif")])
 
 
 def test_a_damaged_cohort_is_one_message(tmp_path: Path) -> None:
-    work = store.Work(tmp_path)
+    work = layout.Work(tmp_path)
     for text in ("", "slide,pa", "slide,path,mpp\na,b,half\n", "slide,path,mpp\na,b"):
         work.cohort.write_text(text)
         with pytest.raises(CohortError, match=r"cohort.csv is damaged"):
-            cohort.read_cohort(work)
+            slides.read_cohort(work)
     work.cohort.write_bytes(b"slide,path,mpp\n\xff\xfe,b,\n")
     with pytest.raises(CohortError, match=r"cohort.csv is damaged"):
-        cohort.read_cohort(work)
+        slides.read_cohort(work)
 
 
 def test_alone_waits_for_its_turn(tmp_path: Path) -> None:
@@ -204,12 +206,12 @@ def test_alone_waits_for_its_turn(tmp_path: Path) -> None:
 
 def test_one_run_is_one_experiment(tmp_path: Path) -> None:
     """Two trainings under one name: also where only the patients or the folds differ."""
-    from mil.splits import Fold
-    from pipeline.cases import Dataset, Patient
-    from pipeline.stages import Train
+    from mhim.mil.splits import Fold
+    from mhim.pipeline.cohort.patients import Dataset, Patient
+    from mhim.pipeline.stages.stages import Train
 
     patients = tuple(Patient(f"p{k}", (f"s{k}",), (tmp_path / f"s{k}",), k % 2, f"d{k}") for k in range(4))
-    work, config = store.Work(tmp_path), Config()
+    work, config = layout.Work(tmp_path), Config()
     fold = Fold(0, 0, ("p0", "p1"), ("p2",), ("p3",))
     first = Train(work, config, "x", Dataset(patients, ("a", "b"), {"dim": 2}), [fold])
     fewer = Train(work, config, "x", Dataset(patients[:3], ("a", "b"), {"dim": 2}), [fold])

@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from pipeline import console, rates
-from pipeline.runlog import RunLog
-from pipeline.stage import Item, Outcome, Plan, Report, State
+from mhim.pipeline.resume import console, rates
+from mhim.pipeline.resume.runlog import RunLog
+from mhim.pipeline.resume.stage import Item, Outcome, Plan, Report, State
 
 SLOW_MODEL = {"tiles": 1000, "read_s": 0.25, "encode_s": 40.0, "waited_s": 0.1, "work_s": 40.5}
 SLOW_DISK = {"tiles": 1000, "read_s": 19.0, "encode_s": 4.0, "waited_s": 16.0, "work_s": 20.0}

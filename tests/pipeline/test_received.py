@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from mhim.pipeline.cohort.slides import CohortError, read_cohort
+from mhim.pipeline.store import ids
+from mhim.pipeline.store import layout as store
+from mhim.pipeline.upkeep import pack
 
-from pipeline import ids, pack, store
-from pipeline.cohort import CohortError, read_cohort
 from tests.conftest import once
 
 Cli = Callable[..., tuple[int, str]]
@@ -24,7 +26,7 @@ Cli = Callable[..., tuple[int, str]]
 @pytest.fixture(scope="session")
 def sent(tmp_path_factory: pytest.TempPathFactory, tiled_cohort: Path, demo_cohort: Path) -> Path:
     """A trained run of two folds, in a folder by itself. Not to be changed: copy it."""
-    from pipeline.cli import _main
+    from mhim.pipeline.cli.main import _main
 
     def make(folder: Path) -> None:
         work = shutil.copytree(tiled_cohort, folder / "work")

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mhim.mil import metrics
+from mhim.pipeline.cohort.labels.rows import Row
+from mhim.pipeline.pictures import figures, report
+from mhim.pipeline.results import ensemble, risk_groups
+from mhim.pipeline.store import layout
 
-from mil import metrics
-from pipeline import ensemble, figures, report, risk, store
-from pipeline.label_rows import Row
 from tests.pipeline.bags import make_features, write_labels
 from tests.pipeline.browser import page
 
@@ -25,7 +27,7 @@ QUICK = ["--set", "train.folds=3", "--set", "train.val_fraction=0.4", "--set", "
          "train.lr=0.01", "--set", "score.bootstrap=40", "--workers", "1"]
 
 
-def reported(cli: Cli, work: store.Work, labels: Path, *more: str, name: str = "run") -> str:
+def reported(cli: Cli, work: layout.Work, labels: Path, *more: str, name: str = "run") -> str:
     """The text of the report of a run that was trained and scored just now."""
     shared = ["--work", work.root, "--name", name, *QUICK, *more]
     code, text = cli("train", *shared, "--labels", labels)
@@ -37,7 +39,7 @@ def reported(cli: Cli, work: store.Work, labels: Path, *more: str, name: str = "
     return (work.run(name) / "report.html").read_text()
 
 
-def survivors(work: store.Work, patients: int = 40) -> list[Row]:
+def survivors(work: layout.Work, patients: int = 40) -> list[Row]:
     """Rows of patients, two slides each; odd ones have hotter tiles and shorter lives."""
     rng = np.random.default_rng(2)
     lives = {}
@@ -57,7 +59,7 @@ def write_survival(path: Path, rows: list[Row]) -> Path:
 
 @pytest.mark.parametrize("loss", ["nll", "cox"])
 def test_survival(cli: Cli, tmp_path: Path, loss: str) -> None:
-    work = store.Work(tmp_path / "work")
+    work = layout.Work(tmp_path / "work")
     labels = write_survival(tmp_path / "labels.csv", survivors(work))
     text = reported(cli, work, labels, "--set", "train.model=abmil", "--set", f"train.survival_loss={loss}")
     run = work.run("run")
@@ -136,13 +138,13 @@ def test_several_trainings_of_a_patient_are_one_group() -> None:
     each = {"a": ((1.0, 0.0), (0.0, 2.0), (-7.0, -6.0)), "b": ((0.1, 0.0), (3.0, 2.0), (-90.0, -6.0))}
     rows = [{"patient": p, "repeat": 0, "fold": 0, "seed": s, "risk": r, "risk_threshold": t, "time": 1.0, "event": 1}
             for p, answers in each.items() for s, (r, t) in enumerate(answers)]
-    found = risk.groups(ensemble.ensemble(rows))
+    found = risk_groups.groups(ensemble.ensemble(rows))
     assert found is not None
     assert found[2].tolist() == [False, True]  # one of three thresholds is passed, two of three, whatever the scales
 
 
 def test_three_classes(cli: Cli, tmp_path: Path) -> None:
-    work = store.Work(tmp_path / "work")
+    work = layout.Work(tmp_path / "work")
     rows = make_features(work, 30)
     rows = [replace(r, label="<i>third</i>" if int(r.patient[1:]) % 3 == 0 else r.label) for r in rows]
     text = reported(cli, work, write_labels(tmp_path / "labels.csv", rows), "--set", "train.model=abmil")
@@ -162,7 +164,7 @@ def test_three_classes(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_missing_fold_is_told_before_any_number(cli: Cli, tmp_path: Path) -> None:
-    work = store.Work(tmp_path / "work")
+    work = layout.Work(tmp_path / "work")
     labels = write_labels(tmp_path / "labels.csv", make_features(work, 18))
     whole = reported(cli, work, labels, "--set", "train.model=abmil")
     assert "trainings are missing" not in whole
@@ -178,7 +180,7 @@ def test_a_missing_fold_is_told_before_any_number(cli: Cli, tmp_path: Path) -> N
 
 
 def test_an_alarm_is_told_per_training(cli: Cli, tmp_path: Path) -> None:
-    work = store.Work(tmp_path / "work")
+    work = layout.Work(tmp_path / "work")
     labels = write_labels(tmp_path / "labels.csv", make_features(work, 18))
     params = '{"student": "abmil", "student_params": {"width": 8, "attention_width": 8}, "student_start": "fresh"}'
     text = reported(cli, work, labels, "--set", "train.model=mhim", "--set", f"train.model_params={params}", "--set",

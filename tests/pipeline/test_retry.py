@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from pipeline import retry, store
+from mhim.pipeline.store import layout
+from mhim.pipeline.upkeep import retry
 
 Cli = Callable[..., tuple[int, str]]
 
 
-def logged(root: Path, label: str, keys: tuple[str, ...] = ("a.svs",), **start: Any) -> store.Work:
+def logged(root: Path, label: str, keys: tuple[str, ...] = ("a.svs",), **start: Any) -> layout.Work:
     """A work folder with one log in which `keys` of a stage failed."""
-    work = store.Work(root)
+    work = layout.Work(root)
     work.root.mkdir(exist_ok=True)
     work.cohort.write_text("slide,path,mpp\n" + "".join(f"{key},/data/{key},0.5\n" for key in keys))
     lines = [{"event": "start", "t": "1", "folder": str(root.parent), **start}]
     lines += [{"event": "item", "stage": label, "key": key, "state": "failed", "t": "2"} for key in keys]
-    store.write_atomic(work.runs / "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    layout.write_atomic(work.runs / "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     return work
 
 
@@ -78,7 +78,7 @@ def test_a_foreign_log_runs_nothing(how: str, cli: Cli, tmp_path: Path, monkeypa
     label, start = FOREIGN[how]
     work = logged(tmp_path / "w", label, **start)
     if label.startswith("extract"):
-        writer = store.StoreWriter(work.tile_store("a.svs"), {"fingerprint": "0" * 16})
+        writer = layout.StoreWriter(work.tile_store("a.svs"), {"fingerprint": "0" * 16})
         del writer
     code, text = cli("retry", "--failed", "--work", work.root)
     assert code in (2, 3), text
@@ -93,14 +93,14 @@ def test_settings_are_taken_out_of_a_line_of_version_0_1(tmp_path: Path) -> None
     assert again.verb == "tile"
     assert again.keys == ("a.svs", "b.svs")
     assert again.settings == {"tile": {"mpp": [1.0], "tile_px": 128}, "cluster": {"workers": 1}}
-    assert retry.refused(again, store.Work(tmp_path / "w"), {}, None) == ""
+    assert retry.refused(again, layout.Work(tmp_path / "w"), {}, None) == ""
 
 
 def test_of_a_whole_run_only_the_verb_that_failed_is_given_again(tmp_path: Path) -> None:
     line = ["pipeline", "run", "slides", "--labels", "l.csv", "--model", "abmil"]
     (again,) = retry.commands(logged(tmp_path / "w", "train abmil", ("fold_1",), command=line))
     assert (again.verb, again.name, again.labels) == ("train", "abmil", "l.csv")
-    work = store.Work(tmp_path / "w")
+    work = layout.Work(tmp_path / "w")
     assert "type --labels l.csv" in retry.refused(again, work, {}, None)
     assert retry.refused(again, work, {}, Path("l.csv")) == ""
 
@@ -108,7 +108,7 @@ def test_of_a_whole_run_only_the_verb_that_failed_is_given_again(tmp_path: Path)
 def test_what_is_typed_counts_before_the_log(tmp_path: Path) -> None:
     work = logged(tmp_path / "w", "extract uni", asked={"extract": {"encoder": "uni", "weights": "/data/w"}})
     (again,) = retry.commands(work)
-    assert "type --set extract.weights=/data/w" in retry.refused(again, work, {}, None)
+    assert "type --set mhim.extract.weights=/data/w" in retry.refused(again, work, {}, None)
     assert retry.refused(again, work, {"extract": {"weights": "/data/w"}}, None) == ""
     slurm = logged(tmp_path / "v", "tile", asked={}, SLURM_ARRAY_JOB_ID="7")
     (again,) = retry.commands(slurm)
@@ -117,7 +117,7 @@ def test_what_is_typed_counts_before_the_log(tmp_path: Path) -> None:
 
 
 def test_how_the_table_of_labels_was_read_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import verbs
+    from mhim.pipeline.stages import verbs
 
     told: list[tuple[Any, ...]] = []
     monkeypatch.setattr(verbs, "train", lambda session, labels, name: told.append((session, labels, name)) or 0)

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from mil.tasks import Task
-from pipeline import estimand, store
+from mhim.mil.tasks import Task
+from mhim.pipeline.results import estimand
+from mhim.pipeline.store import layout
 
 Cli = Callable[..., tuple[int, str]]
 COX = Task("cox")
 
 
-def bags(work: store.Work, signal: np.ndarray, seed: int = 0) -> list[str]:
+def bags(work: layout.Work, signal: np.ndarray, seed: int = 0) -> list[str]:
     """One slide of five tiles per patient, whose first feature tells the patient's value; slide ids."""
     rng = np.random.default_rng(seed)
     made = []
@@ -25,7 +25,7 @@ def bags(work: store.Work, signal: np.ndarray, seed: int = 0) -> list[str]:
         x[:, 0] = value + 0.05 * rng.normal(size=5)
         facts = {"encoder": "texture", "weights_id": "w", "mpp": 0.5, "tile_px": 256, "stain_norm": "none", "dim": 4,
                  "tile_l0": [256.0, 256.0], "fingerprint": f"{seed}-{i}"}
-        writer = store.StoreWriter(work.feature_store("texture", f"s{i:03d}"), facts)
+        writer = layout.StoreWriter(work.feature_store("texture", f"s{i:03d}"), facts)
         writer.write("features", x)
         writer.write("coords", (np.arange(10).reshape(5, 2) * 256).astype(np.int32))
         made.append(f"s{i:03d}")
@@ -39,7 +39,7 @@ def lives(hazard: np.ndarray, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum(death, lost) + 0.001, (death <= lost).astype(int)
 
 
-def printed(cli: Cli, work: store.Work, table: list[str], folder: Path, *more: str) -> dict[str, tuple[float, ...]]:
+def printed(cli: Cli, work: layout.Work, table: list[str], folder: Path, *more: str) -> dict[str, tuple[float, ...]]:
     """metric -> (value inside trainings, low, high) as `score` prints them."""
     labels = folder / "labels.csv"
     labels.write_text("\n".join(table) + "\n")
@@ -61,7 +61,7 @@ def printed(cli: Cli, work: store.Work, table: list[str], folder: Path, *more: s
 
 @pytest.mark.parametrize("loss", ["cox", "nll"])
 def test_a_known_hazard_s_c_index_stands_in_the_printed_table(cli: Cli, tmp_path: Path, loss: str) -> None:
-    work = store.Work(tmp_path / "work")
+    work = layout.Work(tmp_path / "work")
     hazard = np.random.default_rng(5).normal(size=100)
     time, event = lives(hazard)
     slides = bags(work, hazard)
@@ -79,7 +79,7 @@ def test_a_known_hazard_s_c_index_stands_in_the_printed_table(cli: Cli, tmp_path
 
 @pytest.mark.parametrize("kind", ["two classes", "three classes", "cox", "nll"])
 def test_permuted_labels_give_a_half_within_noise(cli: Cli, tmp_path: Path, kind: str) -> None:
-    work = store.Work(tmp_path / "work")
+    work = layout.Work(tmp_path / "work")
     n = 120
     rng = np.random.default_rng(3)
     hazard = rng.normal(size=n)

@@ -14,14 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from mhim.configs.lookup import LookupFailed
+from mhim.configs.schema import ClusterConfig, Config
+from mhim.pipeline.backends import slurm
+from mhim.pipeline.backends.slurm import Params, Step
+from mhim.pipeline.resume.stage import Stopped
+from mhim.pipeline.store.layout import Work
+from mhim.pipeline.store.may_differ import results, unfinished
 
-from configs.lookup import LookupFailed
-from configs.schema import ClusterConfig, Config
-from pipeline.backends import slurm
-from pipeline.backends.slurm import Params, Step
-from pipeline.may_differ import results, unfinished
-from pipeline.stage import Stopped
-from pipeline.store import Work
 from tests.pipeline.slurm_cluster import Cluster, Unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,7 +132,7 @@ def slow(demo_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 def pipeline(*args: object, env: dict[str, str] | None = None, code: int | None = 0) -> str:
     """The command line in a process of its own, as on a login node."""
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, args)]
+    command = [sys.executable, "-m", "mhim.pipeline", *map(str, args)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert code is None or done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from mhim.pipeline.resume import runner
+from mhim.pipeline.resume.stage import Outcome, Plan, Refused, State, plan
+from mhim.pipeline.store import layout
 
-from pipeline import runner, store
-from pipeline.stage import Outcome, Plan, Refused, State, plan
 from tests.pipeline.toys import Toy, run, tree
 
 
@@ -24,7 +25,7 @@ def test_same_command_again_does_only_what_is_missing(tmp_path: Path) -> None:
     stage = Toy(tmp_path / "t", n=4, calls=tmp_path / "calls")
     assert states(run(stage)) == dict.fromkeys("0123", "done")
     before = tree(stage.root)
-    store.remove_store(stage.root / "item_002")
+    layout.remove_store(stage.root / "item_002")
     assert states(run(stage)) == {"0": "skipped", "1": "skipped", "2": "done", "3": "skipped"}
     assert tree(stage.root) == before
     assert len(list((tmp_path / "calls").iterdir())) == 5
@@ -33,8 +34,8 @@ def test_same_command_again_does_only_what_is_missing(tmp_path: Path) -> None:
 def test_every_output_says_what_made_it(tmp_path: Path) -> None:
     run(Toy(tmp_path / "t", n=1, value=5))
     seal = json.loads((tmp_path / "t" / "item_000" / "manifest.json").read_text())
-    assert seal["settings"] == {"stage": "toy", "format": store.FORMAT, "toy.value": 5, "input.i": 0}
-    assert seal["fingerprint"] == store.fingerprint(seal["settings"])
+    assert seal["settings"] == {"stage": "toy", "format": layout.FORMAT, "toy.value": 5, "input.i": 0}
+    assert seal["fingerprint"] == layout.fingerprint(seal["settings"])
 
 
 def test_other_parameters_are_refused_before_any_work(tmp_path: Path) -> None:
@@ -118,12 +119,12 @@ def test_commands_sweep_at_the_same_time(tmp_path: Path) -> None:
 
 def test_the_sweep_spares_the_living(tmp_path: Path) -> None:
     stage = Toy(tmp_path / "t", n=1)
-    mine = stage.root / ".tmp" / f"{store.owner()}-aaaa"
+    mine = stage.root / ".tmp" / f"{layout.owner()}-aaaa"
     theirs = stage.root / ".tmp" / "elsewhere-1-bbbb"
-    dead = stage.root / ".tmp" / f"{store.machine()}-{2**22 + 1}-cccc"
+    dead = stage.root / ".tmp" / f"{layout.machine()}-{2**22 + 1}-cccc"
     for folder in (mine, theirs, dead):
         folder.mkdir(parents=True)
-    file = stage.root / f".tmp-{store.machine()}-{2**22 + 1}-dddd"
+    file = stage.root / f".tmp-{layout.machine()}-{2**22 + 1}-dddd"
     file.touch()
     runner.sweep(stage, 60.0)
     assert mine.exists()
@@ -195,8 +196,8 @@ def test_fatal_errors_stop_where_nothing_can_be_mounted(
             raise OSError(number, os.strerror(number), str(final))
         return real(out, final)
 
-    real = store.commit
-    monkeypatch.setattr(store, "commit", refuse)
+    real = layout.commit
+    monkeypatch.setattr(layout, "commit", refuse)
     report = run(Toy(tmp_path / "t", n=4))
     assert report.count(State.DONE) == 2
     assert "item_002" in report.stopped
@@ -209,7 +210,7 @@ def test_other_errors_of_the_system_are_the_items_own(tmp_path: Path, monkeypatc
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(final))
         return real(out, final)
 
-    real = store.commit
-    monkeypatch.setattr(store, "commit", refuse)
+    real = layout.commit
+    monkeypatch.setattr(layout, "commit", refuse)
     report = run(Toy(tmp_path / "t", n=4))
     assert (report.count(State.DONE), report.count(State.FAILED), report.stopped) == (3, 1, "")

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mhim.extract.slide.tiffcheck import vast_tile
+from mhim.pipeline.backends import local
+from mhim.pipeline.backends._child import Child, Died, Order
+from mhim.pipeline.cohort.slides import read_cohort
+from mhim.pipeline.resume.stage import Item, State
+from mhim.pipeline.store import layout, names
 
-from extract.tiffcheck import vast_tile
-from pipeline import names, store
-from pipeline.backends import local
-from pipeline.backends._child import Child, Died, Order
-from pipeline.cohort import read_cohort
-from pipeline.stage import Item, State
 from tests.extract.slides import tissue_rgb, write_tiff
 from tests.pipeline.toys import Toy
 
@@ -95,7 +95,7 @@ class Strange(Toy):
 
 @pytest.mark.parametrize("heavy", [False, True])
 def test_the_item_that_ends_the_process_is_blamed_and_no_other(heavy: bool, tmp_path: Path) -> None:
-    from configs.schema import ClusterConfig
+    from mhim.configs.schema import ClusterConfig
 
     stage = Strange(tmp_path / "t", n=3)
     stage.heavy = heavy
@@ -122,7 +122,7 @@ def test_names_that_are_no_utf8_go_all_the_way(tmp_path: Path, cli: Cli) -> None
     write_tiff(folder / "f%E4rbung.tif", tissue_rgb(512, 512, seed=1))
     raw_name(folder, b"empty\xff.tif")
     raw_name(folder, b"n\xf6tes.doc")
-    work = store.Work(tmp_path / "w")
+    work = layout.Work(tmp_path / "w")
     code, said = cli("tile", folder, "--work", work.root, *TILE)
     assert code == 1, said
     assert "empty%FF.tif is empty (0 bytes)" in said
@@ -131,7 +131,7 @@ def test_names_that_are_no_utf8_go_all_the_way(tmp_path: Path, cli: Cli) -> None
     assert cohort["f%E4rbung.tif%"] == strange, "its own id is that of the other file"
     assert cohort["f%E4rbung.tif"] == folder / "f%E4rbung.tif"
     assert cli("extract", "--work", work.root, "--workers", 1)[0] == 0
-    assert store.stored(work.feature_store("texture", "f%E4rbung.tif%"))
+    assert layout.stored(work.feature_store("texture", "f%E4rbung.tif%"))
     code, said = cli("status", "--work", work.root)
     assert "empty%FF.tif" in said
     code, said = cli("check", folder, "--out", tmp_path / "c", "--workers", 1, "--mpp-of-slides", 0.5)

@@ -12,24 +12,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mhim.configs.load import ConfigError
+from mhim.mil import metrics
+from mhim.mil import train as loop
+from mhim.pipeline.cli.main import grid_of
+from mhim.pipeline.cohort import patients as cases
+from mhim.pipeline.results import predictions
+from mhim.pipeline.resume import runner, stage
+from mhim.pipeline.stages import runs
+from mhim.pipeline.store import layout, seals
+from mhim.pipeline.training import bundle, plan
+from mhim.pipeline.training import fold as training
 
-from configs.load import ConfigError
-from mil import metrics
-from mil import train as loop
-from pipeline import bundle, cases, grid, runner, runs, scoring, seals, stage, store, training
-from pipeline.cli import grid_of
 from tests.pipeline.bags import WIDTH, make_features, tree
 from tests.pipeline.trained import in_turn, mhim, scored, settings, trained
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> store.Work:
-    return store.Work(tmp_path / "work")
+def work(tmp_path: Path) -> layout.Work:
+    return layout.Work(tmp_path / "work")
 
 
 @pytest.mark.parametrize("student", ["abmil", "dsmil", "transmil"])
 def test_mhim_stopped_at_any_epoch_ends_in_the_same_bytes(
-    student: str, work: store.Work, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    student: str, work: layout.Work, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rows = make_features(work, 8)
     config = settings(**mhim(student, merge="mca", teacher="ema", student_start="fresh"), epochs=3)
@@ -60,7 +66,7 @@ def test_mhim_stopped_at_any_epoch_ends_in_the_same_bytes(
 
 
 def test_a_training_killed_inside_its_epochs_ends_in_the_same_bytes(
-    work: store.Work, monkeypatch: pytest.MonkeyPatch
+    work: layout.Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = make_features(work, 12)
     config = settings(**mhim(student_start="fresh"), epochs=2, checkpoint_s=1e-9)
@@ -97,7 +103,7 @@ def test_a_training_killed_inside_its_epochs_ends_in_the_same_bytes(
 
 @pytest.mark.parametrize("how", [b"", b"\0" * 4000, b"PK\3\4 cut short"])
 def test_a_damaged_checkpoint_costs_time_and_not_the_fold(
-    how: bytes, work: store.Work, monkeypatch: pytest.MonkeyPatch
+    how: bytes, work: layout.Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, config = make_features(work), settings(epochs=2)
     assert not trained(work, rows, config).failures
@@ -116,7 +122,7 @@ def test_a_damaged_checkpoint_costs_time_and_not_the_fold(
 
 
 @pytest.mark.parametrize("student", ["abmil", "dsmil", "transmil"])
-def test_mhim_trains_in_bfloat16_with_several_bags_a_step(student: str, work: store.Work) -> None:
+def test_mhim_trains_in_bfloat16_with_several_bags_a_step(student: str, work: layout.Work) -> None:
     config = settings(**mhim(student), amp=True, batch_bags=3, accumulate=2, epochs=2,
                       max_tiles=6, balance="weights")
     report = trained(work, make_features(work, 10), config)
@@ -125,7 +131,7 @@ def test_mhim_trains_in_bfloat16_with_several_bags_a_step(student: str, work: st
         assert all(np.isfinite(float(r["loss"])) for r in csv.DictReader(f))
 
 
-def test_a_run_holds_what_the_readme_says(work: store.Work) -> None:
+def test_a_run_holds_what_the_readme_says(work: layout.Work) -> None:
     config = settings(**mhim())
     rows = make_features(work, slides_each=2)
     assert not trained(work, rows, config).failures
@@ -144,15 +150,15 @@ def test_a_run_holds_what_the_readme_says(work: store.Work) -> None:
     hashes = {line.split(",")[-1] for line in (run / "splits.csv").read_text().splitlines()[1:]}
     assert hashes == {found["split_hash"]}
     for slide in (r.slide for r in rows):
-        attention = store.read_array(run / "scores" / f"{slide}.zarr", "attention")
-        assert len(attention) == len(store.read_array(work.feature_store("texture", slide), "coords"))
+        attention = layout.read_array(run / "scores" / f"{slide}.zarr", "attention")
+        assert len(attention) == len(layout.read_array(work.feature_store("texture", slide), "coords"))
     text = "".join(b.decode(errors="ignore") for n, b in tree(run).items() if n.endswith((".json", ".csv", ".yaml")))
     assert str(work.root) not in text  # no path of this machine in a result
     header = (run / "predictions.csv").read_text().splitlines()[0]
     assert header.startswith("slide,patient,repeat,fold,seed,label,p_no,p_yes")
 
 
-def test_every_patient_is_tested_once_by_a_model_that_never_saw_it(work: store.Work) -> None:
+def test_every_patient_is_tested_once_by_a_model_that_never_saw_it(work: layout.Work) -> None:
     config = settings()
     trained(work, make_features(work), config)
     stage_ = runs.held_out(work, config, work.run("run"))
@@ -163,7 +169,7 @@ def test_every_patient_is_tested_once_by_a_model_that_never_saw_it(work: store.W
 
 
 def test_the_teacher_is_taken_from_a_plain_run_and_the_other_way_round(
-    work: store.Work, monkeypatch: pytest.MonkeyPatch
+    work: layout.Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = make_features(work)
     trained(work, rows, settings(), "plain")
@@ -179,7 +185,7 @@ def test_the_teacher_is_taken_from_a_plain_run_and_the_other_way_round(
         assert tree(one) == tree(two)
 
 
-def test_results_follow_a_fold_that_comes_later(work: store.Work) -> None:
+def test_results_follow_a_fold_that_comes_later(work: layout.Work) -> None:
     config = settings()
     trained(work, make_features(work), config)
     whole = scored(work, config)
@@ -190,7 +196,7 @@ def test_results_follow_a_fold_that_comes_later(work: store.Work) -> None:
     assert scored(work, config) == whole
 
 
-def test_what_is_only_being_made_is_no_twin(work: store.Work) -> None:
+def test_what_is_only_being_made_is_no_twin(work: layout.Work) -> None:
     rows = make_features(work)
     trained(work, rows, settings(), "plain")
     hidden = work.run("other") / ".tmp" / "host-1-abcdef" / "out"
@@ -200,7 +206,7 @@ def test_what_is_only_being_made_is_no_twin(work: store.Work) -> None:
     assert not next(o.notes for o in report.outcomes if o.key == "fold_0")
 
 
-def test_a_teacher_equals_the_same_training_made_alone(work: store.Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_equals_the_same_training_made_alone(work: layout.Work, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = make_features(work)
     monkeypatch.setattr(seals, "twin", lambda root, fingerprint, but: None)
     trained(work, rows, settings(), "plain")
@@ -208,7 +214,7 @@ def test_a_teacher_equals_the_same_training_made_alone(work: store.Work, monkeyp
     assert tree(work.run("plain") / "fold_0") == tree(work.run("mhim") / "teacher" / "fold_0")
 
 
-def test_the_student_starts_from_its_teacher(work: store.Work) -> None:
+def test_the_student_starts_from_its_teacher(work: layout.Work) -> None:
     rows = make_features(work)
     config = settings(**mhim(student_start="teacher"), lr=1e-12, weight_decay=0.0)  # a step that changes nothing
     trained(work, rows, config)
@@ -219,7 +225,7 @@ def test_the_student_starts_from_its_teacher(work: store.Work) -> None:
             np.testing.assert_allclose(value, plain[own], atol=1e-6)
 
 
-def test_where_masking_hurts_the_plain_model_takes_over_and_says_so(work: store.Work) -> None:
+def test_where_masking_hurts_the_plain_model_takes_over_and_says_so(work: layout.Work) -> None:
     rows = make_features(work)
     config = settings(**mhim(student_start="fresh"), fallback=0.0, epochs=2)
     report = trained(work, rows, config)
@@ -237,7 +243,7 @@ def test_where_masking_hurts_the_plain_model_takes_over_and_says_so(work: store.
     assert not any("plain model" in n for o in never.outcomes for n in o.notes)
 
 
-def test_where_validation_prefers_the_plain_model_it_takes_over(work: store.Work) -> None:
+def test_where_validation_prefers_the_plain_model_it_takes_over(work: layout.Work) -> None:
     rows = make_features(work, 24)
     poor = {**mhim(student_start="fresh", mask_ratio_h=0.8, share_max=1.0), "fallback": 1e9, "epochs": 8, "lr": 0.02,
             "val_fraction": 0.5, "seeds": 3}
@@ -259,7 +265,7 @@ def test_where_validation_prefers_the_plain_model_it_takes_over(work: store.Work
     assert training.outdone({}, plain, plain.task) is None  # no validation part
 
 
-def test_same_command_does_nothing_more_seeds_add_and_other_settings_are_refused(work: store.Work) -> None:
+def test_same_command_does_nothing_more_seeds_add_and_other_settings_are_refused(work: layout.Work) -> None:
     rows = make_features(work)
     trained(work, rows, settings())
     before = tree(work.runs)
@@ -273,7 +279,7 @@ def test_same_command_does_nothing_more_seeds_add_and_other_settings_are_refused
         trained(work, rows, settings(lr=0.02))
 
 
-def test_a_grid_is_chosen_on_validation_fold_by_fold(work: store.Work) -> None:
+def test_a_grid_is_chosen_on_validation_fold_by_fold(work: layout.Work) -> None:
     rows = make_features(work, 16)
     config = settings(seeds=2, grid={"attention_width": (4, 8), "lr": (0.01, 1e-7)}, epochs=6)
     assert not trained(work, rows, config).failures
@@ -290,13 +296,13 @@ def test_a_grid_is_chosen_on_validation_fold_by_fold(work: store.Work) -> None:
         chosen = {f["cell"] for f in found["per_fold"] if f["fold"] == fold}
         assert len(chosen) == 1
         assert mean[chosen.pop()] == max(mean.values())
-    assert len(scoring.cell_table(work.run("run"))) == 4
+    assert len(predictions.cell_table(work.run("run"))) == 4
 
 
-def test_mhim_cells_share_one_teacher_per_fold(work: store.Work) -> None:
+def test_mhim_cells_share_one_teacher_per_fold(work: layout.Work) -> None:
     config = settings(**mhim(), grid={"mask_ratio_h": (0.1, 0.3), "merge_k": (1, 2)}).train
     folds = cases.make_folds(cases.labelled(make_features(work), work.features("texture"), config), config)
-    jobs = grid.jobs(config, folds)
+    jobs = plan.jobs(config, folds)
     assert len(jobs) == 8
     assert len({(j.teacher.cell, j.teacher.name) for j in jobs if j.teacher}) == 2
     with pytest.raises(ConfigError, match=r"mask_ratio_h=0\.01"):
@@ -306,7 +312,7 @@ def test_mhim_cells_share_one_teacher_per_fold(work: store.Work) -> None:
 
 
 @pytest.mark.parametrize("loss", ["nll", "cox"])
-def test_survival_runs_with_several_slides_per_patient(work: store.Work, loss: str) -> None:
+def test_survival_runs_with_several_slides_per_patient(work: layout.Work, loss: str) -> None:
     rng = np.random.default_rng(1)
     made = make_features(work, 24, 2)
     patients = {r.patient: (float(rng.exponential(9)) + 0.1, int(rng.random() < 0.7)) for r in made}
@@ -348,7 +354,7 @@ def groups_match_the_validation_medians(run: Path, found: dict[str, Any], truth:
     assert b"<svg" in (run / "kaplan_meier.svg").read_bytes()
 
 
-def test_survival_without_validation_has_no_groups(work: store.Work) -> None:
+def test_survival_without_validation_has_no_groups(work: layout.Work) -> None:
     """The published protocol leaves no patients for a threshold: nothing is drawn, rather than on the test fold."""
     made = make_features(work, 12)
     rows = [replace(r, label=None, time=float(i % 7 + 1), event=int(i % 3 > 0)) for i, r in enumerate(made)]
@@ -358,12 +364,12 @@ def test_survival_without_validation_has_no_groups(work: store.Work) -> None:
     assert not (work.run("run") / "kaplan_meier.png").exists()
 
 
-def side_of(work: store.Work, fold: str, side: str) -> set[str]:
+def side_of(work: layout.Work, fold: str, side: str) -> set[str]:
     lines = [line.split(",") for line in (work.run("run") / "splits.csv").read_text().splitlines()[1:]]
     return {p for repeat, k, p, s, _ in lines if f"fold_{k}" == fold and s == side}
 
 
-def test_the_paper_protocol_selects_on_test_and_says_so(work: store.Work) -> None:
+def test_the_paper_protocol_selects_on_test_and_says_so(work: layout.Work) -> None:
     rows = make_features(work)
     config = settings(protocol="paper")
     trained(work, rows, config)
@@ -375,42 +381,42 @@ def test_the_paper_protocol_selects_on_test_and_says_so(work: store.Work) -> Non
     assert card["test"]["auc"] == pytest.approx(max(float(line.split(",")[-1]) for line in history))
 
 
-def test_new_slides_are_scored_without_labels_and_strangers_refused(work: store.Work, tmp_path: Path) -> None:
+def test_new_slides_are_scored_without_labels_and_strangers_refused(work: layout.Work, tmp_path: Path) -> None:
     config = settings()
     trained(work, make_features(work), config)
-    other = store.Work(tmp_path / "other")
+    other = layout.Work(tmp_path / "other")
     make_features(other, 3, seed=5, prefix="x")
     out = work.run("run") / "new" / "texture"
     stage_ = runs.new_slides(config, work, work.run("run"), other.features("texture"), out)
     assert not runner.run(stage_, in_turn).failures
-    rows = scoring.of_new_slides(stage_, config.score)
+    rows = predictions.of_new_slides(stage_, config.score)
     assert [r["slide"] for r in rows] == ["xs00_0.svs", "xs01_0.svs", "xs02_0.svs"]
     assert all(r["p_no"] + r["p_yes"] == pytest.approx(1) for r in rows)
     for key, value in (("encoder", "uni2"), ("mpp", 0.25), ("weights_id", "w2"), ("tile_px", 512)):
-        strange = store.Work(tmp_path / key)
+        strange = layout.Work(tmp_path / key)
         make_features(strange, 2, **{key: value} if key != "encoder" else {"encoder": "texture"})
         facts = {**cases.unlabelled(strange.features("texture")).facts, key: value}
         with pytest.raises(bundle.BundleError, match=f"{key}: trained on .*given"):
             bundle.read(work.run("run") / "fold_0").check(facts)
 
 
-def test_slides_unlike_the_training_slides_are_told(work: store.Work, tmp_path: Path) -> None:
+def test_slides_unlike_the_training_slides_are_told(work: layout.Work, tmp_path: Path) -> None:
     config = settings()
     trained(work, make_features(work, 16), config)
     for shift, strange in ((0.0, False), (40.0, True)):
-        other = store.Work(tmp_path / str(shift))
+        other = layout.Work(tmp_path / str(shift))
         make_features(other, 3, seed=5, shift=shift, prefix="x")
         stage_ = runs.new_slides(
             config, work, work.run("run"), other.features("texture"), work.run("run") / "new" / str(shift))
         report = runner.run(stage_, in_turn)
         assert not report.failures
-        assert [scoring.UNLIKE in o.notes for o in report.outcomes] == [strange] * 3
-        assert [r["unlike"] > 1 for r in scoring.of_new_slides(stage_, config.score)] == [strange] * 3
+        assert [predictions.UNLIKE in o.notes for o in report.outcomes] == [strange] * 3
+        assert [r["unlike"] > 1 for r in predictions.of_new_slides(stage_, config.score)] == [strange] * 3
     own = runner.run(runs.held_out(work, config, work.run("run")), in_turn)
-    assert not any(scoring.UNLIKE in o.notes for o in own.outcomes)
+    assert not any(predictions.UNLIKE in o.notes for o in own.outcomes)
 
 
-def test_a_bundle_is_read_back_exactly_and_holds_no_surprise(work: store.Work) -> None:
+def test_a_bundle_is_read_back_exactly_and_holds_no_surprise(work: layout.Work) -> None:
     trained(work, make_features(work), settings(standardize=True))
     found = bundle.read(work.run("run") / "fold_0")
     assert found.scale is not None

@@ -9,21 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mhim.mil.splits import SplitError
+from mhim.pipeline.cohort import patients
+from mhim.pipeline.cohort.slides import CohortError
+from mhim.pipeline.results import compare
+from mhim.pipeline.store import layout
 
-from mil.splits import SplitError
-from pipeline import cases, compare, store
-from pipeline.cohort import CohortError
 from tests.pipeline.bags import WIDTH, make_features
 from tests.pipeline.trained import scored, settings, trained
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> store.Work:
-    return store.Work(tmp_path / "work")
+def work(tmp_path: Path) -> layout.Work:
+    return layout.Work(tmp_path / "work")
 
 
 def test_a_loss_that_is_no_number_fails_that_item_only_and_keeps_the_last_state(
-    work: store.Work, monkeypatch: pytest.MonkeyPatch
+    work: layout.Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = make_features(work)
     config = settings(lr=1e20)  # runs away after the first epochs
@@ -39,57 +41,57 @@ def test_a_loss_that_is_no_number_fails_that_item_only_and_keeps_the_last_state(
     (lambda rows: [replace(r, fold=0 if r.patient != "p03" else None) for r in rows], "p03 has no fold"),
     (lambda rows: [replace(r, label="yes" if r.patient == "p03" else "no") for r in rows], "rarest class has 1"),
 ])
-def test_labels_that_cannot_be_trained_on_are_refused(work: store.Work, change: Any, says: str) -> None:
+def test_labels_that_cannot_be_trained_on_are_refused(work: layout.Work, change: Any, says: str) -> None:
     rows = make_features(work)
     with pytest.raises((CohortError, SplitError), match=says):
         trained(work, change(rows), settings())
 
 
-def test_features_of_two_encoders_are_refused_by_slide(work: store.Work) -> None:
+def test_features_of_two_encoders_are_refused_by_slide(work: layout.Work) -> None:
     rows = make_features(work, 4)
     shutil.rmtree(work.feature_store("texture", "s02_0.svs"))
     x = np.zeros((3, WIDTH + 1), np.float16)
-    writer = store.StoreWriter(work.feature_store("texture", "s02_0.svs"), {"encoder": "texture", "weights_id": "w2"})
+    writer = layout.StoreWriter(work.feature_store("texture", "s02_0.svs"), {"encoder": "texture", "weights_id": "w2"})
     writer.write("features", x)
     with pytest.raises(CohortError, match=r"features of s02_0\.svs have"):
         trained(work, rows, settings())
 
 
-def test_what_is_left_out_is_listed(work: store.Work) -> None:
+def test_what_is_left_out_is_listed(work: layout.Work) -> None:
     rows = make_features(work, 6)
     rows = [replace(rows[0], slide="gone.svs"), replace(rows[1], label=None), *rows[2:]]
-    data = cases.labelled(rows, work.features("texture"), settings().train)
+    data = patients.labelled(rows, work.features("texture"), settings().train)
     assert len(data.patients) == 4
     assert data.notes == ("left out, 1 slides have features but no row in the labels: s00_0.svs",
                           "left out, 1 rows of the labels have no features: gone.svs",
                           "left out, 1 slides have no label: s01_0.svs")
 
 
-def test_a_slide_without_tiles_is_left_out_and_counted_as_such(work: store.Work) -> None:
+def test_a_slide_without_tiles_is_left_out_and_counted_as_such(work: layout.Work) -> None:
     rows = make_features(work)
     path = work.feature_store("texture", rows[3].slide)
     shutil.rmtree(path)
-    store.StoreWriter(path, {"encoder": "texture", "empty": "no tissue", "fingerprint": "none"})
-    data = cases.labelled([*rows, replace(rows[0], slide="other.svs", patient="other")], work.features("texture"),
+    layout.StoreWriter(path, {"encoder": "texture", "empty": "no tissue", "fingerprint": "none"})
+    data = patients.labelled([*rows, replace(rows[0], slide="other.svs", patient="other")], work.features("texture"),
                           settings().train)
     assert len(data.patients) == len(rows) - 1
     assert data.notes == (f"left out, 1 slides have no tiles: {rows[3].slide}",
                           "left out, 1 rows of the labels have no features: other.svs")
 
 
-def test_identical_slides_of_two_patients_are_reported(work: store.Work) -> None:
+def test_identical_slides_of_two_patients_are_reported(work: layout.Work) -> None:
     rows = make_features(work, 3)
     for i, digest in enumerate(("aa", "bb", "aa")):
-        store.StoreWriter(work.tile_store(f"s{i:02d}_0.svs"), {"quickhash": digest})
-    (line,) = cases.duplicates(cases.labelled(rows, work.features("texture"), settings().train), work)
+        layout.StoreWriter(work.tile_store(f"s{i:02d}_0.svs"), {"quickhash": digest})
+    (line,) = patients.duplicates(patients.labelled(rows, work.features("texture"), settings().train), work)
     assert "s00_0.svs (patient p00) and s02_0.svs (patient p02) are identical" in line
 
 
-def test_slides_of_a_patient_do_not_touch(work: store.Work) -> None:
+def test_slides_of_a_patient_do_not_touch(work: layout.Work) -> None:
     rows = make_features(work, 2, slides_each=3)
-    data = cases.labelled(rows, work.features("texture"), settings().train)
-    features, coords, tile = cases.StoredBag(data.patients[0].stores)()
-    sizes = [len(store.read_array(s, "coords")) for s in data.patients[0].stores]
+    data = patients.labelled(rows, work.features("texture"), settings().train)
+    features, coords, tile = patients.StoredBag(data.patients[0].stores)()
+    sizes = [len(layout.read_array(s, "coords")) for s in data.patients[0].stores]
     assert len(features) == len(coords) == sum(sizes)
     below = 0
     for k, n in enumerate(sizes):
@@ -99,7 +101,7 @@ def test_slides_of_a_patient_do_not_touch(work: store.Work) -> None:
         below += n
 
 
-def test_runs_on_the_same_splits_are_compared_and_others_refused(work: store.Work) -> None:
+def test_runs_on_the_same_splits_are_compared_and_others_refused(work: layout.Work) -> None:
     rows = make_features(work, 20)
     configs = {"weak": settings(lr=1e-9), "strong": settings(lr=0.03, epochs=20), "other": settings(seed=5)}
     for name, config in configs.items():
@@ -114,10 +116,10 @@ def test_runs_on_the_same_splits_are_compared_and_others_refused(work: store.Wor
     assert turned["auc"]["verdict"] == "worse"
     same = compare.compare(work.run("weak"), work.run("weak"), score)
     assert same["auc"]["verdict"] == "no difference"
-    with pytest.raises(store.StoreError, match="not scored"):
+    with pytest.raises(layout.StoreError, match="not scored"):
         compare.compare(work.run("weak"), work.run("other"), score)
     scored(work, settings(seed=5), "other")
-    with pytest.raises(store.StoreError, match="only runs on the same splits"):
+    with pytest.raises(layout.StoreError, match="only runs on the same splits"):
         compare.compare(work.run("weak"), work.run("other"), score)
 
 
@@ -133,7 +135,7 @@ def test_contradictory_settings_are_refused(train: dict[str, Any], says: str) ->
         settings(**train)
 
 
-def test_no_event_in_the_training_part_fails_that_fold_and_says_why(work: store.Work) -> None:
+def test_no_event_in_the_training_part_fails_that_fold_and_says_why(work: layout.Work) -> None:
     made = make_features(work, 12)
     seen = {"p00", "p01", "p02", "p03"}
     rows = [replace(r, label=None, time=float(i + 1), event=int(r.patient in seen), fold=int(r.patient in seen))

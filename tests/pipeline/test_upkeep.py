@@ -14,21 +14,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-
-from pipeline import pack, runlog, store
-from pipeline.claims import Claims
-from pipeline.stage import Outcome, State
+from mhim.pipeline.resume import runlog
+from mhim.pipeline.resume.claims import Claims
+from mhim.pipeline.resume.stage import Outcome, State
+from mhim.pipeline.store import layout
+from mhim.pipeline.upkeep import pack
 
 Cli = Callable[..., tuple[int, str]]
 
 
-def stocked(root: Path, n: int = 3) -> store.Work:
+def stocked(root: Path, n: int = 3) -> layout.Work:
     """A work folder with `n` tile and feature stores, one of them in a folder of its own."""
-    work = store.Work(root)
+    work = layout.Work(root)
     for i in range(n):
         slide = f"site/{i}.svs" if i == 0 else f"{i}.svs"
         for path in (work.tile_store(slide), work.feature_store("texture", slide)):
-            writer = store.StoreWriter(path, {"fingerprint": f"{i:016x}"})
+            writer = layout.StoreWriter(path, {"fingerprint": f"{i:016x}"})
             writer.write("coords", np.arange(20 * (i + 1), dtype=np.int32).reshape(-1, 2), chunk_rows=4)
             writer.write("features", np.full((5, 3), i, np.float16))
     return work
@@ -42,15 +43,15 @@ def test_packed_stores_read_the_same_and_come_back_byte_equal(cli: Cli, tmp_path
     work = stocked(tmp_path / "w")
     before = tree(work.root)
     path = work.tile_store("site/0.svs")
-    attrs, coords = store.read_attrs(path), store.read_array(path, "coords").copy()
+    attrs, coords = layout.read_attrs(path), layout.read_array(path, "coords").copy()
     code, text = cli("pack", "--work", work.root)
     assert code == 0
     assert f"{len(before)} files became 6" in text
     slides = ("site/0.svs", "1.svs", "2.svs")
     assert tree(work.root).keys() == {f"{f}/{s}.zarr.zip" for f in ("tiles", "features/texture") for s in slides}
-    assert store.read_attrs(path) == attrs
-    assert np.array_equal(store.read_array(path, "coords"), coords)
-    assert store.array_names(path) == ["coords", "features"]
+    assert layout.read_attrs(path) == attrs
+    assert np.array_equal(layout.read_array(path, "coords"), coords)
+    assert layout.array_names(path) == ["coords", "features"]
     assert not os.stat(f"{path}.zip").st_mode & 0o222
     code, text = cli("unpack", "--work", work.root)
     assert code == 0
@@ -104,7 +105,7 @@ def test_a_damaged_pack_is_named(tmp_path: Path) -> None:
 
 
 def call(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.cli", *(str(a) for a in args)]
+    command = [sys.executable, "-m", "mhim.pipeline", *(str(a) for a in args)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=200)
 
 
@@ -120,7 +121,7 @@ def test_retry_makes_only_what_failed(demo_cohort: Path, tmp_path: Path) -> None
     assert {e["key"]: e["state"] for e in events if e["event"] == "item"} == {"bad.svs": "failed", "good.svs": "done"}
     assert [e["event"] for e in events][::len(events) - 1] == ["start", "end"]
 
-    store.remove_store(store.Work(tmp_path / "w").tile_store("good.svs"))  # missing now, and not failed
+    layout.remove_store(layout.Work(tmp_path / "w").tile_store("good.svs"))  # missing now, and not failed
     shutil.copy(good[1], slides / "bad.svs")
     shown = call("retry", "--failed", "--work", tmp_path / "w", "--dry-run")
     assert shown.returncode == 0
@@ -146,14 +147,14 @@ def test_the_newest_outcome_counts_and_torn_lines_do_not(tmp_path: Path) -> None
 
 
 def test_status_tells_the_folds_that_an_interrupted_training_misses(tmp_path: Path) -> None:
-    from configs.schema import Config
-    from pipeline import status
-    from pipeline.stage import Item, Plan
+    from mhim.configs.schema import Config
+    from mhim.pipeline.resume.stage import Item, Plan
+    from mhim.pipeline.upkeep import status
 
     work = stocked(tmp_path / "w", n=1)
     work.cohort.write_text("slide,path,mpp\nsite/0.svs,/a/0.svs,0.5\n")
-    store.StoreWriter(work.run("abmil") / "fold_0", {})
-    store.seal(work.run("abmil") / "fold_0", {})
+    layout.StoreWriter(work.run("abmil") / "fold_0", {})
+    layout.seal(work.run("abmil") / "fold_0", {})
 
     def command(epochs: int, todo: list[str]) -> None:
         config = Config.model_validate({"train": {"epochs": epochs}})
@@ -172,14 +173,14 @@ def test_status_tells_the_folds_that_an_interrupted_training_misses(tmp_path: Pa
 def test_watched_status_shows_what_changes(tmp_path: Path) -> None:
     work = stocked(tmp_path / "w", n=2)
     work.cohort.write_text("slide,path,mpp\n1.svs,/a/1.svs,0.5\n7.svs,/a/7.svs,0.5\n")
-    command = [sys.executable, "-u", "-m", "pipeline.cli", "status", "--watch", "--work", str(work.root)]
+    command = [sys.executable, "-u", "-m", "mhim.pipeline", "status", "--watch", "--work", str(work.root)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     text = ""
     while "MiB" not in text:
         text = process.stdout.readline()
     work.tile_store("1.svs").rename(work.tile_store("7.svs"))
-    store.StoreWriter(work.tile_store("1.svs"), {"fingerprint": "1"})
+    layout.StoreWriter(work.tile_store("1.svs"), {"fingerprint": "1"})
     text = ""
     while "MiB" not in text:
         text += process.stdout.readline()
@@ -190,8 +191,8 @@ def test_watched_status_shows_what_changes(tmp_path: Path) -> None:
 
 
 def test_a_log_and_its_summary_tell_what_ran_and_what_failed(tmp_path: Path) -> None:
-    from configs.schema import Config
-    from pipeline.stage import Item, Plan, Report
+    from mhim.configs.schema import Config
+    from mhim.pipeline.resume.stage import Item, Plan, Report
 
     outcomes = [
         Outcome("a.svs", State.DONE, 2.0, numbers={"tiles": 10}),
@@ -206,7 +207,7 @@ def test_a_log_and_its_summary_tell_what_ran_and_what_failed(tmp_path: Path) -> 
     (path,) = tmp_path.glob("*.jsonl")
     start, planned, *items, end = runlog.events(path)
     assert (start["event"], planned["todo"], len(items), end["event"]) == ("start", 3, 3, "end")
-    assert start["settings"] == store.fingerprint(Config().model_dump(mode="json"))
+    assert start["settings"] == layout.fingerprint(Config().model_dump(mode="json"))
     assert start["versions"]["numpy"] == np.__version__
     summary = path.with_suffix(".summary.md").read_text()
     assert "2 done, 1 failed; 1 done before" in summary
@@ -217,7 +218,7 @@ def test_a_log_and_its_summary_tell_what_ran_and_what_failed(tmp_path: Path) -> 
 
 
 def test_a_command_with_nothing_to_do_leaves_no_log(tmp_path: Path) -> None:
-    from pipeline.stage import Plan
+    from mhim.pipeline.resume.stage import Plan
 
     with runlog.RunLog(tmp_path / "runs", "tile") as log:
         log.planned(Plan())

@@ -19,12 +19,12 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 import pytest
+from mhim.extract.slide.slide import open_slide
+from mhim.pipeline.store import layout
+from mhim.pipeline.viewer import listen
+from mhim.pipeline.viewer.data import Gallery
+from mhim.pipeline.viewer.server import ViewerError, loopback, make_server
 
-from extract.slide import open_slide
-from pipeline import store
-from pipeline.viewer import listen
-from pipeline.viewer.data import Gallery
-from pipeline.viewer.server import ViewerError, loopback, make_server
 from tests.pipeline import scored
 from tests.pipeline.browser import page
 
@@ -36,7 +36,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, demo_cohort: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def gallery(work: Path) -> Iterator[Gallery]:
-    made = Gallery(store.Work(work))
+    made = Gallery(layout.Work(work))
     yield made
     made.read.close()
 
@@ -107,7 +107,7 @@ def test_the_hot_tile_is_the_hot_place_of_the_layer(port: int, gallery: Gallery)
         layer = picture(get(port, f"/layer/0/0/{number}.png?scale=raw")[1])
         down = gallery.layer_place(number).px_l0[0]
         x, y = (np.array(about["coords"][scored.HOT]) + np.array(about["tile_l0"]) / 2) / down
-        from mil import heatmap
+        from mhim.mil import heatmap
 
         assert layer[int(y), int(x)].tolist() == [*heatmap.palette()[255][::-1].tolist(), 255]
         assert about["runs"][0]["layers"][0]["values"][scored.HOT] == 0.9
@@ -126,8 +126,8 @@ def test_new_slides_are_shown_with_the_scores_of_their_run(tmp_path: Path, work:
     (run / "fold_0").mkdir()
     (run / "fold_0" / "model.json").write_text(json.dumps({"task": {"kind": "classification",
                                                                     "classes": ["benign", "tumour"]}}))
-    store.seal(run / "fold_0", {"made": "by hand"})
-    found = Gallery(store.Work(new))
+    layout.seal(run / "fold_0", {"made": "by hand"})
+    found = Gallery(layout.Work(new))
     assert [r.name for r in found.runs] == ["old"]
     told = found.index()["slides"][numbers(found)["a.svs"]]["predictions"][0]
     assert (told["of"], told["value"], told["decision"]) == ("tumour", 0.9, "tumour")
@@ -137,7 +137,7 @@ def test_new_slides_are_shown_with_the_scores_of_their_run(tmp_path: Path, work:
 
 
 def test_scores_are_told_with_four_digits() -> None:
-    from pipeline.viewer.data import _rounded
+    from mhim.pipeline.viewer.data import _rounded
 
     values = np.array([0.0, 0.123456, -2.06e-21, 1 / 3, 99999.0, 1234.56, -0.00098765, 1.0, 5e-310, 1e-4])
     assert _rounded(values)[1:8] == [0.1235, -2.06e-21, 0.3333, 100000.0, 1235.0, -0.0009876, 1.0]
@@ -216,7 +216,7 @@ def test_the_token_is_moved_out_of_the_address(gallery: Gallery) -> None:
 
 def test_the_program_prints_a_link_that_opens(work: Path) -> None:
     def started(*more: str) -> tuple[subprocess.Popen[str], str]:
-        line = [sys.executable, "-m", "pipeline.cli", "view", str(work), "--port", "0", *more]
+        line = [sys.executable, "-m", "mhim.pipeline", "view", str(work), "--port", "0", *more]
         program = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
         assert program.stdout is not None
         told = program.stdout.readline()
@@ -269,7 +269,7 @@ def test_odd_ports_hosts_and_tokens_are_one_message(
 
 def test_slow_and_many_connections_do_not_hold_the_viewer(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listen, "HEAD_S", 0.5)
-    monkeypatch.setattr("pipeline.viewer.server.HEAD_S", 0.5)
+    monkeypatch.setattr("mhim.pipeline.viewer.server.HEAD_S", 0.5)
     monkeypatch.setattr(listen.Server.__init__, "__defaults__", (6,))
     before = threading.active_count()
     for port in serving(gallery):

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.schema import ClusterConfig
-from pipeline import runner, store
-from pipeline.backends import local
-from pipeline.stage import Item, Made, Stage
+from mhim.configs.schema import ClusterConfig
+from mhim.pipeline.backends import local
+from mhim.pipeline.resume import runner
+from mhim.pipeline.resume.stage import Item, Made, Stage
+from mhim.pipeline.store import layout
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,7 +55,7 @@ class Toy(Stage):
             done = partial / f"{step}"
             if not done.exists():
                 time.sleep(self.seconds / self.steps)
-                store.write_atomic(done, b"done")
+                layout.write_atomic(done, b"done")
         out.mkdir()
         for part in ("a", "b", "c"):
             text = f"{item.key}/{part}/{self.value}/{item.inputs['i']}"

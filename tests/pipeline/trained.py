@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from configs.schema import Config
-from pipeline import cases, runner, runs, stage, store
-from pipeline.stages import Train
+from mhim.configs.schema import Config
+from mhim.pipeline.cohort import patients
+from mhim.pipeline.resume import runner, stage
+from mhim.pipeline.stages import runs
+from mhim.pipeline.stages.stages import Train
+from mhim.pipeline.store import layout
 
 SMALL: dict[str, dict[str, Any]] = {
     "abmil": {"width": 8, "attention_width": 8}, "dsmil": {"width": 8},
@@ -28,13 +31,13 @@ def in_turn(stage_: stage.Stage, items: list[stage.Item], again: bool, redo: boo
     return runner.run_items(stage_, items, 60.0, again, redo)
 
 
-def trained(work: store.Work, rows: Any, config: Config, name: str = "run", replace_: bool = False) -> stage.Report:
-    data = cases.labelled(rows, work.features("texture"), config.train)
-    made = Train(work, config, name, data, cases.make_folds(data, config.train))
+def trained(work: layout.Work, rows: Any, config: Config, name: str = "run", replace_: bool = False) -> stage.Report:
+    data = patients.labelled(rows, work.features("texture"), config.train)
+    made = Train(work, config, name, data, patients.make_folds(data, config.train))
     return runner.run(made, in_turn, replace=replace_)
 
 
-def scored(work: store.Work, config: Config, name: str = "run") -> dict[str, Any]:
+def scored(work: layout.Work, config: Config, name: str = "run") -> dict[str, Any]:
     report = runner.run(runs.held_out(work, config, work.run(name)), in_turn)
     assert not report.failures, report.failures
     found: dict[str, Any] = json.loads((work.run(name) / "metrics.json").read_text())

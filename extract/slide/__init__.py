@@ -1,0 +1,1 @@
+"""One opened slide: its container, its levels, its µm per px, its identity."""

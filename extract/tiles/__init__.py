@@ -1,0 +1,1 @@
+"""Tissue to tiles: the grid, drawn regions, artefacts, the overlay."""

@@ -1,0 +1,131 @@
+"""Drawn regions applied to the tissue: what each class means, and from which corner a file counts.
+
+In: a file of regions (`region_files.py`), a mask. Out: the edited mask, and what there is to say. Knows nothing of how
+tissue is found.
+
+The base of an annotation's class decides: `Tissue` replaces the found tissue; `Exclude`, `Ignore*` and `Ignore` are cut
+out; every other annotation, classified or not, is a region of interest to which the tissue is confined. Names count as
+a whole, in capitals or not: "Tissue fold", "Penile SCC", "Ignored nuclei" and QuPath's `Region*` are other classes. The
+base of "Exclude: Fold" is Exclude. A negative region of ImageScope (`NegativeROA`) is cut out, from a layer that is
+itself cut out it is spared.
+
+QuPath counts px of level 0 from the corner of the scanned bounds, ASAP, ImageScope and HALO from the corner of level 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from mhim.extract.tiles.region_files import BadRegions, Rings, Shape, read_shapes
+
+__all__ = ["BadRegions", "Drawn", "Region", "apply", "read"]
+
+TISSUE, EXCLUDE, INCLUDE, SPARE = "tissue", "exclude", "include", "spare"
+_ROLES = {"tissue": TISSUE, "exclude": EXCLUDE, "ignore*": EXCLUDE, "ignore": EXCLUDE}
+# Classes that people mean to cut out. They confine, as every other does, and that is told.
+_MEANT_TO_CUT = frozenset({"artifact", "artefact", "artifacts", "artefacts", "background", "blur", "fold", "pen"})
+_SHIFT = 4  # OpenCV's fixed-point polygon corners: 1/16 px
+_FAR_PX = 1 << 26  # corners farther out are drawn here: they must fit OpenCV's 32-bit numbers
+
+Frame = Literal["auto", "bounds", "full"]
+
+
+@dataclass(frozen=True)
+class Region:
+    """role: tissue, exclude, include or spare. polygons: rings each, the outer first, float (K, 2), level-0 px, x then
+    y."""
+
+    role: str
+    polygons: tuple[Rings, ...]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The regions of one slide. frame: "bounds" or "full". origin_l0: where it counts from. notes: to be told."""
+
+    regions: tuple[Region, ...]
+    frame: str
+    origin_l0: tuple[int, int]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """What they do and from where they count, for messages."""
+        counts = {role: sum(r.role == role for r in self.regions) for role in (TISSUE, INCLUDE, EXCLUDE)}
+        words = {TISSUE: "replace the tissue", INCLUDE: "confine it", EXCLUDE: "cut out"}
+        roles = ", ".join(f"{n} {words[role]}" for role, n in counts.items() if n)
+        x, y = self.origin_l0
+        where = {"bounds": f"the corner of the scanned bounds, here ({x}, {y}) of level 0", "full": "level 0's corner"}
+        return f"{roles}; they count from {where[self.frame]} (tile.regions_frame)"
+
+
+def read(path: Path, bounds_origin_l0: tuple[int, int] = (0, 0), frame: Frame = "auto") -> Drawn:
+    """The regions of a file in px of level 0.
+
+    frame: where the file counts from, "bounds" (whose corner is `bounds_origin_l0`) or "full"; "auto" is as the program
+    that writes such files does. Points and lines are no areas and are passed over. Raises BadRegions."""
+    shapes, own = read_shapes(path)
+    counted = own if frame == "auto" else frame
+    origin = bounds_origin_l0 if counted == "bounds" else (0, 0)
+    shift = np.asarray(origin, float)
+    regions = tuple(
+        Region(_role(s), tuple(tuple(ring + shift for ring in polygon) for polygon in s.polygons)) for s in shapes
+    )
+    odd = sorted({n for s in shapes for n in s.names[:1] if n.lower() in _MEANT_TO_CUT})
+    notes = [f"regions of class {n} confine the tissue; to cut them out call them Exclude or Ignore*" for n in odd]
+    if counted == "bounds" and origin != (0, 0) and frame == "auto":
+        x, y = origin
+        notes.append(
+            f"regions are read as QuPath counts, from the corner of the scanned bounds ({x}, {y}); of a program that "
+            "counts from the corner of level 0 (HALO, ASAP) set tile.regions_frame=full"
+        )
+    return Drawn(regions, counted, origin, tuple(notes))
+
+
+def _role(shape: Shape) -> str:
+    role = next((_ROLES[n.lower()] for n in shape.names if n.lower() in _ROLES), INCLUDE)
+    if shape.negative:
+        return SPARE if role == EXCLUDE else EXCLUDE
+    return role
+
+
+def apply(
+    mask: np.ndarray, drawn: Drawn, bounds_l0: tuple[int, int, int, int], per_px: tuple[float, float]
+) -> np.ndarray:
+    """Edit `mask`, bool (H, W), whose px (0, 0) lies at the bounds' corner and has `per_px` (x, y) level-0 px."""
+    painted = {role: np.zeros(mask.shape, np.uint8) for role in {r.role for r in drawn.regions}}
+    for region in drawn.regions:
+        for polygon in region.polygons:
+            corners = [(ring - np.array(bounds_l0[:2])) / np.array(per_px) - 0.5 for ring in polygon]
+            _paint(painted[region.role], [np.clip(c, -_FAR_PX, _FAR_PX) for c in corners])
+    out = painted[TISSUE] > 0 if TISSUE in painted else mask.copy()
+    if INCLUDE in painted:
+        out &= painted[INCLUDE] > 0
+    if EXCLUDE in painted:
+        cut = painted[EXCLUDE] > 0
+        if SPARE in painted:
+            cut &= painted[SPARE] == 0
+        out &= ~cut
+    return out
+
+
+def _paint(on: np.ndarray, rings_px: list[np.ndarray]) -> None:
+    """Set the polygon in `on`, uint8 (H, W). Filled even-odd, also where a ring crosses itself; nothing is set outside
+    the outer ring, though a hole may reach out of it. Only the box around it is touched: there may be 100,000."""
+    h, w = on.shape
+    x0, y0 = np.floor(rings_px[0].min(axis=0)).astype(int) - 1
+    x1, y1 = np.ceil(rings_px[0].max(axis=0)).astype(int) + 2
+    x0, y0, x1, y1 = max(0, x0), max(0, y0), min(w, x1), min(h, y1)
+    if x0 >= x1 or y0 >= y1:
+        return
+    fixed = [np.rint((ring - (x0, y0)) * (1 << _SHIFT)).astype(np.int32) for ring in rings_px]
+    one = np.zeros((y1 - y0, x1 - x0), np.uint8)
+    cv2.fillPoly(one, fixed, 1, shift=_SHIFT)
+    if len(fixed) > 1:
+        outer = np.zeros_like(one)
+        cv2.fillPoly(outer, fixed[:1], 1, shift=_SHIFT)
+        one &= outer
+    on[y0:y1, x0:x1] |= one

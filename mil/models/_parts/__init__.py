@@ -1,0 +1,1 @@
+"""Layers and masks that the models of several papers share."""

@@ -1,0 +1,333 @@
+"""The commands beside the verbs: looking, settings, the demo. Same rules as `cli.py`: parse and call, nothing heavy at
+import, the work itself in the module a command names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from mhim.pipeline.cli.labels import table_flags
+from mhim.pipeline.cli.main import (
+    BackendName,
+    ConfigFiles,
+    DryRun,
+    Encoder,
+    Gpu,
+    Labels,
+    ListAll,
+    Mpp,
+    MppOfSlides,
+    Replace,
+    Scheduler,
+    Sets,
+    Slides,
+    Table,
+    Wait,
+    WorkDir,
+    Workers,
+    app,
+    session,
+)
+from mhim.pipeline.cli.values import grid_of
+
+
+@app.command(rich_help_panel="Look")
+def status(
+    work: WorkDir = Path("work"),
+    watch: Annotated[bool, typer.Option("--watch", help="show it again every 2 s until Ctrl-C")] = False,
+) -> int:
+    """What is done, empty, failed, running or missing, per stage, and the reason of each failure."""
+    from mhim.pipeline.upkeep import status
+
+    return status.watch(work) if watch else status.show(work)
+
+
+@app.command(rich_help_panel="Look")
+def qupath(
+    work: WorkDir = Path("work"),
+    out: Annotated[Path | None, typer.Option(help="folder of the files (default: <work>/qupath)")] = None,
+    tiles: Annotated[bool, typer.Option("--tiles/--no-tiles", help="with the tiles and their measurements")] = True,
+) -> int:
+    """Export tissue and tiles as GeoJSON for QuPath; edited, it comes back through the manifest's column `regions`."""
+    from mhim.pipeline.exchange.qupath import export
+    from mhim.pipeline.store import layout as store
+
+    return export(store.Work(work), out, tiles)
+
+
+@app.command(rich_help_panel="Look")
+@table_flags
+def check(
+    slides: Slides,
+    labels: Annotated[
+        Path | None, typer.Option(help="table whose rows are matched with the slides, mpp and regions obeyed")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder of the report: check.csv and check.html")] = Path("check"),
+    mpp: Mpp = None,
+    mpp_of_slides: MppOfSlides = None,
+    config: ConfigFiles = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+    workers: Workers = None,
+    *,
+    table: Table,
+) -> int:
+    """Look at every slide before any work: readable? mpp? tissue? duplicates? how long? Changes nothing but --out."""
+    from mhim.configs import load
+    from mhim.pipeline.cli.values import mpps
+    from mhim.pipeline.cohort.check import check as run
+
+    flags = {"tile.mpp": mpps(mpp), "tile.mpp_of_slides": mpp_of_slides, "cluster.workers": workers}
+    flags |= {k.replace("__", "."): v for k, v in table.items()}
+    return run(slides, load.resolve(config, set_, flags), out, labels)
+
+
+@app.command(rich_help_panel="Look")
+def config(
+    config: ConfigFiles = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+    presets: Annotated[bool, typer.Option("--presets", help="list the presets instead")] = False,
+) -> int:
+    """Print all settings as commented YAML, ready to edit and pass with --config."""
+    from mhim.configs import load
+
+    print("\n".join(load.presets()) if presets else load.template(load.resolve(config, set_)))
+    return 0
+
+
+@app.command(rich_help_panel="Look")
+def encoders(
+    name: Annotated[str | None, typer.Argument(help="all that is known of one encoder")] = None,
+    weights: Annotated[Path | None, typer.Option(help="folder with weights, looked at besides the hub's cache")] = None,
+) -> int:
+    """List the encoders: width, tiles they want, licence, and whether their weights are on this machine."""
+    from mhim.pipeline.exchange.encoder_list import show
+
+    return show(weights, name)
+
+
+weights_app = typer.Typer(help="Weights of encoders.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights", rich_help_panel="Bring in")
+
+
+@weights_app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="an encoder of `pipeline encoders`, or timm:<model>")],
+    to: Annotated[Path, typer.Option("--to", help="folder that `--weights` is given later")] = Path("weights"),
+) -> int:
+    """Fetch an encoder's weights from the hub on a machine with a network, for machines without."""
+    from mhim.pipeline.exchange.encoder_list import fetch as run
+
+    return run(name, to)
+
+
+@app.command("import", rich_help_panel="Bring in")
+def import_(
+    source: Annotated[
+        Path,
+        typer.Argument(help="files of CLAM, TRIDENT, STAMP, AtlasPatch, slide2vec, .pt or .npy; or a CSV of bags"),
+    ],
+    work: WorkDir = Path("work"),
+    encoder: Annotated[str, typer.Option(help="name under which the features are kept")] = "imported",
+    slide_mpp: Annotated[
+        float | None, typer.Option(help="µm per level-0 px of the slides, where coordinates are in µm (STAMP)")
+    ] = None,
+    inner: Annotated[str | None, typer.Option(help="which encoder of files that hold several (AtlasPatch)")] = None,
+) -> int:
+    """Take features of other programs, or bags from a table: `pipeline train --encoder NAME` then trains on them."""
+    from mhim.pipeline.exchange import bag_table
+    from mhim.pipeline.store import layout as store
+
+    if source.suffix.lower() != ".csv":
+        from mhim.pipeline.exchange import features_in
+
+        names = [file.stem for file in features_in.files_in(source)]
+        known = features_in.mpp_of_slides(store.Work(work), names) if slide_mpp is None else dict.fromkeys(names, slide_mpp)
+        slides = features_in.import_folder(source, store.Work(work), encoder, known.get, inner)
+        print(f"imported {len(slides)} slides; now: pipeline train --work {work} --encoder {encoder} --labels CSV")
+        return 0
+
+    labels = bag_table.import_bags(source, store.Work(work), encoder)
+    print(f"imported; now: pipeline train --work {work} --encoder {encoder} --labels {labels}")
+    return 0
+
+
+@app.command(rich_help_panel="Bring in")
+def export(
+    out: Annotated[Path, typer.Argument(help="folder to write to")],
+    work: WorkDir = Path("work"),
+    encoder: Annotated[str, typer.Option(help="whose features")] = "texture",
+    layout: Annotated[str, typer.Option("--format", help="clam, trident, stamp, atlaspatch or slide2vec")] = "clam",
+) -> int:
+    """Write features in the layout of another program."""
+    from mhim.pipeline.cohort.labels.rows import some
+    from mhim.pipeline.exchange import features_out
+    from mhim.pipeline.store import layout as store
+
+    damaged: list[str] = []
+    empty: list[str] = []
+    slides = list(features_out.export(store.Work(work).features(encoder), out, layout, damaged, empty))
+    print(f"{len(slides)} slides written to {out}")
+    if empty:
+        print(f"no file for {len(empty)} slides without tiles: {some(empty)}")
+    for line in damaged:
+        print(f"left out: {line}")
+    return 1 if damaged else 0
+
+
+@app.command("import-model", rich_help_panel="Bring in")
+def import_model(
+    files: Annotated[list[Path], typer.Argument(help="checkpoints of the MHIM-MIL authors' program, one per fold")],
+    encoder: Annotated[str, typer.Option(help="encoder of the features they were trained on")],
+    mpp: Annotated[float, typer.Option(help="µm per tile pixel they were trained at")],
+    classes: Annotated[str, typer.Option(help="class names in the order of the outputs: normal,tumour")] = "",
+    edges: Annotated[str, typer.Option(help="survival: inner edges of the time bins: 12.5,24,40")] = "",
+    tile_px: Annotated[int | None, typer.Option(help="tile edge, pixels, if it is to be checked too")] = None,
+    activation: Annotated[str, typer.Option(help="after the embedding: gelu (published settings) or relu")] = "gelu",
+    name: Annotated[str, typer.Option(help="name of the run")] = "imported",
+    work: WorkDir = Path("work"),
+) -> int:
+    """Take trained weights of the authors' program: afterwards `pipeline score --name NAME` scores new slides."""
+    from mhim.pipeline.exchange.checkpoints import import_models
+    from mhim.pipeline.stages.runs import named
+    from mhim.pipeline.store import layout as store
+
+    features = {"encoder": encoder, "mpp": mpp} | ({} if tile_px is None else {"tile_px": tile_px})
+    name = named(name, "imported")
+    names, cuts = ([x.strip() for x in text.split(",") if x.strip()] for text in (classes, edges))
+    for line in import_models(files, store.Work(work).run(name), names, cuts, features, activation):
+        print(line)
+    print(f"imported; now: pipeline score NEW_SLIDES --work {work} --name {name}")
+    return 0
+
+
+@app.command(rich_help_panel="Look")
+def view(
+    work: Annotated[Path, typer.Argument(help="work folder")] = Path("work"),
+    port: Annotated[int, typer.Option(help="port; 0 takes a free one")] = 8765,
+    host: Annotated[str, typer.Option(help="interface: 127.0.0.1 or ::1 is this machine only")] = "127.0.0.1",
+    token: Annotated[
+        str, typer.Option(help="the secret that the link holds (default: a new one)", envvar="PIPELINE_VIEW_TOKEN")
+    ] = "",
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="ask for none: every user of this machine may look")
+    ] = False,
+) -> int:
+    """Look at slides, tiles and heatmaps in the browser: open the link that it prints."""
+    import secrets
+
+    from mhim.pipeline.store.layout import Work
+    from mhim.pipeline.viewer.data import Gallery
+    from mhim.pipeline.viewer.listen import ViewerError, address
+    from mhim.pipeline.viewer.server import make_server
+
+    if no_token and token:
+        raise ViewerError("--token and --no-token exclude each other (PIPELINE_VIEW_TOKEN counts as --token)")
+    token = "" if no_token else token or secrets.token_urlsafe(24)
+    gallery = Gallery(Work(work))
+    for line in gallery.left_out:
+        print(f"not shown: {line}")
+    server = make_server(gallery, host, port, token)
+    ask = f"/?token={token}" if token else "/"
+    print(f"viewing {work} at http://{address(host, server.server_port)}{ask}   (Ctrl-C ends)", flush=True)
+    try:
+        gallery.read.warm()
+        server.serve_forever()
+    finally:
+        server.server_close()
+        gallery.read.close()
+    return 0
+
+
+@app.command(rich_help_panel="Start here")
+def demo(
+    folder: Annotated[Path, typer.Option("--to", help="folder for the demo's slides and outputs")] = Path("demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="a dozen small slides: shows that everything runs")] = False,
+    config: ConfigFiles = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+    workers: Workers = None,
+) -> int:
+    """Paint a synthetic cohort and run the whole main job on it: no network, no GPU, no weights; minutes."""
+    from mhim.pipeline.demo.run import run
+
+    return run(folder, quick, set_, config, workers)
+
+
+@app.command(rich_help_panel="Look")
+def report(
+    work: WorkDir = Path("work"),
+    name: Annotated[str | None, typer.Option("--name", help="run, by name or folder (default: the only one)")] = None,
+) -> int:
+    """One self-contained HTML file of a scored run: cohort, exclusions, results, mistakes, settings."""
+    from mhim.pipeline.pictures.report import write
+    from mhim.pipeline.stages.runs import find
+    from mhim.pipeline.store.layout import Work
+
+    folder = Work(work)
+    print(write(folder, find(folder, name, "mhim")))
+    return 0
+
+
+@app.command(rich_help_panel="Verbs")
+@table_flags
+def benchmark(
+    work: WorkDir = Path("work"),
+    labels: Labels = None,
+    models: Annotated[
+        str | None, typer.Option(help="rows of the table as mean,abmil,mhim_abmil [default: all of benchmark.models]")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="runs become NAME-MODEL, the table NAME.md and .csv")] = None,
+    encoder: Encoder = None,
+    folds: Annotated[int | None, typer.Option(help="cross-validation folds [default: 5]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="most epochs [default: 50]")] = None,
+    seeds: Annotated[int | None, typer.Option(help="trainings per fold [default: 1]")] = None,
+    grid: Annotated[
+        list[str], typer.Option(help="setting=value,value to try in the models that have it; repeatable")
+    ] = [],  # noqa: B006
+    protocol: Annotated[str | None, typer.Option(help="honest, or paper: selects on the test fold")] = None,
+    gpu: Gpu = None,
+    config: ConfigFiles = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+    workers: Workers = None,
+    backend: BackendName = None,
+    scheduler: Scheduler = None,
+    wait: Wait = None,
+    replace: Replace = False,
+    dry_run: DryRun = False,
+    list_all: ListAll = False,
+    *,
+    table: Table,
+) -> int:
+    """Train and score every model on the same splits, and tabulate mean ± sd: a paper's table in one command."""
+    from mhim.pipeline.stages import benchmark
+
+    s = session(
+        work, config, set_, replace=replace, dry_run=dry_run, list_all=list_all,
+        extract__encoder=encoder, train__folds=folds, train__epochs=epochs, train__seeds=seeds,
+        train__grid=grid_of(grid), train__protocol=protocol, train__gpu=gpu,
+        cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
+        cluster__backend_params__scheduler=scheduler, **table,
+    )  # fmt: skip
+    return benchmark.run(s, labels, name, models.split(",") if models else [])
+
+
+@app.command(rich_help_panel="Look")
+def compare(
+    one: Annotated[str, typer.Argument(help="a scored run, by name or folder")],
+    two: Annotated[str, typer.Argument(help="another one, on the same splits")],
+    work: WorkDir = Path("work"),
+    config: ConfigFiles = [],  # noqa: B006
+    set_: Sets = [],  # noqa: B006
+) -> int:
+    """Say whether run TWO is better or worse than run ONE, or no different: paired bootstrap over the same patients."""
+    from mhim.configs import load
+    from mhim.pipeline.results import compare
+    from mhim.pipeline.resume import console
+    from mhim.pipeline.stages import runs
+    from mhim.pipeline.store import layout as store
+
+    settings = load.resolve(config, set_)
+    folders = [runs.find(store.Work(work), name, settings.train.model) for name in (one, two)]
+    compare.tell(folders[0], folders[1], settings.score, console.out)
+    return 0

@@ -1,0 +1,368 @@
+"""From labels and stored features to patients that can be trained on, and their folds.
+
+In: the rows of a labels CSV and a folder of feature stores. Out: a `Dataset` of patients (one bag each, all its
+slides), what was left out and why, and the folds. Holds paths, never features: a `StoredBag` reads them when asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mhim.configs.schema import TrainConfig, fingerprint_fields
+from mhim.mil import splits
+from mhim.mil.splits import Fold, SplitError
+from mhim.pipeline.cohort import provenance
+from mhim.pipeline.cohort.labels.match import match
+from mhim.pipeline.cohort.labels.of_patients import joint_sites, mixed_tissue
+from mhim.pipeline.cohort.labels.rows import CohortError, Row
+from mhim.pipeline.cohort.provenance import Made
+from mhim.pipeline.store import layout, seals
+
+# Facts of the features that a model is bound to: scoring refuses others.
+FACTS = ("encoder", "weights_id", "mpp", "tile_px", "stain_norm", "dim", "pooling", "transform", "encoder_name")
+
+Target = int | tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One bag. target: class index, (time, event), or None if unknown. stores: feature stores, in the order of
+    `slides`. digest: hash of the features' fingerprints. wrong: why it cannot be used, if its features are damaged."""
+
+    id: str
+    slides: tuple[str, ...]
+    stores: tuple[Path, ...]
+    target: Target | None
+    digest: str
+    split: str | None = None
+    fold: int | None = None
+    site: str | None = None
+    wrong: str = ""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Patients that can be trained on or scored. facts: what all features share. notes: what was left out, and why.
+    made: the settings of tiling and extraction that all features share. damaged: slides whose features are damaged; no
+    patient of these is among `patients`."""
+
+    patients: tuple[Patient, ...]
+    classes: tuple[str, ...]
+    facts: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    made: Made = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
+
+    @property
+    def survival(self) -> bool:
+        return not self.classes
+
+    @property
+    def order(self) -> list[str]:
+        """The classes in their order, to be told: which of two is the positive one decides what every number means."""
+        of = f"; the positive one is {self.classes[-1]} (other order: train.classes)" if len(self.classes) == 2 else ""
+        return [f"classes: {', '.join(self.classes)}{of}"] if self.classes else []
+
+    def by_id(self) -> dict[str, Patient]:
+        return {p.id: p for p in self.patients}
+
+
+@dataclass(frozen=True)
+class StoredBag:
+    """Reads the bag of a patient: features (N, D), coords int32 (N, 2), tile edge in level-0 px.
+
+    Several slides stand one below the other, a tile apart, in the level-0 px of the first, so that no tile of one is
+    the neighbour of another's.
+    """
+
+    stores: tuple[Path, ...]
+
+    def __call__(self) -> tuple[np.ndarray, np.ndarray, float]:
+        parts = [self._read(path) for path in self.stores]
+        if len(parts) == 1:
+            return parts[0]
+        tile = parts[0][2]
+        coords, below = [], 0
+        for _, here, size in parts:
+            scaled = np.rint(here * (tile / size)).astype(np.int64)
+            scaled -= scaled.min(axis=0, initial=0) if len(scaled) else 0
+            coords.append(scaled + np.array([0, below]))
+            below += int(scaled[:, 1].max(initial=0)) + 2 * int(np.ceil(tile)) if len(scaled) else 0
+        return np.concatenate([p[0] for p in parts]), np.concatenate(coords).astype(np.int32), tile
+
+    def rows(self) -> list[int]:
+        """Number of tiles of each slide, in order: cuts a patient's scores back into slides."""
+        return [len(layout.read_array(path, "coords")) for path in self.stores]
+
+    @staticmethod
+    def _read(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
+        tile_l0 = layout.read_attrs(path).get("tile_l0") or 1.0
+        return layout.read_array(path, "features"), layout.read_array(path, "coords"), float(np.mean(tile_l0))
+
+
+
+def own_settings(config: TrainConfig) -> dict[str, Any]:
+    """Settings of one training: without those that only say which trainings there are. A cell of a grid or a teacher
+    thus equals, byte by byte, the same training made alone."""
+    plan = {"grid", "seeds", "repeats", "seed"}
+    return {k: v for k, v in fingerprint_fields(config).items() if k not in plan}
+
+
+def feature_stores(root: Path) -> dict[str, Path]:
+    """slide id -> feature store, for every committed store below `root`, packed ones too."""
+    found: dict[str, Path] = {}
+    for folder, names, files in os.walk(root):
+        names[:] = sorted(n for n in names if not n.startswith("."))
+        here = Path(folder)
+        for name in [n for n in names if n.endswith(".zarr")]:
+            found[(here / name).relative_to(root).as_posix().removesuffix(".zarr")] = here / name
+        names[:] = [n for n in names if not n.endswith(".zarr")]
+        for name in [f for f in files if f.endswith(".zarr.zip")]:
+            path = here / name.removesuffix(".zip")
+            found.setdefault(path.relative_to(root).as_posix().removesuffix(".zarr"), path)
+    return dict(sorted(found.items()))
+
+
+def labelled(rows: Sequence[Row], features: Path, config: TrainConfig) -> Dataset:
+    """The patients of `rows` that have a label and features. Raises CohortError when nothing can be trained on."""
+    stores, damaged = _usable(features)
+    every = {**stores, **damaged}
+    matched = match(rows, every)
+    notes = [*_damaged(damaged), *matched.notes]
+    notes += _left_out(matched.without_row, "slides have features but no row in the labels")
+    notes += _without_features(matched.without_slide, features, every)
+    survival = config.task == "survival" or (config.task == "auto" and any(r.time is not None for r, _ in matched.rows))
+    lost = {r.patient for r, i in matched.rows if i in damaged}  # a bag without one of its slides is another bag
+    notes += _left_out([i for r, i in matched.rows if r.patient in lost and i not in damaged],
+                       "slides are of patients with a damaged one")
+    known = [(r, i) for r, i in matched.rows if (r.time if survival else r.label) is not None and r.patient not in lost]
+    unknown = [i for r, i in matched.rows if (r.time if survival else r.label) is None]
+    notes += _left_out(unknown, f"slides have no {'time' if survival else 'label'}")
+    if not known:
+        what = "time and event" if survival else "label"
+        why = "; ".join(notes) or "the labels are empty"
+        raise CohortError(f"no slide with features in {features} has a {what}; {why}")
+    classes = () if survival else _classes([r.label for r, _ in known if r.label is not None], config.classes)
+    groups: dict[str, list[tuple[Row, str]]] = {}
+    for row, slide in known:
+        groups.setdefault(row.patient, []).append((row, slide))
+    sites, joined = joint_sites([r for r, _ in known], config.split_by)
+    notes += joined + mixed_tissue({name: [i for _, i in members] for name, members in groups.items()})
+    patients = []
+    for name, members in sorted(groups.items()):
+        members.sort(key=lambda member: member[1])  # by slide: the order of the table is nobody's business
+        row = replace(members[0][0], site=sites.get(name))
+        if survival:
+            assert row.time is not None
+            assert row.event is not None
+            target: Target = (row.time, float(row.event))
+        else:
+            assert row.label is not None
+            target = classes.index(row.label)
+        patients.append(patient_of(name, [i for _, i in members], stores, target, row))
+    used = {i: stores[i] for p in patients for i in p.slides}
+    made, differ = _made(used, features)
+    return Dataset(tuple(patients), classes, _facts(used), (*notes, *differ), made, tuple(damaged))
+
+
+def unlabelled(features: Path, rows: Sequence[Row] = ()) -> Dataset:
+    """Patients without target: those whose slides `rows` name, and every other slide with features by itself.
+
+    Raises CohortError where a slide without row bears the name of a patient."""
+    stores, damaged = _usable(features)
+    every = {**stores, **damaged}
+    matched = match(rows, every)
+    groups: dict[str, list[str]] = {}
+    for row, slide in sorted(matched.rows, key=lambda pair: pair[1]):
+        groups.setdefault(row.patient, []).append(slide)
+    for slide in matched.without_row:
+        if slide in groups:
+            raise CohortError(f"slide {slide} has no row, but a patient of other slides is called so: add its row")
+        groups[slide] = [slide]
+    groups = {name: of for name, of in groups.items() if not damaged.keys() & set(of)}
+    notes = [*_damaged(damaged), *matched.notes]
+    notes += _without_features(matched.without_slide, features, every)
+    notes += mixed_tissue(groups)
+    if rows:
+        alone = matched.without_row
+        notes += [f"no row tells the patient of {len(alone)} slides: each is one by itself"] if alone else []
+    patients = tuple(patient_of(name, sorted(of), stores) for name, of in sorted(groups.items()))
+    made, differ = _made(stores, features)
+    return Dataset(patients, (), _facts(stores), (*notes, *differ), made, tuple(damaged))
+
+
+def make_folds(dataset: Dataset, config: TrainConfig) -> list[Fold]:
+    """The folds that `config` asks for. Raises SplitError."""
+    how = config.split_by
+    patients = dataset.patients
+    if how == "auto":
+        how = "csv" if any(p.split or p.fold is not None for p in patients) else "patient"
+    strata = _strata(dataset)
+    if how == "csv":
+        if any(p.fold is not None for p in patients):
+            lacking = [p.id for p in patients if p.fold is None]
+            if lacking:
+                raise SplitError(f"patient {lacking[0]} has no fold, others have: fill the column, or drop it")
+            column = {p.id: str(p.fold) for p in patients}
+            made = splits.from_fold_column(column, strata, config.val_fraction, config.seed)
+        elif any(p.split for p in patients):
+            lacking = [p.id for p in patients if not p.split]
+            if lacking:
+                raise SplitError(f"patient {lacking[0]} has no split, others have: fill the column, or drop it")
+            column = {p.id: p.split or "" for p in patients}
+            made = splits.from_split_column(column, strata, config.val_fraction, config.seed)
+        else:
+            raise SplitError("train.split_by=csv, but the labels have no split and no fold column")
+    else:
+        sites = {p.id: p.site or "" for p in patients} if how == "site" else None
+        made = splits.k_fold(strata, config.folds, config.val_fraction, config.seed, config.repeats, sites,
+                             dataset.survival)
+    return splits.select_on_test(made) if config.protocol == "paper" else made
+
+
+def duplicates(dataset: Dataset, work: layout.Work) -> list[str]:
+    """Slides of different patients that are the same picture, by OpenSlide's quickhash: one line each."""
+    first: dict[str, tuple[str, str]] = {}
+    lines = []
+    for patient in dataset.patients:
+        for slide in patient.slides:
+            tiles = seals.look(work.tile_store(slide))
+            digest = tiles.attrs.get("quickhash") if tiles else None
+            if not digest:
+                continue
+            other = first.setdefault(digest, (patient.id, slide))
+            if other[0] != patient.id:
+                lines.append(f"slides {other[1]} (patient {other[0]}) and {slide} (patient {patient.id}) are "
+                             "identical: if they are one patient, the folds leak")
+    return lines
+
+
+def digest_of(patients: Sequence[Patient]) -> str:
+    """Hash of which patients, with which targets and features: 16 hex digits."""
+    plain = [[p.id, p.target, p.digest] for p in patients]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
+
+
+def _usable(features: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The stores with tiles, and those that are damaged, as far as seals and sizes tell."""
+    stores = feature_stores(features)
+    if not stores:
+        raise CohortError(f"no features in {features}; run `pipeline extract` first (or name their --encoder)")
+    looked = {i: seals.look(path) for i, path in stores.items()}
+    damaged = {i: stores[i] for i, found in looked.items() if found is None or found.wrong}
+    usable = {i: stores[i] for i, found in looked.items() if found and not found.wrong and not found.attrs.get("empty")}
+    return usable, damaged
+
+
+def _damaged(stores: dict[str, Path]) -> list[str]:
+    """One line for each, what is wrong and what to do."""
+    found = {slide: seals.look(path) for slide, path in stores.items()}
+    return [f"left out, {slide}: {layout.damage(stores[slide], there.wrong if there else 'it is missing')}"
+            for slide, there in found.items()]
+
+
+def patient_of(
+    name: str, slides: Sequence[str], stores: dict[str, Path], target: Target | None = None, row: Row | None = None
+) -> Patient:
+    """A patient with the features of its slides. Where those are damaged, that is told in `wrong`."""
+    found = [seals.look(stores[i]) for i in slides]
+    marks = [there.attrs.get("fingerprint", "") if there else "" for there in found]
+    wrong = [layout.damage(stores[i], there.wrong if there else "it is missing")
+             for i, there in zip(slides, found, strict=True) if there is None or there.wrong]
+    digest = hashlib.sha256(json.dumps([list(slides), marks]).encode()).hexdigest()[:16]
+    more = (row.split, row.fold, row.site) if row else (None, None, None)
+    return Patient(name, tuple(slides), tuple(stores[i] for i in slides), target, digest, *more, "; ".join(wrong))
+
+
+def _made(stores: dict[str, Path], features: Path) -> tuple[Made, list[str]]:
+    return provenance.shared({i: provenance.of_features(i, path, features) for i, path in stores.items()})
+
+
+def facts_of(attrs: dict[str, Any]) -> dict[str, Any]:
+    """What a model is bound to, out of a feature store's attributes.
+
+    An encoder has one name, by which the settings call it and its folder is called. Version 0.1 stored the one that a
+    user's own encoder gives itself, and the other among the settings: `encoder_name` keeps it for its models."""
+    facts = {k: attrs[k] for k in FACTS if k in attrs}
+    named = attrs.get("settings", {}).get("extract.encoder")
+    if named and named != attrs.get("encoder"):
+        return facts | {"encoder": named, "encoder_name": attrs.get("encoder")}
+    return facts
+
+
+def features_of(work: layout.Work, facts: dict[str, Any]) -> Path:
+    """The folder of the features that a model with these facts was trained on: by its encoder's name, or, where a model
+    of version 0.1 has the name that a user's own encoder gives itself, the folder whose stores say that name."""
+    usual = work.features(str(facts.get("encoder")))
+    if not usual.is_dir():
+        for folder in sorted((work.root / "features").glob("[!.]*")):
+            first = next(iter(feature_stores(folder).values()), None)
+            if first is not None:
+                attrs = layout.read_attrs(first)
+                if facts.get("encoder") in (attrs.get("encoder"), attrs.get("encoder_name")):
+                    return folder
+    return usual
+
+
+def _facts(stores: dict[str, Path]) -> dict[str, Any]:
+    """What all features share. Raises CohortError naming two slides that differ."""
+    shared: dict[str, Any] = {}
+    first = next(iter(stores), "")
+    for slide, path in stores.items():
+        facts = facts_of(layout.read_attrs(path))
+        shared = shared or facts
+        for key in facts.keys() | shared.keys():
+            if facts.get(key) != shared.get(key):
+                raise CohortError(f"features of {slide} have {key} {facts.get(key)!r}, those of {first} have "
+                                  f"{shared.get(key)!r}: extract all slides with one encoder and one tile size")
+    return shared
+
+
+def _classes(labels: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
+    """Class names in order: as given, else numbers by value, then names by letter."""
+    present = set(labels)
+    if given:
+        unknown = sorted(present - set(given))
+        if unknown:
+            raise CohortError(f"label {unknown[0]!r} is none of train.classes ({', '.join(given)})")
+        return tuple(given)
+    if len(present) < 2:
+        raise CohortError(f"all {len(labels)} labelled slides are {labels[0]!r}: two classes are needed to train")
+    if all(_number(v) is not None for v in present):
+        return tuple(sorted(present, key=lambda v: (_number(v), v)))
+    return tuple(sorted(present, key=lambda v: (0, float(v), "") if v.isdigit() else (1, 0.0, v)))
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _strata(dataset: Dataset) -> dict[str, int]:
+    if not dataset.survival:
+        return {p.id: int(p.target) for p in dataset.patients if isinstance(p.target, int)}
+    pairs = {p.id: p.target for p in dataset.patients if isinstance(p.target, tuple)}
+    return splits.survival_strata({k: v[0] for k, v in pairs.items()}, {k: int(v[1]) for k, v in pairs.items()})
+
+
+def _without_features(rows: Sequence[Row], features: Path, every: dict[str, Path]) -> list[str]:
+    """Lines on `rows` that name none of the slides in `every`: those without tiles, and those without a store."""
+    bare = {i for i in feature_stores(features) if i not in every}
+    return [*_left_out([r.slide for r in rows if r.slide in bare], "slides have no tiles"),
+            *_left_out([r.slide for r in rows if r.slide not in bare], "rows of the labels have no features")]
+
+
+def _left_out(names: Sequence[str], why: str) -> list[str]:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return [f"left out, {len(names)} {why}: {', '.join(names[:5])}{more}"] if names else []

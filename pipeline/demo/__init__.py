@@ -1,0 +1,1 @@
+"""The painted cohort of `pipeline demo`, and the demo itself."""

@@ -1,0 +1,118 @@
+"""The main job on the demo cohort, as a stranger sees it: paint slides, run the four verbs, show what came of it.
+
+In: a folder. Out: `slides/`, `labels.csv`, `truth/` and `work/` in it, and a summary on the terminal. What a run may
+not know (the planted tumour) is read only at the end, to measure how well the tile scores find it.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from mhim.configs.load import resolve
+from mhim.pipeline.demo import cohort
+from mhim.pipeline.results import numbers
+from mhim.pipeline.resume import console
+from mhim.pipeline.stages import verbs
+from mhim.pipeline.store import layout
+from mhim.pipeline.training import choices
+from mhim.pipeline.upkeep import status
+from rich.table import Table
+
+MODELS = ("abmil", "mhim")
+EXPECTED = {cohort.NO_MPP: "failed", cohort.TRUNCATED: "failed", cohort.NO_TISSUE: "empty"}
+
+
+def run(folder: Path, quick: bool, sets: list[str], config: list[str], workers: int | None) -> int:
+    """The whole demo; `quick`: on twelve small slides, too few to learn from.
+
+    Returns 0 when everything that should work did, and only the three broken slides did not."""
+    began = time.monotonic()
+    settings = resolve(["demo", *config], sets, {"cluster.workers": workers})
+    work = layout.Work(folder / "work")
+    console.err.print(f"[bold]demo[/]: painting a cohort of synthetic H&E slides in {console.escape(str(folder))}")
+    labels = cohort.make_cohort(folder, n=12, small=True) if quick else cohort.make_cohort(folder)
+    painted = time.monotonic()
+    session = verbs.Session(work, settings)
+    verbs.tile(session, folder / "slides")
+    verbs.extract(session)
+    codes = []
+    for model in MODELS:
+        train = settings.train.model_copy(update={"model": model, "model_params": {}})
+        one = replace(session, config=settings.model_copy(update={"train": train}))
+        codes.append(verbs.train(one, labels, model))
+        codes.append(verbs.score(one, model))
+    handled = _show_broken(work)
+    _show_metrics(work, folder)
+    _show_places(work, folder)
+    seconds = time.monotonic() - began
+    console.out.print(f"\n{seconds:.0f} s, of which {painted - began:.0f} s painting the slides.")
+    return max(codes) if handled else 1
+
+
+def _show_broken(work: layout.Work) -> bool:
+    """The three cases every cohort has, and how they ended. True if each ended as it should and no other failed."""
+    table = Table(title="Broken slides: recorded, never in the way of the others")
+    for column in ("slide", "ended as", "why, and what to do"):
+        table.add_column(column, overflow="fold")
+    tile = next(s for s in status.read(work) if s.name == "tile")
+    ended = {key: state for state in ("failed", "empty", "missing") for key in tile.keys[state]}
+    for key, state in sorted(ended.items()):
+        table.add_row(key, state, console.escape(tile.reasons.get(key, "")))
+    console.out.print(table)
+    return ended == EXPECTED
+
+
+def _show_metrics(work: layout.Work, folder: Path) -> None:
+    """Held-out figures per model, and how well its tile scores find the planted tumour."""
+    table = Table(title="Held-out results (every slide scored by models that never saw its patient)")
+    table.add_column("model")
+    rows: list[tuple[str, list[str]]] = []
+    counted: list[str] = []
+    for model in MODELS:
+        metrics = layout.read_json(work.run(model) / "metrics.json")
+        rows.append((model, [numbers.text_of(metrics["test"][k]) for k in ("auc", "balanced_accuracy", "f1")]))
+        counted += [f"{model}: {line}" for line in choices.lines(metrics["choices"])]
+    for name in ("AUC", "balanced accuracy", "F1", "AUC of tile scores against the planted tumour"):
+        table.add_column(name, justify="right")
+    for model, cells in rows:
+        table.add_row(model, *cells, f"{instance_auc(work, model, folder):.3f}")
+    console.out.print(table)
+    for line in counted:
+        console.out.print(console.escape(line))
+
+
+def instance_auc(work: layout.Work, run: str, folder: Path) -> float:
+    """Mean over the tumour slides of the AUC of tile scores against tiles that are at least half planted tumour."""
+    from sklearn.metrics import roc_auc_score
+
+    aucs = []
+    for slide, scores in tile_scores(work, run).items():
+        attrs = layout.read_attrs(work.tile_store(slide))
+        coords = layout.read_array(work.tile_store(slide), "coords")
+        planted = cohort.tumour_fraction(cohort.read_truth(folder, slide), coords, attrs["tile_l0"][0]) >= 0.5
+        if planted.any() and not planted.all():
+            aucs.append(roc_auc_score(planted, scores))
+    return float(np.mean(aucs)) if aucs else float("nan")
+
+
+def tile_scores(work: layout.Work, run: str) -> dict[str, np.ndarray]:
+    """Slide id -> float32 (N,) instance scores of the fold that held the slide out."""
+    with open(work.run(run) / "predictions.csv", newline="") as f:
+        slides = [s for row in csv.DictReader(f) for s in row["slide"].split(";")]
+    return {s: np.asarray(layout.read_array(work.run(run) / "scores" / f"{s}.zarr", "attention")) for s in slides}
+
+
+def _show_places(work: layout.Work, folder: Path) -> None:
+    console.out.print("\nLook at:")
+    for what, where in (
+        ("the slides", folder / "slides"),
+        ("tissue and tiles drawn on each slide", work.overlays),
+        ("where the models looked", work.run("mhim") / "heatmaps"),
+        ("predictions and metrics", work.run("mhim") / "predictions.csv"),
+    ):
+        console.out.print(f"  {what}: {console.escape(str(where))}")
+    console.out.print(f"Then: pipeline status --work {console.escape(str(work.root))}")

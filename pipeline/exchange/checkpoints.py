@@ -1,0 +1,111 @@
+"""Checkpoints of the MHIM-MIL authors' program -> a run of this one, one bundle per file, ready to score new slides.
+
+In: files with weights in their naming, and what the weights do not tell: classes, encoder, mpp. Out: `runs/<name>/`
+with one fold per file. Knows nothing of training. A checkpoint is read as tensors only, never unpickled as objects.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mhim.mil import reference, tasks
+from mhim.pipeline.resume import leftovers
+from mhim.pipeline.store import disk, layout
+from mhim.pipeline.training import bundle
+from mhim.pipeline.training import fold as training
+from torch import Tensor
+
+WRAPPERS = ("model", "state_dict", "model_state_dict")  # names under which a checkpoint may hold the weights
+
+
+class ImportRefused(layout.StoreError):
+    """A checkpoint cannot be taken as a model; the message says which file, what is wrong and what to do."""
+
+
+def weights_of(file: Path) -> dict[str, Tensor]:
+    """The tensors of a .pt, .pth or .safetensors file. Raises ImportRefused."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    # A file that is something else is read as instructions by torch's reader, which then stumbles over any of these.
+    unreadable = (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, LookupError, ValueError, TypeError,
+                  AttributeError)
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ImportRefused(f"{file} does not exist") from error
+    except unreadable as error:
+        raise ImportRefused(f"{file} cannot be read as plain weights ({str(error).splitlines()[0]}). If it holds whole "
+                            "objects, save model.state_dict() from the program that wrote it.") from error
+    for name in WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ImportRefused(f"{file} holds no weights by name; save model.state_dict() from the program that wrote it")
+    return dict(found)
+
+
+def import_models(
+    files: Sequence[Path], final: Path, classes: Sequence[str], edges: Sequence[str], features: dict[str, Any],
+    activation: str = "gelu",
+) -> list[str]:
+    """Write the run `final`, which must not exist, and say what each file was.
+
+    classes: names in the order of the logits. edges: inner edges of the time bins, for survival instead of classes.
+    features: what the model was trained on, at least `encoder` and `mpp`. Raises ImportRefused.
+    """
+    if bool(classes) == bool(edges):
+        raise ImportRefused("give --classes (diagnosis) or --edges (survival: inner edges of the time bins), not both")
+    if final.exists():
+        raise ImportRefused(f"{final} exists; import under another --name, or delete it")
+    task = tasks.Task("nll", edges=_edges(edges)) if edges else tasks.Task("classification", classes=tuple(classes))
+    leftovers.sweep(final.parent)
+    with leftovers.private(final.parent) as aside, disk.naming(final):
+        told = [_one(f, aside / f"fold_{k}", k, task, features, activation) for k, f in enumerate(files)]
+        if not layout.commit(aside, final):
+            raise ImportRefused(f"{final} exists; import under another --name, or delete it")
+    return told
+
+
+def _edges(texts: Sequence[str]) -> tuple[float, ...]:
+    try:
+        found = tuple(float(t) for t in texts)
+    except ValueError as error:
+        raise ImportRefused(f"--edges: {error}; numbers separated by commas are wanted, such as 12.5,24,40") from error
+    if list(found) != sorted(set(found)):
+        raise ImportRefused(f"--edges {','.join(texts)}: every edge must be larger than the one before")
+    return found
+
+
+def _one(file: Path, out: Path, fold: int, task: tasks.Task, features: dict[str, Any], activation: str) -> str:
+    state = weights_of(file)
+    try:
+        student = reference.student_of(state)
+        said = reference.outputs(state, student)
+        if said != task.n_out:
+            what = "classes" if task.classes else "time bins (one more than edges)"
+            raise ImportRefused(f"{file} answers with {said} numbers, but {task.n_out} {what} are given")
+        in_dim = reference.features(state)
+        model = reference.load_reference(state, student, said, in_dim, activation)
+        name, params = reference.settings(state, student, activation)
+    except reference.NotReference as error:
+        raise ImportRefused(f"{file}: {error}") from error
+    digest = layout.sha256(file)
+    card = {
+        "model": name, "model_params": params, "in_dim": in_dim, "task": task.to_json(),
+        "features": {**features, "dim": in_dim},
+        "split": {"hash": "imported", "repeat": 0, "fold": fold, "train": 0, "val": 0, "test": 0}, "seed": 0,
+        "protocol": "imported", "train": {"threads": 1}, "versions": bundle.versions(), "epoch": 0,
+        "epochs": 0, "validation": {}, "test": {}, "imported": {"file": file.name, "sha256": digest},
+    }
+    bundle.write(out, card, model.float().state_dict(), None)
+    header = {"side": "", "patient": "", "slides": ""}  # no patient was held out here, so there is no row
+    (out / training.PREDICTIONS).write_text(training.table([header]).splitlines()[0] + "\n")
+    layout.seal(out, {"stage": "import-model", "sha256": digest, "activation": activation})
+    return f"{file.name}: {name} with student {student}" if name == "mhim" else f"{file.name}: {student}"

@@ -1,0 +1,63 @@
+"""`pipeline qupath`: the tissue and tiles of a work folder as GeoJSON that QuPath opens, one file per slide.
+
+In: a work folder with tiles. Out: `qupath/<slide id>.geojson`. Edited there and exported again, a file comes back by
+the manifest's column `regions`. Knows layouts and names only; shapes are made by extract.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mhim.pipeline.cohort.slides import CohortError, read_cohort
+from mhim.pipeline.resume import console, leftovers
+from mhim.pipeline.store import layout
+
+
+def export(work: layout.Work, out: Path | None, tiles: bool = True) -> int:
+    """Write every tiled slide's file; 1 if a slide has no tiles yet, or damaged ones. Raises CohortError."""
+    from mhim.extract.tiles.geojson import dumps
+
+    folder = out or work.root / "qupath"
+    written = 0
+    missing: list[str] = []
+    damaged: list[str] = []
+    leftovers.sweep(folder)
+    for slide in read_cohort(work):
+        path = work.tile_store(slide.id)
+        if layout.stored(path) is None:
+            missing.append(slide.id)
+            continue
+        try:
+            features = _features(path, tiles, slide.id)
+        except layout.StoreError as error:
+            damaged.append(str(error))
+            continue
+        layout.write_atomic(folder / f"{slide.id}.geojson", dumps(features), folder)
+        written += 1
+    if not written and not damaged:
+        raise CohortError(f"no slide in {work.root} has tiles; run `pipeline tile` first")
+    console.out.print(f"{written} files in {folder}: drag one onto its slide in QuPath", markup=False)
+    if missing:
+        console.out.print(f"not tiled, hence left out: {', '.join(missing)}", markup=False)
+    for line in damaged:
+        console.out.print(f"left out: {line}", markup=False)
+    return 1 if missing or damaged else 0
+
+
+def _features(path: Path, tiles: bool, slide: str) -> list[dict[str, Any]]:
+    """Tissue, and with `tiles` the tiles, of one tile store as GeoJSON features. Raises StoreError."""
+    from mhim.extract.tiles.geojson import tile_features, tissue_features
+    from mhim.extract.tiles.tiling import ARTEFACTS, unpack_mask
+
+    attrs = layout.read_attrs(path)
+    bounds = tuple(attrs["bounds_l0"])
+    per_px = tuple(m / s for m, s in zip(attrs["mask_mpp"], attrs["slide_mpp"], strict=True))
+    mask = unpack_mask(layout.read_array(path, "mask"), attrs["mask_px"][0])
+    features = tissue_features(mask, per_px)
+    if tiles:
+        numbers = {n: np.asarray(layout.read_array(path, n)) for n in ("tissue", *ARTEFACTS)}
+        coords = np.asarray(layout.read_array(path, "coords"))
+        features += tile_features(coords, tuple(attrs["tile_l0"]), numbers, bounds[:2], slide, "Tile")
+    return features

@@ -1,0 +1,1 @@
+"""What people look at without the program: layers over slides, figures, the report."""

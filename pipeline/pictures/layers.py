@@ -1,0 +1,275 @@
+"""Pictures of what a model saw: stored tile scores drawn on the slide, for every model by the same code.
+
+In: `scores/<slide id>.zarr` of a scored run, and the slide file. Out: per slide one folder below `heatmaps/` with PNG
+overlays, and on request a pyramidal TIFF, GeoJSON tiles for QuPath and a contact sheet of tiles. Nothing is tiled or
+encoded again. It knows no model: what a model cannot tell (class evidence) is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from mhim.configs.schema import Config, ScoreConfig
+from mhim.mil import heatmap
+from mhim.mil.heatmap import Frame, Scaled
+from mhim.pipeline.cohort.identities import Identities
+from mhim.pipeline.cohort.labels import match
+from mhim.pipeline.cohort.labels.rows import some
+from mhim.pipeline.cohort.listing import SlideEntry
+from mhim.pipeline.cohort.slides import read_cohort
+from mhim.pipeline.exchange import imported
+from mhim.pipeline.resume.stage import Item, Made, Stage
+from mhim.pipeline.store import layout, seals
+from mhim.pipeline.training import bundle
+
+PICTURE_PX = 1600  # long side of an overlay
+PICTURES = ("heatmaps", "heatmap_scale", "top_tiles", "geojson", "tiff")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One number per tile. signed: its zero divides for from against. share: it is one of a whole, and so drawn."""
+
+    name: str
+    scores: np.ndarray
+    signed: bool = False
+    share: bool = False
+
+    def scaled(self, how: Literal["percentile", "raw"]) -> Scaled:
+        """Its scores as positions on the colour scale."""
+        return heatmap.scaled(self.scores, "share" if self.share else how, self.signed)
+
+
+def drawing(session_work: layout.Work, config: Config, scored: Any) -> tuple[Draw, list[str]]:
+    """The pictures of a scored stage, and of which slides there are none, and why. Features that were brought in find
+    their slide by its name, as labels do."""
+    known = {s.id: s for s in read_cohort(session_work)} if session_work.cohort.exists() else {}
+    stores = {s: p for patient in scored.data.patients for s, p in zip(patient.slides, patient.stores, strict=True)}
+    folders = next(iter(scored.models.values()))
+    task = bundle.card_of(folders[0])["task"]
+    file_of = {s: s for s in stores if s in known} | match.files_of((s for s in stores if s not in known), known)
+    slides, lacking = [], {"their files are not in cohort.csv": [s for s in sorted(stores) if s not in file_of]}
+    for slide in sorted(file_of):
+        why = imported.unplaced(found.attrs) if (found := seals.look(stores[slide])) else "no features"
+        if why:
+            lacking.setdefault(why, []).append(slide)
+        else:
+            slides.append(replace(known[file_of[slide]], id=slide))
+    told = [f"no pictures of {len(of)} slides ({some(of)}): {why}" for why, of in lacking.items() if of]
+    return Draw(session_work, config, scored.out, slides, stores, task), told
+
+
+def layers(arrays: dict[str, np.ndarray], task: dict[str, Any], which: str) -> list[Layer]:
+    """The layers of one slide that `which` (a value of score.heatmaps) asks for and the model can give.
+
+    arrays: attention (n,) and, if the model has it, evidence (n, C), as the store of scores holds them.
+    attention: the tile's share in the answer. probability: of a class, were the tile a slide of its own.
+    contribution: attention x class evidence, the evidence relative to the mean of the classes, because adding the same
+    to all logits changes no probability. hardness, masked: what MHIM's teacher finds hard, and the share of its
+    training in which the mask hides the tile. Of two classes the second is drawn: the first is its mirror image.
+    """
+    made = [Layer("attention", arrays["attention"])] if which in ("attention", "all") else []
+    if which == "all":
+        made += [Layer(name, arrays[name], share=name == "masked") for name in ("hardness", "masked") if name in arrays]
+    evidence = arrays.get("evidence")
+    if evidence is None or which in ("none", "attention"):
+        return made
+    evidence = evidence.astype(np.float64)
+    names = [str(c) for c in task["classes"]]
+    if task["kind"] != "classification":
+        hazard = 1 / (1 + np.exp(-evidence)) if task["kind"] == "nll" else evidence
+        risk = -np.cumprod(1 - hazard, axis=1).sum(1) if task["kind"] == "nll" else evidence[:, 0]
+        share = Layer("contribution_risk", arrays["attention"] * (risk - risk.mean()), True)
+        return [*made, Layer("risk", risk), share]
+    shown = range(1, 2) if len(names) == 2 else range(len(names))
+    if which in ("probability", "all"):
+        p = np.exp(evidence - evidence.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        made += [Layer(f"probability_{names[c]}", p[:, c]) for c in shown]
+    if which in ("contribution", "all"):
+        relative = evidence - evidence.mean(1, keepdims=True)
+        made += [Layer(f"contribution_{names[c]}", arrays["attention"] * relative[:, c], True) for c in shown]
+    return made
+
+
+@dataclass
+class Draw(Stage):
+    """Tile scores to pictures: `heatmaps/<slide id>/`. Changed picture settings draw again without asking."""
+
+    work: layout.Work
+    config: Config
+    out: Path  # folder with scores/
+    slides: list[SlideEntry]
+    stores: dict[str, Path]  # slide id -> feature store, whose attributes tell the tiles' geometry
+    task: dict[str, Any]
+    untrusted = True
+
+    def __post_init__(self) -> None:
+        self.name = f"draw {self.out.name}"
+        self.identities = Identities(self.work.root)
+
+    @property
+    def root(self) -> Path:  # type: ignore[override]
+        return self.out / "heatmaps"
+
+    def items(self) -> list[Item]:
+        made = []
+        for slide in self.slides:
+            scores = self.out / "scores" / f"{slide.id}.zarr"
+            found = seals.look(scores)
+            if found is not None:
+                wrong = layout.damage(scores, found.wrong) if found.wrong else ""
+                made.append(Item(slide.id, self.root / slide.id, {"scores": found.fingerprint}, slide, wrong=wrong))
+        limit = self.config.score.heatmap_limit
+        return made[:limit] if limit else made
+
+    def settings(self) -> dict[str, Any]:
+        dumped = self.config.score.model_dump(mode="json")
+        return {f"score.{k}": dumped[k] for k in PICTURES}
+
+    def remake_fields(self) -> frozenset[str]:
+        return frozenset({*(f"score.{k}" for k in PICTURES), "input.scores"})
+
+    def remake(self, item: Item, old: Path, out: Path) -> Made:
+        return self.make(item, out, out)
+
+    def make(self, item: Item, out: Path, partial: Path) -> Made:
+        from mhim.extract.slide.slide import open_slide
+
+        scores = self.out / "scores" / f"{item.key}.zarr"
+        arrays = {name: np.asarray(layout.read_array(scores, name)) for name in layout.array_names(scores)}
+        tiles = layout.read_attrs(self.stores[item.key])
+        slide: SlideEntry = item.data
+        self.identities.check_same(slide.path, tiles)
+        out.mkdir(parents=True)
+        config = self.config.score
+        wanted = layers(arrays, self.task, config.heatmaps)
+        every = layers(arrays, self.task, "all")
+        told = tiles.get("slide_mpp")
+        mpp = (float(told[0]), float(told[1])) if told else slide.mpp
+        with open_slide(slide.path, mpp, self.config.tile, file_tiles=True) as opened:
+            tiles = imported.placed(tiles, opened, arrays["coords"])
+            if wanted:
+                picture, frame = low_resolution(opened)
+            for layer in wanted:
+                drawn = overlay(picture, frame, layer, arrays, tiles, config, item.key)
+                save_png(out / f"{file_name(layer.name)}.png", drawn)
+            if config.tiff and every:
+                write_tiff(out / "heatmap.tif", every[0], arrays, tiles, config)
+            if config.geojson:
+                (out / "tiles.geojson").write_text(geojson(every, arrays["coords"], tiles, item.key))
+            if config.top_tiles:
+                sheet = contact_sheet(opened, every[-1], arrays["coords"], tiles, config.top_tiles)
+                save_jpeg(out / "tiles.jpg", sheet)
+        missing = "" if "evidence" in arrays or config.heatmaps in ("none", "attention") else (
+            "this model tells no class evidence: only its attention is drawn")
+        return Made(notes=(missing,) if missing else ())
+
+
+def low_resolution(slide: Any) -> tuple[np.ndarray, Frame]:
+    """A picture of the slide's bounds whose long side is about PICTURE_PX, in square pixels, and where it lies."""
+    from mhim.extract.slide.slide import squared
+
+    x0, y0, w_l0, h_l0 = slide.bounds_l0
+    mx, my = slide.slide_mpp
+    rgb, mpp = squared(*slide.image_at(max(w_l0 * mx, h_l0 * my) / PICTURE_PX))
+    return rgb, Frame((x0, y0), (mpp[0] / mx, mpp[1] / my), (rgb.shape[1], rgb.shape[0]), mpp[0])
+
+
+def overlay(
+    rgb: np.ndarray, frame: Frame, layer: Layer, arrays: dict[str, np.ndarray], tiles: dict[str, Any],
+    config: ScoreConfig, title: str,
+) -> np.ndarray:
+    """The layer on the picture with title, colour bar and scale bar: uint8 (h, w, 3)."""
+    scale = layer.scaled(config.heatmap_scale)
+    values = heatmap.raster(scale.values, arrays["coords"], tiles["tile_l0"], frame)
+    laid = heatmap.laid_over(rgb, heatmap.colour(values, 0.5))
+    how = "of the training" if layer.share else config.heatmap_scale
+    what = f"{title}: {layer.name.replace('_', ' ')} ({how})"
+    return heatmap.legend(laid, frame.mpp, what, scale.low, scale.high)
+
+
+def write_tiff(
+    path: Path, layer: Layer, arrays: dict[str, np.ndarray], tiles: dict[str, Any], config: ScoreConfig
+) -> None:
+    """The layer alone over the whole level-0 plane as a tiled RGB pyramid, an integer number of level-0 px per pixel.
+
+    Its corner is the slide's, its resolution tags give the size: programs that overlay by µm place it right.
+    """
+    import cv2
+    import tifffile
+
+    down = max(1, round(min(tiles["tile_l0"]) / 8))
+    w, h = (-(-s // down) for s in tiles["size_l0"])
+    mx, my = tiles["slide_mpp"]
+    frame = Frame((0, 0), (down, down), (w, h), mx * down)
+    scale = layer.scaled(config.heatmap_scale)
+    rgba = heatmap.colour(heatmap.raster(scale.values, arrays["coords"], tiles["tile_l0"], frame))
+    rgb = np.where(rgba[..., 3:] > 0, rgba[..., :3], 255).astype(np.uint8)
+    levels = [rgb]
+    while max(levels[-1].shape[:2]) > 512:
+        big = levels[-1]
+        half = (-(-big.shape[1] // 2), -(-big.shape[0] // 2))
+        levels.append(np.asarray(cv2.resize(big, half, interpolation=cv2.INTER_AREA), np.uint8))
+    with tifffile.TiffWriter(path) as tif:
+        for k, level in enumerate(levels):
+            ratio = w / level.shape[1]
+            tif.write(level, tile=(256, 256), photometric="rgb", compression="zlib", software=False, metadata=None,
+                      subfiletype=1 if k else 0, description=layer.name if k == 0 else None,
+                      resolution=(1e4 / (mx * down * ratio), 1e4 / (my * down * ratio)), resolutionunit="CENTIMETER")
+
+
+def geojson(every: list[Layer], coords_l0: np.ndarray, tiles: dict[str, Any], slide: str) -> str:
+    """The tiles as QuPath tile objects, as `pipeline qupath` writes them, their scores as measurements."""
+    from mhim.extract.tiles.geojson import dumps, tile_features
+
+    ranks = heatmap.scaled(every[0].scores, "percentile").values
+    measured = {layer.name: layer.scores for layer in every} | {f"{every[0].name} percentile": 100.0 * ranks}
+    origin = tuple(tiles.get("bounds_l0", (0, 0))[:2])
+    return dumps(tile_features(coords_l0, tuple(tiles["tile_l0"]), measured, origin, slide))
+
+
+def contact_sheet(slide: Any, layer: Layer, coords_l0: np.ndarray, tiles: dict[str, Any], k: int) -> np.ndarray:
+    """The k highest and the k lowest tiles at the resolution the model saw: two rows, uint8 RGB."""
+    import cv2
+
+    order = np.argsort(-layer.scores, kind="stable")
+    k = min(k, len(order))
+    edge, gap, strip = int(tiles["tile_px"]), 6, 22
+    sheet = np.full((2 * (edge + strip + gap), k * (edge + gap), 3), 255, np.uint8)
+    for row, chosen in enumerate((order[:k], order[::-1][:k])):
+        for column, i in enumerate(chosen.tolist()):
+            x, y = coords_l0[i].tolist()
+            top, left = row * (edge + strip + gap), column * (edge + gap)
+            sheet[top : top + edge, left : left + edge] = slide.read_region(x, y, edge, float(tiles["mpp"]))
+            text = f"{'highest' if row == 0 else 'lowest'} {column + 1}: {layer.scores[i]:.3g} at {x}, {y}"
+            at = (left, top + edge + 15)
+            cv2.putText(sheet, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (40, 40, 40), 1, cv2.LINE_AA)
+    return sheet
+
+
+def file_name(name: str) -> str:
+    """A layer's name as a file name: class names are the user's and may hold anything."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+
+
+def save_png(path: Path, rgb: np.ndarray) -> None:
+    _save(path, rgb, ".png", [])
+
+
+def save_jpeg(path: Path, rgb: np.ndarray) -> None:
+    import cv2
+
+    _save(path, rgb, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 88])
+
+
+def _save(path: Path, rgb: np.ndarray, suffix: str, options: list[int]) -> None:
+    import cv2
+
+    ok, data = cv2.imencode(suffix, np.ascontiguousarray(rgb[..., ::-1]), options)
+    if not ok:
+        raise layout.StoreError(f"{path.name} could not be encoded")
+    path.write_bytes(bytes(data))

@@ -1,0 +1,155 @@
+"""Two runs on the same splits: is one better? Paired bootstrap over patients, inside their folds.
+
+In: two scored runs. Out: per metric the difference with its interval and a verdict. Both runs' metrics are those of
+`estimand.py`, of the same resampled patients. Refuses runs of other tasks, classes, splits, patients or truths, for
+which no pair exists. Knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mhim.configs.schema import ScoreConfig
+from mhim.mil import resampling, tasks
+from mhim.pipeline.results import estimand, numbers, operating_point
+from mhim.pipeline.results.estimand import Row
+from mhim.pipeline.resume.console import escape
+from mhim.pipeline.store import layout
+from mhim.pipeline.store.layout import StoreError
+from mhim.pipeline.training import bundle, choices
+from mhim.pipeline.training import fold as training
+from rich.console import Console
+from rich.table import Table
+
+LESS_IS_BETTER = ("brier", "ece")
+SHOWN = ("auc", "auprc", *estimand.DECIDED, "brier", "c_index")  # and every time_auc
+
+
+def compare(one: Path, two: Path, config: ScoreConfig, only: str | None = None) -> dict[str, dict[str, Any]]:
+    """Metric -> difference (two minus one), interval, p value, verdict on `two`. Of metrics of which less is better the
+    sign is turned.
+
+    only: one metric instead of all. Raises StoreError when a run is not scored, or task, classes, splits, patients or
+    truths differ.
+    """
+    told, rows = zip(*(_scored(run) for run in (one, two)), strict=True)
+    refuse_others((one.name, two.name), told, rows)
+    task = tasks.from_json(told[0]["task"])
+    sides = [estimand.answers(sorted(r, key=_order), task) for r in rows]
+    horizons = told[0].get("horizons") or _horizons(one, task)
+    measures = [estimand.metric(side, horizons) for side in sides]
+    return _paired(measures, sides[0], config, only)
+
+
+def _paired(
+    measures: Sequence[Callable[[np.ndarray], dict[str, np.ndarray]]], side: estimand.Answers, config: ScoreConfig,
+    only: str | None,
+) -> dict[str, dict[str, Any]]:
+    """Differences over the same draws. The patients of both sides stand in the same order."""
+
+    def difference(weights: np.ndarray) -> dict[str, np.ndarray]:
+        first, second = (measure(weights) for measure in measures)
+        wanted = [only] if only else [k for k in first if k in SHOWN or k.startswith("time_auc_")]
+        return {k: first[k] - second[k] if k in LESS_IS_BETTER else second[k] - first[k] for k in wanted}
+
+    point, drawn = resampling.bootstrap(difference, len(side.patients), config.bootstrap, side.strata)
+    return {k: resampling.verdict(v, drawn[k], config.confidence) for k, v in point.items()}
+
+
+def refuse_others(
+    names: Sequence[str], told: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[Row]]
+) -> None:
+    """Raise StoreError, saying what differs, unless two runs answered the same question about the same patients."""
+    one, two = names
+    kinds = ["classification" if t["task"]["kind"] == "classification" else "survival" for t in told]
+    if kinds[0] != kinds[1]:
+        raise StoreError(f"{one} is of {kinds[0]}, {two} of {kinds[1]}: they answer different questions")
+    classes = [list(t["task"]["classes"]) for t in told]
+    if classes[0] != classes[1]:
+        told_classes = [", ".join(c) for c in classes]
+        raise StoreError(f"{one} has the classes {told_classes[0]}, {two} {told_classes[1]} (the last is "
+                         "the positive one): only runs of the same classes in the same order can be compared")
+    if told[0]["split_hash"] != told[1]["split_hash"]:
+        raise StoreError(f"{one} has split {told[0]['split_hash']}, {two} {told[1]['split_hash']}: only "
+                         "runs on the same splits can be compared (same labels, train.seed and train.folds)")
+    held = [{(r["patient"], r["repeat"], r["fold"]) for r in side} for side in rows]
+    if held[0] != held[1]:
+        patient, _, fold = sorted(held[0] ^ held[1])[0]
+        raise StoreError(f"patient {patient} (fold {fold}) is in one of {one} and {two} only: train the missing fold "
+                         "first")
+    columns = ("time", "event") if kinds[0] == "survival" else ("label",)
+    truths = [{r["patient"]: tuple(r[c] for c in columns) for r in side} for side in rows]
+    other = sorted(p for p in truths[0] if truths[0][p] != truths[1][p])
+    if other:
+        p = other[0]
+        shown = [", ".join(f"{c} {v}" for c, v in zip(columns, t[p], strict=True)) for t in truths]
+        raise StoreError(f"{len(other)} of {len(truths[0])} patients have another truth in {two} than in {one}, such "
+                         f"as {p}: {shown[0]} in {one}, {shown[1]} in {two}{_unit(truths, other, kinds[0])}. Only runs "
+                         "of the same labels can be compared: train again with one label table")
+
+
+def tell(one: Path, two: Path, config: ScoreConfig, out: Console) -> None:
+    """The comparison as a table, with what each run's trainings chose and what is to be known of them."""
+    found = compare(one, two, config)
+    told = [_scored(run) for run in (one, two)]
+    table = Table(title=f"{two.name} minus {one.name}: same patients, paired bootstrap inside folds")
+    for column in ("metric", f"difference, {100 * config.confidence:.0f} % interval", "p", "so"):
+        table.add_column(column)
+    horizons = told[0][0].get("horizons") or _horizons(one, tasks.from_json(told[0][0]["task"]))
+    for name, verdict in found.items():
+        d = verdict["difference"]
+        said = f"{two.name} is {verdict['verdict']}" if verdict["verdict"] != "no difference" else "no difference"
+        label = f"{name} (sign turned)" if name in LESS_IS_BETTER else numbers.label(name, horizons)
+        if np.isfinite(d.value):
+            table.add_row(label, f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]", f"{verdict['p']:.3f}", escape(said))
+        else:
+            table.add_row(label, "undefined", "", "")
+    out.print(table)
+    for run, (summary, rows) in zip((one, two), told, strict=True):
+        trainings, seeds = len({estimand.place(r) for r in rows}), len({r["seed"] for r in rows})
+        out.print(escape(f"{run.name}: {trainings} trainings, {seeds} seed(s)"))
+        for line in [*choices.lines(summary["choices"] if "choices" in summary else _counted(summary)),
+                     *numbers.one_class([r for r in rows if r.get("decision") != operating_point.UNDECIDED])]:
+            out.print(escape(f"{run.name}: {line}"))
+
+
+def _scored(run: Path) -> tuple[dict[str, Any], list[Row]]:
+    """A run's metrics.json and predictions.csv."""
+    layout.check_scored(run)
+    try:
+        return layout.read_json(run / "metrics.json"), estimand.read(run / training.PREDICTIONS)
+    except FileNotFoundError as error:
+        raise StoreError(f"{run.name} is not scored; run `pipeline score --name {run.name}` first") from error
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    """The same order in every run, so that one weight is of one patient."""
+    return row["repeat"], row["fold"], row["patient"], row["seed"]
+
+
+def _horizons(run: Path, task: tasks.Task) -> list[float]:
+    """Of a run that was scored by version 0.1, out of its cards."""
+    cards = [bundle.card_of(p.parent) for p in sorted(run.glob(f"**/{bundle.CARD}"))]
+    return numbers.mean_horizons(cards, task)
+
+
+def _counted(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The choices of a run that was scored by version 0.1, as far as its metrics.json tells them."""
+    fallen = [f["fallback"] for f in summary["per_fold"] if "fallback" in f]
+    by = [choices.why_fallen(f) for f in fallen]
+    n = len(summary["per_fold"])
+    return {"trainings": n, "watched": n if fallen else 0, "taught": n if fallen else 0,
+            choices.ALARM: by.count(choices.ALARM), choices.VALIDATION: by.count(choices.VALIDATION)}
+
+
+def _unit(truths: Sequence[Mapping[str, Sequence[Any]]], other: Sequence[str], kind: str) -> str:
+    """A hint where one run's times are a multiple of the other's."""
+    if kind != "survival":
+        return ""
+    ratios = [truths[1][p][0] / truths[0][p][0] for p in other if truths[0][p][0] > 0]
+    if len(ratios) < 2 or not ratios[0] or max(ratios) > 1.05 * min(ratios):
+        return ""
+    return f" (all times {np.median(ratios):.4g} times as long: another unit, such as days and months?)"

@@ -1,0 +1,277 @@
+"""A trained run on other slides: their predictions, and with labels the run's own numbers and theirs side by side.
+
+In: what the `Score` stage made of them (`newcomers.py` has them tiled and extracted), perhaps their labels. Out:
+predictions by all folds, and with labels the same metrics as inside; of patients that the run knows apart. The slides
+of a patient, as a manifest or the labels name them, are one bag as in training, unless `score.several_slides` says
+otherwise; each slide keeps its own tile scores and pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mhim.configs.schema import Config, LabelsConfig, ScoreConfig
+from mhim.mil import metrics, tasks
+from mhim.pipeline.cohort import patients as cases
+from mhim.pipeline.cohort.labels import cells as label_cells
+from mhim.pipeline.cohort.labels import match, use
+from mhim.pipeline.cohort.labels import table as label_table
+from mhim.pipeline.cohort.labels.rows import Row
+from mhim.pipeline.cohort.patients import Dataset
+from mhim.pipeline.cohort.slides import CohortError
+from mhim.pipeline.results import ensemble, estimand, numbers, operating_point, predictions
+from mhim.pipeline.resume import console
+from mhim.pipeline.store import layout
+from mhim.pipeline.training import bundle, choices, fold
+from rich.table import Table
+
+BY_MODEL = "predictions_by_model.csv"
+UNIT = 8.0  # a ratio of median times that no cohort explains; days in a month: 30, months in a year: 12
+
+
+def known_rows(slides: Path | None, labels: Path | None, settings: LabelsConfig) -> list[Row]:
+    """What is known of new slides: the rows of the labels, else those of the manifest. Tell whose the slides are."""
+    from mhim.pipeline.stages import verbs
+
+    source = labels if labels is not None else slides if slides is not None and slides.is_file() else None
+    if source is None or not label_cells.is_table(source):
+        return []
+    table = label_table.read_table(source, settings)
+    told = use.unused_by_score(table, slides is not None)
+    verbs.tell((*(() if slides is not None else table.notes), *told))  # else told where the slides are listed
+    return table.rows
+
+
+def with_barcodes(rows: Sequence[Row], features: Path, settings: LabelsConfig) -> tuple[list[Row], list[str]]:
+    """`rows`, and one for each slide of `features` that none names and whose TCGA barcode tells the patient, so that
+    slides of one patient are one bag without a table too; and what is to be told."""
+    slides = list(cases.feature_stores(features)) if settings.tcga_patients else []
+    added = match.by_barcode(rows, slides)
+    told = (f"no row tells the patient of {len(added)} slides: they are of {len({r.patient for r in added})} patients "
+            "by their TCGA barcodes (--no-tcga-patients: each slide by itself)")
+    return [*rows, *added], [told] if added else []
+
+
+def patients_of(data: Dataset, rows: Sequence[Row]) -> dict[str, str]:
+    """Slide -> patient, for the slides of `data` that a row names."""
+    slides = [s for p in data.patients for s in p.slides]
+    return {slide: row.patient for row, slide in match.match(rows, slides).rows}
+
+
+def predict(
+    stage: Any, rows: Sequence[Row], config: ScoreConfig
+) -> tuple[list[predictions.Row], dict[str, Row]]:
+    """Predictions, one row per patient and model, and what `rows` know of each slide that was scored."""
+    slides = [s for p in stage.data.patients for s in p.slides]
+    known = {slide: row for row, slide in match.match(rows, slides).rows}
+    alone = config.several_slides != "bag"
+    return predictions.each_of_new_slides(stage, config, patients_of(stage.data, rows) if alone else None), known
+
+
+def with_truth(
+    rows: Sequence[predictions.Row], known: dict[str, Row], task: tasks.Task
+) -> tuple[list[predictions.Row], int]:
+    """The predictions whose patient has a label (or time and event) that the model knows, with it; and how many have
+    one of another class."""
+    told: list[predictions.Row] = []
+    others: set[str] = set()
+    for row in rows:
+        one = next((known[s] for s in row["slide"].split(";") if s in known), None)
+        if one is None:
+            continue
+        if task.survival and one.time is not None and one.event is not None:
+            told.append({**row, "time": one.time, "event": one.event})
+        elif not task.survival and one.label in task.classes:
+            told.append({**row, "label": one.label})
+        elif not task.survival and one.label is not None:
+            others.add(row["patient"])
+    return told, len(others)
+
+
+def compare(
+    each: Sequence[predictions.Row], before: Sequence[predictions.Row], known: dict[str, Row], run: Path, config: Config,
+    held_out: bool = False,
+) -> dict[str, Any]:
+    """Metrics of new patients with known labels beside the run's own. Raises CohortError when none can be used.
+
+    each: predictions, one row per patient and model; before: the same without temperature scaling. As inside, a number
+    is that of one model: the mean over the models, each of which scored every new patient (`external`). Decisions are
+    those that are handed out, of all models together (column `decision`). `external_models` has the mean and standard
+    deviation over the models of every metric, `external_ensemble` every metric of all models together.
+
+    held_out: the patients are the run's own, each scored by the trainings that held it out; then the numbers are
+    counted as the internal ones are."""
+    folders = predictions.folds_of(run)
+    cards = [bundle.card_of(f) for f in folders]
+    task = tasks.from_json(cards[0]["task"])
+    told, other = with_truth(each, known, task)
+    patients = len({r["patient"] for r in each})
+    labelled = len({r["patient"] for r in told})
+    if not told:
+        what = "time and event" if task.survival else f"a label of {', '.join(task.classes)}"
+        raise CohortError(f"no scored slide has {what} in the labels: there is nothing to compare with")
+
+    # as for the run's own patients: in the mean of the folds' horizons
+    horizons = numbers.mean_horizons(cards, task)
+    found = estimand.answers(told, task, together=not held_out)
+    joined = with_truth(predictions.together(each, folders), known, task)[0]
+    as_one = estimand.answers(numbers.pooled(joined), task, together=True)
+    how = (config.score.bootstrap, config.score.confidence)
+    models = estimand.intervals(found if held_out else _one_seed(found), horizons, *how)
+    joint = estimand.intervals(as_one, horizons, *how)
+    over = metrics.over_folds(list(estimand.per_training(found, horizons).values()))
+    inside = layout.read_json(run / "metrics.json") if (run / "metrics.json").exists() else {}
+    made: dict[str, Any] = {
+        "numbers": layout.NUMBERS, "unit": "patient", "patients": labelled,
+        "slides": sum(len(r["slide"].split(";")) for r in joined),
+        "without_label": patients - labelled - other, "of_another_class": other, "task": task.to_json(),
+        "confidence": config.score.confidence, "several_slides": config.score.several_slides, "models": len(cards),
+        "horizons": horizons,
+        "external": {k: asdict(joint[k] if k in estimand.DECIDED and not held_out else v) for k, v in models.items()},
+        "external_models": {k: {"mean": m, "sd": sd, "n": n} for k, (m, sd, n) in over.items()},
+        "external_ensemble": {k: asdict(v) for k, v in joint.items()},
+        "internal": inside.get("test", {}), "internal_patients": inside.get("patients"),
+        "choices": choices.count(cards),
+        "warnings": [*_times(joined, folders, task), *numbers.one_class(numbers.pooled(joined))],
+    }
+    if inside and inside.get("numbers") != layout.NUMBERS:
+        made["warnings"].append("the internal numbers are of version 0.1, which counted otherwise (pairs across "
+                                f"folds): run `pipeline score --name {run.name}` again")
+    if not task.survival:
+        made["decision_rule"] = operating_point.rule(told, task, config.score)
+        made["confusion"] = estimand.confusion(as_one)
+        made["decisions"] = {"external": operating_point.counts(joined, task.classes), "internal": inside.get("decisions", {})}
+        made["reliability"] = {
+            name: predictions.calibration(with_truth(predictions.together(some, folders), known, task)[0], task)
+            for name, some in (("before", before), ("after", each))
+        }
+    plain: dict[str, Any] = numbers.no_nan(made)
+    return plain
+
+
+def _one_seed(found: estimand.Answers) -> estimand.Answers:
+    """Every model stands for itself, whatever its seed: their values are averaged one by one."""
+    alone = tuple(replace(t, seed=k) for k, t in enumerate(found.trainings))
+    return replace(found, trainings=alone)
+
+
+def _times(rows: Sequence[predictions.Row], folders: Sequence[Path], task: tasks.Task) -> list[str]:
+    """What is odd about the times of new patients beside those that the run was trained and tested on."""
+    if not task.survival:
+        return []
+    inside = np.array([float(r["time"]) for f in folders for r in fold.read_predictions(f)])
+    if not len(inside):
+        return []  # weights that were brought in
+    outside = np.array([r["time"] for r in rows])
+    said = []
+    beyond = int((outside > inside.max()).sum())
+    if beyond:
+        said.append(f"{beyond} of {len(outside)} new patients have times beyond the longest of the run's own patients "
+                    f"({outside.max():.4g} against {inside.max():.4g})")
+    ratio = float(np.median(outside) / np.median(inside)) if np.median(inside) > 0 else 1.0
+    if ratio >= UNIT or 0 < ratio <= 1 / UNIT:
+        said.append(f"the new patients' median time is {np.median(outside):.4g}, that of the run's own patients "
+                    f"{np.median(inside):.4g} ({ratio:.3g} times): another unit, such as days and months? "
+                    "Time-dependent AUCs are meaningless then")
+    return said
+
+
+def show(found: dict[str, Any]) -> Table:
+    """Internal against external, one metric per line."""
+    sizes = f"{found['internal_patients']} held-out patients; external: {found['patients']} patients"
+    known = found.get("known")
+    if known:
+        sizes += f"; of the run's own: {known['patients']}"
+    table = Table(title=f"internal: {sizes}; {found['models']} models")
+    strangers = bool(found["external"])
+    columns = ["metric", "internal", "external", *(["all models together"] if strangers else []),
+               *(["known to the run, held out"] if known else [])]
+    for column in columns:
+        table.add_column(column, no_wrap=column == "metric")
+    for name in found["external"] or (known or {}).get("metrics", {}):
+        outside = ([numbers.text_of(found[key].get(name)) for key in ("external", "external_ensemble")]
+                   if strangers else ["none"])
+        apart = [numbers.text_of(known["metrics"].get(name))] if known else []
+        inside = numbers.text_of(found["internal"].get(name))
+        table.add_row(numbers.label(name, found["horizons"]), inside, *outside, *apart)
+    decisions = found.get("decisions", {})
+    for name in ("sensitivity", "specificity", "undecided"):
+        if decisions.get("external"):
+            cells = (decisions[side].get(name) for side in ("internal", "external"))
+            table.add_row(f"{name}, frozen thresholds", *("undefined" if v is None else f"{v:.3f}" for v in cells))
+    return table
+
+
+def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, config: Config) -> None:
+    """Write the predictions of new slides, and with labels `metrics.json`, and tell both."""
+    each, known = predict(stage, known_as, config.score)
+    folders = predictions.folds_of(run)
+    rows = predictions.together(each, folders)
+    for note in stage.data.notes:
+        console.err.print(console.escape(note))
+    task = tasks.from_json(bundle.card_of(folders[0])["task"])
+    truth = {r["patient"]: r for r in with_truth(rows, known, task)[0]} if labels is not None else {}
+    columns = ("time", "event") if task.survival else ("label",)
+    out = stage.out
+    for file, some in ((fold.PREDICTIONS, rows), (BY_MODEL, each)):
+        told = [{**r, **{c: truth.get(r["patient"], {}).get(c, "") for c in columns}} if truth else r for r in some]
+        layout.write_atomic(out / file, fold.table(told))
+    of = f"{sum(len(p.slides) for p in stage.data.patients)} slides of {len(rows)} patients"
+    console.out.print(f"{of} scored: {console.escape(str(out / fold.PREDICTIONS))}")
+    for row in rows[:20]:
+        shown = [k for k in row if k.startswith("p_") or k == "risk"]
+        placed = "risk position" if len(folders) > 1 else "risk"  # of several models: see NUMBERS.md
+        values = ", ".join(f"{placed if k == 'risk' else k.removeprefix('p_')} {row[k]:.3f}" for k in shown)
+        spread = f" (sd {row['spread']:.3f} over the folds)" if row.get("spread") is not None else ""
+        decided = f" -> {row['decision']}" if "decision" in row else ""
+        high = ensemble.high(row) if task.survival else None
+        decided = decided if high is None else f" -> {'high' if high else 'low'} risk"
+        decided += " (unlike what the model knows)" if row.get("unlike", 0.0) > 1 else ""
+        whose = row["slide"] if row["patient"] == row["slide"] else f"{row['patient']} ({row['slide']})"
+        console.out.print(console.escape(f"  {whose}: {values}{spread}{decided}"))
+    if len(rows) > 20:
+        console.out.print(f"  and {len(rows) - 20} more")
+    if (out / "cohort.csv").exists():
+        console.out.print(f"look at them: pipeline view {console.escape(str(out))}")
+    if labels is not None:
+        before = predict(stage, known_as, config.score.model_copy(update={"calibrate": False}))[0]
+        found = _apart(each, before, known, run, config)
+        found["warnings"] = [*stage.data.notes, *found.get("warnings", [])]
+        layout.write_atomic(out / "metrics.json", json.dumps(found, indent=1) + "\n")
+        console.out.print(show(found))
+        if "decision_rule" in found:
+            console.out.print(console.escape(f"decisions: {found['decision_rule']}"))
+        for line in choices.lines(found["choices"]):
+            console.out.print(console.escape(line))
+        for warning in [w for w in found["warnings"] if w not in stage.data.notes]:
+            console.err.print(f"[yellow]note[/]: {console.escape(warning)}")
+
+
+def _apart(
+    rows: Sequence[predictions.Row], before: Sequence[predictions.Row], known: dict[str, Row], run: Path, config: Config
+) -> dict[str, Any]:
+    """`compare` of the strangers alone; under `known` the same numbers of those whom the run knows, which are held-out
+    numbers like the internal ones and never external."""
+    def of(familiar: bool) -> tuple[list[predictions.Row], list[predictions.Row]]:
+        mine, early = ([r for r in some if ("known" in r and not config.score.allow_known) == familiar]
+                       for some in (rows, before))
+        return mine, early
+
+    (strangers, early), (familiar, familiar_early) = of(False), of(True)
+    task = tasks.from_json(bundle.card_of(predictions.folds_of(run)[0])["task"])
+    told = with_truth(familiar, known, task)[0]
+    inside = compare(familiar, familiar_early, known, run, config, held_out=True) if told else {}
+    if with_truth(strangers, known, task)[0] or not inside:
+        found = compare(strangers, early, known, run, config)
+    else:
+        found = {k: v for k, v in inside.items() if k not in ("confusion", "reliability", "decisions")}
+        found |= {"patients": 0, "slides": 0, "without_label": len({r["patient"] for r in strangers}),
+                  "of_another_class": 0, "external": {}, "external_models": {}, "external_ensemble": {}}
+    if inside:
+        found["known"] = {k: inside[k] for k in ("patients", "slides")} | {"metrics": inside["external"]}
+    return found

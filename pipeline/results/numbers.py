@@ -1,0 +1,220 @@
+"""The content of a run's `metrics.json`, and the lines that people read of it. What each number is: NUMBERS.md.
+
+In: the trained folds and the rows of `predictions.csv`. Out: plain values. Every number carries the hash of the split,
+the unit (patient), how many folds and seeds it is of, and how many trainings define it. Knows nothing of stages.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mhim.configs.schema import ScoreConfig
+from mhim.mil import metrics
+from mhim.mil.resampling import Interval
+from mhim.mil.tasks import Task
+from mhim.pipeline.results import ensemble, estimand, operating_point, predictions, risk_groups
+from mhim.pipeline.store import layout
+from mhim.pipeline.training import bundle, choices
+
+Row = dict[str, Any]
+NAMES = {"c_index": "C-index", "auc": "AUC"}
+
+
+def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: ScoreConfig) -> dict[str, Any]:
+    """The content of `metrics.json`. folders: the trainings; rows: their `scoring.predictions`."""
+    cards = [bundle.card_of(f) for f in folders]
+    horizons = mean_horizons(cards, task)
+    found = estimand.answers(rows, task)
+    each = estimand.per_training(found, horizons)
+    per_fold = [_per_fold(folder, card, each, found) for folder, card in zip(folders, cards, strict=True)]
+    over = metrics.over_folds([f["metrics"] for f in per_fold])
+    told = estimand.intervals(found, horizons, config.bootstrap, config.confidence)
+    hashes = sorted({c["split"]["hash"] for c in cards})
+    cells = [f["cell"] for f in per_fold]
+    offered = len(list((folders[0].parents[1]).iterdir())) if cells[0] else 0
+    together = ensemble.ensemble(rows)
+    made: dict[str, Any] = {
+        "numbers": layout.NUMBERS, "unit": "patient", "patients": len(found.patients),
+        "model": choices.model_of(cards[0]),
+        "task": task.to_json(), "headline": task.headline, "split_hash": hashes[0] if len(hashes) == 1 else hashes,
+        "folds": len({(t.repeat, t.fold) for t in found.trainings}), "seeds": len(found.seeds),
+        "trainings": len(found.trainings), "protocol": cards[0]["protocol"], "features": cards[0]["features"],
+        "warnings": [],
+        "over_folds": {k: {"mean": m, "sd": sd, "n": n} for k, (m, sd, n) in over.items()},
+        "test": {k: asdict(v) for k, v in told.items()}, "pairs": estimand.pairs(found), "horizons": horizons,
+        "confidence": config.confidence, "bootstrap": config.bootstrap, "per_fold": per_fold,
+        "choices": choices.count(cards, cells, offered),
+    }
+    if len(found.seeds) > 1:
+        made["ensemble"] = _intervals(ensemble.of_seeds(rows), task, horizons, config)
+    if task.survival:
+        made["log_rank_p"] = risk_groups.log_rank(together)
+        made["log_rank_stratified_p"] = risk_groups.log_rank(together, by_fold=True)
+    else:
+        whole = _intervals(pooled(together), task, (), config)
+        made["pooled"] = {k: whole[k] for k in whole if k in estimand.RANKING}
+        made["decision_rule"] = operating_point.rule(rows, task, config)
+        made["confusion"] = estimand.confusion(found)
+        made["class_patients"] = dict(Counter(r["label"] for r in together))
+        made["decisions"] = operating_point.counts(rows, task.classes)
+        made["reliability"] = {
+            name: predictions.calibration(ensemble.ensemble(
+                predictions.predictions(folders, config.model_copy(update={"calibrate": scaled}))[0]), task)
+            for name, scaled in (("before", False), ("after", True))}
+    made["warnings"] = [*_missing(folders, cards), *_warnings(cards, task), *undefined(found, over, told, config, task),
+                        *one_class(rows)]
+    plain: dict[str, Any] = no_nan(made)
+    return plain
+
+
+def pooled(rows: Sequence[Row]) -> list[Row]:
+    """One row per patient as if one training had made them all: pairs of different models' answers count too."""
+    return [{**row, "repeat": 0, "seed": 0, "fold": 0} for row in rows]
+
+
+def mean_horizons(cards: Sequence[Mapping[str, Any]], task: Task) -> list[float]:
+    """The times of the time-dependent AUCs: each fold has its own, from its training part; all are looked at in their
+    mean, so that one name is one time."""
+    known = [c["horizons"] for c in cards if c.get("horizons")]
+    return [float(v) for v in np.mean(known, axis=0)] if task.survival and known else []
+
+
+def label(name: str, horizons: Sequence[float]) -> str:
+    """A metric's name for a table; a time-dependent AUC with its time, in the unit of the labels."""
+    if name.startswith("time_auc_"):
+        k = int(name.removeprefix("time_auc_")) - 1
+        if k < len(horizons):
+            return f"{name} (at {horizons[k]:.4g})"
+    return name
+
+
+def lines(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(metric, mean ± sd over trainings, value inside trainings with interval) for a table; what is of other things
+    follows under its own name."""
+    n = found.get("trainings", len(found["per_fold"]))
+    made = []
+    for name, over in found["over_folds"].items():
+        mean = "undefined" if over["mean"] is None else f"{over['mean']:.3f}" + (
+            f" ± {over['sd']:.3f}" if over["sd"] is not None else "")
+        mean += f" ({over['n']} of {n})" if 0 < over["n"] < n else ""
+        made.append((label(name, found.get("horizons", [])), mean, text_of(found["test"].get(name))))
+    for key, what in (("pooled", "folds pooled"), ("ensemble", "ensemble of seeds")):
+        shown = [k for k in (*estimand.RANKING, "balanced_accuracy") if k in found.get(key, {})]
+        made += [(f"{k}, {what}", "", text_of(found[key][k])) for k in shown]
+    return made
+
+
+def text_of(value: Mapping[str, Any] | None) -> str:
+    """value [low, high] of an interval as `metrics.json` holds it."""
+    if not value or value["value"] is None:
+        return "undefined"
+    low = value.get("low")
+    return f"{value['value']:.3f}" + (f" [{low:.3f}, {value['high']:.3f}]" if low is not None else "")
+
+
+def one_class(rows: Sequence[Row]) -> list[str]:
+    """What to say when a model, or every model, calls all its patients one class."""
+    said: dict[estimand.Place, set[str]] = {}
+    truth: dict[estimand.Place, set[str]] = {}
+    for row in rows:
+        if row.get("decision"):
+            said.setdefault(estimand.place(row), set()).add(row["decision"])
+            truth.setdefault(estimand.place(row), set()).add(row["label"])
+    flat = {place: next(iter(calls)) for place, calls in said.items() if len(calls) == 1 and len(truth[place]) > 1}
+    if not flat:
+        return []
+    counts = Counter(flat.values())
+    told = ", ".join(f"{n} of {len(said)} trainings call all their patients {name!r}"
+                     for name, n in counts.most_common())
+    if len(flat) == len(said) and len(counts) == 1:
+        told += ": the decision tells nothing here"
+    return [told]
+
+
+def undefined(
+    found: estimand.Answers, over: Mapping[str, tuple[float, float, int]], told: Mapping[str, Interval],
+    config: ScoreConfig, task: Task,
+) -> list[str]:
+    """Which numbers are of fewer trainings or fewer bootstrap samples than there are, and why."""
+    said = []
+    n = len(found.trainings)
+    name = task.headline
+    lacking = n - over[name][2]
+    if lacking:
+        why = "no comparable pair" if task.survival else "not a patient of each class"
+        said.append(f"{NAMES[name]} is undefined in {lacking} of {n} trainings ({why} among the patients they held "
+                    "out), which are left out of its mean over trainings and add no pair: fewer folds would help")
+    if any(len(t.who) == 1 for t in found.trainings):
+        said.append("folds of one patient hold no pair, so ranking is undefined in them; their patients are drawn "
+                    "together in the bootstrap")
+    drawn = told[name].n
+    if drawn < config.bootstrap:
+        said.append(f"the interval of {NAMES[name]} is of {drawn} of {config.bootstrap} bootstrap samples; the others "
+                    "hold no pair")
+    return said
+
+
+def no_nan(value: Any) -> Any:
+    """NaN has no place in JSON: None says undefined."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: no_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [no_nan(v) for v in value]
+    return value
+
+
+def _intervals(rows: Sequence[Row], task: Task, horizons: Sequence[float], config: ScoreConfig) -> dict[str, Any]:
+    found = estimand.answers(rows, task)
+    return {k: asdict(v) for k, v in estimand.intervals(found, horizons, config.bootstrap, config.confidence).items()}
+
+
+def _per_fold(
+    folder: Path, card: Mapping[str, Any], each: Mapping[estimand.Place, dict[str, float]], found: estimand.Answers
+) -> dict[str, Any]:
+    place = (card["split"]["repeat"], card["split"]["fold"], card["seed"])
+    (own,) = (t for t in found.trainings if (t.repeat, t.fold, t.seed) == place)
+    return {"repeat": place[0], "fold": place[1], "seed": place[2], "patients": len(own.who), "epoch": card["epoch"],
+            "cell": folder.parent.name if folder.parent.parent.name == "grid" else "",
+            **({"fallback": card["fallback"]} if "fallback" in card else {}), "metrics": each[place]}
+
+
+def _missing(folders: Sequence[Path], cards: Sequence[dict[str, Any]]) -> list[str]:
+    """Folds of the splits that have no model: their patients are in no number."""
+    file = next((p / "splits.csv" for p in folders[0].parents[:3] if (p / "splits.csv").exists()), None)
+    if file is None:
+        return []  # weights that were brought in
+    with open(file, newline="") as f:
+        wanted = {(int(r["repeat"]), int(r["fold"])) for r in csv.DictReader(f)}
+    seeds = {c["seed"] for c in cards}
+    there = {((c["split"]["repeat"], c["split"]["fold"]), c["seed"]) for c in cards}
+    lacking = sorted((*place, s) for place in wanted for s in seeds if (place, s) not in there)
+    if not lacking:
+        return []
+    told = ", ".join(f"fold {fold}" + (f" of repetition {repeat}" if repeat else "") + f" with seed {seed}"
+                     for repeat, fold, seed in lacking[:5]) + (" ..." if len(lacking) > 5 else "")
+    return [f"{len(lacking)} of {len(wanted) * len(seeds)} trainings are missing ({told}): they failed or were never "
+            "made, and the patients that only they held out are in no number here"]
+
+
+def _warnings(cards: Sequence[dict[str, Any]], task: Task) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    said = []
+    if cards[0]["protocol"] == "paper":
+        said.append("optimistic: the epoch was chosen on the test fold (train.protocol=paper)")
+    if len({c["seed"] for c in cards}) == 1:
+        what = NAMES[task.headline]
+        said.append(f"one seed: differences of about one point of {what} between models mean nothing")
+    fallen = [c for c in cards if "fallback" in c]
+    if fallen:
+        why = fallen[0]["fallback"]["why"]
+        said.append(f"{len(fallen)} of {len(cards)} trainings fell back to the plain model: {why}")
+    return said

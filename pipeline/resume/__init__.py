@@ -1,0 +1,1 @@
+"""One resumable stage: its plan, its claims, its runner, its log."""

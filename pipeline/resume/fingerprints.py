@@ -1,0 +1,115 @@
+"""What decides a result, field by field, from the resolved settings and plug-ins: the one place that builds it.
+
+In: settings. Out: flat mappings of plain values, `section.field` -> value, that go into the fingerprints of the stages.
+Everything is in by default: each setting that the schema does not mark as `speed`, the settings of a plug-in with its
+defaults written out, the hash of code that does not ship, and what `auto` became. Also the one rule by which outputs of
+version 0.1 are judged, whose records lack the fields that came later (`implied`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mhim.configs import lookup
+from mhim.configs.schema import ExtractConfig, Settings, TileConfig, TrainConfig, fingerprint_fields
+
+# overlay: a picture beside the output, made when it is missing. regions_frame: an input of slides with regions only
+ELSEWHERE = {"tile": ("overlay", "regions_frame")}
+
+
+def flat(section: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Settings named as in the configuration file: `section.field`."""
+    return {f"{section}.{k}": v for k, v in fields.items()}
+
+
+def _of(section: str, settings: Settings) -> dict[str, Any]:
+    return flat(section, {k: v for k, v in fingerprint_fields(settings).items() if k not in ELSEWHERE.get(section, ())})
+
+
+def tile(config: TileConfig) -> dict[str, Any]:
+    """Of a tiling. Raises LookupFailed or WeightsError where a segmenter or its weights are nowhere."""
+    fields = _of("tile", config)
+    for role, name, raw in (
+        ("segmenter", config.segmenter, config.segmenter_params), ("fallback", config.fallback_segmenter, {}),
+    ):  # fmt: skip
+        if not name:
+            continue
+        module = lookup.find("mhim.extract.tissue", name)
+        params = lookup.params(module, raw)
+        # weights count by their hash, not by where they lie; a fallback without weights says so when it is used
+        known = hasattr(module, "identity") and (role == "segmenter" or not getattr(module, "NEEDS_WEIGHTS", False))
+        whole = dict(module.identity(params)) if known else params.model_dump(mode="json")
+        if role == "segmenter" and raw and known:
+            fields["tile.segmenter_params"] = whole
+        fields[f"tile.{role}_defaults"] = whole
+        fields |= _code(f"tile.{role}_code", "mhim.extract.tissue", name)
+    return fields
+
+
+def extract(config: ExtractConfig, identity: dict[str, Any]) -> dict[str, Any]:
+    """Of an extraction. identity: as `mhim.extract.encoders.identity` gives it, which holds what `auto` became."""
+    return _of("extract", config) | flat("encoder", identity)
+
+
+def training(config: TrainConfig) -> dict[str, Any]:
+    """Of one training, its model's settings written out; without what only says which trainings there are."""
+    from mhim.pipeline.cohort.patients import own_settings
+
+    fields = flat("train", own_settings(config)) | _code("train.model_code", "mhim.mil.models", config.model)
+    student = config.model_params.get("student")
+    return fields | (_code("train.student_code", "mhim.mil.models", student) if isinstance(student, str) else {})
+
+
+def _code(field: str, package: str, name: str) -> dict[str, Any]:
+    """The hash of a user's own plug-in; nothing for one that ships."""
+    code = lookup.code_of(package, name)
+    return {} if code is None else {field: code}
+
+
+# ------------------------------------------------------------------------------------- outputs of version 0.1
+
+
+def _as_stored(value: Any, seal: dict[str, Any], output: Path) -> bool:
+    # `own` is that of an encoder that `extract.precision` says nothing to; its card called it float32
+    return bool(value == "own" or seal.get("precision", value) == value)
+
+
+def _as_in_the_card(value: Any, seal: dict[str, Any], output: Path) -> bool:
+    from mhim.pipeline.training import bundle
+
+    try:
+        return list(bundle.card_of(output)["task"]["classes"]) == list(value)
+    except (bundle.BundleError, KeyError, TypeError):
+        return False
+
+
+def _always(value: Any, seal: dict[str, Any], output: Path) -> bool:
+    return True
+
+
+# field -> whether an output that does not record it was made with this value. What is not listed is not known of an
+# output that lacks it, such as the code of an own segmenter: it is refused, and named "not recorded".
+_IMPLIED: dict[str, Callable[[Any, dict[str, Any], Path], bool]] = {
+    "tile.segmenter_defaults": _always,  # the shipped defaults are those of 0.1; an own segmenter's come with its code
+    "tile.fallback_defaults": _always,
+    "encoder.precision": _as_stored,  # it was stored with the features, beside their fingerprint
+    "input.features.pooling": _always,  # the features themselves are in the fingerprint
+    "input.features.transform": _always,
+    "input.features.encoder_name": _always,
+    "input.classes": _as_in_the_card,
+}
+
+
+def implied(field: str, value: Any, seal: dict[str, Any], output: Path) -> bool:
+    """Whether an output at `output` whose record `seal` lacks `field` was made with `value` of it."""
+    rule = _IMPLIED.get(field)
+    return rule is not None and rule(value, seal, output)
+
+
+def as_once_called(field: str, value: Any, old: Any, fields: dict[str, Any]) -> Any:
+    """`old` where it is another name of the same as `value`: version 0.1 called a user's own encoder as that calls
+    itself."""
+    same = field == "input.features.encoder" and old is not None and old == fields.get("input.features.encoder_name")
+    return old if same else value

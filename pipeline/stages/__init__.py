@@ -1,0 +1,1 @@
+"""Read first: tile, extract, train, score and draw as resumable stages, and the verbs over them."""

@@ -1,0 +1,228 @@
+"""Every model on one set: trained and scored on the same splits, and set side by side as one table.
+
+In: features, labels and the settings `train` and `benchmark`. Out: one ordinary run per model (so a killed benchmark
+goes on where it stopped, and each run can be looked at, compared and scored by itself), and beside them the table as
+`<name>.md` and `<name>.csv`: mean ± sd over folds and seeds, the value inside trainings with interval, for a model that
+was taught by a plain one the paired difference to it, and what was chosen how often. Knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mhim.configs import load, lookup
+from mhim.configs.load import ConfigError
+from mhim.configs.schema import Config, TrainConfig
+from mhim.pipeline.cohort import patients
+from mhim.pipeline.results import compare, estimand, numbers, predictions
+from mhim.pipeline.resume import console
+from mhim.pipeline.stages import runs, verbs
+from mhim.pipeline.stages.stages import Train
+from mhim.pipeline.stages.verbs import Session
+from mhim.pipeline.store import layout
+from mhim.pipeline.training import choices, fold
+from rich.table import Table
+
+SHOWN = ("auc", "auprc", "balanced_accuracy", "f1", "kappa", "c_index", "time_auc_1", "time_auc_2", "time_auc_3")
+Line = dict[str, Any]
+
+
+def rows(config: Config, picked: Sequence[str] = ()) -> dict[str, TrainConfig]:
+    """Name -> settings of every model of the table, or of the `picked` ones, which may also be files of mil/models.
+
+    Raises ConfigError for a name that is neither, and for a setting that no model has."""
+    known = config.benchmark.models
+    unknown = sorted(set(picked) - known.keys() - set(lookup.names("mhim.mil.models")))
+    if unknown:
+        raise ConfigError(f"--models {unknown[0]}: there is {', '.join(known)} (or add it to benchmark.models)")
+    every = {name: _row(name, dict(known.get(name, {})), config) for name in dict.fromkeys([*known, *picked])}
+    made = {name: every[name] for name in picked or known}
+    used = {k for _, taken in every.values() for k in taken} & config.benchmark.params.keys()
+    used |= {k for settings, _ in made.values() for k in settings.grid}
+    idle = sorted((config.train.grid.keys() | config.benchmark.params.keys()) - used)
+    if idle:
+        raise ConfigError(f"no model of this benchmark has the setting {idle[0]!r} of train.grid or benchmark.params")
+    return {name: settings for name, (settings, _) in made.items()}
+
+
+def _row(name: str, own: dict[str, Any], config: Config) -> tuple[TrainConfig, set[str]]:
+    """The settings of one model, and which of the common parameters it has."""
+    preset = load.resolve([own.pop("preset")]).train if "preset" in own else None
+    model = own.pop("model", preset.model if preset else name)
+    module = lookup.find("mhim.mil.models", model)
+    has = module.Params.model_fields.keys()
+    settings = {k: v for k, v in own.items() if k in TrainConfig.model_fields}
+    if preset:
+        settings = {"fallback": preset.fallback} | settings
+    params: dict[str, Any] = dict(preset.model_params) if preset else {}
+    params |= config.train.model_params if model == config.train.model and not preset else {}
+    params |= {k: v for k, v in own.items() if k not in settings}
+    if "student_params" in has:  # what is common to all is of the bag encoder, which here is the student
+        student = lookup.find("mhim.mil.models", params.get("student", module.Params().student))
+        common = {k: v for k, v in config.benchmark.params.items() if k in student.Params.model_fields}
+        params["student_params"] = dict(params.get("student_params", {})) | common
+    else:
+        common = {k: v for k, v in config.benchmark.params.items() if k in has}
+        params |= common
+    grid = {k: v for k, v in config.train.grid.items() if k in TrainConfig.model_fields or k in has}
+    raw = config.train.model_dump() | settings | {"model": model, "model_params": params, "grid": grid}
+    return fold.whole_params(TrainConfig.model_validate(raw)), set(common)
+
+
+def run(session: Session, labels: Path | None, name: str | None, picked: Sequence[str]) -> int:
+    """Train every model, take its numbers, write and print the table. The worst exit code is returned.
+
+    With a scheduler as back end the trainings are submitted; the same command makes the table when they have ended."""
+    config = session.config
+    wanted = rows(config, picked)
+    runs.named(name, "benchmark")
+    found, data, config = verbs.to_train_on(session, labels)
+    stages = {}
+    for row, settings in wanted.items():
+        own = config.model_copy(update={"train": settings})
+        called = f"{name}-{row}" if name else row
+        stages[row] = (replace(session, config=own), Train(session.work, own, called, data,
+                                                            patients.make_folds(data, settings)))
+    codes = [0]
+    if not session.dry_run:
+        for mine, stage in stages.values():  # refused before any work
+            verbs.to_do(mine, stage)
+    for row, (mine, stage) in stages.items():
+        console.err.print(f"[bold]{row}[/]")
+        codes.append(verbs.run_stage(mine, stage, ["--labels", str(found.resolve()), "--name", stage.run]))
+        submitted = session.submits and verbs.to_do(mine, stage)
+        if session.dry_run or submitted:
+            continue
+        try:
+            codes.append(verbs.run_stage(replace(mine, config=_here(mine.config)),
+                                         runs.numbers(session.work, mine.config, stage.root)))
+        except layout.StoreError as error:
+            console.err.print(f"no numbers of {row}: {console.escape(str(error))}")
+            codes.append(1)
+    if not session.dry_run:
+        lines = [_line(row, stage.root) for row, (_, stage) in stages.items()]
+        _against_plain(lines, wanted, {row: stage.root for row, (_, stage) in stages.items()}, config)
+        _tell(lines, session.work.runs / (name or "benchmark"), config, wanted)
+    return max(codes)
+
+
+def _here(config: Config) -> Config:
+    """Numbers are made in seconds, and here even where trainings are submitted."""
+    here = config.cluster.model_copy(update={"backend": "local", "backend_params": {}})
+    return config.model_copy(update={"cluster": here})
+
+
+def _line(row: str, folder: Path) -> Line:
+    """What the table says of one run."""
+    try:
+        found = layout.read_json(folder / "metrics.json")
+    except FileNotFoundError:
+        return {"model": row, "trainings": 0}
+    line: Line = {"model": row, "trainings": len(found["per_fold"]), "headline": found["headline"],
+                  "patients": found["patients"], "folds": found["folds"], "seeds": found["seeds"],
+                  "split": found["split_hash"], "encoder": found["features"].get("encoder"),
+                  "protocol": found["protocol"],
+                  "fell_back": sum("fallback" in f for f in found["per_fold"]),
+                  "horizons": found.get("horizons", []), "counted": choices.lines(found["choices"]),
+                  "one_class": numbers.one_class(estimand.read(folder / fold.PREDICTIONS)),
+                  "rule": found.get("decision_rule", "")}
+    for key in estimand.RANKING:
+        if key in found.get("pooled", {}):
+            line[f"{key}_pooled"] = found["pooled"][key]["value"]
+    for metric in SHOWN:
+        if metric in found["over_folds"]:
+            over, test = found["over_folds"][metric], found["test"][metric]
+            line |= {f"{metric}_mean": over["mean"], f"{metric}_sd": over["sd"], f"{metric}_all": test["value"],
+                     f"{metric}_low": test["low"], f"{metric}_high": test["high"]}
+    cells = predictions.cell_table(folder)
+    line |= {k: found["choices"][k] for k in ("watched", choices.ALARM, choices.VALIDATION)}
+    return line | ({"cells": cells} if cells else {})
+
+
+def _against_plain(
+    lines: Sequence[Line], wanted: Mapping[str, TrainConfig], folders: Mapping[str, Path], config: Config
+) -> None:
+    """Fill in how a run differs from that of the plain model it was taught by, where that is in the table."""
+    done = {line["model"]: line for line in lines if line["trainings"]}
+    for row, line in done.items():
+        plain = fold.baseline_config(wanted[row])
+        if plain is None:
+            continue
+        whole = fold.whole_params(plain)
+        same = [r for r in done if (wanted[r].model, wanted[r].model_params) == (whole.model, whole.model_params)]
+        if not same:
+            continue
+        try:
+            found = compare.compare(folders[same[0]], folders[row], config.score, line["headline"])[line["headline"]]
+        except layout.StoreError:  # a fold of one of them is missing
+            continue
+        d = found["difference"]
+        line |= {"plain": same[0], "difference": d.value, "difference_low": d.low, "difference_high": d.high,
+                 "verdict": found["verdict"]}
+
+
+def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str, TrainConfig]) -> None:
+    """Print the table and write it as `<out>.md` and `<out>.csv`."""
+    made = [line for line in lines if line["trainings"]]
+    if not made:
+        return
+    first = made[0]
+    shown = [m for m in SHOWN if f"{m}_mean" in first]
+    horizons = {name: numbers.label(name, first["horizons"]) for name in shown}
+    header = ["model", *(horizons[m].replace("_", " ") for m in shown),
+              f"{first['headline'].replace('_', ' ')}, inside trainings", "against its plain model"]
+    table = [[line["model"], *(_pm(line, m) for m in shown), _whole(line, first["headline"]), _verdict(line)]
+             for line in made]
+    missing = [line["model"] for line in lines if not line["trainings"]]
+    notes = [
+        f"{first['patients']} held-out patients, {first['folds']} folds x {first['seeds']} seeds, features "
+        f"{first['encoder']}, split {first['split']}, protocol {first['protocol']}; mean ± sd over trainings; "
+        f"inside trainings: pairs of patients whom the same training held out, added up over folds, mean over seeds, "
+        f"{100 * config.score.confidence:.0f} % interval over patients drawn inside their folds.",
+        *([f"decisions: {first['rule']}"] if first["rule"] else []),
+        *(["optimistic: the epoch was chosen on the test fold"] if first["protocol"] == "paper" else []),
+        *(f"{line['model']}: {line['trainings']} trainings, where {first['model']} has {first['trainings']}"
+          for line in made if line["trainings"] != first["trainings"]),
+        *(f"{line['model']}: {line['fell_back']} of {line['trainings']} trainings fell back to the plain model"
+          for line in made if line["watched"]),
+        *(f"{line['model']}: {told}" for line in made for told in (*line["counted"], *line["one_class"])),
+        *(f"{line['model']}: grid of {', '.join(wanted[line['model']].grid)}, cell chosen on validation fold by fold; "
+          + "; ".join(line["cells"]) for line in made if "cells" in line),
+        *([f"not there yet: {', '.join(missing)}"] if missing else []),
+    ]
+    text = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    text += ["| " + " | ".join(row) + " |" for row in table] + [""] + [f"- {note}" for note in notes]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    layout.write_atomic(out.with_name(f"{out.name}.md"), "\n".join(text) + "\n")
+    flat = [{k: v for k, v in line.items() if k not in ("cells", "horizons", "counted", "one_class", "rule")}
+            for line in made]
+    layout.write_atomic(out.with_name(f"{out.name}.csv"), fold.table(flat))
+    rich = Table(title=f"{out.name}: mean ± sd")
+    for column in header:
+        rich.add_column(column)
+    for row in table:
+        rich.add_row(*(console.escape(cell) for cell in row))
+    console.out.print(rich)
+    for note in notes:
+        console.out.print(console.escape(note))
+    console.out.print(f"written to {out}.md and {out}.csv")
+
+
+def _pm(line: Line, metric: str) -> str:
+    mean, sd = line.get(f"{metric}_mean"), line.get(f"{metric}_sd")
+    return "undefined" if mean is None else f"{mean:.3f}" + ("" if sd is None else f" ± {sd:.3f}")
+
+
+def _whole(line: Line, metric: str) -> str:
+    value, low, high = (line.get(f"{metric}_{k}") for k in ("all", "low", "high"))
+    return "undefined" if value is None else f"{value:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+
+
+def _verdict(line: Line) -> str:
+    if "verdict" not in line:
+        return ""
+    found = f"{line['difference']:+.3f} [{line['difference_low']:+.3f}, {line['difference_high']:+.3f}]"
+    return f"{found} {line['verdict']}"

@@ -1,0 +1,1 @@
+"""Which trainings a run has, one training of one fold, and the bundle it leaves."""

@@ -1,0 +1,330 @@
+"""One training of one fold: patients in, a model bundle with its predictions and history out. Files around `mhim.mil.train`.
+
+`Job` says which training it is. The folder that `train_fold` fills holds the bundle (`bundle.py`), `predictions.csv`
+(validation and test patients, raw logits) and `history.csv` (one row per epoch). The test patients are read once, after
+the epoch has been chosen. Knows nothing of stages, runs and machines.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mhim.configs import lookup
+from mhim.configs.schema import TrainConfig
+from mhim.mil import metrics, novelty, tasks
+from mhim.mil import train as loop
+from mhim.mil.feed import Case, Feed
+from mhim.mil.splits import Fold
+from mhim.mil.tasks import Task
+from mhim.pipeline.cohort.patients import Dataset, Patient, StoredBag, own_settings
+from mhim.pipeline.store import layout
+from mhim.pipeline.training import bundle, choices, experiment_log
+
+PREDICTIONS, HISTORY, CHECKPOINT = "predictions.csv", "history.csv", "state.pt"
+# A checkpoint may cost this share of the time; with MHIM's transmil student one is 60 MB.
+CHECKPOINT_SHARE = 0.05
+
+
+class DeviceError(RuntimeError):
+    """The GPU that was asked for is not there."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: settings (those of the grid cell), fold, seed. teacher: the job of its baseline, or None."""
+
+    config: TrainConfig
+    fold: Fold
+    seed: int
+    split_hash: str
+    teacher: Job | None = None
+    cell: str = ""
+
+    @property
+    def name(self) -> str:
+        """Folder name below the run, cell or teacher folder: fold_0, or fold_0_seed_2 from the second seed on."""
+        index = self.seed - self.config.seed
+        return self.fold.name + (f"_seed_{index}" if index else "")
+
+
+def baseline_config(config: TrainConfig) -> TrainConfig | None:
+    """Settings of the plain model that must be trained first as the model's teacher, or None if it needs none."""
+    module = lookup.find("mhim.mil.models", config.model)
+    if not hasattr(module, "baseline"):
+        return None
+    model, params = module.baseline(lookup.params(module, config.model_params))
+    return config.model_copy(update={"model": model, "model_params": params})
+
+
+def whole_params(config: TrainConfig) -> TrainConfig:
+    """`config` with every setting of the model written out, so that defaults enter the fingerprint."""
+    module = lookup.find("mhim.mil.models", config.model)
+    params = lookup.params(module, config.model_params)
+    return config.model_copy(update={"model_params": params.model_dump(mode="json")})
+
+
+def make_task(dataset: Dataset, config: TrainConfig, patients: Sequence[Patient]) -> Task:
+    """The task, with everything that is learnt from labels learnt from `patients` (the training part)."""
+    targets = [p.target for p in patients if p.target is not None]
+    if dataset.survival and config.balance == "weights":
+        raise tasks.TaskError("train.balance=weights is of classes; for survival use sampling or none")
+    if not dataset.survival:
+        return tasks.classification(dataset.classes, targets, config.balance == "weights")
+    if config.survival_loss == "cox":
+        return tasks.cox_survival(targets)
+    return tasks.discrete_survival(targets, config.survival_bins)
+
+
+def cases(patients: Iterable[Patient], mpp: float) -> list[Case]:
+    """Patients as the trainer sees them."""
+    return [Case(p.id, p.slides, p.target, StoredBag(p.stores), mpp) for p in patients]
+
+
+def device(gpu: bool) -> torch.device:
+    """The GPU if asked for, else the CPU. Raises DeviceError instead of falling back in silence."""
+    if not gpu:
+        return torch.device("cpu")
+    # without it cuBLAS picks its work space by what else runs, and with it the order of sums
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if not torch.cuda.is_available():
+        raise DeviceError("train.gpu is set, but torch finds no GPU on this machine; leave --gpu away to use the CPU")
+    return torch.device("cuda")
+
+
+def train_fold(
+    job: Job, dataset: Dataset, teacher: bundle.Bundle | None, out: Path, partial: Path, run: Path
+) -> tuple[str, ...]:
+    """Train, going on from `partial` if an earlier run left a checkpoint there, and fill `out`. Returns notes.
+
+    run: the run's folder, after which an experiment log is named."""
+    config, fold, known = job.config, job.fold, dataset.by_id()
+    train, val, test = ([known[p] for p in side] for side in (fold.train, fold.val, fold.test))
+    mpp = float(dataset.facts.get("mpp") or 0.0)
+    # The published protocol cuts its bins over all patients, test included, and selects on the test fold.
+    paper = config.protocol == "paper"
+    task = make_task(dataset, config, [*train, *test] if paper else train)
+    train_cases, val_cases = cases(train, mpp), cases(test if paper else val, mpp)
+    model = build_model(config, int(dataset.facts["dim"]), task, job.seed, teacher).to(device(config.gpu))
+    with experiment_log.opened(config.log, run, f"{job.cell}/{job.name}".strip("/")) as log:
+        state = _fit(model, train_cases, val_cases, task, config, job.seed, partial, log)
+    scale, weights = loop.scale_of(state), state["best"]["weights"]
+    model.load_state_dict(weights)
+    named: dict[str, Any] = {"model": config.model, "model_params": config.model_params}
+    rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
+    why, by = alarm(model, teacher, train_cases, task, scale, config) if teacher else None, choices.ALARM
+    if why is None and teacher is not None and config.select == "best" and config.fallback is not None:
+        why = outdone(_metrics_of(rows, task, train, operating_points(rows, task)), teacher, task)
+        by = choices.VALIDATION
+    if why is not None and teacher is not None:
+        model, weights, scale = teacher.model().to(device(config.gpu)), teacher.weights, teacher.scale
+        named = {k: teacher.card[k] for k in named} | {"fallback": {"from": config.model, "by": by, "why": why}}
+        rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
+    points = operating_points(rows, task)
+    rows += _predicted(model, "test", cases(test, mpp), task, scale)
+    sizes = {"train": len(train), "val": len(val), "test": len(test)}
+    card = {
+        **named, "in_dim": int(dataset.facts["dim"]), "task": task.to_json(), "features": dataset.facts,
+        "made": dataset.made,
+        "split": {"hash": job.split_hash, "repeat": fold.repeat, "fold": fold.fold, **sizes},
+        "seed": job.seed, "protocol": config.protocol, "train": own_settings(config),
+        "versions": bundle.versions(), "epoch": state["best"]["epoch"] + 1, "epochs": state["epoch"] + 1,
+        "validation": _finite(_metrics_of([r for r in rows if r["side"] == "val"], task, train, points)),
+        "test": _finite(_metrics_of([r for r in rows if r["side"] == "test"], task, train, points)),
+        **({"taught": True} if teacher else {}), **points, **({"horizons": horizons(train)} if task.survival else {}),
+    }
+    profile = novelty.profile(c.load()[0] for c in train_cases)
+    if profile is not None:
+        farthest = novelty.limit(profile.distance(c.load()[0]) for c in cases([*val, *test], mpp))
+        card |= {"unlike_from": farthest} if farthest is not None else {}
+    bundle.write(out, card, weights, scale, profile)
+    (out / PREDICTIONS).write_text(table(rows))
+    (out / HISTORY).write_text(table(state["history"]))
+    return (f"the plain model is used instead: {why}",) if why else ()
+
+
+def alarm(
+    model: Any, teacher: bundle.Bundle, of: list[Case], task: Task, scale: Any, config: TrainConfig
+) -> str | None:
+    """Why `model` must give way to the plain model it was taught by, or None.
+
+    A student that was trained on masked bags and cannot fit its own training bags whole has learnt from bags whose
+    evidence was masked away, or leans on tokens that do not exist at test. The comparison needs no test patient.
+    """
+    if config.fallback is None:
+        return None
+    at = device(config.gpu)
+    room = config.cache_gb * 2**30
+    with loop.isolated(None, at, config.threads):
+        own = loop.evaluate(model, Feed(of, task, at, room, scale), task)["loss"]
+        plain = loop.evaluate(teacher.model().to(at), Feed(of, task, at, room, teacher.scale), task)["loss"]
+    if own <= plain + config.fallback:
+        return None
+    return (f"training loss {own:.3f} with whole bags, against {plain:.3f} of the plain model "
+            f"(train.fallback={config.fallback:g}): masking hurts here")
+
+
+def outdone(validation: dict[str, float], teacher: bundle.Bundle, task: Task) -> str | None:
+    """Why a model with these metrics of the fold's validation patients must give way to the plain model, or None.
+
+    The plain model is one more candidate of the selection: where training on, with or without masks, only overfits, it
+    was better before. A tie is no reason.
+    """
+    own, plain = validation.get(task.headline), teacher.card["validation"].get(task.headline)
+    if own is None or plain is None or not plain > own:
+        return None
+    what = "C-index" if task.survival else "AUC"
+    return f"validation {what} {own:.3f}, against {plain:.3f} of the plain model: masking does not help here"
+
+
+def build_model(config: TrainConfig, in_dim: int, task: Task, seed: int, teacher: bundle.Bundle | None) -> Any:
+    """A new model with weights drawn from `seed`, its teacher filled from the baseline's bundle."""
+    module = lookup.find("mhim.mil.models", config.model)
+    with loop.seeded(seed):
+        model = module.build(in_dim, task.n_out, lookup.params(module, config.model_params))
+        if teacher is not None:
+            model.start_from(teacher.weights)
+    return model
+
+
+def horizons(train: Sequence[Patient]) -> list[float]:
+    """Times at which the time-dependent AUC is taken: quartiles of the training part's event times."""
+    events = [p.target[0] for p in train if isinstance(p.target, tuple) and p.target[1]]
+    return [float(v) for v in np.quantile(events, [0.25, 0.5, 0.75])]
+
+
+def operating_points(rows: Sequence[dict[str, Any]], task: Task) -> dict[str, Any]:
+    """What is fitted on validation and frozen: temperature and threshold, or the median risk of survival."""
+    val = [r for r in rows if r["side"] == "val"]
+    if not val:
+        return {}
+    logits = logits_of(val)
+    if task.survival:
+        return {"risk_threshold": float(np.median(task.risk(torch.from_numpy(logits)).numpy()))}
+    labels = targets_of(val)
+    found: dict[str, Any] = {"temperature": metrics.temperature(labels, logits)}
+    if len(task.classes) == 2:
+        p = task.probabilities(torch.from_numpy(logits / found["temperature"])).numpy()
+        found["threshold"] = metrics.youden(labels, p[:, 1])
+    return found
+
+
+def logits_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """float64 (n, n_out) logits of prediction rows."""
+    names = sorted((k for k in rows[0] if k.startswith("logit_")), key=lambda k: int(k.removeprefix("logit_")))
+    return np.array([[float(r[k]) for k in names] for r in rows])
+
+
+def read_predictions(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a fold's `predictions.csv`, all values as text."""
+    with open(folder / PREDICTIONS, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def targets_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """int64 (n,) class indices, or float64 (n, 2) of time and event."""
+    if "time" in rows[0]:
+        return np.array([[float(r["time"]), float(r["event"])] for r in rows])
+    return np.array([int(r["target"]) for r in rows], dtype=np.int64)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as CSV text; columns are the keys in the order in which they first appear."""
+    columns = list(dict.fromkeys(k for r in rows for k in r))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: repr(v) if isinstance(v, float) else v for k, v in r.items()} for r in rows)
+    return text.getvalue()
+
+
+def _fit(
+    model: Any, train_cases: list[Case], val_cases: list[Case], task: Task, config: TrainConfig, seed: int,
+    partial: Path, log: Callable[[dict[str, Any]], None],
+) -> loop.State:
+    """The last state of the training, which goes on from the checkpoint in `partial`, if there is one."""
+    file = partial / CHECKPOINT
+    saved = _checkpoint(file)
+    state = saved
+    cost, last = 0.0, time.monotonic()
+
+    def due() -> bool:
+        wait = max(config.checkpoint_s, cost / CHECKPOINT_SHARE)
+        return config.checkpoint_s > 0 and time.monotonic() - last >= wait
+
+    try:
+        for reached in loop.fit(model, train_cases, val_cases, task, config, seed, saved, due):
+            state = reached
+            if state["within"] is None:
+                log(state["history"][-1])
+            began = time.monotonic()
+            if state["within"] is not None or began - last >= cost / CHECKPOINT_SHARE:
+                _save(state, file)
+                saved, last = state, time.monotonic()
+                cost = last - began
+    except BaseException:
+        # Interrupted, told to end, or the loss ran away: the last good state is kept.
+        if state is not None and state is not saved:
+            _save(state, file)
+        raise
+    assert state is not None
+    return state
+
+
+def _checkpoint(file: Path) -> loop.State | None:
+    """The state that an earlier run left, or None: there is none, or it is damaged, and the training starts anew."""
+    try:
+        state: loop.State = torch.load(file, weights_only=True)
+    except FileNotFoundError:
+        return None
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        file.unlink(missing_ok=True)
+        return None
+    return state
+
+
+def _save(state: loop.State, file: Path) -> None:
+    buffer = io.BytesIO()  # torch's own writing hides why it failed
+    torch.save(state, buffer)
+    layout.write_atomic(file, buffer.getvalue())
+
+
+def _predicted(model: Any, side: str, of: Sequence[Case], task: Task, scale: Any) -> list[dict[str, Any]]:
+    rows = []
+    for p in loop.predict(model, of, task, scale):
+        target = p.case.target
+        known = {"time": target[0], "event": target[1]} if isinstance(target, tuple) else {"target": target}
+        logits = {f"logit_{k}": float(v) for k, v in enumerate(p.logits)}
+        slides = json.dumps(list(p.case.slides))
+        rows.append({"side": side, "patient": p.case.patient, "slides": slides, **known, **logits})
+    return rows
+
+
+def _metrics_of(
+    rows: Sequence[dict[str, Any]], task: Task, train: Sequence[Patient], points: dict[str, Any]
+) -> dict[str, float]:
+    """Metrics of predictions, at the horizons of the training part, by the temperature and threshold of `points`."""
+    if not rows:
+        return {}
+    logits = torch.from_numpy(logits_of(rows))
+    if task.survival:
+        target = targets_of(rows)
+        return metrics.survival(target[:, 0], target[:, 1], task.risk(logits).numpy(), horizons(train))
+    scaled = task.probabilities(logits / points.get("temperature", 1.0)).numpy()
+    return metrics.classification(targets_of(rows), scaled, points.get("threshold"))
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    """NaN has no place in JSON: None says undefined."""
+    return {k: v if math.isfinite(v) else None for k, v in values.items()}

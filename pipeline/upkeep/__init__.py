@@ -1,0 +1,1 @@
+"""Looking after a work folder: status, retry, pack, verify."""

@@ -1,0 +1,180 @@
+"""What a work folder holds: per stage what is done, empty, failed, running or missing, and why.
+
+In: a work folder. Out: counts and reasons, read from the outputs themselves (which are the truth), the claims, and the
+run logs (which only give the reasons of failures). Changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mhim.pipeline.backends import slurm
+from mhim.pipeline.cohort import slides as cohort
+from mhim.pipeline.cohort.patients import feature_stores
+from mhim.pipeline.exchange.imported import is_imported
+from mhim.pipeline.resume import console, runlog
+from mhim.pipeline.resume.claims import running_keys
+from mhim.pipeline.resume.stage import State
+from mhim.pipeline.store import layout, seals
+from rich.table import Table
+
+STATES = ("done", "empty", "failed", "running", "missing")
+
+
+@dataclass
+class StageStatus:
+    """Keys of one stage by state, and the reason of each empty or failed one."""
+
+    name: str
+    keys: dict[str, list[str]] = field(default_factory=lambda: {s: [] for s in STATES})
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def read(work: layout.Work) -> list[StageStatus]:
+    """The state of every stage of `work`, in order. Raises CohortError when nothing was tiled there."""
+    features = work.root / "features"
+    brought = {f: imports for f in _folders(features) if (imports := _imported(f)) is not None}
+    # features may have come without slides
+    slides = [] if brought and not work.cohort.exists() else [s.id for s in cohort.read_cohort(work)]
+    last = runlog.last_outcomes(work.runs)
+    failed = {key: outcome.message for key, outcome in last.items() if outcome.state == State.FAILED}
+    tile = _stage("tile", slides, work.tiles, {i: work.tile_store(i) for i in slides}, failed)
+    stages = [tile]
+    for folder in _folders(features):
+        if folder in brought:
+            stages.append(_stage(f"import {folder.name}", brought[folder], folder, brought[folder], failed))
+            continue
+        wanted = tile.keys["done"]
+        outputs = {i: folder / f"{i}.zarr" for i in wanted}
+        stages.append(_stage(f"extract {folder.name}", wanted, folder, outputs, failed))
+    wanted_folds = runlog.planned_keys(work.runs)
+    for run in sorted(p for p in work.runs.iterdir() if p.is_dir()) if work.runs.is_dir() else []:
+        stages.append(_run(run, failed, wanted_folds.get(f"train {run.name}", set())))
+    return stages
+
+
+def _folders(features: Path) -> list[Path]:
+    return sorted(p for p in features.iterdir() if p.is_dir()) if features.is_dir() else []
+
+
+def _imported(folder: Path) -> dict[str, Path] | None:
+    """The stores of features that were brought in, by slide; None where they were extracted here."""
+    stores = feature_stores(folder)
+    for path in stores.values():
+        try:
+            return stores if is_imported(layout.read_attrs(path)) else None
+        except (layout.StoreError, ValueError, OSError):  # damaged: the next one tells
+            continue
+    return None
+
+
+def _stage(
+    name: str, keys: Iterable[str], root: Path, outputs: dict[str, Path], failed: dict[tuple[str, str], str]
+) -> StageStatus:
+    status = StageStatus(name)
+    busy = running_keys(root / ".claims")
+    for key in keys:
+        found = seals.look(outputs[key])
+        if found is not None and not found.wrong:
+            reason = found.attrs.get("empty")
+            status.keys["empty" if reason else "done"].append(key)
+            if reason:
+                status.reasons[key] = str(reason)
+        elif key in busy:
+            status.keys["running"].append(key)
+        elif found is not None:
+            status.keys["failed"].append(key)
+            status.reasons[key] = layout.damage(outputs[key], found.wrong)
+        elif (name, key) in failed:
+            status.keys["failed"].append(key)
+            status.reasons[key] = failed[name, key]
+        else:
+            status.keys["missing"].append(key)
+    return status
+
+
+def _folds(folder: Path) -> Iterator[tuple[str, str]]:
+    """Folds below a run, as paths from it, and what is damaged in each. os.walk passes over what a training removes
+    meanwhile."""
+    for name, inner, _ in os.walk(folder):
+        inner[:] = [n for n in inner if not n.startswith(".")]
+        if os.path.basename(name).startswith("fold_") and (found := seals.look(Path(name))) is not None:
+            yield Path(name).relative_to(folder).as_posix(), found.wrong
+            inner.clear()
+
+
+def _run(folder: Path, failed: dict[tuple[str, str], str], planned: set[str]) -> StageStatus:
+    """A training: its folds, and those that its last command wanted and that are not there yet."""
+    status = StageStatus(f"train {folder.name}")
+    folds = dict(_folds(folder))
+    done = {key for key, wrong in folds.items() if not wrong}
+    busy = running_keys(folder / ".claims")
+    wrong = {k: m for (stage, k), m in failed.items() if stage == status.name and k not in done}
+    wrong |= {key: layout.damage(folder / key, how) for key, how in folds.items() if how}
+    for key in sorted(done | busy | wrong.keys() | planned):
+        state = "done" if key in done else "running" if key in busy else "failed" if key in wrong else "missing"
+        status.keys[state].append(key)
+    status.reasons |= wrong
+    return status
+
+
+def files(root: Path) -> Iterator[int]:
+    """Size of every file below `root`; folders that vanish meanwhile are left out."""
+    try:
+        with os.scandir(root) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from files(Path(entry.path))
+                elif entry.is_file(follow_symlinks=False):
+                    yield entry.stat().st_size
+    except FileNotFoundError:
+        return
+
+
+def show(root: Path) -> int:
+    """Print the state of a work folder. Returns 1 if something failed."""
+    work = layout.Work(root)
+    stages = read(work)
+    table = Table(title=f"{root}")
+    table.add_column("stage")
+    for state in STATES:
+        table.add_column(state, justify="right")
+    for stage in stages:
+        table.add_row(stage.name, *(str(len(stage.keys[s])) for s in STATES))
+    console.out.print(table)
+    for stage in stages:
+        for state in ("failed", "empty"):
+            for key in stage.keys[state]:
+                reason = stage.reasons.get(key, "")
+                console.out.print(f"{stage.name}: {state} {console.escape(key)}: {console.escape(reason)}")
+        if stage.keys["missing"]:
+            names = ", ".join(stage.keys["missing"][:5])
+            console.out.print(f"{stage.name}: {len(stage.keys['missing'])} missing ({console.escape(names)} ...)")
+    for job in slurm.jobs(work):
+        if not job.over or job.lost or any(job.ended.values()):
+            console.out.print(console.escape(job.line()))
+    sizes = list(files(root))
+    console.out.print(f"{len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB")
+    return 1 if any(stage.keys["failed"] for stage in stages) else 0
+
+
+def watch(root: Path, every_s: float = 2.0) -> int:
+    """Show the state again and again, until interrupted: in place on a terminal, elsewhere whenever it changed."""
+    last = ""
+    try:
+        while True:
+            with console.out.capture() as captured:
+                code = show(root)
+            text = captured.get()
+            if text != last:
+                if console.out.is_terminal:
+                    console.out.clear()
+                console.out.out(text, end="", highlight=False)
+                last = text
+            time.sleep(every_s)
+    except KeyboardInterrupt:
+        return code
