@@ -37,39 +37,72 @@ MISSING = ("NA", "N/A", "#N/A", "<NA>", "nan", "null", ".", "[Not Available]", "
 class LabelsConfig(Settings):
     """How a table of slides (labels or manifest) is read. What was read decides results, not how it was found."""
 
-    slide_column: str = Field("", description="column with paths or ids of the slides; empty: slide, slide_id, wsi or filename")
+    slide_column: str = Field(
+        "", description="column with paths or ids of the slides; empty: slide, slide_id, wsi or filename"
+    )
     patient_column: str = Field("", description="column with the patient; empty: patient, patient_id or case_id")
     label_column: str = Field("", description="column with the class; empty: label")
     time_column: str = Field("", description="column with the survival time; empty: time")
     event_column: str = Field("", description="column that tells whether the event happened; empty: event")
-    event_words: dict[str, int] = Field(default_factory=dict, description="further words of the event column, as {relapse: 1, well: 0}; known: 1 and 0, dead and alive, 1:DECEASED and the like")
+    event_words: dict[str, int] = Field(
+        default_factory=dict,
+        description="further words of the event column, as {relapse: 1, well: 0}; known: 1 and 0, dead and alive, 1:DECEASED and the like",
+    )
     missing: tuple[str, ...] = Field(MISSING, description="cells that mean: not known, in any case, besides blank ones")
-    encoding: str = Field("auto", description="encoding of a text table, such as latin-1; auto: UTF-8 or UTF-16, else Windows-1252")
-    separator: Literal["auto", "comma", "semicolon", "tab", "pipe"] = Field("auto", description="separator of a text table")
+    encoding: str = Field(
+        "auto", description="encoding of a text table, such as latin-1; auto: UTF-8 or UTF-16, else Windows-1252"
+    )
+    separator: Literal["auto", "comma", "semicolon", "tab", "pipe"] = Field(
+        "auto", description="separator of a text table"
+    )
     sheet: str = Field("", description="sheet of an xlsx file; empty: the first that holds something")
-    tcga_patients: bool = Field(True, description="where no column tells the patient, slides with TCGA barcodes belong to the patient of the barcode")
+    tcga_patients: bool = Field(
+        True,
+        description="where no column tells the patient, slides with TCGA barcodes belong to the patient of the barcode",
+    )
 
 
 class TileConfig(Settings):
     """Tissue segmentation and tiling (`pipeline tile`)."""
 
-    mpp: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.5,), min_length=1, description="µm per tile pixel; several values give several magnifications on one aligned grid, the first is the main one")
+    mpp: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.5,),
+        min_length=1,
+        description="µm per tile pixel; several values give several magnifications on one aligned grid, the first is the main one",
+    )
     tile_px: int = Field(256, ge=16, le=4096, description="tile edge in px at `mpp`")
     overlap_um: float = Field(0.0, ge=0, description="overlap of neighbouring tiles in µm")
     min_tissue: float = Field(0.3, ge=0, le=1, description="smallest fraction of a tile that must be tissue")
-    segmenter: str = Field("stain", description="tissue segmenter: a file name in extract/tissue/, or a dotted name of your own module")
+    segmenter: str = Field(
+        "stain", description="tissue segmenter: a file name in extract/tissue/, or a dotted name of your own module"
+    )
     segmenter_params: dict[str, Any] = Field(default_factory=dict, description="settings of the segmenter itself")
-    fallback_segmenter: str = Field("otsu", description="segmenter tried when the first finds no tissue; empty for none")
+    fallback_segmenter: str = Field(
+        "otsu", description="segmenter tried when the first finds no tissue; empty for none"
+    )
     segment_mpp: float = Field(8.0, gt=0, description="µm per px of the image on which tissue is segmented")
     smooth_um: float = Field(4.0, ge=0, description="smoothing of the image before the decision, µm")
     close_um: float = Field(16.0, ge=0, description="gaps in the tissue narrower than this are closed, µm")
     min_piece_um2: float = Field(20000.0, ge=0, description="pieces of tissue smaller than this are dropped, µm²")
     min_hole_um2: float = Field(10000.0, ge=0, description="holes in the tissue smaller than this are filled, µm²")
-    mpp_of_slides: float | None = Field(None, gt=0, description="µm per px of level 0 for every slide, overriding the files (a manifest column `mpp` overrides this)")
-    assume_mpp_from_power: bool = Field(False, description="when nothing else tells the mpp, assume 10 / objective power")
-    regions_frame: Literal["auto", "bounds", "full"] = Field("auto", description="corner from which drawn regions count: of the scanned bounds, or of the whole level 0; auto is as the program that writes such files does (QuPath GeoJSON bounds; ASAP, ImageScope and HALO XML full)")
-    blur_probe_um: float = Field(2000.0, ge=0, description="distance of the spots at which focus is measured, µm; 0 measures none")
-    max_upsample: float = Field(1.25, ge=1, description="refuse a slide whose level 0 would have to be enlarged by more than this")
+    mpp_of_slides: float | None = Field(
+        None,
+        gt=0,
+        description="µm per px of level 0 for every slide, overriding the files (a manifest column `mpp` overrides this)",
+    )
+    assume_mpp_from_power: bool = Field(
+        False, description="when nothing else tells the mpp, assume 10 / objective power"
+    )
+    regions_frame: Literal["auto", "bounds", "full"] = Field(
+        "auto",
+        description="corner from which drawn regions count: of the scanned bounds, or of the whole level 0; auto is as the program that writes such files does (QuPath GeoJSON bounds; ASAP, ImageScope and HALO XML full)",
+    )
+    blur_probe_um: float = Field(
+        2000.0, ge=0, description="distance of the spots at which focus is measured, µm; 0 measures none"
+    )
+    max_upsample: float = Field(
+        1.25, ge=1, description="refuse a slide whose level 0 would have to be enlarged by more than this"
+    )
     max_pen: float = later(1.0, "drop tiles with a larger fraction of pen ink", ge=0, le=1)
     max_blur: float = later(1.0, "drop tiles with a larger fraction out of focus", ge=0, le=1)
     max_fold: float = later(1.0, "drop tiles with a larger fraction of dark folds", ge=0, le=1)
@@ -81,17 +114,31 @@ class TileConfig(Settings):
 class ExtractConfig(Settings):
     """Feature extraction (`pipeline extract`)."""
 
-    encoder: str = Field("texture", description="encoder: a name listed by `pipeline encoders`, `timm:<model>`, or a dotted name of your own function")
+    encoder: str = Field(
+        "texture",
+        description="encoder: a name listed by `pipeline encoders`, `timm:<model>`, or a dotted name of your own function",
+    )
     encoder_params: dict[str, Any] = Field(default_factory=dict, description="settings of the encoder itself")
     dtype: Literal["float16", "float32"] = Field("float16", description="number type of the stored features")
     chunk_rows: int = Field(16384, ge=64, description="tiles per stored chunk (a chunk is one file)")
     compress: bool = Field(False, description="compress the chunks (saves 8-20 % of disk, reads several times slower)")
     allow_mismatch: bool = Field(False, description="use tiles of another mpp or size than the encoder was trained at")
-    stain_norm: Literal["none", "reinhard", "macenko"] = Field("none", description="stain normalisation before the encoder")
-    reader: Literal["auto", "openslide"] = Field("auto", description="auto decodes tiled TIFF slides directly and uses OpenSlide for the rest")
-    reduction: Literal["area", "dct"] = Field("area", description="how the direct reader halves the resolution: area average, or JPEG's own scaled decoding (faster, differs by 0.6 grey levels on average)")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="arithmetic of the encoder; auto is the encoder's own on a GPU and float32 on a CPU")
-    weights: str | None = speed(None, "file or folder with the encoder's weights (their SHA-256 enters the fingerprint, not the path)")
+    stain_norm: Literal["none", "reinhard", "macenko"] = Field(
+        "none", description="stain normalisation before the encoder"
+    )
+    reader: Literal["auto", "openslide"] = Field(
+        "auto", description="auto decodes tiled TIFF slides directly and uses OpenSlide for the rest"
+    )
+    reduction: Literal["area", "dct"] = Field(
+        "area",
+        description="how the direct reader halves the resolution: area average, or JPEG's own scaled decoding (faster, differs by 0.6 grey levels on average)",
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="arithmetic of the encoder; auto is the encoder's own on a GPU and float32 on a CPU"
+    )
+    weights: str | None = speed(
+        None, "file or folder with the encoder's weights (their SHA-256 enters the fingerprint, not the path)"
+    )
     offline: bool = speed(False, "never open a network connection")
     gpu: bool = speed(False, "use the GPU; stops if there is none")
     gpus: tuple[int, ...] = speed((), "GPU numbers, one process each over one shared work list")
@@ -108,20 +155,39 @@ class TrainConfig(Settings):
 
     model: str = Field("mhim", description="MIL model: a file name in mil/models/, or a dotted name of your own module")
     model_params: dict[str, Any] = Field(default_factory=dict, description="settings of the model itself")
-    task: Literal["auto", "classification", "survival"] = Field("auto", description="auto: survival if the labels have time and event")
-    classes: tuple[str, ...] = Field((), description="class names in order, the positive one last; empty: as in the labels, sorted")
-    survival_loss: Literal["nll", "cox"] = Field("nll", description="discrete-time likelihood, or Cox partial likelihood over several bags")
-    survival_bins: int = Field(4, ge=2, le=64, description="time bins of the discrete likelihood, cut at quantiles of the training fold's events")
+    task: Literal["auto", "classification", "survival"] = Field(
+        "auto", description="auto: survival if the labels have time and event"
+    )
+    classes: tuple[str, ...] = Field(
+        (), description="class names in order, the positive one last; empty: as in the labels, sorted"
+    )
+    survival_loss: Literal["nll", "cox"] = Field(
+        "nll", description="discrete-time likelihood, or Cox partial likelihood over several bags"
+    )
+    survival_bins: int = Field(
+        4,
+        ge=2,
+        le=64,
+        description="time bins of the discrete likelihood, cut at quantiles of the training fold's events",
+    )
     folds: int = Field(5, ge=2, description="cross-validation folds")
     repeats: int = Field(1, ge=1, description="repetitions of the whole cross-validation with other splits")
     seeds: int = Field(1, ge=1, description="trainings per fold with other seeds")
     seed: int = Field(2021, ge=0, description="seed of splits and trainings")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of the training patients kept for model selection")
-    split_by: Literal["auto", "patient", "site", "csv"] = Field("auto", description="auto: the labels' split or fold column if present, else patients; site keeps each site in one fold")
-    protocol: Literal["honest", "paper"] = Field("honest", description="paper selects on the test fold and bins over all patients, as the authors' program: its numbers are optimistic")
+    split_by: Literal["auto", "patient", "site", "csv"] = Field(
+        "auto",
+        description="auto: the labels' split or fold column if present, else patients; site keeps each site in one fold",
+    )
+    protocol: Literal["honest", "paper"] = Field(
+        "honest",
+        description="paper selects on the test fold and bins over all patients, as the authors' program: its numbers are optimistic",
+    )
     select: Literal["best", "last"] = Field("best", description="epoch that is kept: best on validation, or the last")
     epochs: int = Field(50, ge=1, description="most epochs")
-    patience: int = Field(15, ge=0, description="epochs without gain on validation before stopping; 0 never stops early")
+    patience: int = Field(
+        15, ge=0, description="epochs without gain on validation before stopping; 0 never stops early"
+    )
     min_epochs: int = Field(10, ge=0, description="no early stopping before this epoch")
     lr: float = Field(2e-4, gt=0, description="learning rate")
     weight_decay: float = Field(1e-5, ge=0, description="weight decay")
@@ -130,17 +196,39 @@ class TrainConfig(Settings):
     warmup_epochs: int = Field(0, ge=0, description="linear warm-up")
     batch_bags: int = Field(1, ge=1, description="bags packed into one step")
     accumulate: int = Field(1, ge=1, description="steps whose gradients are added up before the optimiser moves")
-    max_tiles: int = Field(0, ge=0, description="random cap on the tiles of a training bag; 0 is no cap; scoring always uses all tiles")
-    balance: Literal["none", "weights", "sampling"] = Field("none", description="class imbalance: weighted loss or balanced sampling")
+    max_tiles: int = Field(
+        0, ge=0, description="random cap on the tiles of a training bag; 0 is no cap; scoring always uses all tiles"
+    )
+    balance: Literal["none", "weights", "sampling"] = Field(
+        "none", description="class imbalance: weighted loss or balanced sampling"
+    )
     amp: bool = Field(False, description="bfloat16 autocast in training")
-    fallback: float | None = Field(0.1, ge=0, description="MHIM gives way to the plain model of the fold when its training loss in inference mode is larger by more than this, or (select: best) validation prefers the plain one; null never")
-    threads: int = Field(1, ge=1, description="CPU threads of one training (sums are split by thread, so it changes last bits; trainings themselves run in parallel)")
-    cox_bags: int = Field(64, ge=2, description="most recent training bags that a Cox risk set reaches over, besides those of the step")
-    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="lists of model_params or settings to try, chosen on validation only")
-    standardize: bool = Field(False, description="standardise features with the training fold's mean and sd (kept in the model)")
+    fallback: float | None = Field(
+        0.1,
+        ge=0,
+        description="MHIM gives way to the plain model of the fold when its training loss in inference mode is larger by more than this, or (select: best) validation prefers the plain one; null never",
+    )
+    threads: int = Field(
+        1,
+        ge=1,
+        description="CPU threads of one training (sums are split by thread, so it changes last bits; trainings themselves run in parallel)",
+    )
+    cox_bags: int = Field(
+        64, ge=2, description="most recent training bags that a Cox risk set reaches over, besides those of the step"
+    )
+    grid: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict, description="lists of model_params or settings to try, chosen on validation only"
+    )
+    standardize: bool = Field(
+        False, description="standardise features with the training fold's mean and sd (kept in the model)"
+    )
     gpu: bool = speed(False, "use the GPU; stops if there is none")
     cache_gb: float = speed(8.0, "most memory for bags kept in RAM, GiB", ge=0)
-    checkpoint_s: float = speed(60.0, "seconds after which the state is saved inside an epoch too (each epoch is a checkpoint anyway); 0 never does", ge=0)
+    checkpoint_s: float = speed(
+        60.0,
+        "seconds after which the state is saved inside an epoch too (each epoch is a checkpoint anyway); 0 never does",
+        ge=0,
+    )
     log: Literal["csv", "tensorboard", "wandb", "mlflow"] = speed("csv", "experiment log besides the CSV")
 
     @model_validator(mode="after")
@@ -148,7 +236,9 @@ class TrainConfig(Settings):
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
             raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be less than epochs ({self.epochs})")
         if self.task == "survival" and self.balance == "weights":
-            raise ValueError("balance=weights is of classes; for survival use balance=sampling (seen events and censored) or none")
+            raise ValueError(
+                "balance=weights is of classes; for survival use balance=sampling (seen events and censored) or none"
+            )
         if self.split_by == "csv" and self.repeats > 1:
             raise ValueError("split_by=csv gives one split, so repeats must be 1 (use seeds for more trainings)")
         plan = sorted({"grid", "seeds", "seed", "folds", "repeats", "split_by", "protocol"} & self.grid.keys())
@@ -162,8 +252,22 @@ class TrainConfig(Settings):
 
 # The paper's table: its baselines, and MHIM-MIL with each student, as shipped and as published.
 BENCHMARK: dict[str, dict[str, Any]] = {
-    **{name: {} for name in ("mean", "max", "abmil", "gated_abmil", "clam_sb", "clam_mb", "dsmil", "transmil", "dtfd",
-                             "rrt", "transformer")},
+    **{
+        name: {}
+        for name in (
+            "mean",
+            "max",
+            "abmil",
+            "gated_abmil",
+            "clam_sb",
+            "clam_mb",
+            "dsmil",
+            "transmil",
+            "dtfd",
+            "rrt",
+            "transformer",
+        )
+    },
     **{f"mhim_{student}": {"model": "mhim", "student": student} for student in ("abmil", "dsmil", "transmil")},
     **{f"mhim_v2_{student}": {"preset": "mhim_v2", "student": student} for student in ("abmil", "dsmil", "transmil")},
 }
@@ -172,8 +276,14 @@ BENCHMARK: dict[str, dict[str, Any]] = {
 class BenchmarkConfig(Settings):
     """Every model on one set, as one table (`pipeline benchmark`)."""
 
-    models: dict[str, dict[str, Any]] = Field(default_factory=lambda: dict(BENCHMARK), description="rows of the table: name -> what differs from `train`, as settings of training or model; `model` where it is not the name, or `preset` whose model, model_params and fallback it takes")
-    params: dict[str, Any] = Field(default_factory=dict, description="settings for every model that has them, of MHIM for its student, e.g. {width: 128}")
+    models: dict[str, dict[str, Any]] = Field(
+        default_factory=lambda: dict(BENCHMARK),
+        description="rows of the table: name -> what differs from `train`, as settings of training or model; `model` where it is not the name, or `preset` whose model, model_params and fallback it takes",
+    )
+    params: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings for every model that has them, of MHIM for its student, e.g. {width: 128}",
+    )
 
 
 class ScoreConfig(Settings):
@@ -181,24 +291,43 @@ class ScoreConfig(Settings):
 
     bootstrap: int = Field(1000, ge=0, description="bootstrap samples (by patient) for the intervals")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
-    heatmaps: Literal["none", "attention", "probability", "contribution", "all"] = Field("attention", description="heatmaps to draw")
+    heatmaps: Literal["none", "attention", "probability", "contribution", "all"] = Field(
+        "attention", description="heatmaps to draw"
+    )
     heatmap_scale: Literal["percentile", "raw"] = Field("percentile", description="colour scale of the heatmaps")
     heatmap_limit: int = Field(0, ge=0, description="draw at most so many slides; 0 is all")
-    top_tiles: int = Field(0, ge=0, description="contact sheet of so many highest and lowest tiles per slide; 0 is none")
+    top_tiles: int = Field(
+        0, ge=0, description="contact sheet of so many highest and lowest tiles per slide; 0 is none"
+    )
     geojson: bool = Field(False, description="also write the tiles with their scores as QuPath GeoJSON")
     tiff: bool = Field(False, description="also write the heatmap as a pyramidal TIFF registered to the slide")
-    sensitivity: float | None = Field(None, gt=0, le=1, description="operating point by wished-for sensitivity instead of Youden's J; with specificity: undecided between the two")
+    sensitivity: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="operating point by wished-for sensitivity instead of Youden's J; with specificity: undecided between the two",
+    )
     specificity: float | None = Field(None, gt=0, le=1, description="operating point by wished-for specificity")
-    abstain: float = Field(0.0, ge=0, lt=1, description="share of validation patients that may be left undecided around the threshold")
+    abstain: float = Field(
+        0.0, ge=0, lt=1, description="share of validation patients that may be left undecided around the threshold"
+    )
     calibrate: bool = Field(True, description="temperature scaling fitted on validation")
-    several_slides: Literal["bag", "mean", "max"] = Field("bag", description="a new patient's slides: one bag, as in training; or each alone, then their mean, or the most positive")
-    allow_known: bool = Field(False, description="score patients and slides that the run was trained on as if they were new (noted in every output)")
+    several_slides: Literal["bag", "mean", "max"] = Field(
+        "bag",
+        description="a new patient's slides: one bag, as in training; or each alone, then their mean, or the most positive",
+    )
+    allow_known: bool = Field(
+        False,
+        description="score patients and slides that the run was trained on as if they were new (noted in every output)",
+    )
 
     @model_validator(mode="after")
     def _one_band(self) -> ScoreConfig:
         if self.sensitivity is not None and self.specificity is not None and self.abstain:
-            raise ValueError("score.sensitivity and score.specificity together leave undecided what lies between their "
-                             "thresholds; score.abstain is another way to say how much: set it to 0")
+            raise ValueError(
+                "score.sensitivity and score.specificity together leave undecided what lies between their "
+                "thresholds; score.abstain is another way to say how much: set it to 0"
+            )
         return self
 
 
@@ -207,7 +336,9 @@ class ClusterConfig(Settings):
 
     backend: str = speed("local", "local, slurm or dask: a file name in pipeline/backends/")
     workers: int = speed(0, "parallel processes; 0 is one per core", ge=0)
-    backend_params: dict[str, Any] = speed({}, "settings of the back end itself (partition, account, walltime, container ...)")
+    backend_params: dict[str, Any] = speed(
+        {}, "settings of the back end itself (partition, account, walltime, container ...)"
+    )
     lease_s: float = speed(300.0, "a claim without heartbeat for so long is taken over, s", gt=0)
 
 

@@ -47,7 +47,7 @@ class Stats:
     retreats: int = 0
 
     def numbers(self) -> dict[str, float]:
-        """For the run log, such that the sums over slides mean something: `mhim.pipeline.resume.rates` turns them into tiles/s.
+        """For the run log, whose sums over slides mean something (they are turned into tiles/s).
 
         read_s: as long as the threads together would have read, had they all been busy."""
         encode_s = self.encode_s + self.encoded_s / self.threads

@@ -14,7 +14,9 @@ from mhim.mil.models import Bag
 
 
 def collate(
-    bags: Sequence[tuple[np.ndarray, np.ndarray, float]], mpp: float, device: torch.device | str = "cpu",
+    bags: Sequence[tuple[np.ndarray, np.ndarray, float]],
+    mpp: float,
+    device: torch.device | str = "cpu",
     scale: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> Bag:
     """Bags of any length (0 too) padded to the longest, real instances first.

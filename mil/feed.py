@@ -62,8 +62,13 @@ class Feed:
     """Batches of cases. cache_bytes: most memory for bags kept between epochs. scale: standardises the features."""
 
     def __init__(
-        self, cases: Sequence[Case], task: Task | None, device: torch.device, cache_bytes: float = 0.0,
-        scale: Scale | None = None, max_tiles: int = 0,
+        self,
+        cases: Sequence[Case],
+        task: Task | None,
+        device: torch.device,
+        cache_bytes: float = 0.0,
+        scale: Scale | None = None,
+        max_tiles: int = 0,
     ) -> None:
         self.cases = list(cases)
         self.task = task
@@ -90,12 +95,16 @@ class Feed:
         if self._width is None:
             self._width = features.shape[1]
         if features.shape[1] != self._width:
-            raise BagError(f"{who}: features are {features.shape[1]} wide, others {self._width}: "
-                           "they come from different encoders; extract all slides with one")
+            raise BagError(
+                f"{who}: features are {features.shape[1]} wide, others {self._width}: "
+                "they come from different encoders; extract all slides with one"
+            )
         if not finite(features):
             row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
-            raise BagError(f"{who}: features of tile {row} hold NaN or infinity; delete this slide's features and "
-                           "extract again (extract.dtype=float32 if they overflow float16)")
+            raise BagError(
+                f"{who}: features of tile {row} hold NaN or infinity; delete this slide's features and "
+                "extract again (extract.dtype=float32 if they overflow float16)"
+            )
         arrays = (features, coords, tile_l0)
         size = self._taken(features) + self._taken(coords)
         with self._lock:
@@ -177,8 +186,10 @@ class Feed:
             return
         readers, reach = (1, AHEAD) if self._stream is None else (GPU_READERS, GPU_READERS + 1)
         with ThreadPoolExecutor(readers) as pool:
-            waiting = [pool.submit(self._made, order[n], None if key is None else [*key, n])
-                       for n in range(first, min(first + reach, len(order)))]
+            waiting = [
+                pool.submit(self._made, order[n], None if key is None else [*key, n])
+                for n in range(first, min(first + reach, len(order)))
+            ]
             for n in range(first, len(order)):
                 made = waiting.pop(0).result()
                 ahead = n + reach

@@ -79,9 +79,7 @@ def _mean_rank(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.asarray((np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right") + 1) / 2)
 
 
-def raster(
-    values: np.ndarray, coords_l0: np.ndarray, tile_l0: float | Sequence[float], frame: Frame
-) -> np.ndarray:
+def raster(values: np.ndarray, coords_l0: np.ndarray, tile_l0: float | Sequence[float], frame: Frame) -> np.ndarray:
     """Mean of the tiles over each image pixel: float32 (h, w), NaN where no tile lies.
 
     values: (N,). coords_l0: (N, 2) corners in level-0 px, x then y. tile_l0: tile edge in level-0 px, one or (x, y).

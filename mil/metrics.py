@@ -63,8 +63,11 @@ def classification(
     counts = estimators.confusion(labels, called, probabilities.shape[1], np.ones((1, len(labels))))
     decided = {name: float(v[0]) for name, v in estimators.of_confusion(counts).items()}
     return {
-        "auc": auc(labels, probabilities), "auprc": auprc(labels, probabilities), **decided,
-        "brier": brier(labels, probabilities), "ece": ece(labels, probabilities),
+        "auc": auc(labels, probabilities),
+        "auprc": auprc(labels, probabilities),
+        **decided,
+        "brier": brier(labels, probabilities),
+        "ece": ece(labels, probabilities),
     }
 
 

@@ -21,9 +21,17 @@ Student = Literal["abmil", "transmil", "dsmil"]
 
 # How the published program trains; the rest of mhim's settings does not differ from it.
 PUBLISHED: dict[str, Any] = {
-    "mask_ratio_h": 0.03, "share_max": 1.0, "score": "probability", "merge": "mca",
-    "merge_at_test": False, "keep_ratio": 0.8, "min_kept": 0,
-    "order": "shuffled", "consistency": "embedding", "teacher": "ema", "teacher_mode": "train",
+    "mask_ratio_h": 0.03,
+    "share_max": 1.0,
+    "score": "probability",
+    "merge": "mca",
+    "merge_at_test": False,
+    "keep_ratio": 0.8,
+    "min_kept": 0,
+    "order": "shuffled",
+    "consistency": "embedding",
+    "teacher": "ema",
+    "teacher_mode": "train",
     "student_start": "fresh",
 }
 
@@ -73,7 +81,8 @@ _RECYCLE = {
     **{f"merge.attn.to_out.0.{x}": f"to_out.{x}" for x in _LINEAR},
 }
 _UNUSED = {
-    "abmil": {"merge.global_q"}, "transmil": {"merge.global_q"},
+    "abmil": {"merge.global_q"},
+    "transmil": {"merge.global_q"},
     "dsmil": {"merge.global_q", "predictor.weight", "predictor.bias"},
 }
 
@@ -126,7 +135,11 @@ def outputs(state: Mapping[str, Tensor], student: Student) -> int:
 
 
 def load_reference(
-    state_dict: Mapping[str, Tensor], student: Student, n_classes: int, in_dim: int, activation: str = "gelu",
+    state_dict: Mapping[str, Tensor],
+    student: Student,
+    n_classes: int,
+    in_dim: int,
+    activation: str = "gelu",
 ) -> MIL:
     """The model that these weights are, in eval mode and in their dtype; as its own teacher, the student's weights.
 
@@ -149,11 +162,13 @@ def load_reference(
     wrong += [f"unexpected {k}" for k in state if k not in names.values()]
     wrong += [
         f"{names[ours]} is {tuple(state[names[ours]].shape)}, expected {tuple(own[ours].shape)}"
-        for ours, t in filled.items() if t is None and names[ours] in state and not ours.startswith("teacher.")
+        for ours, t in filled.items()
+        if t is None and names[ours] in state and not ours.startswith("teacher.")
     ]
     if wrong:
         raise NotReference(
-            f"these are not the weights of a {student} of {n_classes} classes on {in_dim} features: {'; '.join(wrong)}")
+            f"these are not the weights of a {student} of {n_classes} classes on {in_dim} features: {'; '.join(wrong)}"
+        )
     model.to(state["feature.0.weight"].dtype)
     model.load_state_dict({k: v for k, v in filled.items() if v is not None})
     return model.eval()

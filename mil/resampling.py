@@ -1,6 +1,6 @@
 """The bootstrap over patients: how often each is drawn, the interval of many values, the verdict on a difference.
 
-In: the number of patients and their strata (the fold that held each out). Out: weights for `mhim.mil.estimators`, drawn from
+In: the number of patients and their strata (the fold that held each out). Out: weights for `estimators.py`, drawn from
 a fixed seed in blocks of bounded memory, so that two runs over the same patients meet the same draws. Knows no metric.
 """
 
@@ -67,8 +67,12 @@ def interval(value: float, drawn: np.ndarray, confidence: float) -> Interval:
 
 
 def intervals(
-    metric: Callable[[np.ndarray], Values], n: int, samples: int, confidence: float,
-    strata: np.ndarray | None = None, seed: int = 0,
+    metric: Callable[[np.ndarray], Values],
+    n: int,
+    samples: int,
+    confidence: float,
+    strata: np.ndarray | None = None,
+    seed: int = 0,
 ) -> dict[str, Interval]:
     """Every value of `metric` with its percentile interval over patients drawn with replacement in their stratum."""
     point, drawn = bootstrap(metric, n, samples, strata, seed)

@@ -99,8 +99,15 @@ def from_fold_column(
         rng = np.random.default_rng([seed, 0, k])
         rest = [p for p in patients if column[p] != name]
         val = _inner(rest, strata, val_fraction, rng)
-        made.append(Fold(0, k, tuple(p for p in rest if p not in val), tuple(sorted(val)),
-                         tuple(p for p in patients if column[p] == name)))
+        made.append(
+            Fold(
+                0,
+                k,
+                tuple(p for p in rest if p not in val),
+                tuple(sorted(val)),
+                tuple(p for p in patients if column[p] == name),
+            )
+        )
     return made
 
 
@@ -158,13 +165,17 @@ def _enough(strata: Mapping[str, int], folds: int, survival: bool) -> None:
     if survival:
         events = int(counts[_TIME_PARTS:].sum())
         if events < folds:
-            raise SplitError(f"only {events} patients have an event, for {folds} folds, so some fold would have none: "
-                             f"set train.folds to {events} or less" + (", or add patients" if events < 2 else ""))
+            raise SplitError(
+                f"only {events} patients have an event, for {folds} folds, so some fold would have none: "
+                f"set train.folds to {events} or less" + (", or add patients" if events < 2 else "")
+            )
         return
     smallest = int(counts[counts > 0].min())
     if smallest < folds:
-        raise SplitError(f"the rarest class has {smallest} patients for {folds} folds, so some fold would lack it: "
-                         f"set train.folds to {smallest} or less" + (", or merge classes" if smallest < 2 else ""))
+        raise SplitError(
+            f"the rarest class has {smallest} patients for {folds} folds, so some fold would lack it: "
+            f"set train.folds to {smallest} or less" + (", or merge classes" if smallest < 2 else "")
+        )
 
 
 def _deal(patients: Sequence[str], strata: Mapping[str, int], folds: int, rng: np.random.Generator) -> dict[str, int]:

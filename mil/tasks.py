@@ -144,8 +144,13 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values from which `from_json` makes the same task."""
-        return {"kind": self.kind, "classes": list(self.classes), "edges": list(self.edges),
-                "weights": list(self.weights), "alpha": self.alpha}
+        return {
+            "kind": self.kind,
+            "classes": list(self.classes),
+            "edges": list(self.edges),
+            "weights": list(self.weights),
+            "alpha": self.alpha,
+        }
 
 
 @lru_cache(maxsize=64)
@@ -170,8 +175,9 @@ def classification(classes: Sequence[str], train_targets: Sequence[Target], weig
         raise TaskError(f"only one class ({', '.join(classes)}) in the labels: there is nothing to tell apart")
     missing = [name for name, n in zip(classes, counts, strict=True) if n == 0]
     if missing:
-        raise TaskError(f"no training case of class {', '.join(missing)} in this fold: use fewer folds, "
-                        "merge classes, or add cases")
+        raise TaskError(
+            f"no training case of class {', '.join(missing)} in this fold: use fewer folds, merge classes, or add cases"
+        )
     weights = tuple((counts.sum() / (len(classes) * counts)).tolist()) if weighted else ()
     return Task("classification", classes=tuple(classes), weights=weights)
 
@@ -184,8 +190,10 @@ def discrete_survival(targets: Sequence[Target], bins: int = 4, alpha: float = 0
     time, event = check_survival(targets)
     inner = np.quantile(time[event], np.arange(1, bins) / bins)
     if len(np.unique(inner)) < bins - 1:
-        raise TaskError(f"{int(event.sum())} events at {len(np.unique(time[event]))} distinct times cannot be cut into "
-                        f"{bins} bins: set train.survival_bins lower or train.survival_loss=cox")
+        raise TaskError(
+            f"{int(event.sum())} events at {len(np.unique(time[event]))} distinct times cannot be cut into "
+            f"{bins} bins: set train.survival_bins lower or train.survival_loss=cox"
+        )
     return Task("nll", edges=tuple(inner.tolist()), alpha=alpha)
 
 

@@ -65,8 +65,14 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
 
 
 def fit(
-    model: MILModel, train_cases: Sequence[Case], val_cases: Sequence[Case], task: Task, config: TrainConfig,
-    seed: int, start: State | None = None, due: Callable[[], bool] = lambda: False,
+    model: MILModel,
+    train_cases: Sequence[Case],
+    val_cases: Sequence[Case],
+    task: Task,
+    config: TrainConfig,
+    seed: int,
+    start: State | None = None,
+    due: Callable[[], bool] = lambda: False,
 ) -> Iterator[State]:
     """Train `model` in place and yield the complete state after each epoch, until done.
 
@@ -105,9 +111,17 @@ def fit(
 
     def state(epoch: int, within: State | None, done: bool) -> State:
         return {
-            "format": FORMAT, "epoch": epoch, "within": within, "model": _snapshot(net.state_dict()),
-            "optimizer": _snapshot(optimizer.state_dict()), "random": random, "memory": _snapshot(memory), "best": best,
-            "stale": stale, "history": list(history), "done": done,
+            "format": FORMAT,
+            "epoch": epoch,
+            "within": within,
+            "model": _snapshot(net.state_dict()),
+            "optimizer": _snapshot(optimizer.state_dict()),
+            "random": random,
+            "memory": _snapshot(memory),
+            "best": best,
+            "stale": stale,
+            "history": list(history),
+            "done": done,
             "scale": None if scale is None else {"mean": torch.from_numpy(scale[0]), "sd": torch.from_numpy(scale[1])},
         }
 
@@ -144,7 +158,12 @@ def scale_of(state: State) -> Scale | None:
 
 
 def predict(
-    model: MILModel, cases: Sequence[Case], task: Task, scale: Scale | None = None, max_tiles: int = 0, seed: int = 0,
+    model: MILModel,
+    cases: Sequence[Case],
+    task: Task,
+    scale: Scale | None = None,
+    max_tiles: int = 0,
+    seed: int = 0,
 ) -> Iterator[Prediction]:
     """What `model` says of each case, in order, with every tile (or a random `max_tiles` of them), in eval mode."""
     keep_freed()
@@ -202,8 +221,16 @@ class _Epoch:
     """One pass over the training cases, in as many goes as the caller likes. memory: the Cox memory reached."""
 
     def __init__(
-        self, model: MILModel, feed: Feed, task: Task, config: TrainConfig, optimizer: torch.optim.Optimizer, seed: int,
-        epoch: int, memory: Tensor | None, within: State | None,
+        self,
+        model: MILModel,
+        feed: Feed,
+        task: Task,
+        config: TrainConfig,
+        optimizer: torch.optim.Optimizer,
+        seed: int,
+        epoch: int,
+        memory: Tensor | None,
+        within: State | None,
     ) -> None:
         self.memory = memory
         self._model, self._net, self._feed, self._task, self._config = model, _module(model), feed, task, config
@@ -271,7 +298,8 @@ class _Epoch:
                 raise TrainingDiverged(
                     f"the loss {name!r} became {float(values[step])} in epoch {self._epoch + 1} at patient {who} "
                     f"(step {step + 1}); the last state before it is kept. "
-                    "Lower train.lr, or standardise the features (train.standardize=true)")
+                    "Lower train.lr, or standardise the features (train.standardize=true)"
+                )
             found[name] = values
         return found
 
@@ -298,8 +326,11 @@ def _predictions(model: MILModel, feed: Feed, key: tuple[int, ...] | None) -> It
             for b, case in enumerate(batch.cases):
                 real = batch.bag.mask[b]
                 yield Prediction(
-                    case, out.logits[b].float().cpu().numpy(), out.scores[b][real].float().cpu().numpy(),
-                    None if out.evidence is None else out.evidence[b][real].float().cpu().numpy())
+                    case,
+                    out.logits[b].float().cpu().numpy(),
+                    out.scores[b][real].float().cpu().numpy(),
+                    None if out.evidence is None else out.evidence[b][real].float().cpu().numpy(),
+                )
     finally:
         net.train(was_training)
 

@@ -11,4 +11,4 @@ if not sys.flags.safe_path and Path(sys.path[0]).resolve() == Path.cwd():
 from mhim.pipeline.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -196,8 +196,11 @@ def squared(rgb: np.ndarray, mpp: tuple[float, float]) -> tuple[np.ndarray, tupl
 
 
 def open_slide(
-    path: Path, mpp: float | tuple[float, float] | None = None, config: TileConfig | None = None,
-    require_mpp: bool = True, file_tiles: bool = False,
+    path: Path,
+    mpp: float | tuple[float, float] | None = None,
+    config: TileConfig | None = None,
+    require_mpp: bool = True,
+    file_tiles: bool = False,
 ) -> Slide:
     """Open `path`; `mpp` is the manifest's value for it, or the (x, y) that its tiles were laid out with. file_tiles:
     decode the file's own tiles where that gives the same pixels as OpenSlide.

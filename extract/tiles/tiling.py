@@ -300,7 +300,12 @@ def _picture(seen: _Seen, slide: Slide, grid: Grid, coords_l0: np.ndarray, confi
 
 
 def saved_again(
-    path: Path, config: TileConfig, mpp: float | None, coords_l0: np.ndarray, folder: Path, private: Path | None = None,
+    path: Path,
+    config: TileConfig,
+    mpp: float | None,
+    coords_l0: np.ndarray,
+    folder: Path,
+    private: Path | None = None,
 ) -> None:
     """Make the images in `folder` those of the tiles at `coords_l0`, after other thresholds: dropped ones are deleted,
     and only where tiles came back is the slide opened. Raises SlideError."""
@@ -315,9 +320,7 @@ def saved_again(
         (folder / name).unlink()
 
 
-def _save_tiles(
-    slide: Slide, coords_l0: np.ndarray, config: TileConfig, folder: Path, private: Path | None
-) -> None:
+def _save_tiles(slide: Slide, coords_l0: np.ndarray, config: TileConfig, folder: Path, private: Path | None) -> None:
     """The main magnification's tiles as `<x>_<y>.jpg|png` (level-0 px), written aside and renamed when complete."""
     aside = private or folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -340,9 +343,7 @@ def _suffix(mpp: float, mpps: tuple[float, ...] | list[float]) -> str:
     return "" if mpp == mpps[0] else f"_mpp{mpp:g}"
 
 
-def _attrs(
-    slide: Slide, seen: _Seen, grid: Grid, plans: dict[float, ReadPlan], config: TileConfig
-) -> dict[str, Any]:
+def _attrs(slide: Slide, seen: _Seen, grid: Grid, plans: dict[float, ReadPlan], config: TileConfig) -> dict[str, Any]:
     tissue_px = int(np.count_nonzero(seen.mask))
     mpp = config.mpp[0]
     reading: dict[str, Any] = {}

@@ -1,8 +1,8 @@
 """MIL models, one paper each: the contract between a model file, the trainer and MHIM.
 
-A file offers `Params` (a mhim.configs.schema.Settings), `build(in_dim, n_out, params) -> MIL`, and, if the order or place of
-instances changes its answer, `USES_POSITION = True`. A model that needs another one trained before it on the same fold
-also offers `baseline(params) -> (model name, its params as a dict)`, and its module `start_from(state_dict)`.
+A file offers `Params` (a `configs.schema.Settings`), `build(in_dim, n_out, params) -> MIL`, and, if the order or place
+of instances changes its answer, `USES_POSITION = True`. A model that needs another one trained before it on the same
+fold also offers `baseline(params) -> (model name, its params as a dict)`, and its module `start_from(state_dict)`.
 
 `Bag` is the one batch every model receives whole, so that none can lose the mask by not asking for it. `MIL` unpacks
 it: the real instances of all bags are embedded in one product, then each bag is encoded by itself. Padding is
@@ -41,7 +41,7 @@ class Bag:
     features: float (B, N, D). mask: bool (B, N), True on real instances. coords: float32 (B, N, 2), level-0 px of the
     tile's top-left corner, x then y (zeros on padding). tile_l0: float32 (B,), tile edge in level-0 px, so that
     coords / tile_l0 is a grid position. mpp: µm per tile px.
-    sizes: number of real instances per bag when these come first, as `mhim.mil.bags.collate` puts them; known on the host,
+    sizes: number of real instances per bag when these come first, as `bags.collate` puts them; known on the host,
     so that a GPU is not asked. None: the mask alone says which are real.
     """
 

@@ -66,8 +66,9 @@ class Clam(MIL):
             return Encoded(logits, embedding)
         evidence = z @ self.classifier.weight.T  # (N, n_out)
         contribution = a.T * evidence
-        return Encoded(logits, embedding, a, a.mean(dim=0), evidence, contribution,
-                       torch.softmax(contribution, dim=1).amax(dim=1))
+        return Encoded(
+            logits, embedding, a, a.mean(dim=0), evidence, contribution, torch.softmax(contribution, dim=1).amax(dim=1)
+        )
 
     def losses(self, bag: Bag, target: Tensor, task: TaskLike) -> dict[str, Tensor]:
         found = [(i, self.attention_logits(i.z)) for i in self.instances(bag)]

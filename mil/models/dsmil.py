@@ -33,8 +33,12 @@ class DsMil(MIL):
         super().__init__()
         self.feature = Embedding(in_dim, params)
         self.instance = nn.Linear(params.width, n_out)
-        self.query = nn.Sequential(nn.Linear(params.width, params.query_width), nn.ReLU(),
-                                   nn.Linear(params.query_width, params.query_width), nn.Tanh())
+        self.query = nn.Sequential(
+            nn.Linear(params.width, params.query_width),
+            nn.ReLU(),
+            nn.Linear(params.query_width, params.query_width),
+            nn.Tanh(),
+        )
         self.value = nn.Linear(params.width, params.width)
         self.bag = nn.Linear(n_out * params.width, n_out)  # the paper's Conv1d over classes with kernel h
         initialise(self)

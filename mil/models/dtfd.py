@@ -93,8 +93,15 @@ class Dtfd(MIL):
         share = flat.new_zeros(len(z)).index_add(0, rows.flatten(), flat)
         evidence = z @ self.classifier.weight.T  # (N, n_out)
         contribution = share[:, None] * evidence
-        return Encoded(logits, embedding[None], share[None], share, evidence, contribution,
-                       torch.softmax(contribution, dim=1).amax(dim=1)), parts
+        return Encoded(
+            logits,
+            embedding[None],
+            share[None],
+            share,
+            evidence,
+            contribution,
+            torch.softmax(contribution, dim=1).amax(dim=1),
+        ), parts
 
     def _deal(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """Instances into M pseudo-bags of at most L: indices (M, L) and True (M, L) where they are not filling."""

@@ -37,8 +37,9 @@ class MeanMil(MIL):
             return Encoded(logits, embedding[None])
         evidence = z @ self.classifier.weight.T  # (N, n_out)
         contribution = a[:, None] * evidence
-        return Encoded(logits, embedding[None], a[None], a, evidence, contribution,
-                       torch.softmax(contribution, dim=1).amax(dim=1))
+        return Encoded(
+            logits, embedding[None], a[None], a, evidence, contribution, torch.softmax(contribution, dim=1).amax(dim=1)
+        )
 
 
 def build(in_dim: int, n_out: int, params: Params) -> MeanMil:

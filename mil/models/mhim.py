@@ -62,11 +62,15 @@ class Params(Settings):
     student: str = Field("abmil", description="student: a model of this folder (abmil, transmil, dsmil ...)")
     student_params: dict[str, Any] = Field(default_factory=dict, description="settings of the student itself")
     mask_ratio_h: float = Field(
-        0.03, ge=0, lt=1,
+        0.03,
+        ge=0,
+        lt=1,
         description="share of the instances removed by highest score",
     )
     mask_ratio_hr: float = Field(
-        1.0, gt=0, le=1,
+        1.0,
+        gt=0,
+        le=1,
         description="random share of a correspondingly larger top set that is removed",
     )
     mask_decay: Literal["none", "cosine"] = Field(
@@ -74,19 +78,22 @@ class Params(Settings):
         description="cosine: mask_ratio_h falls to 0 over training",
     )
     mask_ratio_l: float = Field(
-        0.0, ge=0, lt=1,
+        0.0,
+        ge=0,
+        lt=1,
         description="share of the instances removed by lowest attention (v1)",
     )
     mask_ratio: float = Field(0.0, ge=0, lt=1, description="share of the instances removed at random (v1)")
     rounding: Literal["ceil", "floor"] = Field("ceil", description="rounding of the numbers removed")
     share_max: float = Field(
-        0.1, gt=0, le=1,
+        0.1,
+        gt=0,
+        le=1,
         description="most of the teacher's attention that the hard mask may remove; 1 is no cap",
     )
     score: Literal["margin", "probability", "attention"] = Field(
         "margin",
-        description="what the hard mask ranks by: logit margin, published class-aware score (v2), attention "
-                    "(v1)",
+        description="what the hard mask ranks by: logit margin, published class-aware score (v2), attention (v1)",
     )
     heads: Literal["mean", "vote", "max"] = Field(
         "mean",
@@ -97,16 +104,18 @@ class Params(Settings):
         description="arithmetic of the teacher: always float32, or that of train.amp",
     )
     keep_ratio: float = Field(
-        0.8, ge=0, le=1,
+        0.8,
+        ge=0,
+        le=1,
         description="share of the unmasked instances kept as they are; the others are merged (merge_ratio of "
-                    "the authors' program)",
+        "the authors' program)",
     )
     min_kept: int = Field(1, ge=0, description="fewest instances kept as they are")
     order: Literal["slide", "shuffled"] = Field("slide", description="order of the kept instances")
     merge: Literal["mean", "mca", "none"] = Field(
         "mca",
         description="tokens of the merged instances: weighted means, the recycle network's cross-attention, "
-                    "or none (they are dropped)",
+        "or none (they are dropped)",
     )
     merge_k: int = Field(5, ge=1, description="number of tokens")
     merge_momentum: float = Field(0.9999, ge=0, le=1, description="momentum of the global queries (mca)")
@@ -122,11 +131,13 @@ class Params(Settings):
     )
     alpha: float = Field(0.5, ge=0, description="weight of the consistency loss")
     temp_teacher: float = Field(
-        0.1, gt=0,
+        0.1,
+        gt=0,
         description="temperature of the teacher's softmax (consistency=embedding)",
     )
     temp_student: float = Field(
-        1.0, gt=0,
+        1.0,
+        gt=0,
         description="temperature of the student's softmax (consistency=embedding)",
     )
     teacher: Literal["frozen", "ema"] = Field("ema", description="whether the teacher follows the student")
@@ -232,8 +243,9 @@ class Mhim(MIL):
         if self.params.consistency == "probability":
             apart = task.divergence(torch.stack([t.logits for t in taught]), logits)
         else:
-            apart = self.embedding_consistency(torch.cat([t.embedding for t in taught]),
-                                               torch.cat([e.embedding for e in found]))
+            apart = self.embedding_consistency(
+                torch.cat([t.embedding for t in taught]), torch.cat([e.embedding for e in found])
+            )
         return named | {"consistency": self.params.alpha * apart}
 
     def assess(self, x: Tensor, sizes: list[int], places: Sequence[Tensor | None]) -> list[Encoded | None]:
@@ -259,8 +271,18 @@ class Mhim(MIL):
         if seen is not None and seen.share is not None and seen.attention is not None:
             share, attention = seen.share, seen.attention.float().mean(0)
             score = self.score(seen, n)
-        removed = masking.remove(score, share, self.ratio_high, p.mask_ratio_l, p.mask_ratio, p.mask_ratio_hr,
-                                 p.share_max, p.rounding, noise[:2], attention)
+        removed = masking.remove(
+            score,
+            share,
+            self.ratio_high,
+            p.mask_ratio_l,
+            p.mask_ratio,
+            p.mask_ratio_hr,
+            p.share_max,
+            p.rounding,
+            noise[:2],
+            attention,
+        )
         return masking.split(removed, p.keep_ratio, noise[2], p.order == "slide", p.min_kept)
 
     def score(self, seen: Encoded, n: int) -> Tensor:
@@ -282,7 +304,11 @@ class Mhim(MIL):
         return torch.rand(rows, n, device=device)
 
     def shown(
-        self, x: Tensor, sizes: list[int], places: Sequence[Tensor | None], splits: list[masking.Split | None],
+        self,
+        x: Tensor,
+        sizes: list[int],
+        places: Sequence[Tensor | None],
+        splits: list[masking.Split | None],
         seen: list[Encoded | None],
     ) -> list[Instances]:
         """The student's embedded instances of each bag: kept ones, then tokens. Only rows in use are embedded."""
@@ -350,8 +376,9 @@ class Mhim(MIL):
         self._results.clear()
         if self.params.teacher == "ema":
             with torch.no_grad():
-                torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()),
-                                     1.0 - self.momentum)
+                torch._foreach_lerp_(
+                    list(self.teacher.parameters()), list(self.student.parameters()), 1.0 - self.momentum
+                )
 
 
 def _at(grid: Tensor | None, rows: Tensor) -> Tensor | None:
@@ -367,11 +394,16 @@ def load_exact(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
     """Load `state` into `module`; ValueError names every key that is missing, unexpected or of another shape."""
     own = module.state_dict()
     wrong = [f"missing {k}" for k in own if k not in state] + [f"unexpected {k}" for k in state if k not in own]
-    wrong += [f"{k} is {tuple(state[k].shape)}, expected {tuple(own[k].shape)}"
-              for k in own if k in state and state[k].shape != own[k].shape]
+    wrong += [
+        f"{k} is {tuple(state[k].shape)}, expected {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
     if wrong:
-        raise ValueError(f"the weights of {what} do not fit: {'; '.join(wrong)}. "
-                         "Train it with the same features, task and model settings.")
+        raise ValueError(
+            f"the weights of {what} do not fit: {'; '.join(wrong)}. "
+            "Train it with the same features, task and model settings."
+        )
     module.load_state_dict(state)
 
 

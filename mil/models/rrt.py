@@ -116,8 +116,9 @@ class Rrt(MIL):
             return Encoded(logits, embedding[None])
         evidence = t @ self.classifier.weight.T  # (N, n_out)
         contribution = a[:, None] * evidence
-        return Encoded(logits, embedding[None], a[None], a, evidence, contribution,
-                       torch.softmax(contribution, dim=1).amax(dim=1))
+        return Encoded(
+            logits, embedding[None], a[None], a, evidence, contribution, torch.softmax(contribution, dim=1).amax(dim=1)
+        )
 
     def reembed(self, instances: Instances) -> Tensor:
         """(N, h) -> (N, h), each token having seen its region and the representatives of all regions."""

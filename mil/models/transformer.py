@@ -56,7 +56,10 @@ class Layer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(h, hidden), nn.GELU(), nn.Linear(hidden, h))
 
     def forward(
-        self, t: Tensor, bias: Tensor | None, first_only: bool = False,
+        self,
+        t: Tensor,
+        bias: Tensor | None,
+        first_only: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The layer's tokens (all, or the first alone), and queries, keys, values (H, ., d). bias: (T,) or None."""
         n = self.norm1(t)
@@ -112,8 +115,15 @@ class Transformer(MIL):
         per_head = torch.einsum("hnd,chd->hnc", v[:, 1:], rows.view(len(rows), last.heads, -1))
         evidence = per_head.sum(dim=0)
         contribution = (a[..., None] * per_head).sum(dim=0)
-        return Encoded(logits, embedding, a, share / share.sum().clamp_min(1e-12), evidence, contribution,
-                       torch.softmax(contribution, dim=1).amax(dim=1))
+        return Encoded(
+            logits,
+            embedding,
+            a,
+            share / share.sum().clamp_min(1e-12),
+            evidence,
+            contribution,
+            torch.softmax(contribution, dim=1).amax(dim=1),
+        )
 
 
 def position(grid: Tensor, width: int, span: float) -> Tensor:

@@ -143,7 +143,9 @@ def import_(
         from mhim.pipeline.exchange import features_in
 
         names = [file.stem for file in features_in.files_in(source)]
-        known = features_in.mpp_of_slides(store.Work(work), names) if slide_mpp is None else dict.fromkeys(names, slide_mpp)
+        known = (
+            features_in.mpp_of_slides(store.Work(work), names) if slide_mpp is None else dict.fromkeys(names, slide_mpp)
+        )
         slides = features_in.import_folder(source, store.Work(work), encoder, known.get, inner)
         print(f"imported {len(slides)} slides; now: pipeline train --work {work} --encoder {encoder} --labels CSV")
         return 0

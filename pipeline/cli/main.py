@@ -187,9 +187,7 @@ def train(
     folds: Annotated[int | None, typer.Option(help="cross-validation folds (default: 5)")] = None,
     epochs: Annotated[int | None, typer.Option(help="most epochs (default: 50)")] = None,
     seeds: Annotated[int | None, typer.Option(help="trainings per fold (default: 1)")] = None,
-    grid: Annotated[
-        list[str], typer.Option(help="setting=value,value to try, chosen on validation; repeatable")
-    ] = [],  # noqa: B006
+    grid: Annotated[list[str], typer.Option(help="setting=value,value to try, chosen on validation; repeatable")] = [],  # noqa: B006
     protocol: Annotated[str | None, typer.Option(help="honest, or paper: selects on the test fold")] = None,
     gpu: Gpu = None,
     config: ConfigFiles = [],  # noqa: B006

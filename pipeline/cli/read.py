@@ -8,7 +8,7 @@ import typer
 
 
 class Parsed(Exception):
-    """A command line that was only read. config, sets, flags: as `mhim.configs.load.merged` takes them. params: by name."""
+    """A command line that was only read. config, sets, flags: as `configs.load.merged` takes them. params: by name."""
 
     def __init__(self, config: list[str], sets: list[str], flags: dict[str, Any]) -> None:
         super().__init__("read")

@@ -210,9 +210,7 @@ def _no_slide(path: Path, source: Path, what: str | None) -> Finding:
     return Finding(name, UNSUPPORTED, problems=(why,))
 
 
-def _compare(
-    findings: list[Finding], labels: Path | None, settings: LabelsConfig
-) -> tuple[list[Finding], list[str]]:
+def _compare(findings: list[Finding], labels: Path | None, settings: LabelsConfig) -> tuple[list[Finding], list[str]]:
     """Add what only the whole cohort shows: duplicates, equal names, labels without slide and the reverse."""
     by_hash: dict[str, list[str]] = defaultdict(list)
     for f in findings:

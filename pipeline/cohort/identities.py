@@ -1,6 +1,6 @@
 """The identity of each slide of a work folder, hashed once: remembered in `.slide-identities`, a file of records.
 
-In: paths of slides. Out: their identities (`extract/slide/identity.py`). A record is used as long as the file system says
+In: paths of slides. Out: their identities (`extract.slide.identity`). A record is used as long as the file system says
 that nothing changed, so planning 100,000 slides again costs a `stat` each.
 
 The file only saves time. A record is one line, appended in one write, that carries its own check: a line that was cut

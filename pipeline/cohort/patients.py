@@ -108,7 +108,6 @@ class StoredBag:
         return layout.read_array(path, "features"), layout.read_array(path, "coords"), float(np.mean(tile_l0))
 
 
-
 def own_settings(config: TrainConfig) -> dict[str, Any]:
     """Settings of one training: without those that only say which trainings there are. A cell of a grid or a teacher
     thus equals, byte by byte, the same training made alone."""
@@ -141,8 +140,10 @@ def labelled(rows: Sequence[Row], features: Path, config: TrainConfig) -> Datase
     notes += _without_features(matched.without_slide, features, every)
     survival = config.task == "survival" or (config.task == "auto" and any(r.time is not None for r, _ in matched.rows))
     lost = {r.patient for r, i in matched.rows if i in damaged}  # a bag without one of its slides is another bag
-    notes += _left_out([i for r, i in matched.rows if r.patient in lost and i not in damaged],
-                       "slides are of patients with a damaged one")
+    notes += _left_out(
+        [i for r, i in matched.rows if r.patient in lost and i not in damaged],
+        "slides are of patients with a damaged one",
+    )
     known = [(r, i) for r, i in matched.rows if (r.time if survival else r.label) is not None and r.patient not in lost]
     unknown = [i for r, i in matched.rows if (r.time if survival else r.label) is None]
     notes += _left_out(unknown, f"slides have no {'time' if survival else 'label'}")
@@ -223,8 +224,9 @@ def make_folds(dataset: Dataset, config: TrainConfig) -> list[Fold]:
             raise SplitError("train.split_by=csv, but the labels have no split and no fold column")
     else:
         sites = {p.id: p.site or "" for p in patients} if how == "site" else None
-        made = splits.k_fold(strata, config.folds, config.val_fraction, config.seed, config.repeats, sites,
-                             dataset.survival)
+        made = splits.k_fold(
+            strata, config.folds, config.val_fraction, config.seed, config.repeats, sites, dataset.survival
+        )
     return splits.select_on_test(made) if config.protocol == "paper" else made
 
 
@@ -240,8 +242,10 @@ def duplicates(dataset: Dataset, work: layout.Work) -> list[str]:
                 continue
             other = first.setdefault(digest, (patient.id, slide))
             if other[0] != patient.id:
-                lines.append(f"slides {other[1]} (patient {other[0]}) and {slide} (patient {patient.id}) are "
-                             "identical: if they are one patient, the folds leak")
+                lines.append(
+                    f"slides {other[1]} (patient {other[0]}) and {slide} (patient {patient.id}) are "
+                    "identical: if they are one patient, the folds leak"
+                )
     return lines
 
 
@@ -265,8 +269,10 @@ def _usable(features: Path) -> tuple[dict[str, Path], dict[str, Path]]:
 def _damaged(stores: dict[str, Path]) -> list[str]:
     """One line for each, what is wrong and what to do."""
     found = {slide: seals.look(path) for slide, path in stores.items()}
-    return [f"left out, {slide}: {layout.damage(stores[slide], there.wrong if there else 'it is missing')}"
-            for slide, there in found.items()]
+    return [
+        f"left out, {slide}: {layout.damage(stores[slide], there.wrong if there else 'it is missing')}"
+        for slide, there in found.items()
+    ]
 
 
 def patient_of(
@@ -275,8 +281,11 @@ def patient_of(
     """A patient with the features of its slides. Where those are damaged, that is told in `wrong`."""
     found = [seals.look(stores[i]) for i in slides]
     marks = [there.attrs.get("fingerprint", "") if there else "" for there in found]
-    wrong = [layout.damage(stores[i], there.wrong if there else "it is missing")
-             for i, there in zip(slides, found, strict=True) if there is None or there.wrong]
+    wrong = [
+        layout.damage(stores[i], there.wrong if there else "it is missing")
+        for i, there in zip(slides, found, strict=True)
+        if there is None or there.wrong
+    ]
     digest = hashlib.sha256(json.dumps([list(slides), marks]).encode()).hexdigest()[:16]
     more = (row.split, row.fold, row.site) if row else (None, None, None)
     return Patient(name, tuple(slides), tuple(stores[i] for i in slides), target, digest, *more, "; ".join(wrong))
@@ -321,8 +330,10 @@ def _facts(stores: dict[str, Path]) -> dict[str, Any]:
         shared = shared or facts
         for key in facts.keys() | shared.keys():
             if facts.get(key) != shared.get(key):
-                raise CohortError(f"features of {slide} have {key} {facts.get(key)!r}, those of {first} have "
-                                  f"{shared.get(key)!r}: extract all slides with one encoder and one tile size")
+                raise CohortError(
+                    f"features of {slide} have {key} {facts.get(key)!r}, those of {first} have "
+                    f"{shared.get(key)!r}: extract all slides with one encoder and one tile size"
+                )
     return shared
 
 
@@ -359,8 +370,10 @@ def _strata(dataset: Dataset) -> dict[str, int]:
 def _without_features(rows: Sequence[Row], features: Path, every: dict[str, Path]) -> list[str]:
     """Lines on `rows` that name none of the slides in `every`: those without tiles, and those without a store."""
     bare = {i for i in feature_stores(features) if i not in every}
-    return [*_left_out([r.slide for r in rows if r.slide in bare], "slides have no tiles"),
-            *_left_out([r.slide for r in rows if r.slide not in bare], "rows of the labels have no features")]
+    return [
+        *_left_out([r.slide for r in rows if r.slide in bare], "slides have no tiles"),
+        *_left_out([r.slide for r in rows if r.slide not in bare], "rows of the labels have no features"),
+    ]
 
 
 def _left_out(names: Sequence[str], why: str) -> list[str]:

@@ -86,8 +86,10 @@ def settings_for_new_slides(mine: Config, made: Made, run: str) -> tuple[Config,
                 value = {k: v for k, v in value.items() if k != "sha256"} | given.segmenter_params
             elif key in given.model_fields_set and given.model_dump(mode="json")[key] != value:
                 now = given.model_dump(mode="json")[key]
-                unused.append(f"{section}.{key}={now!r} is not used: the slides of {run} were made with {value!r}, and "
-                              "new ones are made as they were")
+                unused.append(
+                    f"{section}.{key}={now!r} is not used: the slides of {run} were made with {value!r}, and "
+                    "new ones are made as they were"
+                )
             raw[section][key] = value
     if (precision := made.get("encoder.precision")) in get_args(ExtractConfig.model_fields["precision"].annotation):
         raw["extract"]["precision"] = precision  # what `auto` was there, whatever it would become here
@@ -98,14 +100,18 @@ def demand_same(made: Made, now: Mapping[str, Any], run: str) -> None:
     """Raise CohortError naming the settings in which slides made with `now` would differ from those of `run`."""
     wrong = [f"{name} was {made[name]!r}, would be {now[name]!r}" for name in _unlike(made, now)]
     if wrong:
-        raise CohortError(f"new slides cannot be made as those of {run} were: {'; '.join(wrong)}. Give the "
-                          "weights and plug-ins that the run was made with")
+        raise CohortError(
+            f"new slides cannot be made as those of {run} were: {'; '.join(wrong)}. Give the "
+            "weights and plug-ins that the run was made with"
+        )
 
 
 def differences(made: Made, others: Made, run: str) -> list[str]:
     """A line on each setting in which given features were made otherwise than those of `run`, where both are known."""
-    return [f"these features were made with {name} {others[name]!r}, those of {run} with {made[name]!r}"
-            for name in _unlike(made, others)]
+    return [
+        f"these features were made with {name} {others[name]!r}, those of {run} with {made[name]!r}"
+        for name in _unlike(made, others)
+    ]
 
 
 def _unlike(made: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
@@ -114,8 +120,11 @@ def _unlike(made: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
     ignored = {f"tile.{k}" for k in OF_THE_SLIDES} | {"extract.precision"}
     if made.get("tile.segmenter") != others.get("tile.segmenter"):
         ignored |= {"tile.segmenter_params", "tile.segmenter_defaults"}
-    return sorted(name for name in made.keys() & others.keys() - ignored
-                  if json.dumps(made[name], sort_keys=True) != json.dumps(others[name], sort_keys=True))
+    return sorted(
+        name
+        for name in made.keys() & others.keys() - ignored
+        if json.dumps(made[name], sort_keys=True) != json.dumps(others[name], sort_keys=True)
+    )
 
 
 def of_run(cards: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Made:

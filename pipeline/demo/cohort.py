@@ -79,7 +79,7 @@ def plan_cohort(seed: int = 7, n: int = 32, small: bool = False) -> list[DemoSli
     slides = []
     for t in range(half):
         fine = t % 3 == 0
-        width_px, height_px = ((12288, 9216) if fine else (10240 + 1024 * (t % 2), 5632))
+        width_px, height_px = (12288, 9216) if fine else (10240 + 1024 * (t % 2), 5632)
         if small:
             width_px, height_px = (5888, 4096) if fine else (2944, 2048)
         patient_of_class = t - (t % 8 in (1, 5))  # templates 1 and 5 of eight are the second slide of the one before
@@ -87,9 +87,13 @@ def plan_cohort(seed: int = 7, n: int = 32, small: bool = False) -> list[DemoSli
             number = int(order[2 * t + label]) + 1
             area_um2 = TUMOUR_UM2[t % len(TUMOUR_UM2)] / (5 if small else 1)
             plan = SlidePlan(
-                seed=seed * 1000 + 2 * t + label, width_px=width_px + 17 * (t % 4), height_px=height_px + 13 * (t % 5),
-                mpp=0.25 if fine else 0.5, tumour_um2=area_um2 if label else 0.0,
-                hyperchromasia=0.74 if t % 6 in (3, 5) else 1.0, pieces=1 + (t % 4 == 2),
+                seed=seed * 1000 + 2 * t + label,
+                width_px=width_px + 17 * (t % 4),
+                height_px=height_px + 13 * (t % 5),
+                mpp=0.25 if fine else 0.5,
+                tumour_um2=area_um2 if label else 0.0,
+                hyperchromasia=0.74 if t % 6 in (3, 5) else 1.0,
+                pieces=1 + (t % 4 == 2),
             )
             patient = f"P{int(order[2 * patient_of_class + label]) + 1:02d}"
             slides.append(DemoSlide(f"case_{number:02d}.svs", patient, label, plan, LOOKS[(t // 2) % 3], t % 4 == 1))
@@ -177,18 +181,26 @@ def write_slide(path: Path, picture: Painting, slide: DemoSlide, mpp_in_file: bo
                 tiles = _cut(below[:h, :w])
                 size = f"{plan.width_px}x{plan.height_px} -> {w}x{h} ({TILE_PX}x{TILE_PX}) JPEG/RGB Q={JPEG_QUALITY}"
             tif.write(
-                tiles, shape=(h, w, 3), dtype=np.uint8, tile=(TILE_PX, TILE_PX), photometric="ycbcr",
-                compression="jpeg", subsampling=(2, 2), subfiletype=0 if level == 0 else 1, software=False,
-                description=f"Aperio Image Library v12.0.0 \r\n{size}{power}|Synthetic = demo", metadata=None,
+                tiles,
+                shape=(h, w, 3),
+                dtype=np.uint8,
+                tile=(TILE_PX, TILE_PX),
+                photometric="ycbcr",
+                compression="jpeg",
+                subsampling=(2, 2),
+                subfiletype=0 if level == 0 else 1,
+                software=False,
+                description=f"Aperio Image Library v12.0.0 \r\n{size}{power}|Synthetic = demo",
+                metadata=None,
             )
 
 
 def _jpeg(rgb: np.ndarray) -> bytes:
     import imagecodecs
 
-    return bytes(imagecodecs.jpeg8_encode(
-        rgb, level=JPEG_QUALITY, colorspace="RGB", outcolorspace="YCBCR", subsampling="420"
-    ))
+    return bytes(
+        imagecodecs.jpeg8_encode(rgb, level=JPEG_QUALITY, colorspace="RGB", outcolorspace="YCBCR", subsampling="420")
+    )
 
 
 def _cut(rgb: np.ndarray) -> Iterator[bytes]:

@@ -70,8 +70,16 @@ def _u8(values: np.ndarray) -> U8:
     return np.asarray(np.clip(values, 0, 255), dtype=np.uint8)
 
 
-def _nucleus(rng: np.random.Generator, mpp: float, long_um: float, short_um: float, rough: float, dark: float,
-             coarse: float, nucleoli: int) -> U8:
+def _nucleus(
+    rng: np.random.Generator,
+    mpp: float,
+    long_um: float,
+    short_um: float,
+    rough: float,
+    dark: float,
+    coarse: float,
+    nucleoli: int,
+) -> U8:
     """One nucleus seen through a microscope: a wavy ellipse with chromatin, a rim and nucleoli; uint8 stain."""
     half = int(np.ceil(long_um * 0.65 / mpp)) + 2
     y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32) * mpp

@@ -54,8 +54,10 @@ def read(path: Path) -> tuple[dict[str, dict[str, str]], dict[str, np.ndarray], 
         mine = {name: line[i].strip() for name, i in named.items() if name in CARRIED}
         if facts.setdefault(bag, mine) != mine:
             differ = next(k for k in mine if mine[k] != facts[bag][k])
-            raise CohortError(f"{path}, row {number}, column {differ}: bag {bag} has {mine[differ]!r} here, "
-                              f"{facts[bag][differ]!r} before")
+            raise CohortError(
+                f"{path}, row {number}, column {differ}: bag {bag} has {mine[differ]!r} here, "
+                f"{facts[bag][differ]!r} before"
+            )
         try:
             values.setdefault(bag, []).append([float(line[i]) for i in features])
         except ValueError:
@@ -63,8 +65,10 @@ def read(path: Path) -> tuple[dict[str, dict[str, str]], dict[str, np.ndarray], 
             raise CohortError(f"{path}, row {number}, column {header[bad]}: {line[bad]!r} is not a number") from None
         if not all(map(math.isfinite, values[bag][-1])):
             bad = next(i for i in features if not math.isfinite(float(line[i])))
-            raise CohortError(f"{path}, row {number}, column {header[bad]}: {line[bad]!r} of bag {bag} is no feature; "
-                              "fill it, or leave the row out")
+            raise CohortError(
+                f"{path}, row {number}, column {header[bad]}: {line[bad]!r} of bag {bag} is no feature; "
+                "fill it, or leave the row out"
+            )
         order = len(values[bag]) - 1
         placed = {"x", "y"} <= named.keys()
         place = (float(line[named["x"]]), float(line[named["y"]])) if placed else (float(order), 0.0)
@@ -106,8 +110,14 @@ def import_bags(path: Path, work: layout.Work, encoder: str) -> Path:
     if labels.exists() and labels.read_text() != text:
         raise CohortError(f"{labels} exists and differs; import under another --encoder or --work")
     for bag, digest in new.items():
-        attrs = {"encoder": encoder, "weights_id": "imported", "dim": width, "mpp": 0.0, "tile_l0": [1.0, 1.0],
-                 "fingerprint": digest}
+        attrs = {
+            "encoder": encoder,
+            "weights_id": "imported",
+            "dim": width,
+            "mpp": 0.0,
+            "tile_l0": [1.0, 1.0],
+            "fingerprint": digest,
+        }
         final = work.feature_store(encoder, bag)
         with leftovers.private(work.features(encoder)) as out, disk.naming(final):
             writer = layout.StoreWriter(out, attrs)

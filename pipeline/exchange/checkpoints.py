@@ -32,8 +32,16 @@ def weights_of(file: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     # A file that is something else is read as instructions by torch's reader, which then stumbles over any of these.
-    unreadable = (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, LookupError, ValueError, TypeError,
-                  AttributeError)
+    unreadable = (
+        pickle.UnpicklingError,
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    )
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -41,8 +49,10 @@ def weights_of(file: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise ImportRefused(f"{file} does not exist") from error
     except unreadable as error:
-        raise ImportRefused(f"{file} cannot be read as plain weights ({str(error).splitlines()[0]}). If it holds whole "
-                            "objects, save model.state_dict() from the program that wrote it.") from error
+        raise ImportRefused(
+            f"{file} cannot be read as plain weights ({str(error).splitlines()[0]}). If it holds whole "
+            "objects, save model.state_dict() from the program that wrote it."
+        ) from error
     for name in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
@@ -52,7 +62,11 @@ def weights_of(file: Path) -> dict[str, Tensor]:
 
 
 def import_models(
-    files: Sequence[Path], final: Path, classes: Sequence[str], edges: Sequence[str], features: dict[str, Any],
+    files: Sequence[Path],
+    final: Path,
+    classes: Sequence[str],
+    edges: Sequence[str],
+    features: dict[str, Any],
     activation: str = "gelu",
 ) -> list[str]:
     """Write the run `final`, which must not exist, and say what each file was.
@@ -98,11 +112,21 @@ def _one(file: Path, out: Path, fold: int, task: tasks.Task, features: dict[str,
         raise ImportRefused(f"{file}: {error}") from error
     digest = layout.sha256(file)
     card = {
-        "model": name, "model_params": params, "in_dim": in_dim, "task": task.to_json(),
+        "model": name,
+        "model_params": params,
+        "in_dim": in_dim,
+        "task": task.to_json(),
         "features": {**features, "dim": in_dim},
-        "split": {"hash": "imported", "repeat": 0, "fold": fold, "train": 0, "val": 0, "test": 0}, "seed": 0,
-        "protocol": "imported", "train": {"threads": 1}, "versions": bundle.versions(), "epoch": 0,
-        "epochs": 0, "validation": {}, "test": {}, "imported": {"file": file.name, "sha256": digest},
+        "split": {"hash": "imported", "repeat": 0, "fold": fold, "train": 0, "val": 0, "test": 0},
+        "seed": 0,
+        "protocol": "imported",
+        "train": {"threads": 1},
+        "versions": bundle.versions(),
+        "epoch": 0,
+        "epochs": 0,
+        "validation": {},
+        "test": {},
+        "imported": {"file": file.name, "sha256": digest},
     }
     bundle.write(out, card, model.float().state_dict(), None)
     header = {"side": "", "patient": "", "slides": ""}  # no patient was held out here, so there is no row

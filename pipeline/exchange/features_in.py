@@ -168,8 +168,10 @@ def _read_pt(file: Path) -> Foreign:
     if isinstance(content, dict):
         picked = [next((content[n] for n in options if n in content), None) for options in (FEATURES, COORDS)]
         if picked[0] is None:
-            raise CohortError(f"{file}: has {', '.join(map(str, content)) or 'nothing'}; features are expected under "
-                              f"one of the names {', '.join(FEATURES)}")
+            raise CohortError(
+                f"{file}: has {', '.join(map(str, content)) or 'nothing'}; features are expected under "
+                f"one of the names {', '.join(FEATURES)}"
+            )
         content, coords = picked
     if not isinstance(content, torch.Tensor):
         raise CohortError(f"{file}: holds {type(content).__name__}, not a tensor (tiles, width)")
@@ -190,8 +192,10 @@ def _read_h5(h5: Any, file: Path, slide_mpp: float | None, inner: str | None) ->
         return _read_stamp(h5, file, slide_mpp)
     called = next((n for n in FEATURES if n in h5), None)
     if called is None:
-        raise CohortError(f"{file}: has {', '.join(h5) or 'nothing'}; features are expected under one of the names "
-                          f"{', '.join(FEATURES)}: rename the array")
+        raise CohortError(
+            f"{file}: has {', '.join(h5) or 'nothing'}; features are expected under one of the names "
+            f"{', '.join(FEATURES)}: rename the array"
+        )
     attrs = {**_plain(h5.attrs)}
     placed = next((n for n in COORDS if n in h5), None)
     if placed:
@@ -275,12 +279,16 @@ def _matrix(array: np.ndarray, file: Path) -> np.ndarray:
     if array.size == 0:
         return np.zeros((0, array.shape[-1] if array.ndim == 2 and array.shape[-1] else 1), np.float32)
     if array.ndim != 2 or not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
-        raise CohortError(f"{file}: features are {array.dtype} of shape {array.shape}, not numbers (tiles, width): "
-                          "save them as one such array")
+        raise CohortError(
+            f"{file}: features are {array.dtype} of shape {array.shape}, not numbers (tiles, width): "
+            "save them as one such array"
+        )
     if not np.isfinite(array).all():
         row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
-        raise CohortError(f"{file}: NaN or Inf in the features of tile {row}: extract the slide again"
-                          + (" in float32 (they overflow float16)" if array.dtype == np.float16 else ""))
+        raise CohortError(
+            f"{file}: NaN or Inf in the features of tile {row}: extract the slide again"
+            + (" in float32 (they overflow float16)" if array.dtype == np.float16 else "")
+        )
     largest = float(np.abs(array).max())
     if largest > float(np.finfo(np.float32).max):
         raise CohortError(f"{file}: features as large as {largest:.3g} fit no float32: divide all files by one number")

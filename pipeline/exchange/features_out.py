@@ -66,12 +66,15 @@ def export(
         name = without_suffix(PurePosixPath(slide).name)
         other = named.setdefault(name.casefold(), slide)
         if other != slide:
-            raise CohortError(f"{slide} and {other} would both be written as {name}: export them from work folders of "
-                              "their own")
+            raise CohortError(
+                f"{slide} and {other} would both be written as {name}: export them from work folders of their own"
+            )
         attrs = store.read_attrs(path)
         if layout == "stamp" and not _one(attrs.get("slide_mpp")):
-            raise CohortError(f"{slide}: STAMP keeps coordinates in µm, and the µm per px of this slide is unknown; "
-                              "choose another --format, or import the features again where the slides are tiled")
+            raise CohortError(
+                f"{slide}: STAMP keeps coordinates in µm, and the µm per px of this slide is unknown; "
+                "choose another --format, or import the features again where the slides are tiled"
+            )
     write: dict[str, Callable[[Bag, Path], None]] = {
         "clam": _clam, "trident": _trident, "stamp": _stamp, "atlaspatch": _atlaspatch, "slide2vec": _slide2vec,
     }  # fmt: skip
@@ -98,9 +101,18 @@ def _bag(slide: str, path: Path) -> Bag:
         near = float(steps.min()) if len(steps) else tile_l0
         overlap = round((tile_l0 - near) / tile_l0 * tile_px) if 1.5 < near < tile_l0 - 1.5 else 0
     size = attrs.get("size_l0")
-    return Bag(without_suffix(PurePosixPath(slide).name), np.asarray(store.read_array(path, "features")), coords,
-               str(attrs.get("encoder", "")), mpp, _one(attrs.get("slide_mpp")), tile_px, tile_l0, overlap,
-               (int(size[0]), int(size[1])) if size else None)
+    return Bag(
+        without_suffix(PurePosixPath(slide).name),
+        np.asarray(store.read_array(path, "features")),
+        coords,
+        str(attrs.get("encoder", "")),
+        mpp,
+        _one(attrs.get("slide_mpp")),
+        tile_px,
+        tile_l0,
+        overlap,
+        (int(size[0]), int(size[1])) if size else None,
+    )
 
 
 def _h5(path: Path, arrays: dict[str, np.ndarray], attrs: dict[str, Any], on: str = "") -> None:

@@ -34,14 +34,24 @@ def placed(attrs: dict[str, Any], slide: Any, coords: np.ndarray) -> dict[str, A
     width, height = slide.size_l0
     for name, is_ in (("level0_width", width), ("level0_height", height)):
         if isinstance(said.get(name), (int, float)) and int(said[name]) != is_:
-            raise layout.StoreError(f"the features were made of a slide of {said[name]} px ({name}), this one has {is_}"
-                                   ": another slide or another scan of the same name")
+            raise layout.StoreError(
+                f"the features were made of a slide of {said[name]} px ({name}), this one has {is_}"
+                ": another slide or another scan of the same name"
+            )
     tile_w, tile_h = map(float, attrs["tile_l0"])
     if len(coords) and (coords.min() < 0 or (coords.max(axis=0) >= (width, height)).any()):
         far = coords.max(axis=0).tolist()
-        raise layout.StoreError(f"tiles lie at {far}, outside of this slide ({width} x {height} px): their "
-                               "coordinates are not its level-0 px, or it is another slide of the same name")
+        raise layout.StoreError(
+            f"tiles lie at {far}, outside of this slide ({width} x {height} px): their "
+            "coordinates are not its level-0 px, or it is another slide of the same name"
+        )
     mx, my = slide.slide_mpp
     tile_px = int(attrs.get("tile_px") or round(tile_w))
-    return {**attrs, "slide_mpp": [mx, my], "size_l0": [width, height], "tile_px": tile_px,
-            "mpp": attrs.get("mpp") or tile_w * mx / tile_px, "tile_l0": [tile_w, tile_h]}
+    return {
+        **attrs,
+        "slide_mpp": [mx, my],
+        "size_l0": [width, height],
+        "tile_px": tile_px,
+        "mpp": attrs.get("mpp") or tile_w * mx / tile_px,
+        "tile_l0": [tile_w, tile_h],
+    }

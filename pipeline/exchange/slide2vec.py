@@ -45,8 +45,9 @@ def beside(embeddings: Path) -> Told | None:
             with np.load(placed, allow_pickle=False) as arrays:
                 coords = np.stack([arrays["x"], arrays["y"]], axis=1)
     except (OSError, ValueError, KeyError) as error:
-        raise CohortError(f"{embeddings}: what slide2vec wrote beside it cannot be read ({error}); copy the whole "
-                          "output folder again") from error
+        raise CohortError(
+            f"{embeddings}: what slide2vec wrote beside it cannot be read ({error}); copy the whole output folder again"
+        ) from error
     tiling = {**more.get("tiling", {}), **said}
     for key in ("encoder_name", "requested_spacing_um", "requested_tile_size_px", "tile_size_lv0"):
         if isinstance(tiling.get(key), (str, int, float)):
@@ -55,5 +56,10 @@ def beside(embeddings: Path) -> Told | None:
     if isinstance(base, (int, float)):
         facts["base_spacing_um"] = base
     px, lv0 = tiling.get("requested_tile_size_px"), tiling.get("tile_size_lv0")
-    return Told(coords, float(tiling.get("requested_spacing_um") or 0.0), int(px) if px else None,
-                float(lv0) if lv0 else None, facts)
+    return Told(
+        coords,
+        float(tiling.get("requested_spacing_um") or 0.0),
+        int(px) if px else None,
+        float(lv0) if lv0 else None,
+        facts,
+    )

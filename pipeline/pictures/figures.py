@@ -28,8 +28,15 @@ def save_all(out: Path, figures: dict[str, Callable[[Any], None]]) -> dict[str, 
 
     out.mkdir(parents=True, exist_ok=True)
     made = {}
-    style: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "report",
-             "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False}
+    style: Any = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.hashsalt": "report",
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "legend.frameon": False,
+    }
     with plt.rc_context(style):
         for name, draw in figures.items():
             figure, axes = plt.subplots(figsize=(4.6, 3.6), layout="constrained")
@@ -104,8 +111,14 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Callab
         for (r, c), n in np.ndenumerate(table):
             dark = n > table[r].sum() / 2
             axes.text(c, r, str(n), ha="center", va="center", color="white" if dark else "black")
-        axes.set(xticks=range(len(classes)), yticks=range(len(classes)), xticklabels=classes, yticklabels=classes,
-                 xlabel="predicted", ylabel="true")
+        axes.set(
+            xticks=range(len(classes)),
+            yticks=range(len(classes)),
+            xticklabels=classes,
+            yticklabels=classes,
+            xlabel="predicted",
+            ylabel="true",
+        )
 
     return draw
 
@@ -117,10 +130,18 @@ def reliability(found: dict[str, Any]) -> Callable[[Any], None]:
         axes.plot([0, 1], [0, 1], color="#999", linestyle=":", linewidth=1)
         for colour, (name, one) in zip(COLOURS, found.items(), strict=False):
             bins = one["bins"]
-            axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], color=colour,
-                      label=f"{name} (ECE {one['ece']:.3f})")
-            axes.scatter([b["confidence"] for b in bins], [b["accuracy"] for b in bins],
-                         s=[8 + 4 * b["n"] for b in bins], color=colour)
+            axes.plot(
+                [b["confidence"] for b in bins],
+                [b["accuracy"] for b in bins],
+                color=colour,
+                label=f"{name} (ECE {one['ece']:.3f})",
+            )
+            axes.scatter(
+                [b["confidence"] for b in bins],
+                [b["accuracy"] for b in bins],
+                s=[8 + 4 * b["n"] for b in bins],
+                color=colour,
+            )
         axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(-0.02, 1.05))
         axes.legend(loc="upper left")
 
@@ -136,8 +157,14 @@ def training(histories: dict[str, list[Row]], column: str) -> Callable[[Any], No
             for key, line in ((column, "-"), (f"val_{column}", "--")):
                 if rows and key in rows[0]:
                     epochs = [int(r["epoch"]) + 1 for r in rows]
-                    axes.plot(epochs, [float(r[key]) for r in rows], color=colour, linestyle=line, linewidth=1.2,
-                              label=name if line == "-" or column not in rows[0] else None)
+                    axes.plot(
+                        epochs,
+                        [float(r[key]) for r in rows],
+                        color=colour,
+                        linestyle=line,
+                        linewidth=1.2,
+                        label=name if line == "-" or column not in rows[0] else None,
+                    )
         axes.set(xlabel="epoch", ylabel=f"{column} (dashed: validation)")
         axes.xaxis.get_major_locator().set_params(integer=True)
         if 0 < len(histories) <= 8:
@@ -161,8 +188,9 @@ def kaplan_meier(time: np.ndarray, event: np.ndarray, high: np.ndarray, p_value:
             censored = np.sort(time[own & (event == 0)])
             axes.plot(censored, alive[np.searchsorted(at, censored, "right") - 1], "|", color=colour)
         tested = "" if p_value is None or not np.isfinite(p_value) else f"    (log-rank p = {p_value:.3g})"
-        axes.set(ylabel="event-free", ylim=(0, 1.03), xlim=(0, ticks[-1]), xticks=ticks,
-                 xlabel=f"time{tested}" + 4 * "\n")  # the empty lines keep room for the table
+        axes.set(
+            ylabel="event-free", ylim=(0, 1.03), xlim=(0, ticks[-1]), xticks=ticks, xlabel=f"time{tested}" + 4 * "\n"
+        )  # the empty lines keep room for the table
         below = axes.get_xaxis_transform()  # x in time, y in parts of the axes
         axes.text(0, -0.27, "at risk", transform=axes.transAxes, ha="left", va="center", fontsize=8)
         for k, (colour, name, own) in enumerate(groups):

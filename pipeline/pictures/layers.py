@@ -164,8 +164,11 @@ class Draw(Stage):
             if config.top_tiles:
                 sheet = contact_sheet(opened, every[-1], arrays["coords"], tiles, config.top_tiles)
                 save_jpeg(out / "tiles.jpg", sheet)
-        missing = "" if "evidence" in arrays or config.heatmaps in ("none", "attention") else (
-            "this model tells no class evidence: only its attention is drawn")
+        missing = (
+            ""
+            if "evidence" in arrays or config.heatmaps in ("none", "attention")
+            else ("this model tells no class evidence: only its attention is drawn")
+        )
         return Made(notes=(missing,) if missing else ())
 
 
@@ -180,8 +183,13 @@ def low_resolution(slide: Any) -> tuple[np.ndarray, Frame]:
 
 
 def overlay(
-    rgb: np.ndarray, frame: Frame, layer: Layer, arrays: dict[str, np.ndarray], tiles: dict[str, Any],
-    config: ScoreConfig, title: str,
+    rgb: np.ndarray,
+    frame: Frame,
+    layer: Layer,
+    arrays: dict[str, np.ndarray],
+    tiles: dict[str, Any],
+    config: ScoreConfig,
+    title: str,
 ) -> np.ndarray:
     """The layer on the picture with title, colour bar and scale bar: uint8 (h, w, 3)."""
     scale = layer.scaled(config.heatmap_scale)
@@ -217,9 +225,18 @@ def write_tiff(
     with tifffile.TiffWriter(path) as tif:
         for k, level in enumerate(levels):
             ratio = w / level.shape[1]
-            tif.write(level, tile=(256, 256), photometric="rgb", compression="zlib", software=False, metadata=None,
-                      subfiletype=1 if k else 0, description=layer.name if k == 0 else None,
-                      resolution=(1e4 / (mx * down * ratio), 1e4 / (my * down * ratio)), resolutionunit="CENTIMETER")
+            tif.write(
+                level,
+                tile=(256, 256),
+                photometric="rgb",
+                compression="zlib",
+                software=False,
+                metadata=None,
+                subfiletype=1 if k else 0,
+                description=layer.name if k == 0 else None,
+                resolution=(1e4 / (mx * down * ratio), 1e4 / (my * down * ratio)),
+                resolutionunit="CENTIMETER",
+            )
 
 
 def geojson(every: list[Layer], coords_l0: np.ndarray, tiles: dict[str, Any], slide: str) -> str:

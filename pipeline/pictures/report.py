@@ -41,8 +41,10 @@ def write(work: layout.Work, run: Path) -> Path:
     found = layout.read_json(run / "metrics.json")
     style, script = ((ASSETS / name).read_text() for name in ("report.css", "report.js"))
     if found.get("numbers") != layout.NUMBERS:
-        raise layout.StoreError(f"the numbers of {run.name} are of version 0.1, which counted otherwise; run `pipeline "
-                               f"score --name {run.name}` first, which takes seconds")
+        raise layout.StoreError(
+            f"the numbers of {run.name} are of version 0.1, which counted otherwise; run `pipeline "
+            f"score --name {run.name}` first, which takes seconds"
+        )
     each = estimand.read(run / "predictions.csv")
     rows = ensemble.ensemble(each)
     rows = [row | {"mistake": wrong} for row, wrong in zip(rows, _mistakes(rows, found), strict=True)]
@@ -51,10 +53,20 @@ def write(work: layout.Work, run: Path) -> Path:
     svg = figures.save_all(run / "report", _figures(run, found, rows, each))
     head = [f"<h1>{_e(run.name)}</h1>", _summary(found), *(f'<p class="note">{_e(w)}</p>' for w in found["warnings"])]
     parts = [
-        *head, "<h2>Results</h2>", _metrics_table(found), _pictures(svg),
-        "<h2>Patients</h2>", _patients(rows, found),
-        "<h2>Cohort</h2>", _cohort(work, found), "<h2>Left out</h2>", _left_out(work), "<h2>Splits</h2>", _splits(run),
-        "<h2>Trainings</h2>", _trainings(found),
+        *head,
+        "<h2>Results</h2>",
+        _metrics_table(found),
+        _pictures(svg),
+        "<h2>Patients</h2>",
+        _patients(rows, found),
+        "<h2>Cohort</h2>",
+        _cohort(work, found),
+        "<h2>Left out</h2>",
+        _left_out(work),
+        "<h2>Splits</h2>",
+        _splits(run),
+        "<h2>Trainings</h2>",
+        _trainings(found),
     ]
     tail = ["<h2>Settings and versions</h2>", _settings(run, found), "<h2>Do it again</h2>", _again(work, run)]
     room = BUDGET - sum(len(p.encode()) for p in (*parts, *tail, style, script)) - 4096
@@ -82,8 +94,11 @@ def _figures(
     made: dict[str, Callable[[Any], None]] = {}
     if classes:
         answers = estimand.answers(each, tasks.from_json(found["task"]))
-        made |= {"roc": figures.curve("roc", answers, classes), "pr": figures.curve("pr", answers, classes),
-                 "confusion": figures.confusion(found["confusion"], classes)}
+        made |= {
+            "roc": figures.curve("roc", answers, classes),
+            "pr": figures.curve("pr", answers, classes),
+            "confusion": figures.confusion(found["confusion"], classes),
+        }
         if "reliability" in found:
             made["reliability"] = figures.reliability(found["reliability"])
     else:
@@ -97,15 +112,17 @@ def _figures(
 
 def _summary(found: dict[str, Any]) -> str:
     shown = ("c_index", "auc", "balanced_accuracy", "f1", "ece")
-    cells = "".join(f"<div>{_interval(found['test'][k])}<small>{_e(k.replace('_', ' '))}</small></div>"
-                    for k in shown if k in found["test"])
+    cells = "".join(
+        f"<div>{_interval(found['test'][k])}<small>{_e(k.replace('_', ' '))}</small></div>"
+        for k in shown
+        if k in found["test"]
+    )
     what = f"{found['model']} on {found['features'].get('encoder')} features"
     size = f"{found['patients']} held-out {found['unit']}s, {found['folds']} folds, {found['seeds']} seed(s)"
     level = f"{100 * found['confidence']:.0f} %"
     told = f"{what}; {size}; split {found['split_hash']}; {level} intervals over "
     told += "patients drawn inside their folds; ranking is of pairs of patients whom the same training held out."
-    return (f'<p class="soft">{_e(told)}</p>'
-            f'<div class="big">{cells}</div>')
+    return f'<p class="soft">{_e(told)}</p><div class="big">{cells}</div>'
 
 
 def _metrics_table(found: dict[str, Any]) -> str:
@@ -114,31 +131,49 @@ def _metrics_table(found: dict[str, Any]) -> str:
     if "decision_rule" in found:
         counted.insert(0, f"Decisions: {found['decision_rule']}.")
     if found.get("log_rank_stratified_p") is not None:
-        counted.append(f"log-rank test of the risk groups: p = {found['log_rank_p']:.3g}; stratified by fold: p = "
-                       f"{found['log_rank_stratified_p']:.3g}")
+        counted.append(
+            f"log-rank test of the risk groups: p = {found['log_rank_p']:.3g}; stratified by fold: p = "
+            f"{found['log_rank_stratified_p']:.3g}"
+        )
     made += "".join(f"<p>{_e(line)}</p>" for line in counted)
     told = found.get("decisions")
     if told:
         shares = [f"{k} {told[k]:.3f}" for k in ("sensitivity", "specificity") if told.get(k) is not None]
-        made += (f"<p>At the frozen thresholds: {', '.join(shares)}; {100 * told['undecided']:.0f} % left undecided, "
-                 f"of {told['patients']} patients.</p>")
+        made += (
+            f"<p>At the frozen thresholds: {', '.join(shares)}; {100 * told['undecided']:.0f} % left undecided, "
+            f"of {told['patients']} patients.</p>"
+        )
     return made
 
 
 def _pictures(svg: dict[str, bytes]) -> str:
-    names = {"roc": "ROC inside trainings", "pr": "Precision and recall inside trainings",
-             "confusion": "Confusion (decisions)",
-             "reliability": "Calibration before and after temperature scaling", "kaplan_meier": "Kaplan–Meier",
-             "loss": "Training", "validation": "Validation"}
-    each = [f'<figure><img alt="{_e(names[k])}" src="data:image/svg+xml;base64,{base64.b64encode(v).decode()}">'
-            f"<figcaption>{_e(names[k])}</figcaption></figure>" for k, v in svg.items()]
+    names = {
+        "roc": "ROC inside trainings",
+        "pr": "Precision and recall inside trainings",
+        "confusion": "Confusion (decisions)",
+        "reliability": "Calibration before and after temperature scaling",
+        "kaplan_meier": "Kaplan–Meier",
+        "loss": "Training",
+        "validation": "Validation",
+    }
+    each = [
+        f'<figure><img alt="{_e(names[k])}" src="data:image/svg+xml;base64,{base64.b64encode(v).decode()}">'
+        f"<figcaption>{_e(names[k])}</figcaption></figure>"
+        for k, v in svg.items()
+    ]
     return f'<div class="figures">{"".join(each)}</div>'
 
 
 def _patients(rows: Sequence[Row], found: dict[str, Any]) -> str:
     classes = found["task"]["classes"]
-    columns = ["patient", "slides", "fold", *(("label", "decision") if classes else ("time", "event")),
-               *(f"p {c}" for c in classes), *([] if classes else ["risk", "group", "out of order"])]
+    columns = [
+        "patient",
+        "slides",
+        "fold",
+        *(("label", "decision") if classes else ("time", "event")),
+        *(f"p {c}" for c in classes),
+        *([] if classes else ["risk", "group", "out of order"]),
+    ]
     body = []
     for r in rows:
         cells = [f"<td>{_e(r[k])}</td>" for k in ("patient", "slide")] + [f'<td class="n">{_e(r["fold"])}</td>']
@@ -147,15 +182,20 @@ def _patients(rows: Sequence[Row], found: dict[str, Any]) -> str:
             cells += [f"<td>{_e(r['label'])}</td>", f"<td{mark}>{_e(_decision(r, classes))}</td>"]
             cells += [f'<td class="n">{r[f"p_{c}"]:.3f}</td>' for c in classes]
         else:
-            cells += [f'<td class="n">{float(r["time"]):g}</td>', f"<td>{_e(str(r['event']))}</td>",
-                      f'<td class="n">{r["risk"]:.4f}</td>',
-                      f"<td>{ {True: 'high risk', False: 'low risk', None: ''}[ensemble.high(r)] }</td>",
-                      f'<td class="n{" wrong" * (r["mistake"] > 0.5)}">{100 * r["mistake"]:.0f} %</td>']
+            cells += [
+                f'<td class="n">{float(r["time"]):g}</td>',
+                f"<td>{_e(str(r['event']))}</td>",
+                f'<td class="n">{r["risk"]:.4f}</td>',
+                f"<td>{ {True: 'high risk', False: 'low risk', None: ''}[ensemble.high(r)] }</td>",
+                f'<td class="n{" wrong" * (r["mistake"] > 0.5)}">{100 * r["mistake"]:.0f} %</td>',
+            ]
         body.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th><button>{_e(c)}</button></th>" for c in columns)
-    return ('<div><input type="search" placeholder="filter" aria-label="filter patients"><select aria-label="which">'
-            '<option value="">all</option><option value="wrong">mistakes</option></select>'
-            f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>')
+    return (
+        '<div><input type="search" placeholder="filter" aria-label="filter patients"><select aria-label="which">'
+        '<option value="">all</option><option value="wrong">mistakes</option></select>'
+        f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    )
 
 
 def _cohort(work: layout.Work, found: dict[str, Any]) -> str:
@@ -166,11 +206,14 @@ def _cohort(work: layout.Work, found: dict[str, Any]) -> str:
     tiles = [layout.read_attrs(work.tile_store(s)) for s in tile.keys["done"]]
     mpps = Counter(f"{t['slide_mpp'][0]:.4g}" for t in tiles)
     vendors = Counter(str(t.get("vendor")) for t in tiles)
-    rows = [("slides tiled", str(len(tile.keys["done"]))), ("without tissue", str(len(tile.keys["empty"]))),
-            ("failed", str(len(tile.keys["failed"]))),
-            ("µm per px of level 0", ", ".join(f"{k}: {n}" for k, n in sorted(mpps.items()))),
-            ("scanner format", ", ".join(f"{k}: {n}" for k, n in sorted(vendors.items()))),
-            ("tissue, mm²", f"{sum(t.get('tissue_um2', 0) for t in tiles) / 1e6:.1f}")]
+    rows = [
+        ("slides tiled", str(len(tile.keys["done"]))),
+        ("without tissue", str(len(tile.keys["empty"]))),
+        ("failed", str(len(tile.keys["failed"]))),
+        ("µm per px of level 0", ", ".join(f"{k}: {n}" for k, n in sorted(mpps.items()))),
+        ("scanner format", ", ".join(f"{k}: {n}" for k, n in sorted(vendors.items()))),
+        ("tissue, mm²", f"{sum(t.get('tissue_um2', 0) for t in tiles) / 1e6:.1f}"),
+    ]
     if "class_patients" in found:
         counts = (f"{c}: {n}" for c, n in sorted(found["class_patients"].items()))
         rows.append(("patients per class", ", ".join(counts)))
@@ -203,8 +246,18 @@ def _trainings(found: dict[str, Any]) -> str:
     rows = []
     for one in found.get("per_fold", []):
         value = one["metrics"].get(headline)
-        rows.append((one["repeat"], one["fold"], one["seed"], one["patients"], one["epoch"], one["cell"] or "",
-                     "undefined" if value is None else f"{value:.3f}", one.get("fallback", {}).get("why", "")))
+        rows.append(
+            (
+                one["repeat"],
+                one["fold"],
+                one["seed"],
+                one["patients"],
+                one["epoch"],
+                one["cell"] or "",
+                "undefined" if value is None else f"{value:.3f}",
+                one.get("fallback", {}).get("why", ""),
+            )
+        )
     measured = headline.replace("_", " ")
     counted = "".join(f"<p>{_e(line)}</p>" for line in choices.lines(found["choices"]))
     columns = ("repeat", "fold", "seed", "patients", "epoch", "cell of the grid", measured, "fell back")
@@ -225,12 +278,17 @@ def _gallery(run: Path, rows: Sequence[Row], found: dict[str, Any], room: int) -
                 continue
             data = _small_jpeg(pictures[0])
             of = classes[-1] if len(classes) == 2 else str(r.get("label"))
-            told = f"{r['label']}, called {_decision(r, classes)}, p {of} {r[f'p_{of}']:.3f}" if classes else (
-                f"time {float(r['time']):g}, event {r['event']}, risk {r['risk']:.3f}")
+            told = (
+                f"{r['label']}, called {_decision(r, classes)}, p {of} {r[f'p_{of}']:.3f}"
+                if classes
+                else (f"time {float(r['time']):g}, event {r['event']}, risk {r['risk']:.3f}")
+            )
             mark = ' class="wrong"' if _wrong(r, classes) else ""
             layer = pictures[0].stem.replace("_", " ")
-            figure = (f'<figure><img alt="{_e(slide)}" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
-                      f"<figcaption><b>{_e(slide)}</b><br><span{mark}>{_e(told)}</span><br>{_e(layer)}</figcaption></figure>")
+            figure = (
+                f'<figure><img alt="{_e(slide)}" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
+                f"<figcaption><b>{_e(slide)}</b><br><span{mark}>{_e(told)}</span><br>{_e(layer)}</figcaption></figure>"
+            )
             room -= len(figure.encode())
             made.append(figure)
     note = f"<p>{left} more slides had no room here; their pictures are in heatmaps/.</p>" if left else ""
@@ -289,7 +347,7 @@ def _interval(value: dict[str, Any]) -> str:
     if value["value"] is None:
         return "undefined"
     low = value.get("low")
-    return f"{value['value']:.3f}" + (f' <small>{low:.3f} to {value["high"]:.3f}</small>' if low is not None else "")
+    return f"{value['value']:.3f}" + (f" <small>{low:.3f} to {value['high']:.3f}</small>" if low is not None else "")
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

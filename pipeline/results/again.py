@@ -32,16 +32,21 @@ def commands(work: layout.Work, run: Path) -> list[str]:
         lines.append(f"# the features were imported: pipeline import FEATURES/ --work {FOLDER} --encoder {encoder}")
     else:
         roots = _roots(read_cohort(work)) if work.cohort.exists() else {}
-        lines += [_line("tile", root, *given, *(labels if told else []))
-                  for root, told in list(roots.items())[:_MOST_ROOTS]]
+        lines += [
+            _line("tile", root, *given, *(labels if told else [])) for root, told in list(roots.items())[:_MOST_ROOTS]
+        ]
         if len(roots) > _MOST_ROOTS:
             lines.append(f"# and {len(roots) - _MOST_ROOTS} more folders of slides, which {work.cohort} names")
         if card.get("made", {}).get("encoder.weights_id") and card["features"]["encoder"] != "texture":
             lines.append(f"# weights or code of the encoder: {card['made']['encoder.weights_id']}")
         lines.append(_line("extract", *given))
     name = ["--name", run.name]
-    return [*lines, _line("train", *given, *labels, *name), _line("score", "--work", FOLDER, *name, *_scored(run)),
-            _line("report", "--work", FOLDER, *name)]
+    return [
+        *lines,
+        _line("train", *given, *labels, *name),
+        _line("score", "--work", FOLDER, *name, *_scored(run)),
+        _line("report", "--work", FOLDER, *name),
+    ]
 
 
 def _roots(slides: list[SlideEntry]) -> dict[str, bool]:
@@ -58,8 +63,9 @@ def _scored(run: Path) -> list[str]:
     seal = run / "score.json"
     settings = layout.read_json(seal).get("settings", {}) if seal.exists() else {}
     usual: dict[str, Any] = Config().score.model_dump(mode="json")
-    changed = {k: v for k, v in settings.items()
-               if k.startswith("score.") and v != usual.get(k.removeprefix("score."), v)}
+    changed = {
+        k: v for k, v in settings.items() if k.startswith("score.") and v != usual.get(k.removeprefix("score."), v)
+    }
     return [part for k, v in changed.items() for part in ("--set", f"{k}={json.dumps(v)}")]
 
 

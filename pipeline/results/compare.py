@@ -45,7 +45,9 @@ def compare(one: Path, two: Path, config: ScoreConfig, only: str | None = None) 
 
 
 def _paired(
-    measures: Sequence[Callable[[np.ndarray], dict[str, np.ndarray]]], side: estimand.Answers, config: ScoreConfig,
+    measures: Sequence[Callable[[np.ndarray], dict[str, np.ndarray]]],
+    side: estimand.Answers,
+    config: ScoreConfig,
     only: str | None,
 ) -> dict[str, dict[str, Any]]:
     """Differences over the same draws. The patients of both sides stand in the same order."""
@@ -59,9 +61,7 @@ def _paired(
     return {k: resampling.verdict(v, drawn[k], config.confidence) for k, v in point.items()}
 
 
-def refuse_others(
-    names: Sequence[str], told: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[Row]]
-) -> None:
+def refuse_others(names: Sequence[str], told: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[Row]]) -> None:
     """Raise StoreError, saying what differs, unless two runs answered the same question about the same patients."""
     one, two = names
     kinds = ["classification" if t["task"]["kind"] == "classification" else "survival" for t in told]
@@ -70,25 +70,32 @@ def refuse_others(
     classes = [list(t["task"]["classes"]) for t in told]
     if classes[0] != classes[1]:
         told_classes = [", ".join(c) for c in classes]
-        raise StoreError(f"{one} has the classes {told_classes[0]}, {two} {told_classes[1]} (the last is "
-                         "the positive one): only runs of the same classes in the same order can be compared")
+        raise StoreError(
+            f"{one} has the classes {told_classes[0]}, {two} {told_classes[1]} (the last is "
+            "the positive one): only runs of the same classes in the same order can be compared"
+        )
     if told[0]["split_hash"] != told[1]["split_hash"]:
-        raise StoreError(f"{one} has split {told[0]['split_hash']}, {two} {told[1]['split_hash']}: only "
-                         "runs on the same splits can be compared (same labels, train.seed and train.folds)")
+        raise StoreError(
+            f"{one} has split {told[0]['split_hash']}, {two} {told[1]['split_hash']}: only "
+            "runs on the same splits can be compared (same labels, train.seed and train.folds)"
+        )
     held = [{(r["patient"], r["repeat"], r["fold"]) for r in side} for side in rows]
     if held[0] != held[1]:
         patient, _, fold = sorted(held[0] ^ held[1])[0]
-        raise StoreError(f"patient {patient} (fold {fold}) is in one of {one} and {two} only: train the missing fold "
-                         "first")
+        raise StoreError(
+            f"patient {patient} (fold {fold}) is in one of {one} and {two} only: train the missing fold first"
+        )
     columns = ("time", "event") if kinds[0] == "survival" else ("label",)
     truths = [{r["patient"]: tuple(r[c] for c in columns) for r in side} for side in rows]
     other = sorted(p for p in truths[0] if truths[0][p] != truths[1][p])
     if other:
         p = other[0]
         shown = [", ".join(f"{c} {v}" for c, v in zip(columns, t[p], strict=True)) for t in truths]
-        raise StoreError(f"{len(other)} of {len(truths[0])} patients have another truth in {two} than in {one}, such "
-                         f"as {p}: {shown[0]} in {one}, {shown[1]} in {two}{_unit(truths, other, kinds[0])}. Only runs "
-                         "of the same labels can be compared: train again with one label table")
+        raise StoreError(
+            f"{len(other)} of {len(truths[0])} patients have another truth in {two} than in {one}, such "
+            f"as {p}: {shown[0]} in {one}, {shown[1]} in {two}{_unit(truths, other, kinds[0])}. Only runs "
+            "of the same labels can be compared: train again with one label table"
+        )
 
 
 def tell(one: Path, two: Path, config: ScoreConfig, out: Console) -> None:
@@ -111,8 +118,10 @@ def tell(one: Path, two: Path, config: ScoreConfig, out: Console) -> None:
     for run, (summary, rows) in zip((one, two), told, strict=True):
         trainings, seeds = len({estimand.place(r) for r in rows}), len({r["seed"] for r in rows})
         out.print(escape(f"{run.name}: {trainings} trainings, {seeds} seed(s)"))
-        for line in [*choices.lines(summary["choices"] if "choices" in summary else _counted(summary)),
-                     *numbers.one_class([r for r in rows if r.get("decision") != operating_point.UNDECIDED])]:
+        for line in [
+            *choices.lines(summary["choices"] if "choices" in summary else _counted(summary)),
+            *numbers.one_class([r for r in rows if r.get("decision") != operating_point.UNDECIDED]),
+        ]:
             out.print(escape(f"{run.name}: {line}"))
 
 
@@ -141,8 +150,13 @@ def _counted(summary: Mapping[str, Any]) -> dict[str, Any]:
     fallen = [f["fallback"] for f in summary["per_fold"] if "fallback" in f]
     by = [choices.why_fallen(f) for f in fallen]
     n = len(summary["per_fold"])
-    return {"trainings": n, "watched": n if fallen else 0, "taught": n if fallen else 0,
-            choices.ALARM: by.count(choices.ALARM), choices.VALIDATION: by.count(choices.VALIDATION)}
+    return {
+        "trainings": n,
+        "watched": n if fallen else 0,
+        "taught": n if fallen else 0,
+        choices.ALARM: by.count(choices.ALARM),
+        choices.VALIDATION: by.count(choices.VALIDATION),
+    }
 
 
 def _unit(truths: Sequence[Mapping[str, Sequence[Any]]], other: Sequence[str], kind: str) -> str:

@@ -85,8 +85,9 @@ def _placed(row: Row, references: Mapping[estimand.Place, np.ndarray]) -> Row:
 def _one(members: Sequence[Row]) -> Row:
     row = dict(members[0])
     for key in row:
-        if len(members) > 1 and (key in (*AVERAGED, "risk", "risk_threshold", "high_risk")
-                                 or key.startswith(("p_", "free_after_bin_"))):
+        if len(members) > 1 and (
+            key in (*AVERAGED, "risk", "risk_threshold", "high_risk") or key.startswith(("p_", "free_after_bin_"))
+        ):
             row[key] = float(np.mean([m[key] for m in members]))
     classes = [k.removeprefix("p_") for k in row if k.startswith("p_")]
     if "decision" in row:

@@ -27,8 +27,18 @@ from mhim.pipeline.results import operating_point
 
 Row = dict[str, Any]
 Place = tuple[int, int, int]
-NUMERIC = ("time", "event", "risk", "risk_threshold", "threshold", "undecided_from", "undecided_to", "high_risk",
-           "spread", "unlike")
+NUMERIC = (
+    "time",
+    "event",
+    "risk",
+    "risk_threshold",
+    "threshold",
+    "undecided_from",
+    "undecided_to",
+    "high_risk",
+    "spread",
+    "unlike",
+)
 RANKING = ("auc", "auprc", "c_index")
 DECIDED = ("balanced_accuracy", "f1", "accuracy", "kappa")
 
@@ -164,27 +174,48 @@ def _of_seed(
 ) -> dict[str, np.ndarray]:
     """Every metric (D,) of trainings whose pairs are counted inside each and added up."""
     if task.survival:
-        made = {"c_index": estimators.ratio(_sum([
-            estimators.concordance_pairs(t.truth[:, 0], t.truth[:, 1], t.score, weights[:, t.who])
-            for t in trainings]))}
+        made = {
+            "c_index": estimators.ratio(
+                _sum(
+                    [
+                        estimators.concordance_pairs(t.truth[:, 0], t.truth[:, 1], t.score, weights[:, t.who])
+                        for t in trainings
+                    ]
+                )
+            )
+        }
         for k, at in enumerate(horizons, start=1):
-            made[f"time_auc_{k}"] = estimators.ratio(_sum([
-                estimators.time_auc_pairs(t.truth[:, 0], t.truth[:, 1], t.score, at, weights[:, t.who])
-                for t in trainings]))
+            made[f"time_auc_{k}"] = estimators.ratio(
+                _sum(
+                    [
+                        estimators.time_auc_pairs(t.truth[:, 0], t.truth[:, 1], t.score, at, weights[:, t.who])
+                        for t in trainings
+                    ]
+                )
+            )
         return made
     n = len(task.classes)
     ranked = [1] if n == 2 else range(n)
-    areas = [estimators.ratio(_sum([
-        estimators.auc_pairs(t.truth == c, t.score[:, c], weights[:, t.who]) for t in trainings])) for c in ranked]
-    precise = [np.mean([estimators.average_precision(t.truth == c, t.score[:, c], weights[:, t.who]) for c in ranked],
-                       axis=0) for t in trainings]
-    who, truth, score, called = (np.concatenate([getattr(t, k) for t in trainings])
-                                 for k in ("who", "truth", "score", "called"))
+    areas = [
+        estimators.ratio(
+            _sum([estimators.auc_pairs(t.truth == c, t.score[:, c], weights[:, t.who]) for t in trainings])
+        )
+        for c in ranked
+    ]
+    precise = [
+        np.mean([estimators.average_precision(t.truth == c, t.score[:, c], weights[:, t.who]) for c in ranked], axis=0)
+        for t in trainings
+    ]
+    who, truth, score, called = (
+        np.concatenate([getattr(t, k) for t in trainings]) for k in ("who", "truth", "score", "called")
+    )
     own = weights[:, who]
     return {
-        "auc": np.mean(areas, axis=0), "auprc": _mean(precise),
+        "auc": np.mean(areas, axis=0),
+        "auprc": _mean(precise),
         **estimators.of_confusion(estimators.confusion(truth, called, n, own)),
-        "brier": estimators.brier(truth, score, own), "ece": estimators.ece(truth, score, own),
+        "brier": estimators.brier(truth, score, own),
+        "ece": estimators.ece(truth, score, own),
     }
 
 

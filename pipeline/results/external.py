@@ -52,8 +52,10 @@ def with_barcodes(rows: Sequence[Row], features: Path, settings: LabelsConfig) -
     slides of one patient are one bag without a table too; and what is to be told."""
     slides = list(cases.feature_stores(features)) if settings.tcga_patients else []
     added = match.by_barcode(rows, slides)
-    told = (f"no row tells the patient of {len(added)} slides: they are of {len({r.patient for r in added})} patients "
-            "by their TCGA barcodes (--no-tcga-patients: each slide by itself)")
+    told = (
+        f"no row tells the patient of {len(added)} slides: they are of {len({r.patient for r in added})} patients "
+        "by their TCGA barcodes (--no-tcga-patients: each slide by itself)"
+    )
     return [*rows, *added], [told] if added else []
 
 
@@ -63,9 +65,7 @@ def patients_of(data: Dataset, rows: Sequence[Row]) -> dict[str, str]:
     return {slide: row.patient for row, slide in match.match(rows, slides).rows}
 
 
-def predict(
-    stage: Any, rows: Sequence[Row], config: ScoreConfig
-) -> tuple[list[predictions.Row], dict[str, Row]]:
+def predict(stage: Any, rows: Sequence[Row], config: ScoreConfig) -> tuple[list[predictions.Row], dict[str, Row]]:
     """Predictions, one row per patient and model, and what `rows` know of each slide that was scored."""
     slides = [s for p in stage.data.patients for s in p.slides]
     known = {slide: row for row, slide in match.match(rows, slides).rows}
@@ -94,7 +94,11 @@ def with_truth(
 
 
 def compare(
-    each: Sequence[predictions.Row], before: Sequence[predictions.Row], known: dict[str, Row], run: Path, config: Config,
+    each: Sequence[predictions.Row],
+    before: Sequence[predictions.Row],
+    known: dict[str, Row],
+    run: Path,
+    config: Config,
     held_out: bool = False,
 ) -> dict[str, Any]:
     """Metrics of new patients with known labels beside the run's own. Raises CohortError when none can be used.
@@ -127,25 +131,37 @@ def compare(
     over = metrics.over_folds(list(estimand.per_training(found, horizons).values()))
     inside = layout.read_json(run / "metrics.json") if (run / "metrics.json").exists() else {}
     made: dict[str, Any] = {
-        "numbers": layout.NUMBERS, "unit": "patient", "patients": labelled,
+        "numbers": layout.NUMBERS,
+        "unit": "patient",
+        "patients": labelled,
         "slides": sum(len(r["slide"].split(";")) for r in joined),
-        "without_label": patients - labelled - other, "of_another_class": other, "task": task.to_json(),
-        "confidence": config.score.confidence, "several_slides": config.score.several_slides, "models": len(cards),
+        "without_label": patients - labelled - other,
+        "of_another_class": other,
+        "task": task.to_json(),
+        "confidence": config.score.confidence,
+        "several_slides": config.score.several_slides,
+        "models": len(cards),
         "horizons": horizons,
         "external": {k: asdict(joint[k] if k in estimand.DECIDED and not held_out else v) for k, v in models.items()},
         "external_models": {k: {"mean": m, "sd": sd, "n": n} for k, (m, sd, n) in over.items()},
         "external_ensemble": {k: asdict(v) for k, v in joint.items()},
-        "internal": inside.get("test", {}), "internal_patients": inside.get("patients"),
+        "internal": inside.get("test", {}),
+        "internal_patients": inside.get("patients"),
         "choices": choices.count(cards),
         "warnings": [*_times(joined, folders, task), *numbers.one_class(numbers.pooled(joined))],
     }
     if inside and inside.get("numbers") != layout.NUMBERS:
-        made["warnings"].append("the internal numbers are of version 0.1, which counted otherwise (pairs across "
-                                f"folds): run `pipeline score --name {run.name}` again")
+        made["warnings"].append(
+            "the internal numbers are of version 0.1, which counted otherwise (pairs across "
+            f"folds): run `pipeline score --name {run.name}` again"
+        )
     if not task.survival:
         made["decision_rule"] = operating_point.rule(told, task, config.score)
         made["confusion"] = estimand.confusion(as_one)
-        made["decisions"] = {"external": operating_point.counts(joined, task.classes), "internal": inside.get("decisions", {})}
+        made["decisions"] = {
+            "external": operating_point.counts(joined, task.classes),
+            "internal": inside.get("decisions", {}),
+        }
         made["reliability"] = {
             name: predictions.calibration(with_truth(predictions.together(some, folders), known, task)[0], task)
             for name, some in (("before", before), ("after", each))
@@ -171,13 +187,17 @@ def _times(rows: Sequence[predictions.Row], folders: Sequence[Path], task: tasks
     said = []
     beyond = int((outside > inside.max()).sum())
     if beyond:
-        said.append(f"{beyond} of {len(outside)} new patients have times beyond the longest of the run's own patients "
-                    f"({outside.max():.4g} against {inside.max():.4g})")
+        said.append(
+            f"{beyond} of {len(outside)} new patients have times beyond the longest of the run's own patients "
+            f"({outside.max():.4g} against {inside.max():.4g})"
+        )
     ratio = float(np.median(outside) / np.median(inside)) if np.median(inside) > 0 else 1.0
     if ratio >= UNIT or 0 < ratio <= 1 / UNIT:
-        said.append(f"the new patients' median time is {np.median(outside):.4g}, that of the run's own patients "
-                    f"{np.median(inside):.4g} ({ratio:.3g} times): another unit, such as days and months? "
-                    "Time-dependent AUCs are meaningless then")
+        said.append(
+            f"the new patients' median time is {np.median(outside):.4g}, that of the run's own patients "
+            f"{np.median(inside):.4g} ({ratio:.3g} times): another unit, such as days and months? "
+            "Time-dependent AUCs are meaningless then"
+        )
     return said
 
 
@@ -189,13 +209,21 @@ def show(found: dict[str, Any]) -> Table:
         sizes += f"; of the run's own: {known['patients']}"
     table = Table(title=f"internal: {sizes}; {found['models']} models")
     strangers = bool(found["external"])
-    columns = ["metric", "internal", "external", *(["all models together"] if strangers else []),
-               *(["known to the run, held out"] if known else [])]
+    columns = [
+        "metric",
+        "internal",
+        "external",
+        *(["all models together"] if strangers else []),
+        *(["known to the run, held out"] if known else []),
+    ]
     for column in columns:
         table.add_column(column, no_wrap=column == "metric")
     for name in found["external"] or (known or {}).get("metrics", {}):
-        outside = ([numbers.text_of(found[key].get(name)) for key in ("external", "external_ensemble")]
-                   if strangers else ["none"])
+        outside = (
+            [numbers.text_of(found[key].get(name)) for key in ("external", "external_ensemble")]
+            if strangers
+            else ["none"]
+        )
         apart = [numbers.text_of(known["metrics"].get(name))] if known else []
         inside = numbers.text_of(found["internal"].get(name))
         table.add_row(numbers.label(name, found["horizons"]), inside, *outside, *apart)
@@ -257,9 +285,11 @@ def _apart(
 ) -> dict[str, Any]:
     """`compare` of the strangers alone; under `known` the same numbers of those whom the run knows, which are held-out
     numbers like the internal ones and never external."""
+
     def of(familiar: bool) -> tuple[list[predictions.Row], list[predictions.Row]]:
-        mine, early = ([r for r in some if ("known" in r and not config.score.allow_known) == familiar]
-                       for some in (rows, before))
+        mine, early = (
+            [r for r in some if ("known" in r and not config.score.allow_known) == familiar] for some in (rows, before)
+        )
         return mine, early
 
     (strangers, early), (familiar, familiar_early) = of(False), of(True)
@@ -270,8 +300,15 @@ def _apart(
         found = compare(strangers, early, known, run, config)
     else:
         found = {k: v for k, v in inside.items() if k not in ("confusion", "reliability", "decisions")}
-        found |= {"patients": 0, "slides": 0, "without_label": len({r["patient"] for r in strangers}),
-                  "of_another_class": 0, "external": {}, "external_models": {}, "external_ensemble": {}}
+        found |= {
+            "patients": 0,
+            "slides": 0,
+            "without_label": len({r["patient"] for r in strangers}),
+            "of_another_class": 0,
+            "external": {},
+            "external_models": {},
+            "external_ensemble": {},
+        }
     if inside:
         found["known"] = {k: inside[k] for k in ("patients", "slides")} | {"metrics": inside["external"]}
     return found

@@ -75,8 +75,16 @@ def table(data: Dataset, cohort: Mapping[str, SlideEntry]) -> str:
             entry = cohort.get(slide)
             made = {"mpp": repr(entry.mpp)} if entry and entry.mpp is not None else {}
             made |= {"regions": str(entry.regions)} if entry and entry.regions is not None else {}
-            rows.append({"slide": slide, "patient": patient.id, **known, **made,
-                         CONTENT: _content(path), "features": features_id(path)})
+            rows.append(
+                {
+                    "slide": slide,
+                    "patient": patient.id,
+                    **known,
+                    **made,
+                    CONTENT: _content(path),
+                    "features": features_id(path),
+                }
+            )
     columns = list(dict.fromkeys(k for row in rows for k in row if k not in (CONTENT, "features")))
     return fold.table([{k: row.get(k, "") for k in (*columns, CONTENT, "features")} for row in rows])
 
@@ -100,8 +108,11 @@ def recognise(
     A slide of the same name and provably other content is another slide; a patient of the same name is the same."""
     # features of a run of version 0.1, which kept no `patients.csv`, lie in its work folder
     seen = _seen(layout.Work(run.parent.parent), run, folders)
-    held_out = {folder: {row["patient"] for row in fold.read_predictions(folder) if row["side"] == "test"}
-                for folder in folders if (folder / fold.PREDICTIONS).exists()}
+    held_out = {
+        folder: {row["patient"] for row in fold.read_predictions(folder) if row["side"] == "test"}
+        for folder in folders
+        if (folder / fold.PREDICTIONS).exists()
+    }
     by = {key: _index(seen, key) for key in ("slide", "patient", "content", "features")}
     groups: dict[str, list[Patient]] = {}
     for bag in data.patients:
@@ -124,12 +135,17 @@ def _matches(patient: Patient, name: str, by: Mapping[str, Mapping[str, Sequence
         content = _content(path)
         whose["features"] |= {s.patient for s in by["features"].get(features_id(path) or "none", ())}
         whose["content"] |= {s.patient for s in by["content"].get(content or "none", ())}
-        whose["slide"] |= {s.patient for s in by["slide"].get(slide, ())
-                           if not (content and s.content and content != s.content)}
+        whose["slide"] |= {
+            s.patient for s in by["slide"].get(slide, ()) if not (content and s.content and content != s.content)
+        }
     if patient.slides != (name,):  # else the name is only the slide's, which is judged above
         whose["patient"] |= {s.patient for s in by["patient"].get(name, ())}
-    words = {"features": "the same features", "content": "the same slide file", "patient": "the same patient id",
-             "slide": "the same slide id"}
+    words = {
+        "features": "the same features",
+        "content": "the same slide file",
+        "patient": "the same patient id",
+        "slide": "the same slide id",
+    }
     why = next((words[k] for k, names in whose.items() if names), "")
     everyone: set[str] = set().union(*whose.values())
     return everyone, why
@@ -142,13 +158,19 @@ def note(found: Mapping[str, Recognised], left_out: Sequence[str], allowed: bool
     first = ", ".join(f"{name} ({one.why} as {', '.join(one.patients)})" for name, one in list(found.items())[:5])
     who = f"{len(found)} of these patients are known to the run: {first}" + (" ..." if len(found) > 5 else "")
     if allowed:
-        return [f"{who}. They are scored by all folds and counted as new, because score.allow_known is set: what is "
-                "said of them is not external, and too good"]
-    lines = [f"{who}. Each is scored by the trainings that held it out and shown apart; none counts as external. If "
-             "they are other people under the same names, rename them, or pass --allow-known"]
+        return [
+            f"{who}. They are scored by all folds and counted as new, because score.allow_known is set: what is "
+            "said of them is not external, and too good"
+        ]
+    lines = [
+        f"{who}. Each is scored by the trainings that held it out and shown apart; none counts as external. If "
+        "they are other people under the same names, rename them, or pass --allow-known"
+    ]
     if left_out:
-        lines.append(f"not scored, {len(left_out)} that every training of the run has seen: {', '.join(left_out[:5])}"
-                     + (" ..." if len(left_out) > 5 else ""))
+        lines.append(
+            f"not scored, {len(left_out)} that every training of the run has seen: {', '.join(left_out[:5])}"
+            + (" ..." if len(left_out) > 5 else "")
+        )
     return lines
 
 
@@ -157,8 +179,10 @@ def _seen(work: layout.Work, run: Path, folders: Sequence[Path]) -> list[_Seen]:
     file = run / PATIENTS
     if file.is_file():
         with open(file, newline="", encoding="utf-8") as f:
-            return [_Seen(r["slide"], r["patient"], r.get(CONTENT) or "", r.get("features") or "")
-                    for r in csv.DictReader(f)]
+            return [
+                _Seen(r["slide"], r["patient"], r.get(CONTENT) or "", r.get("features") or "")
+                for r in csv.DictReader(f)
+            ]
     slides: dict[str, str] = {}
     encoder = ""
     for folder in folders:
@@ -166,8 +190,10 @@ def _seen(work: layout.Work, run: Path, folders: Sequence[Path]) -> list[_Seen]:
         if (folder / fold.PREDICTIONS).exists():
             slides |= {s: r["patient"] for r in fold.read_predictions(folder) for s in json.loads(r["slides"])}
     stores = feature_stores(work.features(encoder)) if encoder else {}
-    found = [_Seen(s, p, _content(stores[s]), features_id(stores[s])) if s in stores else _Seen(s, p)
-             for s, p in slides.items()]
+    found = [
+        _Seen(s, p, _content(stores[s]), features_id(stores[s])) if s in stores else _Seen(s, p)
+        for s, p in slides.items()
+    ]
     if (run / "splits.csv").is_file():  # patients that no training held out are named there
         with open(run / "splits.csv", newline="", encoding="utf-8") as f:
             there = {r["patient"] for r in csv.DictReader(f)} - set(slides.values())
@@ -185,5 +211,3 @@ def _index(seen: Sequence[_Seen], key: str) -> dict[str, list[_Seen]]:
 
 def _content(path: Path) -> str:
     return str(layout.read_attrs(path).get(CONTENT) or "")
-
-

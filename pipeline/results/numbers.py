@@ -41,15 +41,26 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
     offered = len(list((folders[0].parents[1]).iterdir())) if cells[0] else 0
     together = ensemble.ensemble(rows)
     made: dict[str, Any] = {
-        "numbers": layout.NUMBERS, "unit": "patient", "patients": len(found.patients),
+        "numbers": layout.NUMBERS,
+        "unit": "patient",
+        "patients": len(found.patients),
         "model": choices.model_of(cards[0]),
-        "task": task.to_json(), "headline": task.headline, "split_hash": hashes[0] if len(hashes) == 1 else hashes,
-        "folds": len({(t.repeat, t.fold) for t in found.trainings}), "seeds": len(found.seeds),
-        "trainings": len(found.trainings), "protocol": cards[0]["protocol"], "features": cards[0]["features"],
+        "task": task.to_json(),
+        "headline": task.headline,
+        "split_hash": hashes[0] if len(hashes) == 1 else hashes,
+        "folds": len({(t.repeat, t.fold) for t in found.trainings}),
+        "seeds": len(found.seeds),
+        "trainings": len(found.trainings),
+        "protocol": cards[0]["protocol"],
+        "features": cards[0]["features"],
         "warnings": [],
         "over_folds": {k: {"mean": m, "sd": sd, "n": n} for k, (m, sd, n) in over.items()},
-        "test": {k: asdict(v) for k, v in told.items()}, "pairs": estimand.pairs(found), "horizons": horizons,
-        "confidence": config.confidence, "bootstrap": config.bootstrap, "per_fold": per_fold,
+        "test": {k: asdict(v) for k, v in told.items()},
+        "pairs": estimand.pairs(found),
+        "horizons": horizons,
+        "confidence": config.confidence,
+        "bootstrap": config.bootstrap,
+        "per_fold": per_fold,
         "choices": choices.count(cards, cells, offered),
     }
     if len(found.seeds) > 1:
@@ -65,11 +76,18 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
         made["class_patients"] = dict(Counter(r["label"] for r in together))
         made["decisions"] = operating_point.counts(rows, task.classes)
         made["reliability"] = {
-            name: predictions.calibration(ensemble.ensemble(
-                predictions.predictions(folders, config.model_copy(update={"calibrate": scaled}))[0]), task)
-            for name, scaled in (("before", False), ("after", True))}
-    made["warnings"] = [*_missing(folders, cards), *_warnings(cards, task), *undefined(found, over, told, config, task),
-                        *one_class(rows)]
+            name: predictions.calibration(
+                ensemble.ensemble(predictions.predictions(folders, config.model_copy(update={"calibrate": scaled}))[0]),
+                task,
+            )
+            for name, scaled in (("before", False), ("after", True))
+        }
+    made["warnings"] = [
+        *_missing(folders, cards),
+        *_warnings(cards, task),
+        *undefined(found, over, told, config, task),
+        *one_class(rows),
+    ]
     plain: dict[str, Any] = no_nan(made)
     return plain
 
@@ -101,8 +119,11 @@ def lines(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     n = found.get("trainings", len(found["per_fold"]))
     made = []
     for name, over in found["over_folds"].items():
-        mean = "undefined" if over["mean"] is None else f"{over['mean']:.3f}" + (
-            f" ± {over['sd']:.3f}" if over["sd"] is not None else "")
+        mean = (
+            "undefined"
+            if over["mean"] is None
+            else f"{over['mean']:.3f}" + (f" ± {over['sd']:.3f}" if over["sd"] is not None else "")
+        )
         mean += f" ({over['n']} of {n})" if 0 < over["n"] < n else ""
         made.append((label(name, found.get("horizons", [])), mean, text_of(found["test"].get(name))))
     for key, what in (("pooled", "folds pooled"), ("ensemble", "ensemble of seeds")):
@@ -131,16 +152,20 @@ def one_class(rows: Sequence[Row]) -> list[str]:
     if not flat:
         return []
     counts = Counter(flat.values())
-    told = ", ".join(f"{n} of {len(said)} trainings call all their patients {name!r}"
-                     for name, n in counts.most_common())
+    told = ", ".join(
+        f"{n} of {len(said)} trainings call all their patients {name!r}" for name, n in counts.most_common()
+    )
     if len(flat) == len(said) and len(counts) == 1:
         told += ": the decision tells nothing here"
     return [told]
 
 
 def undefined(
-    found: estimand.Answers, over: Mapping[str, tuple[float, float, int]], told: Mapping[str, Interval],
-    config: ScoreConfig, task: Task,
+    found: estimand.Answers,
+    over: Mapping[str, tuple[float, float, int]],
+    told: Mapping[str, Interval],
+    config: ScoreConfig,
+    task: Task,
 ) -> list[str]:
     """Which numbers are of fewer trainings or fewer bootstrap samples than there are, and why."""
     said = []
@@ -149,15 +174,21 @@ def undefined(
     lacking = n - over[name][2]
     if lacking:
         why = "no comparable pair" if task.survival else "not a patient of each class"
-        said.append(f"{NAMES[name]} is undefined in {lacking} of {n} trainings ({why} among the patients they held "
-                    "out), which are left out of its mean over trainings and add no pair: fewer folds would help")
+        said.append(
+            f"{NAMES[name]} is undefined in {lacking} of {n} trainings ({why} among the patients they held "
+            "out), which are left out of its mean over trainings and add no pair: fewer folds would help"
+        )
     if any(len(t.who) == 1 for t in found.trainings):
-        said.append("folds of one patient hold no pair, so ranking is undefined in them; their patients are drawn "
-                    "together in the bootstrap")
+        said.append(
+            "folds of one patient hold no pair, so ranking is undefined in them; their patients are drawn "
+            "together in the bootstrap"
+        )
     drawn = told[name].n
     if drawn < config.bootstrap:
-        said.append(f"the interval of {NAMES[name]} is of {drawn} of {config.bootstrap} bootstrap samples; the others "
-                    "hold no pair")
+        said.append(
+            f"the interval of {NAMES[name]} is of {drawn} of {config.bootstrap} bootstrap samples; the others "
+            "hold no pair"
+        )
     return said
 
 
@@ -182,9 +213,16 @@ def _per_fold(
 ) -> dict[str, Any]:
     place = (card["split"]["repeat"], card["split"]["fold"], card["seed"])
     (own,) = (t for t in found.trainings if (t.repeat, t.fold, t.seed) == place)
-    return {"repeat": place[0], "fold": place[1], "seed": place[2], "patients": len(own.who), "epoch": card["epoch"],
-            "cell": folder.parent.name if folder.parent.parent.name == "grid" else "",
-            **({"fallback": card["fallback"]} if "fallback" in card else {}), "metrics": each[place]}
+    return {
+        "repeat": place[0],
+        "fold": place[1],
+        "seed": place[2],
+        "patients": len(own.who),
+        "epoch": card["epoch"],
+        "cell": folder.parent.name if folder.parent.parent.name == "grid" else "",
+        **({"fallback": card["fallback"]} if "fallback" in card else {}),
+        "metrics": each[place],
+    }
 
 
 def _missing(folders: Sequence[Path], cards: Sequence[dict[str, Any]]) -> list[str]:
@@ -199,10 +237,14 @@ def _missing(folders: Sequence[Path], cards: Sequence[dict[str, Any]]) -> list[s
     lacking = sorted((*place, s) for place in wanted for s in seeds if (place, s) not in there)
     if not lacking:
         return []
-    told = ", ".join(f"fold {fold}" + (f" of repetition {repeat}" if repeat else "") + f" with seed {seed}"
-                     for repeat, fold, seed in lacking[:5]) + (" ..." if len(lacking) > 5 else "")
-    return [f"{len(lacking)} of {len(wanted) * len(seeds)} trainings are missing ({told}): they failed or were never "
-            "made, and the patients that only they held out are in no number here"]
+    told = ", ".join(
+        f"fold {fold}" + (f" of repetition {repeat}" if repeat else "") + f" with seed {seed}"
+        for repeat, fold, seed in lacking[:5]
+    ) + (" ..." if len(lacking) > 5 else "")
+    return [
+        f"{len(lacking)} of {len(wanted) * len(seeds)} trainings are missing ({told}): they failed or were never "
+        "made, and the patients that only they held out are in no number here"
+    ]
 
 
 def _warnings(cards: Sequence[dict[str, Any]], task: Task) -> list[str]:

@@ -97,8 +97,11 @@ def rule(rows: Sequence[Mapping[str, Any]], task: Task, config: ScoreConfig) -> 
     without = sum(r.get("threshold") in (None, "") for r in rows)
     if without == len(rows):
         return "the most probable class (.5): there were no validation patients to find a threshold on"
-    wishes = [f"{name} {value:g}" for name, value in
-              (("sensitivity", config.sensitivity), ("specificity", config.specificity)) if value is not None]
+    wishes = [
+        f"{name} {value:g}"
+        for name, value in (("sensitivity", config.sensitivity), ("specificity", config.specificity))
+        if value is not None
+    ]
     found = " and ".join(wishes) or "Youden's J"
     told = f"each training's threshold, found on its validation patients ({found}) and frozen"
     if config.abstain or len(wishes) == 2:
@@ -125,8 +128,12 @@ def counts(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[st
         return sum(r["decision"] == label for r in own) / len(own) if own else None
 
     patients = len({r.get("patient", k) for k, r in enumerate(told)})
-    made = {"sensitivity": share(classes[1]), "specificity": share(classes[0]),
-            "undecided": 1 - len(decided) / len(told), "patients": patients}
+    made = {
+        "sensitivity": share(classes[1]),
+        "specificity": share(classes[0]),
+        "undecided": 1 - len(decided) / len(told),
+        "patients": patients,
+    }
     return made | ({"rows": len(told)} if len(told) != patients else {})
 
 
@@ -137,7 +144,13 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -
     rows = []
     for b in np.unique(which).tolist():
         own = which == b
-        rows.append({"to": (b + 1) / bins, "n": int(own.sum()), "confidence": float(confidence[own].mean()),
-                     "accuracy": float(right[own].mean())})
+        rows.append(
+            {
+                "to": (b + 1) / bins,
+                "n": int(own.sum()),
+                "confidence": float(confidence[own].mean()),
+                "accuracy": float(right[own].mean()),
+            }
+        )
     error, brier = metrics.ece(labels, probabilities, bins), metrics.brier(labels, probabilities)
     return {"ece": error, "brier": brier, "bins": rows}

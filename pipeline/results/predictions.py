@@ -25,8 +25,10 @@ from mhim.pipeline.store.layout import StoreError, array_names, read_array, stor
 from mhim.pipeline.training import bundle, fold, plan
 
 Row = dict[str, Any]
-UNLIKE = ("features unlike those of all slides that the model was trained and tested on (other staining, scanner or "
-          "tissue?): do not rely on its answer; a model for such slides must be trained on some")
+UNLIKE = (
+    "features unlike those of all slides that the model was trained and tested on (other staining, scanner or "
+    "tissue?): do not rely on its answer; a model for such slides must be trained on some"
+)
 
 
 def folds_of(run: Path) -> list[Path]:
@@ -37,8 +39,12 @@ def folds_of(run: Path) -> list[Path]:
     cards = {str(cell): [bundle.card_of(f) for f in bundle.find(cell)] for cell in cells}
     headline = "c_index" if next(iter(cards.values()))[0]["task"]["kind"] != "classification" else "auc"
     chosen = plan.choose(cards, headline)
-    return [f for cell in cells for f in bundle.find(cell)
-            if chosen[estimand.place(_place(bundle.card_of(f)))[:2]] == str(cell)]
+    return [
+        f
+        for cell in cells
+        for f in bundle.find(cell)
+        if chosen[estimand.place(_place(bundle.card_of(f)))[:2]] == str(cell)
+    ]
 
 
 def predictions(folders: Sequence[Path], config: ScoreConfig) -> tuple[list[Row], Task]:
@@ -51,8 +57,15 @@ def predictions(folders: Sequence[Path], config: ScoreConfig) -> tuple[list[Row]
         test = [r for r in fold.read_predictions(folder) if r["side"] == "test"]
         at = operating_point.point(folder, card, task, config)
         for row, answer in zip(test, answers(fold.logits_of(test), task, card, config), strict=True):
-            rows.append({"slide": ";".join(json.loads(row["slides"])), "patient": row["patient"], **_place(card),
-                         **_truth(row, task), **_verdict(answer, at, card, task)})
+            rows.append(
+                {
+                    "slide": ";".join(json.loads(row["slides"])),
+                    "patient": row["patient"],
+                    **_place(card),
+                    **_truth(row, task),
+                    **_verdict(answer, at, card, task),
+                }
+            )
     if task is None:
         raise StoreError("no trained fold to score; run `pipeline train` first")
     return rows, task
@@ -106,8 +119,11 @@ def slide_scores(
     for slide, path in zip(patient.slides, patient.stores, strict=True):
         coords = StoredBag((path,))()[1]
         part = {k: v[first : first + len(coords)] for k, v in arrays.items()}
-        made[slide] = part | {"coords": np.array(coords), "logits": np.stack(logits),
-                              "unlike": np.array(unlike, np.float32)}
+        made[slide] = part | {
+            "coords": np.array(coords),
+            "logits": np.stack(logits),
+            "unlike": np.array(unlike, np.float32),
+        }
         first += len(coords)
     return made
 
@@ -175,8 +191,10 @@ def together(rows: Sequence[Row], folders: Sequence[Path]) -> list[Row]:
     known = held_out_risks(folders) if rows and "risk" in rows[0] else {}
     # weights that were brought in know no patients: then new ones are placed among themselves
     complete = known if all(estimand.place(r) in known for r in rows) else None
-    return [{k: v for k, v in row.items() if k not in ("repeat", "fold", "seed")}
-            for row in ensemble.ensemble(rows, complete)]
+    return [
+        {k: v for k, v in row.items() if k not in ("repeat", "fold", "seed")}
+        for row in ensemble.ensemble(rows, complete)
+    ]
 
 
 def _joined(found: Sequence[Row], task: Task, how: str) -> Row:
@@ -197,8 +215,10 @@ def cell_table(run: Path) -> list[str]:
         headline = "c_index" if cards[0]["task"]["kind"] != "classification" else "auc"
         values = [c["validation"].get(headline) for c in cards]
         mean, sd, n = metrics.over_folds([{"v": math.nan if v is None else v} for v in values])["v"]
-        made.append(f"{cell.name}: validation {headline} {mean:.3f} ± {sd:.3f} ({n} trainings), "
-                    f"chosen {chosen.count(cell)} times")
+        made.append(
+            f"{cell.name}: validation {headline} {mean:.3f} ± {sd:.3f} ({n} trainings), "
+            f"chosen {chosen.count(cell)} times"
+        )
     return made
 
 

@@ -60,7 +60,14 @@ def steps(time: np.ndarray, event: np.ndarray, high: np.ndarray) -> list[Row]:
             continue
         t, e = time[own], event[own]
         for at, alive in zip(*metrics.kaplan_meier(t, e), strict=True):
-            made.append({"group": name, "time": float(at), "at_risk": int((t >= at).sum()),
-                         "events": int(((t == at) & (e == 1)).sum()), "censored": int(((t == at) & (e == 0)).sum()),
-                         "event_free": float(alive)})
+            made.append(
+                {
+                    "group": name,
+                    "time": float(at),
+                    "at_risk": int((t >= at).sum()),
+                    "events": int(((t == at) & (e == 1)).sum()),
+                    "censored": int(((t == at) & (e == 0)).sum()),
+                    "event_free": float(alive),
+                }
+            )
     return made

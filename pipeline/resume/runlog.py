@@ -50,7 +50,11 @@ class RunLog:
     """
 
     def __init__(
-        self, runs: Path, verb: str, config: Config | None = None, mirror: bool | None = None,
+        self,
+        runs: Path,
+        verb: str,
+        config: Config | None = None,
+        mirror: bool | None = None,
         about: dict[str, str] | None = None,
     ) -> None:
         self.runs = runs

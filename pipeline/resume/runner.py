@@ -122,8 +122,10 @@ def _commit(item: Item, out: Path, private: Path, fields: dict[str, Any], replac
 
 def _overtaken(item: Item, differences: dict[str, tuple[Any, Any]]) -> str:
     what = told(differences) or "it is damaged"
-    return (f"{item.output} was made by another command meanwhile, with other parameters ({what}); it was left as it "
-            "is. Choose another --work or --name, or make it anew with --replace")
+    return (
+        f"{item.output} was made by another command meanwhile, with other parameters ({what}); it was left as it "
+        "is. Choose another --work or --name, or make it anew with --replace"
+    )
 
 
 def _move_beside(made: Path, final: Path) -> None:

@@ -84,8 +84,10 @@ def run(session: Session, labels: Path | None, name: str | None, picked: Sequenc
     for row, settings in wanted.items():
         own = config.model_copy(update={"train": settings})
         called = f"{name}-{row}" if name else row
-        stages[row] = (replace(session, config=own), Train(session.work, own, called, data,
-                                                            patients.make_folds(data, settings)))
+        stages[row] = (
+            replace(session, config=own),
+            Train(session.work, own, called, data, patients.make_folds(data, settings)),
+        )
     codes = [0]
     if not session.dry_run:
         for mine, stage in stages.values():  # refused before any work
@@ -97,8 +99,11 @@ def run(session: Session, labels: Path | None, name: str | None, picked: Sequenc
         if session.dry_run or submitted:
             continue
         try:
-            codes.append(verbs.run_stage(replace(mine, config=_here(mine.config)),
-                                         runs.numbers(session.work, mine.config, stage.root)))
+            codes.append(
+                verbs.run_stage(
+                    replace(mine, config=_here(mine.config)), runs.numbers(session.work, mine.config, stage.root)
+                )
+            )
         except layout.StoreError as error:
             console.err.print(f"no numbers of {row}: {console.escape(str(error))}")
             codes.append(1)
@@ -121,22 +126,35 @@ def _line(row: str, folder: Path) -> Line:
         found = layout.read_json(folder / "metrics.json")
     except FileNotFoundError:
         return {"model": row, "trainings": 0}
-    line: Line = {"model": row, "trainings": len(found["per_fold"]), "headline": found["headline"],
-                  "patients": found["patients"], "folds": found["folds"], "seeds": found["seeds"],
-                  "split": found["split_hash"], "encoder": found["features"].get("encoder"),
-                  "protocol": found["protocol"],
-                  "fell_back": sum("fallback" in f for f in found["per_fold"]),
-                  "horizons": found.get("horizons", []), "counted": choices.lines(found["choices"]),
-                  "one_class": numbers.one_class(estimand.read(folder / fold.PREDICTIONS)),
-                  "rule": found.get("decision_rule", "")}
+    line: Line = {
+        "model": row,
+        "trainings": len(found["per_fold"]),
+        "headline": found["headline"],
+        "patients": found["patients"],
+        "folds": found["folds"],
+        "seeds": found["seeds"],
+        "split": found["split_hash"],
+        "encoder": found["features"].get("encoder"),
+        "protocol": found["protocol"],
+        "fell_back": sum("fallback" in f for f in found["per_fold"]),
+        "horizons": found.get("horizons", []),
+        "counted": choices.lines(found["choices"]),
+        "one_class": numbers.one_class(estimand.read(folder / fold.PREDICTIONS)),
+        "rule": found.get("decision_rule", ""),
+    }
     for key in estimand.RANKING:
         if key in found.get("pooled", {}):
             line[f"{key}_pooled"] = found["pooled"][key]["value"]
     for metric in SHOWN:
         if metric in found["over_folds"]:
             over, test = found["over_folds"][metric], found["test"][metric]
-            line |= {f"{metric}_mean": over["mean"], f"{metric}_sd": over["sd"], f"{metric}_all": test["value"],
-                     f"{metric}_low": test["low"], f"{metric}_high": test["high"]}
+            line |= {
+                f"{metric}_mean": over["mean"],
+                f"{metric}_sd": over["sd"],
+                f"{metric}_all": test["value"],
+                f"{metric}_low": test["low"],
+                f"{metric}_high": test["high"],
+            }
     cells = predictions.cell_table(folder)
     line |= {k: found["choices"][k] for k in ("watched", choices.ALARM, choices.VALIDATION)}
     return line | ({"cells": cells} if cells else {})
@@ -160,8 +178,13 @@ def _against_plain(
         except layout.StoreError:  # a fold of one of them is missing
             continue
         d = found["difference"]
-        line |= {"plain": same[0], "difference": d.value, "difference_low": d.low, "difference_high": d.high,
-                 "verdict": found["verdict"]}
+        line |= {
+            "plain": same[0],
+            "difference": d.value,
+            "difference_low": d.low,
+            "difference_high": d.high,
+            "verdict": found["verdict"],
+        }
 
 
 def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str, TrainConfig]) -> None:
@@ -172,10 +195,16 @@ def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str,
     first = made[0]
     shown = [m for m in SHOWN if f"{m}_mean" in first]
     horizons = {name: numbers.label(name, first["horizons"]) for name in shown}
-    header = ["model", *(horizons[m].replace("_", " ") for m in shown),
-              f"{first['headline'].replace('_', ' ')}, inside trainings", "against its plain model"]
-    table = [[line["model"], *(_pm(line, m) for m in shown), _whole(line, first["headline"]), _verdict(line)]
-             for line in made]
+    header = [
+        "model",
+        *(horizons[m].replace("_", " ") for m in shown),
+        f"{first['headline'].replace('_', ' ')}, inside trainings",
+        "against its plain model",
+    ]
+    table = [
+        [line["model"], *(_pm(line, m) for m in shown), _whole(line, first["headline"]), _verdict(line)]
+        for line in made
+    ]
     missing = [line["model"] for line in lines if not line["trainings"]]
     notes = [
         f"{first['patients']} held-out patients, {first['folds']} folds x {first['seeds']} seeds, features "
@@ -184,21 +213,33 @@ def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str,
         f"{100 * config.score.confidence:.0f} % interval over patients drawn inside their folds.",
         *([f"decisions: {first['rule']}"] if first["rule"] else []),
         *(["optimistic: the epoch was chosen on the test fold"] if first["protocol"] == "paper" else []),
-        *(f"{line['model']}: {line['trainings']} trainings, where {first['model']} has {first['trainings']}"
-          for line in made if line["trainings"] != first["trainings"]),
-        *(f"{line['model']}: {line['fell_back']} of {line['trainings']} trainings fell back to the plain model"
-          for line in made if line["watched"]),
+        *(
+            f"{line['model']}: {line['trainings']} trainings, where {first['model']} has {first['trainings']}"
+            for line in made
+            if line["trainings"] != first["trainings"]
+        ),
+        *(
+            f"{line['model']}: {line['fell_back']} of {line['trainings']} trainings fell back to the plain model"
+            for line in made
+            if line["watched"]
+        ),
         *(f"{line['model']}: {told}" for line in made for told in (*line["counted"], *line["one_class"])),
-        *(f"{line['model']}: grid of {', '.join(wanted[line['model']].grid)}, cell chosen on validation fold by fold; "
-          + "; ".join(line["cells"]) for line in made if "cells" in line),
+        *(
+            f"{line['model']}: grid of {', '.join(wanted[line['model']].grid)}, cell chosen on validation per fold; "
+            + "; ".join(line["cells"])
+            for line in made
+            if "cells" in line
+        ),
         *([f"not there yet: {', '.join(missing)}"] if missing else []),
     ]
     text = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     text += ["| " + " | ".join(row) + " |" for row in table] + [""] + [f"- {note}" for note in notes]
     out.parent.mkdir(parents=True, exist_ok=True)
     layout.write_atomic(out.with_name(f"{out.name}.md"), "\n".join(text) + "\n")
-    flat = [{k: v for k, v in line.items() if k not in ("cells", "horizons", "counted", "one_class", "rule")}
-            for line in made]
+    flat = [
+        {k: v for k, v in line.items() if k not in ("cells", "horizons", "counted", "one_class", "rule")}
+        for line in made
+    ]
     layout.write_atomic(out.with_name(f"{out.name}.csv"), fold.table(flat))
     rich = Table(title=f"{out.name}: mean ± sd")
     for column in header:

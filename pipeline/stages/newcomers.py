@@ -107,13 +107,17 @@ def settings_of(run: Path, own: Config) -> tuple[Config, list[str]]:
     made = provenance.of_run([card], said)
     known = provenance.sections(made)
     if "mpp" not in known.get("tile", {}):
-        raise CohortError(f"the features that {run.name} was trained on were imported, and nothing tells how its "
-                          "slides were tiled and encoded: make features of the new slides with the same program, and "
-                          "give them with --features")
+        raise CohortError(
+            f"the features that {run.name} was trained on were imported, and nothing tells how its "
+            "slides were tiled and encoded: make features of the new slides with the same program, and "
+            "give them with --features"
+        )
     for name, value in {f"{s}.{k}": v for s, values in said.items() for k, v in values.items()}.items():
         if "made" in card and made.get(name, "nothing") != value:
-            raise layout.StoreError(f"{file} says {name}={value!r}, the models beside it were trained on slides made "
-                                   f"with {made.get(name, 'nothing')!r}: copy the run again from where it was trained")
+            raise layout.StoreError(
+                f"{file} says {name}={value!r}, the models beside it were trained on slides made "
+                f"with {made.get(name, 'nothing')!r}: copy the run again from where it was trained"
+            )
     _permitted(known)
     return provenance.settings_for_new_slides(own, made, run.name)
 
@@ -134,8 +138,10 @@ def _sections(file: Path) -> dict[str, dict[str, Any]]:
             raise layout.StoreError(f"{file}: `{section}` is no section; copy the run again from where it was trained")
         machine = sorted(raw[section].keys() & marked(kind, "speed"))
         if machine:
-            raise layout.StoreError(f"{file}: {section}.{machine[0]} is about the machine and no business of a run's "
-                                   "settings; if the file is yours, delete that line")
+            raise layout.StoreError(
+                f"{file}: {section}.{machine[0]} is about the machine and no business of a run's "
+                "settings; if the file is yours, delete that line"
+            )
         found[section] = dict(raw[section])
     return found
 

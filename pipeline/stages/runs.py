@@ -51,8 +51,10 @@ def named(name: str | None, model: str) -> str:
     if not found.isprintable() or found.startswith((".", "-")) or set(found) & set("/\\") or len(found.encode()) > 100:
         found = ""
     if not found.strip():
-        raise CohortError(f"--name {name!r}: a run's name becomes a folder: up to 100 letters, digits, blanks and "
-                          "signs, no / or \\, and no . or - at its beginning")
+        raise CohortError(
+            f"--name {name!r}: a run's name becomes a folder: up to 100 letters, digits, blanks and "
+            "signs, no / or \\, and no . or - at its beginning"
+        )
     return found
 
 
@@ -73,8 +75,10 @@ def held_out(work: layout.Work, config: Config, run: Path) -> Score:
     stores = cases.feature_stores(folder)
     missing = [s for of in slides.values() for s in of if s not in stores]
     if missing and len(missing) == sum(map(len, slides.values())):
-        raise layout.StoreError(f"the features of {missing[0]} ({len(missing)} slides in all) that {run.name} was "
-                               f"trained on are not in {folder}; extract them again")
+        raise layout.StoreError(
+            f"the features of {missing[0]} ({len(missing)} slides in all) that {run.name} was "
+            f"trained on are not in {folder}; extract them again"
+        )
     stores |= {s: folder / f"{s}.zarr" for s in missing}  # those patients fail alone
     patients = tuple(cases.patient_of(p, of, stores) for p, of in sorted(slides.items()))
     return Score(work, config, run, Dataset(patients, (), facts), members, folders)
@@ -108,8 +112,11 @@ def new_slides(
     members = {p.id: list(found[p.id].folders) if p.id in found and not allowed else folders for p in data.patients}
     unscored = [i for i, by in members.items() if not by]
     otherwise = provenance.differences(bundle.card_of(folders[0]).get("made", {}), data.made, run.name)
-    scored = replace(data, patients=tuple(p for p in data.patients if members[p.id]),
-                     notes=(*known.note(found, unscored, allowed), *otherwise, *data.notes))
+    scored = replace(
+        data,
+        patients=tuple(p for p in data.patients if members[p.id]),
+        notes=(*known.note(found, unscored, allowed), *otherwise, *data.notes),
+    )
     return Score(work, config, out, scored, {i: by for i, by in members.items() if by}, [], found)
 
 
@@ -118,8 +125,10 @@ def tell(stage: Score, out: Console) -> None:
     if stage.folds:
         found = layout.read_json(stage.out / "metrics.json")
         percent = f"{100 * found['confidence']:.0f} %"
-        table = Table(title=f"{stage.out.name}: {found['patients']} held-out patients, {found['folds']} folds, "
-                            f"{found['seeds']} seed(s), split {found['split_hash']}")
+        table = Table(
+            title=f"{stage.out.name}: {found['patients']} held-out patients, {found['folds']} folds, "
+            f"{found['seeds']} seed(s), split {found['split_hash']}"
+        )
         for column in ("metric", "mean ± sd over trainings", f"inside trainings, {percent} interval"):
             table.add_column(column, no_wrap=column == "metric")
         for row in numbers_.lines(found):
@@ -155,4 +164,3 @@ def show_folds(run: Path, out: Console) -> None:
     for folder, card in zip(folders, cards, strict=True):
         if "fallback" in card:
             out.print(f"[yellow]note[/] {folder.name}: {card['fallback']['why']}")
-

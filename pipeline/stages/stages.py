@@ -122,7 +122,8 @@ class Tile(Stage):
         slide: SlideEntry = item.data
         if (images := self._images(slide)) is not None:
             saved_again(
-                slide.path, self.config.tile, slide.mpp, filtered.arrays["coords"], images, out.parent / "images")
+                slide.path, self.config.tile, slide.mpp, filtered.arrays["coords"], images, out.parent / "images"
+            )
         self._write(out, filtered.arrays, filtered.attrs)
         return Made(filtered.empty, filtered.notes, {"tiles": len(filtered.arrays["coords"])})
 
@@ -197,8 +198,11 @@ class Extract(Stage):
         rows = layout.even_chunk(len(job.coords_l0), config.chunk_rows)
         writer = layout.StoreWriter(out, self._attrs(tiles, mismatch))
         features = writer.create(
-            "features", (len(job.coords_l0), extractor.encoder.dim), config.dtype,
-            config.chunk_rows, config.compress,
+            "features",
+            (len(job.coords_l0), extractor.encoder.dim),
+            config.dtype,
+            config.chunk_rows,
+            config.compress,
         )
         start = 0
         for first, chunk in kept_chunks.kept(partial):  # that an earlier run left when it was killed

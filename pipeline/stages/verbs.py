@@ -173,8 +173,10 @@ def show_plan(session: Session, stage: Stage) -> int:
 
 def _difference(fields: dict[str, tuple[Any, Any]], values: bool = True) -> str:
     """Which fields differ, one text. values: tell old and new also of an item's own inputs."""
-    return "; ".join(f"{k}: {old!r} there, {new!r} now" if values or not k.startswith("input.") else f"{k} differs"
-                     for k, (old, new) in fields.items())
+    return "; ".join(
+        f"{k}: {old!r} there, {new!r} now" if values or not k.startswith("input.") else f"{k} differs"
+        for k, (old, new) in fields.items()
+    )
 
 
 def tile(session: Session, source: Path, labels: Path | None = None) -> int:
@@ -238,8 +240,12 @@ def plugins_there(config: Config) -> None:
     from mhim.extract import encoders
 
     encoders.known(config.extract.encoder)
-    named = (("mhim.extract.tissue", config.tile.segmenter), ("mhim.extract.tissue", config.tile.fallback_segmenter),
-             ("mhim.mil.models", config.train.model), ("mhim.pipeline.backends", config.cluster.backend))
+    named = (
+        ("mhim.extract.tissue", config.tile.segmenter),
+        ("mhim.extract.tissue", config.tile.fallback_segmenter),
+        ("mhim.mil.models", config.train.model),
+        ("mhim.pipeline.backends", config.cluster.backend),
+    )
     for package, name in named:
         if name and name.removeprefix(f"{package}.") not in lookup.names(package):
             lookup.find(package, name)
@@ -316,9 +322,11 @@ def to_train_on(session: Session, labels: Path | None) -> tuple[Path, Dataset, C
     found = match.find_labels(labels, session.work)
     table = label_table.read_table(found, config.labels)
     if not table.has_outcome:
-        raise CohortError(f"{found} tells neither a class nor time and event; it has the columns "
-                          f"{', '.join(table.header)}: say which with --label-column, or --time-column and "
-                          "--event-column")
+        raise CohortError(
+            f"{found} tells neither a class nor time and event; it has the columns "
+            f"{', '.join(table.header)}: say which with --label-column, or --time-column and "
+            "--event-column"
+        )
     features = session.work.features(config.extract.encoder)
     data = patients.labelled(table.rows, features, config.train)
     late = use.too_late(table, features, session.work)
@@ -357,8 +365,10 @@ def score(
         return submit(session, [slurm.Step("score", args, 1)])
     codes = []
     if labels is not None and slides is None and features is None:
-        raise CohortError("--labels are those of new slides: name the slides, or their --features. The run's own "
-                          "patients keep the labels that they were trained with")
+        raise CohortError(
+            "--labels are those of new slides: name the slides, or their --features. The run's own "
+            "patients keep the labels that they were trained with"
+        )
     rows = external.known_rows(slides, labels, session.config.labels)
     source = slides or features
     if source is not None:

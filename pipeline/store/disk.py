@@ -71,8 +71,10 @@ def told(who: str, error: OSError, root: Path | None = None) -> str:
     if root is not None and (where is None or (_below(where, root) and "/.tmp" in where)):
         where = str(root)  # not the private name below it
     reason = WHAT.get(error.errno or 0) or (error.strerror or str(error)).lower()
-    return (f"{who}cannot write to {where or 'its outputs'}: {reason}. What was finished is kept; make room or choose "
-            "another --work folder, then run the same command again")
+    return (
+        f"{who}cannot write to {where or 'its outputs'}: {reason}. What was finished is kept; make room or choose "
+        "another --work folder, then run the same command again"
+    )
 
 
 def _below(path: str, root: Path) -> bool:

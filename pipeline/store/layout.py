@@ -153,8 +153,10 @@ def check_scored(run: Path) -> None:
 
 def damage(path: Path, wrong: str) -> str:
     """The message for a damaged output: what is wrong with it, and what to do."""
-    return (f"{path} is damaged: {wrong}. Give the command that made it again, which makes it anew, or copy it from "
-            "its source once more")
+    return (
+        f"{path} is damaged: {wrong}. Give the command that made it again, which makes it anew, or copy it from "
+        "its source once more"
+    )
 
 
 def read_array(path: Path, name: str) -> np.ndarray:

@@ -77,8 +77,11 @@ class Bundle:
             elif key in ("encoder", "mpp", "dim") and key not in facts:
                 wrong.append(f"{key}: trained on {mine!r}, the given features do not tell")
         if wrong:
-            raise BundleError("these features are not what the model was trained on; " + "; ".join(wrong)
-                              + ". Extract the slides again as the model needs them.")
+            raise BundleError(
+                "these features are not what the model was trained on; "
+                + "; ".join(wrong)
+                + ". Extract the slides again as the model needs them."
+            )
 
 
 def versions() -> dict[str, str]:

@@ -31,8 +31,13 @@ def count(cards: Sequence[Mapping[str, Any]], cells: Sequence[str] = (), offered
     watched = [c for c in cards if "fallback" in c or (_taught(c) and c.get("train", {}).get("fallback") is not None)]
     by = Counter(why_fallen(c["fallback"]) for c in cards if "fallback" in c)
     folds = {(c["split"]["repeat"], c["split"]["fold"]): cell for c, cell in zip(cards, cells, strict=False) if cell}
-    made: dict[str, Any] = {"trainings": len(cards), "watched": len(watched), "taught": sum(map(_taught, cards)),
-                            ALARM: by[ALARM], VALIDATION: by[VALIDATION]}
+    made: dict[str, Any] = {
+        "trainings": len(cards),
+        "watched": len(watched),
+        "taught": sum(map(_taught, cards)),
+        ALARM: by[ALARM],
+        VALIDATION: by[VALIDATION],
+    }
     if folds:
         made["grid"] = {"cells": offered, "folds": len(folds), "chosen": dict(sorted(Counter(folds.values()).items()))}
     return made
@@ -44,8 +49,10 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     n = found["trainings"]
     if found["watched"]:
         kept = found["watched"] - found[ALARM] - found[VALIDATION]
-        made.append(f"fallback to the plain model: {found[ALARM]} of {found['watched']} trainings by the alarm, "
-                    f"{found[VALIDATION]} of {found['watched']} by validation; {kept} of {n} kept their own model")
+        made.append(
+            f"fallback to the plain model: {found[ALARM]} of {found['watched']} trainings by the alarm, "
+            f"{found[VALIDATION]} of {found['watched']} by validation; {kept} of {n} kept their own model"
+        )
     elif found["taught"]:
         made.append(f"no fallback to the plain model was allowed (train.fallback) in {n} of {n} trainings")
     if "grid" in found:

@@ -1,4 +1,4 @@
-"""One training of one fold: patients in, a model bundle with its predictions and history out. Files around `mhim.mil.train`.
+"""One training of one fold: patients in, a model bundle with its predictions and history out. Files around `mil.train`.
 
 `Job` says which training it is. The folder that `train_fold` fills holds the bundle (`bundle.py`), `predictions.csv`
 (validation and test patients, raw logits) and `history.csv` (one row per epoch). The test patients are read once, after
@@ -135,14 +135,23 @@ def train_fold(
     rows += _predicted(model, "test", cases(test, mpp), task, scale)
     sizes = {"train": len(train), "val": len(val), "test": len(test)}
     card = {
-        **named, "in_dim": int(dataset.facts["dim"]), "task": task.to_json(), "features": dataset.facts,
+        **named,
+        "in_dim": int(dataset.facts["dim"]),
+        "task": task.to_json(),
+        "features": dataset.facts,
         "made": dataset.made,
         "split": {"hash": job.split_hash, "repeat": fold.repeat, "fold": fold.fold, **sizes},
-        "seed": job.seed, "protocol": config.protocol, "train": own_settings(config),
-        "versions": bundle.versions(), "epoch": state["best"]["epoch"] + 1, "epochs": state["epoch"] + 1,
+        "seed": job.seed,
+        "protocol": config.protocol,
+        "train": own_settings(config),
+        "versions": bundle.versions(),
+        "epoch": state["best"]["epoch"] + 1,
+        "epochs": state["epoch"] + 1,
         "validation": _finite(_metrics_of([r for r in rows if r["side"] == "val"], task, train, points)),
         "test": _finite(_metrics_of([r for r in rows if r["side"] == "test"], task, train, points)),
-        **({"taught": True} if teacher else {}), **points, **({"horizons": horizons(train)} if task.survival else {}),
+        **({"taught": True} if teacher else {}),
+        **points,
+        **({"horizons": horizons(train)} if task.survival else {}),
     }
     profile = novelty.profile(c.load()[0] for c in train_cases)
     if profile is not None:
@@ -171,8 +180,10 @@ def alarm(
         plain = loop.evaluate(teacher.model().to(at), Feed(of, task, at, room, teacher.scale), task)["loss"]
     if own <= plain + config.fallback:
         return None
-    return (f"training loss {own:.3f} with whole bags, against {plain:.3f} of the plain model "
-            f"(train.fallback={config.fallback:g}): masking hurts here")
+    return (
+        f"training loss {own:.3f} with whole bags, against {plain:.3f} of the plain model "
+        f"(train.fallback={config.fallback:g}): masking hurts here"
+    )
 
 
 def outdone(validation: dict[str, float], teacher: bundle.Bundle, task: Task) -> str | None:
@@ -250,8 +261,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _fit(
-    model: Any, train_cases: list[Case], val_cases: list[Case], task: Task, config: TrainConfig, seed: int,
-    partial: Path, log: Callable[[dict[str, Any]], None],
+    model: Any,
+    train_cases: list[Case],
+    val_cases: list[Case],
+    task: Task,
+    config: TrainConfig,
+    seed: int,
+    partial: Path,
+    log: Callable[[dict[str, Any]], None],
 ) -> loop.State:
     """The last state of the training, which goes on from the checkpoint in `partial`, if there is one."""
     file = partial / CHECKPOINT

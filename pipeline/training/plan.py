@@ -36,7 +36,8 @@ def cells(config: TrainConfig) -> dict[str, TrainConfig]:
         raw["model_params"] = dict(raw["model_params"]) | params
         label = "_".join(f"{k}-{v}" for k, v in chosen.items())
         found["grid/" + "".join(c if c.isalnum() or c in "-_." else "-" for c in label)] = whole_params(
-            TrainConfig.model_validate(raw))
+            TrainConfig.model_validate(raw)
+        )
     return found
 
 
@@ -54,7 +55,8 @@ def jobs(config: TrainConfig, folds: Sequence[Fold]) -> list[Job]:
                 whole = whole_params(base.model_copy(update={"model": plain.model, "model_params": plain.model_params}))
                 key = layout.fingerprint(whole.model_dump(mode="json"))
                 where = teacher_cells.setdefault(
-                    key, TEACHER + (f"/{whole.model}_{len(teacher_cells)}" if len(teacher_cells) else ""))
+                    key, TEACHER + (f"/{whole.model}_{len(teacher_cells)}" if len(teacher_cells) else "")
+                )
                 teacher = Job(whole, fold, seed, split_hash, cell=where)
             made.append(Job(settings, fold, seed, split_hash, teacher, cell))
     return made
@@ -94,4 +96,3 @@ def choose(cards: Mapping[str, Sequence[Mapping[str, Any]]], headline: str) -> d
             found.setdefault(fold, []).append((sum(each) / len(each), cell))
     # the first cell wins a tie, so the order of the grid is an order of preference
     return {fold: max(options, key=lambda o: o[0])[1] for fold, options in sorted(found.items())}
-

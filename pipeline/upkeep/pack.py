@@ -144,8 +144,10 @@ def check_members(z: zipfile.ZipFile, packed: Path) -> None:
         elif info.file_size > room:
             why = "the members hold more bytes than the file has"
         if why:
-            raise layout.StoreError(f"{packed}: member {name!r} is refused: {why}. It is no store that `pack` made; "
-                                   "delete it and make it again")
+            raise layout.StoreError(
+                f"{packed}: member {name!r} is refused: {why}. It is no store that `pack` made; "
+                "delete it and make it again"
+            )
         seen.add(os.path.normpath(name))
         room -= info.file_size
 

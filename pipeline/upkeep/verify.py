@@ -118,12 +118,15 @@ def show(work: layout.Work, repair: bool, again: bool) -> int:
             console.out.print(f"  and {len(wrong) - 5} more files of it")
     if found.unknown:
         some = ", ".join(found.unknown[:5]) + (" ..." if len(found.unknown) > 5 else "")
-        console.out.print(f"not checkable, made by a version that kept no sums: {len(found.unknown)} "
-                          f"({console.escape(some)})")
+        console.out.print(
+            f"not checkable, made by a version that kept no sums: {len(found.unknown)} ({console.escape(some)})"
+        )
     console.out.print(f"{found.sound} outputs are sound, {len(found.damaged)} damaged")
     if found.moved:
-        console.out.print(f"moved to {console.escape(str(work.root / DAMAGED))}, which can be deleted: the commands "
-                          "that made them make them anew (imported features: import them again)")
+        console.out.print(
+            f"moved to {console.escape(str(work.root / DAMAGED))}, which can be deleted: the commands "
+            "that made them make them anew (imported features: import them again)"
+        )
     elif found.damaged:
         console.out.print("with --repair they are moved aside, so that the commands that made them make them anew")
     return 1 if found.damaged else 0

@@ -82,9 +82,16 @@ class Gallery:
         for s in self.slides:
             known = [{"run": k, **_told(r.rows[s.id], r.task)} for k, r in enumerate(self.runs) if s.id in r.rows]
             labels = {p["label"] for p in known if p["label"]}
-            slides.append({"id": s.id, "readable": s.tiles is not None, "predictions": known,
-                           "patient": known[0]["patient"] if known else "", "label": ", ".join(sorted(labels)),
-                           "why": s.why or str((s.tiles or {}).get("empty") or "")})
+            slides.append(
+                {
+                    "id": s.id,
+                    "readable": s.tiles is not None,
+                    "predictions": known,
+                    "patient": known[0]["patient"] if known else "",
+                    "label": ", ".join(sorted(labels)),
+                    "why": s.why or str((s.tiles or {}).get("empty") or ""),
+                }
+            )
         runs = [{"name": r.name, "classes": r.task["classes"]} for r in self.runs]
         marks = [(s.id, (s.tiles or {}).get("fingerprint")) for s in self.slides]
         marks += [(r.name, r.seal) for r in self.runs]
@@ -103,10 +110,19 @@ class Gallery:
         for k in range(len(self.runs)):
             found = self._layers(k, number)
             runs.append({"run": k, "layers": [{"name": x.name, "values": _rounded(x.scores)} for x in found]})
-        return {"id": shown.id, "width": w, "height": h, "mpp": mpp, "tileSize": TILE_PX,
-                "tile_l0": shown.tiles["tile_l0"], "coords": np.asarray(coords).tolist(), "runs": runs,
-                "bounds": shown.tiles["bounds_l0"], "layer_l0": place.px_l0[0] * place.size_px[0],
-                "stretch": list(stretch)}
+        return {
+            "id": shown.id,
+            "width": w,
+            "height": h,
+            "mpp": mpp,
+            "tileSize": TILE_PX,
+            "tile_l0": shown.tiles["tile_l0"],
+            "coords": np.asarray(coords).tolist(),
+            "runs": runs,
+            "bounds": shown.tiles["bounds_l0"],
+            "layer_l0": place.px_l0[0] * place.size_px[0],
+            "stretch": list(stretch),
+        }
 
     def tile(self, number: int, level: int, column: int, row: int) -> bytes:
         """One JPEG tile of the slide: level n halves the resolution of level n + 1."""
@@ -238,8 +254,14 @@ def _told(row: estimand.Row, task: dict[str, Any]) -> dict[str, Any]:
     label = row.get("label", "")
     if "time" in row:
         label = f"{row['time']} {'event' if row['event'] == 1 else 'censored'}"
-    return {"patient": row["patient"], "label": label, "decision": best, "value": value, "of": of,
-            "wrong": best in classes and label in classes and best != label}
+    return {
+        "patient": row["patient"],
+        "label": label,
+        "decision": best,
+        "value": value,
+        "of": of,
+        "wrong": best in classes and label in classes and best != label,
+    }
 
 
 def _rounded(values: np.ndarray) -> list[float]:

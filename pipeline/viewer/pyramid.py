@@ -70,8 +70,12 @@ class Pyramid:
         level, halvings, scale = self._source(down)
         if w * h * (down / scale) ** 2 > READ_PX and min(w, h) > 1:
             out, left, top = np.empty((h, w, 3), np.uint8), w // 2, h // 2
-            for a, c, e, f in ((0, 0, left, top), (left, 0, w - left, top), (0, top, left, h - top),
-                               (left, top, w - left, h - top)):
+            for a, c, e, f in (
+                (0, 0, left, top),
+                (left, 0, w - left, top),
+                (0, top, left, h - top),
+                (left, top, w - left, h - top),
+            ):
                 out[c : c + f, a : a + e] = self._read(down, x + a, y + c, e, f)
             return out
         if level >= 0 and self.stretch == (1, 1):

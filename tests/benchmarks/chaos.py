@@ -15,7 +15,7 @@ once more, undisturbed:
 - damage: a file of a finished output cut short, flipped, zeroed or gone, or an output half-copied.
 
 Then must hold: the last command's exit code is 0 and the outputs are, byte by byte, those of an undisturbed run
-(`mhim.pipeline.store.may_differ`); nothing private is left; all outputs have the same settings and their slides are in the cohort;
+(`store/may_differ.py`); nothing private is left; all outputs have the same settings and their slides are in the cohort;
 no command ended with a traceback, with "a fault of the program", or with a code that its outputs deny.
 `pipeline verify`, where there is one, finds exactly what was damaged.
 
@@ -139,16 +139,48 @@ class World:
             case "tile":
                 return ["tile", str(self.slides), "--tile-px", "128" if other else "96", *at]
             case "extract":
-                return ["extract", "--set", "extract.chunk_rows=64", "--set", "mhim.extract.reading.readers=1",
-                        "--set", f"extract.dtype=float{32 if other else 16}", *at]
+                return [
+                    "extract",
+                    "--set",
+                    "extract.chunk_rows=64",
+                    "--set",
+                    "mhim.extract.reading.readers=1",
+                    "--set",
+                    f"extract.dtype=float{32 if other else 16}",
+                    *at,
+                ]
             case "train":
-                return ["train", "--labels", str(self.labels), "--model", "abmil", "--folds", "2", "--epochs", "3",
-                        "--set", f"train.lr={0.02 if other else 0.01}", "--set", "train.checkpoint_s=0.001",
-                        "--set", "train.model_params={width: 16, attention_width: 8}",
-                        "--set", "train.val_fraction=0.3", *at]
+                return [
+                    "train",
+                    "--labels",
+                    str(self.labels),
+                    "--model",
+                    "abmil",
+                    "--folds",
+                    "2",
+                    "--epochs",
+                    "3",
+                    "--set",
+                    f"train.lr={0.02 if other else 0.01}",
+                    "--set",
+                    "train.checkpoint_s=0.001",
+                    "--set",
+                    "train.model_params={width: 16, attention_width: 8}",
+                    "--set",
+                    "train.val_fraction=0.3",
+                    *at,
+                ]
             case "score":
-                return ["score", "--name", "abmil", "--set", f"score.bootstrap={30 if other else 20}",
-                        "--set", "score.heatmap_limit=2", *at]
+                return [
+                    "score",
+                    "--name",
+                    "abmil",
+                    "--set",
+                    f"score.bootstrap={30 if other else 20}",
+                    "--set",
+                    "score.heatmap_limit=2",
+                    *at,
+                ]
         raise ValueError(verb)
 
     def run(self, work: Path, *args: str) -> Command:
@@ -286,8 +318,9 @@ def full(world: World, verb: str, work: Path, rng: random.Random) -> list[Comman
         return []
     mounted = work.with_name(work.name + "-small")
     mounted.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(mounted)], check=False,
-                      capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(mounted)], check=False, capture_output=True
+    ).returncode:
         mounted.rmdir()
         return []
     try:
@@ -342,7 +375,13 @@ def damage(world: World, verb: str, work: Path, rng: random.Random) -> list[Comm
 
 
 HAPPENINGS: dict[str, Callable[[World, str, Path, random.Random], list[Command]]] = {
-    "kill": kill, "stop": stop, "clock": clock, "equal": equal, "other": other, "full": full, "damage": damage,
+    "kill": kill,
+    "stop": stop,
+    "clock": clock,
+    "equal": equal,
+    "other": other,
+    "full": full,
+    "damage": damage,
 }
 
 

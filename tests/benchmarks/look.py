@@ -103,9 +103,11 @@ def viewer(folder: Path) -> None:
         told = list(pool.map(get, paths))
     seconds, cpu = time.perf_counter() - began, busy() - worked
     rate = len(paths) / seconds
-    print(f"viewer: first tile {1000 * first:.0f} ms; {len(paths)} tiles by 4 connections: {rate:.0f} tiles/s, "
-          f"median {1000 * statistics.median(t for t, _ in told):.0f} ms, "
-          f"processor {1000 * cpu / len(paths):.1f} ms a tile")
+    print(
+        f"viewer: first tile {1000 * first:.0f} ms; {len(paths)} tiles by 4 connections: {rate:.0f} tiles/s, "
+        f"median {1000 * statistics.median(t for t, _ in told):.0f} ms, "
+        f"processor {1000 * cpu / len(paths):.1f} ms a tile"
+    )
     server.shutdown()
     gallery.read.close()
     deep = DeepZoomGenerator(openslide.OpenSlide(str(folder / "slides" / slide.name)), 512, 0)
@@ -115,8 +117,10 @@ def viewer(folder: Path) -> None:
         deep.get_tile(level, (x, y)).save(io.BytesIO(), "JPEG", quality=82)
     alone = len(addresses) / (time.perf_counter() - began)
     theirs = (time.process_time() - worked) / len(addresses)
-    print(f"  OpenSlide's Deep Zoom generator, one thread, no HTTP: {alone:.0f} tiles/s, processor "
-          f"{1000 * theirs:.1f} ms a tile; ours takes {cpu / len(paths) / theirs:.2f} of that")
+    print(
+        f"  OpenSlide's Deep Zoom generator, one thread, no HTTP: {alone:.0f} tiles/s, processor "
+        f"{1000 * theirs:.1f} ms a tile; ours takes {cpu / len(paths) / theirs:.2f} of that"
+    )
 
 
 def report(folder: Path, n: int = 1000) -> None:
@@ -135,17 +139,44 @@ def report(folder: Path, n: int = 1000) -> None:
         (run / "heatmaps" / f"s{i}.svs").mkdir(parents=True)
         save_png(run / "heatmaps" / f"s{i}.svs" / "attention.png", np.roll(picture, i, axis=1))
         p = float(np.clip(rng.normal(0.5 + 0.2 * (i % 2) - 0.1, 0.2), 0.01, 0.99))
-        rows.append({"slide": f"s{i}.svs", "patient": f"p{i}", "repeat": 0, "fold": i % 5, "seed": 1,
-                     "label": ("a", "b")[i % 2], "p_a": 1 - p, "p_b": p})
+        rows.append(
+            {
+                "slide": f"s{i}.svs",
+                "patient": f"p{i}",
+                "repeat": 0,
+                "fold": i % 5,
+                "seed": 1,
+                "label": ("a", "b")[i % 2],
+                "p_a": 1 - p,
+                "p_b": p,
+            }
+        )
     (run / "predictions.csv").write_text(fold.table(rows))
     (run / "splits.csv").write_text("repeat,fold,patient,split\n")  # the columns that are read
     task = {"kind": "classification", "classes": ["a", "b"], "edges": [], "weights": [], "alpha": 0.0}
-    (run / "metrics.json").write_text(json.dumps({
-        "numbers": layout.NUMBERS, "choices": {"trainings": 5, "watched": 0, "taught": 0, "alarm": 0, "validation": 0},
-        "per_fold": [],
-        "task": task, "warnings": [], "model": "abmil", "features": {}, "patients": n, "unit": "patient", "folds": 5,
-        "seeds": 1, "split_hash": "x", "confidence": 0.95, "headline": "auc", "over_folds": {}, "test": {},
-        "confusion": [[300, 200], [200, 300]]}))
+    (run / "metrics.json").write_text(
+        json.dumps(
+            {
+                "numbers": layout.NUMBERS,
+                "choices": {"trainings": 5, "watched": 0, "taught": 0, "alarm": 0, "validation": 0},
+                "per_fold": [],
+                "task": task,
+                "warnings": [],
+                "model": "abmil",
+                "features": {},
+                "patients": n,
+                "unit": "patient",
+                "folds": 5,
+                "seeds": 1,
+                "split_hash": "x",
+                "confidence": 0.95,
+                "headline": "auc",
+                "over_folds": {},
+                "test": {},
+                "confusion": [[300, 200], [200, 300]],
+            }
+        )
+    )
     (run / "fold_0").mkdir()
     (run / "fold_0" / "model.json").write_text(json.dumps({"versions": {}}))
     began, worked = time.perf_counter(), time.process_time()

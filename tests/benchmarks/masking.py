@@ -40,20 +40,38 @@ WIDTH = 128
 # Adam's rate of the published settings, 2e-4 at width 512, carried over to this width.
 CONFIG = TrainConfig(epochs=40, lr=8e-4, patience=0, select="last")
 STUDENTS: dict[str, dict[str, Any]] = {
-    "abmil": {"width": WIDTH, "attention_width": 64}, "dsmil": {"width": WIDTH},
+    "abmil": {"width": WIDTH, "attention_width": 64},
+    "dsmil": {"width": WIDTH},
     # bags of 2 to 120 instances: half the width, as published, would be more landmarks than most have instances
     "transmil": {"width": WIDTH, "landmarks": 16},
 }
 PAPER: dict[str, Any] = {
-    "share_max": 1.0, "score": "probability", "order": "shuffled", "min_kept": 0, "merge": "mca",
-    "merge_at_test": False, "consistency": "embedding", "teacher": "ema", "teacher_mode": "train",
+    "share_max": 1.0,
+    "score": "probability",
+    "order": "shuffled",
+    "min_kept": 0,
+    "merge": "mca",
+    "merge_at_test": False,
+    "consistency": "embedding",
+    "teacher": "ema",
+    "teacher_mode": "train",
     "student_start": "fresh",
 }
 OFF: dict[str, Any] = {
-    "mask_ratio_h": 0.0, "keep_ratio": 1.0, "consistency": "none", "merge": "none", "merge_at_test": False}
+    "mask_ratio_h": 0.0,
+    "keep_ratio": 1.0,
+    "consistency": "none",
+    "merge": "none",
+    "merge_at_test": False,
+}
 # tokens that are means of the merged instances, agreement in class probabilities, a frozen teacher
 MEANS: dict[str, Any] = {
-    "merge": "mean", "merge_at_test": False, "consistency": "probability", "teacher": "frozen", "teacher_mode": "eval"}
+    "merge": "mean",
+    "merge_at_test": False,
+    "consistency": "probability",
+    "teacher": "frozen",
+    "teacher_mode": "eval",
+}
 START: dict[str, Any] = {"student_start": "teacher", "min_kept": 1}
 CAP: dict[str, Any] = {"share_max": 0.1}
 VARIANTS: dict[str, dict[str, Any] | None] = {
@@ -66,8 +84,10 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "paper+start+cap": PAPER | START | CAP,
     "paper+start+test": PAPER | START | {"merge_at_test": True},
     "paper+start+test+cap": PAPER | START | CAP | {"merge_at_test": True},
-    "paper+start+test+cap+frozen": PAPER | START | CAP | {
-        "merge_at_test": True, "teacher": "frozen", "teacher_mode": "eval"},
+    "paper+start+test+cap+frozen": PAPER
+    | START
+    | CAP
+    | {"merge_at_test": True, "teacher": "frozen", "teacher_mode": "eval"},
     # the other repair that was tried, whole and in parts
     "means": MEANS,
     "means, fresh": MEANS | {"student_start": "fresh"},
@@ -88,15 +108,19 @@ def read_set(name: str, mil: Path | None, demo: Path | None = None) -> tuple[Bag
         if name == "demo":
             return bags, folds
         each = int(name.removeprefix("demo-")) // 2
-        return bags, [([b for label in (0, 1) for b in [b for b in train if bags[b][0] == label][:each]], test)
-                      for train, test in folds]
+        return bags, [
+            ([b for label in (0, 1) for b in [b for b in train if bags[b][0] == label][:each]], test)
+            for train, test in folds
+        ]
     if name.startswith("digits-"):
         witnesses, n, *noise = name.removeprefix("digits-").split("-")
         return digit_bags(int(witnesses), int(n), float(noise[0]) if noise else 0.0)
     assert mil is not None, f"{name} needs --mil FOLDER"
     table = np.loadtxt(mil / f"{name}.csv", delimiter=",")
-    given = {str(int(b)): (int(table[table[:, 1] == b][0, 0]), table[table[:, 1] == b][:, 2:].astype(np.float32))
-             for b in np.unique(table[:, 1])}
+    given = {
+        str(int(b)): (int(table[table[:, 1] == b][0, 0]), table[table[:, 1] == b][:, 2:].astype(np.float32))
+        for b in np.unique(table[:, 1])
+    }
     folds = [f for f in json.loads((mil / f"{name}_folds.json").read_text())["folds"] if f["rep"] == 0]
     return given, [([str(b) for b in f["train_bag_ids"]], [str(b) for b in f["test_bag_ids"]]) for f in folds]
 
@@ -153,8 +177,13 @@ def cases(bags: Bags, ids: list[str]) -> list[Case]:
 
 
 def one(
-    student: str, params: dict[str, Any] | None, bags: Bags, fold: tuple[list[str], list[str]], seed: int,
-    plain: dict[str, torch.Tensor] | None, config: TrainConfig,
+    student: str,
+    params: dict[str, Any] | None,
+    bags: Bags,
+    fold: tuple[list[str], list[str]],
+    seed: int,
+    plain: dict[str, torch.Tensor] | None,
+    config: TrainConfig,
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Train once; AUC on the test fold, training loss in inference mode, and the weights."""
     training, test = cases(bags, fold[0]), cases(bags, fold[1])

@@ -109,8 +109,9 @@ def _features(path: Path, n: int, dim: int, hidden: float, rng: np.random.Genera
 def _cli(*args: object) -> tuple[float, int]:
     """One command in a process of its own: its processor seconds, and the peak memory in bytes, children included."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen([sys.executable, "-m", "mhim.pipeline", *(str(a) for a in args)], env=env,
-                             stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "mhim.pipeline", *(str(a) for a in args)], env=env, stdout=subprocess.DEVNULL
+    )
     _, status, used = os.wait4(child.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(str(a) for a in args)} failed")
@@ -126,10 +127,31 @@ def prove(folder: Path, preset: str, student: str, epochs: int) -> Iterator[str]
     count = sum(1 for _ in (where / "features").glob("*.pt"))
     yield f"{preset}: {count} slides of {of.patients} patients imported in {used:.0f} s, {peak / 2**20:.0f} MiB"
     (folder / "items").write_text("teacher/fold_0\nfold_0\n")
-    used, peak = _cli("train", "--config", preset, "--encoder", preset, "--labels", where / "labels.csv",
-                      "--work", work, "--workers", 1, "--seeds", 1, "--name", preset,
-                      "--items", folder / "items", "--epochs", epochs, "--set", "train.min_epochs=0",
-                      "--set", f"train.model_params={{student: {student}}}")
+    used, peak = _cli(
+        "train",
+        "--config",
+        preset,
+        "--encoder",
+        preset,
+        "--labels",
+        where / "labels.csv",
+        "--work",
+        work,
+        "--workers",
+        1,
+        "--seeds",
+        1,
+        "--name",
+        preset,
+        "--items",
+        folder / "items",
+        "--epochs",
+        epochs,
+        "--set",
+        "train.min_epochs=0",
+        "--set",
+        f"train.model_params={{student: {student}}}",
+    )
     for name in ("teacher/fold_0", "fold_0"):
         card = json.loads((work / "runs" / preset / name / "model.json").read_text())
         sides = ", ".join(f"{card['split'][side]} {side}" for side in ("train", "val", "test"))
@@ -147,28 +169,63 @@ def time(folder: Path, preset: str, student: str, patients: int = 14, epochs: in
     tiles = {f.stem: len(torch.load(f, mmap=True, weights_only=True)) for f in (where / "features").glob("*.pt")}
     mean = TILES * np.exp(SPREAD**2 / 2)
     yield f"{len(tiles)} slides of {min(tiles.values())} to {max(tiles.values())} tiles, 1024 wide, float16"
-    common = ["--config", preset, "--encoder", preset, "--labels", where / "labels.csv", "--work", work, "--seeds", 1,
-              "--folds", 2, "--workers", 1, "--set", "train.survival_bins=2", "--set", "train.min_epochs=0",
-              "--set", "train.cache_gb=0"]
+    common = [
+        "--config",
+        preset,
+        "--encoder",
+        preset,
+        "--labels",
+        where / "labels.csv",
+        "--work",
+        work,
+        "--seeds",
+        1,
+        "--folds",
+        2,
+        "--workers",
+        1,
+        "--set",
+        "train.survival_bins=2",
+        "--set",
+        "train.min_epochs=0",
+        "--set",
+        "train.cache_gb=0",
+    ]
     for model, items in ((student, "fold_0\n"), ("mhim", "teacher/fold_0\nfold_0\n")):
         (folder / "items").write_text(items)
         params = f"train.model_params={{student: {student}}}" if model == "mhim" else "train.model_params={}"
         seconds, peak = [], 0
         for n in (1, 1 + epochs):
             name = f"{preset}_{student}_{model}_{n}"
-            used, peak = _cli("train", *common, "--model", model, "--set", params, "--epochs", n, "--name", name,
-                              "--items", folder / "items", "--replace")
+            used, peak = _cli(
+                "train",
+                *common,
+                "--model",
+                model,
+                "--set",
+                params,
+                "--epochs",
+                n,
+                "--name",
+                name,
+                "--items",
+                folder / "items",
+                "--replace",
+            )
             seconds.append(used)
         with open(work / "runs" / name / "splits.csv", newline="") as f:
             sides = {r["patient"]: r["split"] for r in csv.DictReader(f) if r["fold"] == "0"}
         worth = {"train": 1.0, "val": 1 / 3, "test": 0.0}
-        seen = sum(n * worth[side] for p, side in sides.items() for s, n in tiles.items()
-                   if s == p or s.startswith(f"{p}-01Z"))
+        seen = sum(
+            n * worth[side] for p, side in sides.items() for s, n in tiles.items() if s == p or s.startswith(f"{p}-01Z")
+        )
         per_tile = (seconds[1] - seconds[0]) / epochs / seen
         # 5 folds: 0.8 of the patients, of which 0.2 validate
         whole = per_tile * mean * of.slides * 0.8 * (0.8 + 0.2 / 3)
-        yield (f"{preset}, {model} ({student}): {1e6 * per_tile:.1f} µs a training tile, peak {peak / 2**20:.0f} MiB; "
-               f"one epoch of one fold ({of.slides} slides of {mean:.0f} tiles): {whole / 60:.1f} min (extrapolated)")
+        yield (
+            f"{preset}, {model} ({student}): {1e6 * per_tile:.1f} µs a training tile, peak {peak / 2**20:.0f} MiB; "
+            f"one epoch of one fold ({of.slides} slides of {mean:.0f} tiles): {whole / 60:.1f} min (extrapolated)"
+        )
 
 
 def main() -> None:
@@ -184,8 +241,11 @@ def main() -> None:
     if args.what == "make":
         print(make(args.folder, args.preset, args.share, args.dim))
         return
-    shown = time(args.folder, args.preset, args.student) if args.what == "time" else prove(
-        args.folder, args.preset, args.student, args.epochs)
+    shown = (
+        time(args.folder, args.preset, args.student)
+        if args.what == "time"
+        else prove(args.folder, args.preset, args.student, args.epochs)
+    )
     for line in shown:
         print(line, flush=True)
 

@@ -33,16 +33,31 @@ STUDENTS = ("abmil", "dsmil", "transmil")
 SIZES = (1000, 5000, 10000, 20000, 50000)
 # MHIM step, plain step, scoring (s) and memory added by the MHIM step (MB) of the published program, one thread
 PEER = {
-    ("abmil", 1000): (0.068, 0.039, 0.015, 70), ("abmil", 5000): (0.305, 0.184, 0.075, 189),
-    ("abmil", 10000): (0.631, 0.358, 0.151, 342), ("abmil", 20000): (1.61, 0.831, 0.321, 521),
-    ("dsmil", 1000): (0.107, 0.065, 0.021, 75), ("dsmil", 5000): (0.434, 0.290, 0.116, 206),
-    ("dsmil", 10000): (0.867, 0.540, 0.219, 352), ("dsmil", 20000): (2.15, 1.30, 0.483, 611),
-    ("transmil", 1000): (1.20, 0.94, 0.33, 430), ("transmil", 5000): (3.73, 3.10, 1.13, 915),
-    ("transmil", 10000): (7.80, 6.57, 2.17, 1509), ("transmil", 20000): (17.3, 13.7, 4.43, 2376),
+    ("abmil", 1000): (0.068, 0.039, 0.015, 70),
+    ("abmil", 5000): (0.305, 0.184, 0.075, 189),
+    ("abmil", 10000): (0.631, 0.358, 0.151, 342),
+    ("abmil", 20000): (1.61, 0.831, 0.321, 521),
+    ("dsmil", 1000): (0.107, 0.065, 0.021, 75),
+    ("dsmil", 5000): (0.434, 0.290, 0.116, 206),
+    ("dsmil", 10000): (0.867, 0.540, 0.219, 352),
+    ("dsmil", 20000): (2.15, 1.30, 0.483, 611),
+    ("transmil", 1000): (1.20, 0.94, 0.33, 430),
+    ("transmil", 5000): (3.73, 3.10, 1.13, 915),
+    ("transmil", 10000): (7.80, 6.57, 2.17, 1509),
+    ("transmil", 20000): (17.3, 13.7, 4.43, 2376),
 }
 PUBLISHED = {
-    "mask_ratio_h": 0.03, "keep_ratio": 0.9, "merge_k": 10, "merge": "mca", "score": "probability", "share_max": 1.0,
-    "order": "shuffled", "min_kept": 0, "consistency": "embedding", "teacher": "ema", "teacher_mode": "train",
+    "mask_ratio_h": 0.03,
+    "keep_ratio": 0.9,
+    "merge_k": 10,
+    "merge": "mca",
+    "score": "probability",
+    "share_max": 1.0,
+    "order": "shuffled",
+    "min_kept": 0,
+    "consistency": "embedding",
+    "teacher": "ema",
+    "teacher_mode": "train",
     "student_start": "fresh",
 }
 
@@ -89,9 +104,13 @@ def cell(student: str, n: int, threads: int, device: str, repeats: int) -> dict[
     side = int(n**0.5) + 1
     place = torch.arange(n)
     bag = Bag(
-        torch.randn(1, n, DIM, generator=generator).to(device), torch.ones(1, n, dtype=torch.bool, device=device),
+        torch.randn(1, n, DIM, generator=generator).to(device),
+        torch.ones(1, n, dtype=torch.bool, device=device),
         torch.stack([place % side, place // side], 1)[None].float().mul(256).to(device),
-        torch.tensor([256.0], device=device), 0.5, (n,))
+        torch.tensor([256.0], device=device),
+        0.5,
+        (n,),
+    )
     target = torch.tensor([1], device=device)
 
     def clock() -> float:
@@ -178,23 +197,32 @@ def cell(student: str, n: int, threads: int, device: str, repeats: int) -> dict[
 
 def heading(peers: bool, cuda: bool) -> str:
     """First line of the table."""
-    line = (f"{'student':9} {'N':>6} {'MHIM s':>8} {'default':>8} {'plain':>8} {'score':>8} {'+tokens':>8} "
-            f"{'products':>8} {'MHIM/prod':>9} {'MB added':>8}")
-    return line + (f" | {'to peer: MHIM':>13} {'plain':>6} {'score':>6} {'MB':>6} {'machine':>7}" if peers else "") + (
-        f" | {'loop/step':>9} {'unkept':>6}" if cuda else "")
+    line = (
+        f"{'student':9} {'N':>6} {'MHIM s':>8} {'default':>8} {'plain':>8} {'score':>8} {'+tokens':>8} "
+        f"{'products':>8} {'MHIM/prod':>9} {'MB added':>8}"
+    )
+    return (
+        line
+        + (f" | {'to peer: MHIM':>13} {'plain':>6} {'score':>6} {'MB':>6} {'machine':>7}" if peers else "")
+        + (f" | {'loop/step':>9} {'unkept':>6}" if cuda else "")
+    )
 
 
 def row(student: str, n: int, f: dict[str, float], peers: bool) -> str:
     """One line of the table."""
-    line = (f"{student:9} {n:6d} {f['step']:8.4f} {f['default']:8.4f} {f['plain']:8.4f} {f['score']:8.4f} "
-            f"{f['tokens']:8.4f} {f['products']:8.4f} {f['step'] / f['products']:9.2f} {f['step_mb']:8.0f}")
+    line = (
+        f"{student:9} {n:6d} {f['step']:8.4f} {f['default']:8.4f} {f['plain']:8.4f} {f['score']:8.4f} "
+        f"{f['tokens']:8.4f} {f['products']:8.4f} {f['step'] / f['products']:9.2f} {f['step_mb']:8.0f}"
+    )
     if "loop" in f:
         line += f" | {f['loop'] / f['step']:9.2f} {f['unkept'] / f['step']:6.2f}"
     if not peers or (student, n) not in PEER:
         return line
     step, plain, score, mb = PEER[student, n]
-    return line + (f" | {f['step'] / step:13.2f} {f['plain'] / plain:6.2f} {f['score'] / score:6.2f} "
-                   f"{f['step_mb'] / mb:6.2f} {f['embedding'] / (2 / 3 * PEER['abmil', n][0] / (1 + 2 * .97)):7.2f}")
+    return line + (
+        f" | {f['step'] / step:13.2f} {f['plain'] / plain:6.2f} {f['score'] / score:6.2f} "
+        f"{f['step_mb'] / mb:6.2f} {f['embedding'] / (2 / 3 * PEER['abmil', n][0] / (1 + 2 * 0.97)):7.2f}"
+    )
 
 
 def main() -> None:
@@ -217,8 +245,22 @@ def main() -> None:
             if a.device == "cuda":  # its memory is counted by the allocator: no need of a process of its own
                 print(row(student, n, cell(student, n, threads, a.device, a.repeats), peers), flush=True)
                 continue
-            command = [sys.executable, "-m", "tests.benchmarks.train", "--one", "--students", student,
-                       "--sizes", str(n), "--threads", str(threads), "--device", a.device, "--repeats", str(a.repeats)]
+            command = [
+                sys.executable,
+                "-m",
+                "tests.benchmarks.train",
+                "--one",
+                "--students",
+                student,
+                "--sizes",
+                str(n),
+                "--threads",
+                str(threads),
+                "--device",
+                a.device,
+                "--repeats",
+                str(a.repeats),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 print(f"{student:9} {n:6d} failed: {done.stderr.strip().splitlines()[-1]}", flush=True)

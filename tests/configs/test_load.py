@@ -87,8 +87,10 @@ def test_lookup_lists_without_importing_and_names_the_file_to_add() -> None:
         lookup.find("mhim.extract.tissue", "no.such.module")
 
 
-@pytest.mark.parametrize("setting", ["tile.mpp=.inf", "tile.mpp=[0.5,-1]", "tile.mpp=0", "train.lr=.nan",
-                                     "cluster.lease_s=.inf", "score.abstain=.nan"])
+@pytest.mark.parametrize(
+    "setting",
+    ["tile.mpp=.inf", "tile.mpp=[0.5,-1]", "tile.mpp=0", "train.lr=.nan", "cluster.lease_s=.inf", "score.abstain=.nan"],
+)
 def test_numbers_are_finite_and_sizes_positive(setting: str) -> None:
     with pytest.raises(load.ConfigError, match=setting.partition("=")[0]):
         load.resolve([], [setting])

@@ -29,14 +29,18 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("package", FOLDERS)
-@pytest.mark.parametrize("name", ["stranger_x.code", "stranger_x", "subprocess.run", "os", "mhim.pipeline.demo.cohort", "..x", ""])
+@pytest.mark.parametrize(
+    "name", ["stranger_x.code", "stranger_x", "subprocess.run", "os", "mhim.pipeline.demo.cohort", "..x", ""]
+)
 def test_a_name_that_nobody_typed_imports_nothing(package: str, name: str, stranger: Path) -> None:
     with pytest.raises(lookup.LookupFailed):
         lookup.find(package, name)
     assert not stranger.exists()
 
 
-@pytest.mark.parametrize("name", ["stranger_x.code.system", "subprocess.getoutput", "mhim.pipeline.demo.cohort.make_cohort"])
+@pytest.mark.parametrize(
+    "name", ["stranger_x.code.system", "subprocess.getoutput", "mhim.pipeline.demo.cohort.make_cohort"]
+)
 def test_no_encoder_is_called_because_data_says_so(name: str, stranger: Path) -> None:
     from mhim.configs.schema import ExtractConfig
     from mhim.extract import encoders
@@ -105,7 +109,8 @@ def test_code_that_comes_with_weights_is_typed_or_not_run(tmp_path: Path) -> Non
 
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True))
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)
+)
 
 
 @pytest.mark.parametrize(

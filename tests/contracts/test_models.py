@@ -16,7 +16,13 @@ from mhim.mil.models import Bag
 NAMES = lookup.names("mhim.mil.models")
 DIM = 12
 SMALL = {
-    "width": 16, "attention_width": 8, "heads": 2, "landmarks": 8, "query_width": 8, "region": 2, "merge_k": 3,
+    "width": 16,
+    "attention_width": 8,
+    "heads": 2,
+    "landmarks": 8,
+    "query_width": 8,
+    "region": 2,
+    "merge_k": 3,
 }
 TWO = tasks.Task("classification", classes=("no", "yes"))
 CASES = [(n, {}) for n in NAMES] + [

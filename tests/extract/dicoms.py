@@ -19,7 +19,11 @@ TILE = 256
 
 
 def write_series(
-    folder: Path, rgb: np.ndarray, series: str, names: tuple[str, ...] = ("1.dcm", "2.dcm"), label: str = "",
+    folder: Path,
+    rgb: np.ndarray,
+    series: str,
+    names: tuple[str, ...] = ("1.dcm", "2.dcm"),
+    label: str = "",
     mpp: float = MPP,
 ) -> list[Path]:
     """rgb: uint8 (h, w, 3). One instance per name, each level half as wide as the one before; and a label image."""
@@ -37,8 +41,14 @@ def write_series(
 
 
 def write_instance(
-    path: Path, rgb: np.ndarray, series: str, uid: str, image_type: list[str], mpp: float = MPP,
-    lossless: bool = False, **more: object,
+    path: Path,
+    rgb: np.ndarray,
+    series: str,
+    uid: str,
+    image_type: list[str],
+    mpp: float = MPP,
+    lossless: bool = False,
+    **more: object,
 ) -> Path:
     """One whole-slide instance in JPEG, or lossless JPEG 2000, tiles of 256 px. more: further attributes by keyword."""
     h, w = rgb.shape[:2]

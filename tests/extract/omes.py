@@ -39,8 +39,14 @@ def ome_xml(shape: tuple[int, ...], pixels: dict[str, Any], channels: list[dict[
 
 
 def write_ome(
-    path: Path, planes: list[np.ndarray], pixels: dict[str, Any], channels: list[dict[str, Any]], levels: int = 1,
-    chain: bool = False, data: str = "<TiffData/>", **options: Any,
+    path: Path,
+    planes: list[np.ndarray],
+    pixels: dict[str, Any],
+    channels: list[dict[str, Any]],
+    levels: int = 1,
+    chain: bool = False,
+    data: str = "<TiffData/>",
+    **options: Any,
 ) -> Path:
     """One page per plane. chain: further levels as pages after all planes, not as sub-directories of each."""
     xml = ome_xml(planes[0].shape, pixels, channels, data)

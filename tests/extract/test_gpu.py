@@ -28,7 +28,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> SlideJob:
 
 def run(job: SlideJob, folder: Path, start: int = 0, **settings: object) -> np.ndarray:
     config = ExtractConfig.model_validate(
-        {"weights": str(folder), "offline": True, "gpu": True, "chunk_rows": 100} | settings)
+        {"weights": str(folder), "offline": True, "gpu": True, "chunk_rows": 100} | settings
+    )
     extractor = Extractor(config)
     try:
         return np.concatenate([chunk for _, chunk in extractor.encode(job, start)])

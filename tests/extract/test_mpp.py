@@ -19,7 +19,11 @@ SOURCES = [
     ({"aperio.MPP": "0.4990"}, (0.499, 0.499), "aperio.MPP"),
     ({"philips.DICOM_PIXEL_SPACING": '"0.00022" "0.00025"'}, (0.25, 0.22), "philips.DICOM_PIXEL_SPACING"),
     ({"ventana.ScanRes": "0.4645"}, (0.4645, 0.4645), "ventana.ScanRes"),
-    ({"tiff.ResolutionUnit": "centimeter", "tiff.XResolution": "20000", "tiff.YResolution": "10000"}, (0.5, 1.0), "TIFF"),
+    (
+        {"tiff.ResolutionUnit": "centimeter", "tiff.XResolution": "20000", "tiff.YResolution": "10000"},
+        (0.5, 1.0),
+        "TIFF",
+    ),
     ({"tiff.ResolutionUnit": "inch", "tiff.XResolution": "50800", "tiff.YResolution": "50800"}, (0.5, 0.5), "TIFF"),
     ({"tiff.ImageDescription": OME.format(x="0.3", u="µm")}, (0.3, 0.3), "OME-XML"),
     ({"openslide.comment": OME.format(x="300", u="nm")}, (0.3, 0.3), "OME-XML"),
@@ -43,7 +47,9 @@ def test_the_unit_that_imagej_means(unit: str, px_per_unit: str, mpp: float | No
     """It writes px per its own unit into the tags, whose unit it leaves at none or, by other writers' default, inch."""
     said = f"ImageJ=1.54f\nimages=1\nunit={unit}\nloop=false\n"
     for tag in ("none", "inch"):
-        found = resolve({"tiff.ImageDescription": said, "tiff.ResolutionUnit": tag, "tiff.XResolution": px_per_unit}, DEFAULT)
+        found = resolve(
+            {"tiff.ImageDescription": said, "tiff.ResolutionUnit": tag, "tiff.XResolution": px_per_unit}, DEFAULT
+        )
         assert found.mpp == (None if mpp is None else pytest.approx((mpp, mpp)))
 
 
@@ -69,7 +75,10 @@ def test_a_senseless_value_is_passed_over_with_a_note(text: str) -> None:
 
 
 def test_a_screen_resolution_is_no_mpp() -> None:
-    assert resolve({"tiff.ResolutionUnit": "inch", "tiff.XResolution": "72", "tiff.YResolution": "72"}, DEFAULT).mpp is None
+    assert (
+        resolve({"tiff.ResolutionUnit": "inch", "tiff.XResolution": "72", "tiff.YResolution": "72"}, DEFAULT).mpp
+        is None
+    )
     assert resolve({"tiff.ResolutionUnit": "none", "tiff.XResolution": "20000"}, DEFAULT).mpp is None
 
 

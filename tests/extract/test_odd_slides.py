@@ -1,4 +1,4 @@
-# ruff: noqa: E501  one case, one line
+
 """A corpus of broken and odd slides, made here: each ends as tiles, EMPTY or a SlideError that names the cause."""
 
 from __future__ import annotations
@@ -90,7 +90,10 @@ def bomb_png(path: Path) -> Path:
     """A PNG of 100,000 x 100,000 px in a few bytes."""
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
-    return raw(path, b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b""))
+    return raw(
+        path,
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b""),
+    )
 
 
 def mrxs_without_data(folder: Path) -> Path:
@@ -115,7 +118,13 @@ CASES: list[Case] = [
     ("cut at 90 %", lambda d: cut(svs(d), 0.9), None, UnreadableSlide, "truncated"),
     ("cut at 50 %", lambda d: cut(svs(d), 0.5), None, UnreadableSlide, "truncated|damaged"),
     ("cut at 10 %", lambda d: cut(svs(d), 0.1), None, UnreadableSlide, "truncated|damaged"),
-    ("cut to 100 bytes", lambda d: raw(d / "a.svs", svs(d, "b.svs").read_bytes()[:100]), None, UnreadableSlide, "truncated"),
+    (
+        "cut to 100 bytes",
+        lambda d: raw(d / "a.svs", svs(d, "b.svs").read_bytes()[:100]),
+        None,
+        UnreadableSlide,
+        "truncated",
+    ),
     ("cut to 5 bytes", lambda d: raw(d / "a.svs", b"II*\0\x08"), None, UnreadableSlide, "truncated|damaged"),
     ("half a png", lambda d: cut(image(d, "a.png"), 0.6), 0.5, UnreadableSlide, "damaged|truncated"),
     ("zero bytes", lambda d: raw(d / "a.svs", b""), None, UnreadableSlide, "empty .0 bytes"),
@@ -124,9 +133,21 @@ CASES: list[Case] = [
     ("slide named png", lambda d: svs(d, "a.png"), None, TILES, ""),
     ("unknown suffix", lambda d: raw(d / "a.xyz", b"123"), None, UnreadableSlide, "not a format"),
     ("no pyramid", lambda d: svs(d, downsamples=(1,)), None, TILES, ""),
-    ("one px", lambda d: write_tiff(d / "a.tif", np.full((1, 1, 3), 200, np.uint8), **RGB), 0.5, NO_TILE, "smaller than one tile"),
+    (
+        "one px",
+        lambda d: write_tiff(d / "a.tif", np.full((1, 1, 3), 200, np.uint8), **RGB),
+        0.5,
+        NO_TILE,
+        "smaller than one tile",
+    ),
     ("smaller than a tile", lambda d: image(d, "a.png").rename(d / "b.png"), 0.1, NO_TILE, "smaller than one tile"),
-    ("all white", lambda d: write_svs(d / "a.svs", np.full((1024, 1024, 3), 255, np.uint8)), None, NO_TILE, "no tissue"),
+    (
+        "all white",
+        lambda d: write_svs(d / "a.svs", np.full((1024, 1024, 3), 255, np.uint8)),
+        None,
+        NO_TILE,
+        "no tissue",
+    ),
     ("all black", lambda d: write_svs(d / "a.svs", np.zeros((1024, 1024, 3), np.uint8)), None, None, ""),
     ("16-bit grey", grey16, 0.5, None, ""),
     ("8-bit grey", lambda d: image(d, "a.png", "L"), 0.5, None, ""),
@@ -139,17 +160,49 @@ CASES: list[Case] = [
     ("alpha tiff", lambda d: rgba(d, "a.tif"), 0.5, TILES, ""),
     ("jpeg core", lambda d: image(d, "a.jpg"), 0.5, TILES, ""),
     ("jpeg without mpp", lambda d: image(d, "a.jpg"), None, MissingMpp, "column `mpp`"),
-    ("striped tiff", lambda d: write_tiff(d / "a.tif", tissue_rgb(), rowsperstrip=16, compression="deflate", **RGB), 0.5, TILES, ""),
-    ("planar tiff", lambda d: write_tiff(d / "a.tif", np.moveaxis(tissue_rgb(), 2, 0).copy(), planarconfig="separate",
-                                         rowsperstrip=100, **RGB), 0.5, TILES, ""),
-    ("one huge strip", lambda d: write_tiff(d / "a.tif", tissue_rgb(2048, 2048), rowsperstrip=2048, **RGB), 0.5, TILES, ""),
+    (
+        "striped tiff",
+        lambda d: write_tiff(d / "a.tif", tissue_rgb(), rowsperstrip=16, compression="deflate", **RGB),
+        0.5,
+        TILES,
+        "",
+    ),
+    (
+        "planar tiff",
+        lambda d: write_tiff(
+            d / "a.tif", np.moveaxis(tissue_rgb(), 2, 0).copy(), planarconfig="separate", rowsperstrip=100, **RGB
+        ),
+        0.5,
+        TILES,
+        "",
+    ),
+    (
+        "one huge strip",
+        lambda d: write_tiff(d / "a.tif", tissue_rgb(2048, 2048), rowsperstrip=2048, **RGB),
+        0.5,
+        TILES,
+        "",
+    ),
     ("float tiff", lambda d: write_tiff(d / "a.tif", np.ones((600, 600), np.float32)), 0.5, UnreadableSlide, "float32"),
-    ("seven channels", lambda d: write_tiff(d / "a.tif", np.ones((600, 600, 7), np.uint8), photometric="minisblack",
-                                            planarconfig="contig"), 0.5, UnreadableSlide, "7 channels"),
+    (
+        "seven channels",
+        lambda d: write_tiff(
+            d / "a.tif", np.ones((600, 600, 7), np.uint8), photometric="minisblack", planarconfig="contig"
+        ),
+        0.5,
+        UnreadableSlide,
+        "7 channels",
+    ),
     ("pages of odd sizes", many_pages, 0.5, TILES, ""),
     ("absurd header", lambda d: giant_tiff(d / "a.tif"), 0.5, UnreadableSlide, "million px|claims|damaged"),
     ("png bomb", lambda d: bomb_png(d / "a.png"), 0.5, UnreadableSlide, "too large"),
-    ("directory loop", lambda d: raw(d / "a.tif", struct.pack("<2sHIHI", b"II", 42, 8, 0, 8) + b"\0" * 30), 0.5, UnreadableSlide, "damaged|TIFF"),
+    (
+        "directory loop",
+        lambda d: raw(d / "a.tif", struct.pack("<2sHIHI", b"II", 42, 8, 0, 8) + b"\0" * 30),
+        0.5,
+        UnreadableSlide,
+        "damaged|TIFF",
+    ),
     ("damaged pixels", lambda d: poke(svs(d, downsamples=(1,)), 3000, b"\0" * 20000), None, None, ""),
     ("mrxs without its folder", mrxs_without_data, None, UnreadableSlide, "damaged|recognise"),
     ("mpp 0", lambda d: svs(d, mpp="0"), None, MissingMpp, "passed over"),
@@ -167,7 +220,13 @@ CASES: list[Case] = [
     ("dangling link", linked, None, UnreadableSlide, "symbolic link"),
     ("missing file", lambda d: d / "none.svs", None, UnreadableSlide, "no such file"),
     ("directory named svs", lambda d: folder_named(d, "x.svs"), None, UnreadableSlide, "folder without .dcm"),
-    ("not DICOM", lambda d: raw(d / "a.dcm", b"\0" * 128 + b"DICM" + b"\1" * 50), None, UnreadableSlide, "DICOM|recognise|damaged"),
+    (
+        "not DICOM",
+        lambda d: raw(d / "a.dcm", b"\0" * 128 + b"DICM" + b"\1" * 50),
+        None,
+        UnreadableSlide,
+        "DICOM|recognise|damaged",
+    ),
 ]
 
 

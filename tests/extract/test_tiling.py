@@ -263,8 +263,12 @@ def test_saved_images_follow_a_later_threshold(inked: Path, tmp_path: Path) -> N
     from mhim.pipeline.cli.main import _main
 
     def run(max_pen: float) -> dict[str, bytes]:
-        settings = {**SMALL.model_dump(include={"tile_px", "min_piece_um2", "blur_probe_um"}), "save_tiles": "png",
-                    "max_pen": max_pen, "overlay": False}
+        settings = {
+            **SMALL.model_dump(include={"tile_px", "min_piece_um2", "blur_probe_um"}),
+            "save_tiles": "png",
+            "max_pen": max_pen,
+            "overlay": False,
+        }
         given = [part for name, value in settings.items() for part in ("--set", f"tile.{name}={value}")]
         assert _main(["tile", str(inked), "--work", str(tmp_path), "--workers", "1", *given]) == 0
         return {p.name: p.read_bytes() for p in (tmp_path / "tile_images" / inked.name).iterdir()}
@@ -273,7 +277,6 @@ def test_saved_images_follow_a_later_threshold(inked: Path, tmp_path: Path) -> N
     assert 0 < len(fewer) < len(first)
     assert fewer.items() < first.items()
     assert run(1.0) == first, "those that came back are read again"
-
 
 
 def drawn(path: Path, name: str, x: int, y: int, edge: int) -> Path:

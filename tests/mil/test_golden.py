@@ -56,7 +56,8 @@ class Recorded:
         self.model = load_reference(self.state, self.student, 2, 64)
         teacher = load_reference(self.teacher_state, self.student, 2, 64).student
         self.model.params = self.model.params.model_copy(
-            update={"mask_ratio_h": 0.05, "merge_dropout": 0.0, "teacher_mode": "eval"})
+            update={"mask_ratio_h": 0.05, "merge_dropout": 0.0, "teacher_mode": "eval"}
+        )
         self.model.start_from(teacher.state_dict())
         for m in self.model.modules():  # the numbers were recorded without dropout
             for attribute in ("dropout", "drop"):

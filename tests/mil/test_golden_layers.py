@@ -27,9 +27,14 @@ def test_nystrom(layers, n):
     w = draw(rng, facts["nystrom_keys"])
     x = torch.from_numpy(rng.standard_normal((1, n, 512)).astype(np.float32)).double()[0]
     layer = Nystrom(512, 8, 256, 0.0).double()
-    layer.load_state_dict({
-        "to_qkv.weight": w["to_qkv.weight"], "to_out.weight": w["to_out.0.weight"], "to_out.bias": w["to_out.0.bias"],
-        "conv": w["res_conv.weight"].reshape(8, 33)})
+    layer.load_state_dict(
+        {
+            "to_qkv.weight": w["to_qkv.weight"],
+            "to_out.weight": w["to_out.0.weight"],
+            "to_out.bias": w["to_out.0.bias"],
+            "conv": w["res_conv.weight"].reshape(8, 33),
+        }
+    )
     found = layer(x, detail=True)
     close(found.rows[:4], arrays[f"nystrom_n{n}_out_head"])
     close(found.rows[-4:], arrays[f"nystrom_n{n}_out_tail"])

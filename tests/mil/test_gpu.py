@@ -20,14 +20,22 @@ from tests.mil.test_train import flat_bytes, through_disk
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 GPU = torch.device("cuda")
 every = pytest.mark.parametrize(("name", "extra"), CASES, ids=IDS)
-PUBLISHED = {"share_max": 1.0, "score": "probability", "order": "shuffled", "min_kept": 0, "merge_at_test": False,
-             "student_start": "fresh"}
+PUBLISHED = {
+    "share_max": 1.0,
+    "score": "probability",
+    "order": "shuffled",
+    "min_kept": 0,
+    "merge_at_test": False,
+    "student_start": "fresh",
+}
 STUDENTS = [("mhim", {"student": s, **more}) for s in ("abmil", "dsmil", "transmil") for more in ({}, PUBLISHED)]
 STUDENT_IDS = [f"{s}-{form}" for s in ("abmil", "dsmil", "transmil") for form in ("default", "published")]
 more = pytest.mark.parametrize(("name", "extra"), [*CASES, *STUDENTS], ids=[*IDS, *STUDENT_IDS])
 TASKS = {
-    "classes": TWO, "weighted": tasks.classification(("no", "yes"), [0, 0, 0, 1], True),
-    "nll": tasks.discrete_survival([(float(t), 1.0) for t in range(1, 20)]), "cox": tasks.cox_survival([(1.0, 1.0)]),
+    "classes": TWO,
+    "weighted": tasks.classification(("no", "yes"), [0, 0, 0, 1], True),
+    "nll": tasks.discrete_survival([(float(t), 1.0) for t in range(1, 20)]),
+    "cox": tasks.cox_survival([(1.0, 1.0)]),
 }
 
 
@@ -48,14 +56,13 @@ def still(model: torch.nn.Module) -> torch.nn.Module:
                 setattr(m, attribute, 0.0)
     if hasattr(model, "draw"):
         model.draw = lambda rows, n, device: torch.rand(  # type: ignore[assignment]
-            rows, n, generator=torch.Generator().manual_seed(n)).to(device)
+            rows, n, generator=torch.Generator().manual_seed(n)
+        ).to(device)
     return model
 
 
 @every
-def test_the_numbers_are_those_of_the_cpu(
-    name: str, extra: dict[str, object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_numbers_are_those_of_the_cpu(name: str, extra: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers, losses and gradients, in float64, also of a packed batch; and what the mask hides."""
     # with the filler that spares a GPU the wait, to which a model that uses order is not indifferent
     monkeypatch.setattr(masking, "numbers_known", lambda device: False)
@@ -106,8 +113,13 @@ def test_no_step_waits_for_the_host(name: str, extra: dict[str, object], task: s
     values = [(5.0, 1.0), (7.0, 0.0)] if t.survival else [0, 1]
     model = make(name, extra, t.n_out).to(GPU).train()
     data = [arrays(200, s) for s in range(2)]
-    feed = Feed([Case(str(i), (str(i),), v, lambda a=a: a) for i, (v, a) in enumerate(zip(values, data, strict=True))],
-                t, GPU, 1e9, (np.zeros(DIM, np.float32), np.ones(DIM, np.float32)))
+    feed = Feed(
+        [Case(str(i), (str(i),), v, lambda a=a: a) for i, (v, a) in enumerate(zip(values, data, strict=True))],
+        t,
+        GPU,
+        1e9,
+        (np.zeros(DIM, np.float32), np.ones(DIM, np.float32)),
+    )
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
 
     def epoch() -> None:
@@ -156,8 +168,9 @@ def test_the_same_bytes_again_and_from_every_epoch(name: str, extra: dict[str, o
         assert flat_bytes(fit(through_disk(state))[-1]) == flat_bytes(whole[-1])
 
 
-@pytest.mark.parametrize("changes", [{"amp": True}, {"batch_bags": 3, "accumulate": 2, "max_tiles": 60},
-                                     {"cox_bags": 4}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"amp": True}, {"batch_bags": 3, "accumulate": 2, "max_tiles": 60}, {"cox_bags": 4}], ids=str
+)
 def test_settings_of_the_loop_keep_it_deterministic(changes: dict[str, object]) -> None:
     survival = "cox_bags" in changes
     task = TASKS["cox"] if survival else TWO

@@ -18,16 +18,21 @@ def brute(values, coords, tile, frame):
         for x in range(w):
             px = frame.origin_l0[0] + (x + 0.5) * frame.px_l0[0]
             py = frame.origin_l0[1] + (y + 0.5) * frame.px_l0[1]
-            inside = ((coords[:, 0] <= px) & (px < coords[:, 0] + tile)
-                      & (coords[:, 1] <= py) & (py < coords[:, 1] + tile))
+            inside = (
+                (coords[:, 0] <= px) & (px < coords[:, 0] + tile) & (coords[:, 1] <= py) & (py < coords[:, 1] + tile)
+            )
             if inside.any():
                 out[y, x] = values[inside].mean()
     return out
 
 
 @given(
-    st.integers(1, 20), st.integers(5, 60), st.integers(0, 500), st.integers(0, 500),
-    st.sampled_from([3.0, 4.001646, 7.9]), st.integers(0, 10_000),
+    st.integers(1, 20),
+    st.integers(5, 60),
+    st.integers(0, 500),
+    st.integers(0, 500),
+    st.sampled_from([3.0, 4.001646, 7.9]),
+    st.integers(0, 10_000),
 )
 def test_raster_equals_asking_every_pixel(n, tile, ox, oy, px_l0, seed):
     rng = np.random.default_rng(seed)

@@ -20,8 +20,9 @@ def drawn(n, seed):
 
 
 @settings(max_examples=150, deadline=None)
-@given(sizes, ratios, ratios, ratios, st.floats(0.05, 1.0), st.floats(0.01, 1.0), st.sampled_from(["ceil", "floor"]),
-       seeds)
+@given(
+    sizes, ratios, ratios, ratios, st.floats(0.05, 1.0), st.floats(0.01, 1.0), st.sampled_from(["ceil", "floor"]), seeds
+)
 def test_at_least_one_instance_stays_whatever_is_asked(n, high, low, random, part, cap, rounding, seed):
     score, share, noise, attention = drawn(n, seed)
     removed = masking.remove(score, share, high, low, random, part, cap, rounding, noise, attention)

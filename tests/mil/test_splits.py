@@ -111,16 +111,19 @@ def test_rows_list_every_patient_of_every_fold():
     assert {r["split"] for r in found} == {"train", "val", "test"}
 
 
-@pytest.mark.parametrize(("make", "says"), [
-    (lambda: splits.k_fold({"A": 0, "B": 1}, 3, 0.2, 0), "only 2 patients"),
-    (lambda: splits.k_fold({**{f"P{i}": 0 for i in range(9)}, "Q": 1}, 3, 0.2, 0), "rarest class has 1"),
-    (lambda: splits.k_fold(cohort(9), 3, 0.2, 0, sites=dict.fromkeys(cohort(9), "S")), "only 1 sites"),
-    (lambda: splits.k_fold(cohort(9), 3, 0.2, 0, sites={}), "has no site"),
-    (lambda: splits.from_split_column({"A": "train", "B": "tset"}, {"A": 0, "B": 1}, 0.2, 0), "B: split 'tset'"),
-    (lambda: splits.from_split_column({"A": "train", "B": "train"}, {"A": 0, "B": 0}, 0.2, 0), "no test"),
-    (lambda: splits.from_fold_column({"A": "1", "B": "1"}, {"A": 0, "B": 0}, 0.2, 0), "only '1'"),
-    (lambda: Fold(0, 2, ("A", "B"), ("B",), ("C",)), "patient B is on two sides of fold 2"),
-])
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: splits.k_fold({"A": 0, "B": 1}, 3, 0.2, 0), "only 2 patients"),
+        (lambda: splits.k_fold({**{f"P{i}": 0 for i in range(9)}, "Q": 1}, 3, 0.2, 0), "rarest class has 1"),
+        (lambda: splits.k_fold(cohort(9), 3, 0.2, 0, sites=dict.fromkeys(cohort(9), "S")), "only 1 sites"),
+        (lambda: splits.k_fold(cohort(9), 3, 0.2, 0, sites={}), "has no site"),
+        (lambda: splits.from_split_column({"A": "train", "B": "tset"}, {"A": 0, "B": 1}, 0.2, 0), "B: split 'tset'"),
+        (lambda: splits.from_split_column({"A": "train", "B": "train"}, {"A": 0, "B": 0}, 0.2, 0), "no test"),
+        (lambda: splits.from_fold_column({"A": "1", "B": "1"}, {"A": 0, "B": 0}, 0.2, 0), "only '1'"),
+        (lambda: Fold(0, 2, ("A", "B"), ("B",), ("C",)), "patient B is on two sides of fold 2"),
+    ],
+)
 def test_impossible_splits_are_refused_with_the_reason(make, says):
     with pytest.raises(SplitError, match=says):
         make()
@@ -136,8 +139,9 @@ def test_validation_holds_whole_sites_where_every_class_stays_on_both_sides():
         assert sum(map(len, of)) == len(set().union(*of)) == 10
         assert {strata[p] for p in f.val} == {strata[p] for p in f.train} == {0, 1}
         assert 0.1 <= len(f.val) / len(strata) <= 0.3
-    assert splits.k_fold(strata, 4, 0.2, 3, sites=site) == splits.k_fold(strata, 4, 0.2, 3, sites=dict(
-        reversed(site.items())))
+    assert splits.k_fold(strata, 4, 0.2, 3, sites=site) == splits.k_fold(
+        strata, 4, 0.2, 3, sites=dict(reversed(site.items()))
+    )
     # each class at a site of its own: no choice of whole sites has both classes, so patients are drawn as before
     apart = {p: f"{c}{i % 2}" for i, (p, c) in enumerate(sorted(strata.items(), key=lambda kv: (kv[1], kv[0])))}
     made = splits.k_fold(strata, 2, 0.2, 3, sites=apart)

@@ -124,25 +124,31 @@ def test_divergence_is_zero_at_the_teacher_and_positive_elsewhere():
     assert b.grad is not None
 
 
-@pytest.mark.parametrize("task", [
-    tasks.classification(("a", "b", "c"), [0, 1, 2, 2], weighted=True),
-    tasks.discrete_survival([(float(t), 1.0) for t in range(9)], bins=3, alpha=0.2),
-    tasks.cox_survival([(1.0, 1.0), (2.0, 0.0)]),
-])
+@pytest.mark.parametrize(
+    "task",
+    [
+        tasks.classification(("a", "b", "c"), [0, 1, 2, 2], weighted=True),
+        tasks.discrete_survival([(float(t), 1.0) for t in range(9)], bins=3, alpha=0.2),
+        tasks.cox_survival([(1.0, 1.0), (2.0, 0.0)]),
+    ],
+)
 def test_a_task_survives_json(task):
     assert tasks.from_json(json.loads(json.dumps(task.to_json()))) == task
 
 
-@pytest.mark.parametrize(("make", "says"), [
-    (lambda: tasks.classification(("a", "b"), [0, 0]), "class b"),
-    (lambda: tasks.classification(("a",), [0, 0]), "only one class"),
-    (lambda: tasks.cox_survival([(1.0, 0.0), (2.0, 0.0)]), "no event"),
-    (lambda: tasks.cox_survival([(-1.0, 1.0)]), "negative"),
-    (lambda: tasks.cox_survival([(float("nan"), 1.0)]), "not a number"),
-    (lambda: tasks.cox_survival([(1.0, 2.0)]), "event must be"),
-    (lambda: tasks.discrete_survival([(1.0, 1.0), (1.0, 1.0), (2.0, 0.0)]), "survival_bins"),
-    (lambda: tasks.Task("cox").probabilities(torch.zeros(1, 1)), "survival_loss=nll"),
-])
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: tasks.classification(("a", "b"), [0, 0]), "class b"),
+        (lambda: tasks.classification(("a",), [0, 0]), "only one class"),
+        (lambda: tasks.cox_survival([(1.0, 0.0), (2.0, 0.0)]), "no event"),
+        (lambda: tasks.cox_survival([(-1.0, 1.0)]), "negative"),
+        (lambda: tasks.cox_survival([(float("nan"), 1.0)]), "not a number"),
+        (lambda: tasks.cox_survival([(1.0, 2.0)]), "event must be"),
+        (lambda: tasks.discrete_survival([(1.0, 1.0), (1.0, 1.0), (2.0, 0.0)]), "survival_bins"),
+        (lambda: tasks.Task("cox").probabilities(torch.zeros(1, 1)), "survival_loss=nll"),
+    ],
+)
 def test_bad_labels_are_refused_with_the_reason(make, says):
     with pytest.raises(TaskError, match=says):
         make()

@@ -216,12 +216,15 @@ def broken(change):
     return [data[0], Case("P-bad", ("S-bad",), 1, lambda: arrays), data[2]]
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (lambda x, c, s: (np.where(np.arange(WIDTH) == 2, np.float16("nan"), x), c, s), "P-bad.*S-bad.*tile 0.*NaN"),
-    (lambda x, c, s: (x.astype(np.float64) / 0.0, c, s), "NaN or infinity"),
-    (lambda x, c, s: (x[:, :4], c, s), "P-bad.*4 wide, others 6"),
-    (lambda x, c, s: (x, c[1:], s), "do not fit"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda x, c, s: (np.where(np.arange(WIDTH) == 2, np.float16("nan"), x), c, s), "P-bad.*S-bad.*tile 0.*NaN"),
+        (lambda x, c, s: (x.astype(np.float64) / 0.0, c, s), "NaN or infinity"),
+        (lambda x, c, s: (x[:, :4], c, s), "P-bad.*4 wide, others 6"),
+        (lambda x, c, s: (x, c[1:], s), "do not fit"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
 def test_features_that_cannot_be_used_are_refused_by_patient(change, says):
     bad = Feed(broken(change), TWO, torch.device("cpu"))

@@ -31,7 +31,11 @@ def cases(n: int, seed: int) -> list[Case]:
 
 
 def every_state_leads_to_the_same_end(
-    build: Callable[[int], MILModel], data: list[Case], val: list[Case], task: tasks.Task, config: TrainConfig,
+    build: Callable[[int], MILModel],
+    data: list[Case],
+    val: list[Case],
+    task: tasks.Task,
+    config: TrainConfig,
     picks: int = 3,
 ) -> list[train.State]:
     """Train without a look inside, with a look after every step, and from `picks` of the states seen; compare."""
@@ -58,7 +62,8 @@ def every_state_leads_to_the_same_end(
 def test_every_model_goes_on_from_inside_an_epoch(name: str, extra: dict[str, Any]) -> None:
     config = TrainConfig(epochs=2, lr=0.01, patience=0)
     inside = every_state_leads_to_the_same_end(
-        lambda seed: make(name, extra, seed=seed), cases(5, 1), cases(4, 20), TWO, config, 2)
+        lambda seed: make(name, extra, seed=seed), cases(5, 1), cases(4, 20), TWO, config, 2
+    )
     assert [s["within"]["step"] for s in inside] == [1, 2, 3, 4, 5] * 2
 
 
@@ -67,7 +72,8 @@ def test_every_setting_of_the_loop_goes_on_from_inside_an_epoch(variant: str) ->
     config, survival = VARIANTS[variant]
     task = tasks.cox_survival([(1.0, 1.0)]) if survival else TWO
     every_state_leads_to_the_same_end(
-        lambda seed: tiny(task.n_out, seed), tiny_cases(9, 1, survival), tiny_cases(6, 2, survival), task, config, 5)
+        lambda seed: tiny(task.n_out, seed), tiny_cases(9, 1, survival), tiny_cases(6, 2, survival), task, config, 5
+    )
 
 
 def test_a_state_is_offered_after_a_step_of_the_optimiser_only() -> None:

@@ -12,8 +12,14 @@ WIDTH = 5
 
 
 def make_features(
-    work: layout.Work, patients: int = 12, slides_each: int = 1, seed: int = 0, encoder: str = "texture",
-    shift: float = 0.0, prefix: str = "", **attrs: object,
+    work: layout.Work,
+    patients: int = 12,
+    slides_each: int = 1,
+    seed: int = 0,
+    encoder: str = "texture",
+    shift: float = 0.0,
+    prefix: str = "",
+    **attrs: object,
 ) -> list[Row]:
     """Features of `patients` patients, odd ones positive in some tiles; the rows of their labels.
 
@@ -26,8 +32,17 @@ def make_features(
             x = rng.normal(shift, size=(n, WIDTH)).astype(np.float16)
             x[: 1 + n // 3, 0] += 3 * (i % 2)
             slide = f"{prefix}s{i:02d}_{j}.svs"
-            facts = {"encoder": encoder, "weights_id": "w1", "mpp": 0.5, "tile_px": 256, "stain_norm": "none",
-                     "dim": WIDTH, "tile_l0": [256.0, 256.0], "fingerprint": f"{seed}-{i}-{j}", **attrs}
+            facts = {
+                "encoder": encoder,
+                "weights_id": "w1",
+                "mpp": 0.5,
+                "tile_px": 256,
+                "stain_norm": "none",
+                "dim": WIDTH,
+                "tile_l0": [256.0, 256.0],
+                "fingerprint": f"{seed}-{i}-{j}",
+                **attrs,
+            }
             writer = layout.StoreWriter(work.feature_store(encoder, slide), facts)
             writer.write("features", x)
             writer.write("coords", (np.stack([np.arange(n) % 4, np.arange(n) // 4], 1) * 256).astype(np.int32))

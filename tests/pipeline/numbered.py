@@ -31,9 +31,19 @@ def survival_rows(n: int = 45, folds: int = 3, seeds: int = 1, seed: int = 0, re
             level = rng.normal(0, 20, folds)
             for i in range(n):
                 k = int(fold_of[i])
-                made.append({"slide": f"s{i}", "patient": f"p{i:03d}", "repeat": repeat, "fold": k, "seed": 7 + s,
-                             "time": float(time[i]), "event": int(event[i]),
-                             "risk": float(level[k] + hazard[i] + rng.normal()), "risk_threshold": float(level[k])})
+                made.append(
+                    {
+                        "slide": f"s{i}",
+                        "patient": f"p{i:03d}",
+                        "repeat": repeat,
+                        "fold": k,
+                        "seed": 7 + s,
+                        "time": float(time[i]),
+                        "event": int(event[i]),
+                        "risk": float(level[k] + hazard[i] + rng.normal()),
+                        "risk_threshold": float(level[k]),
+                    }
+                )
     return made
 
 
@@ -51,9 +61,15 @@ def class_rows(
             k = int(fold_of[i])
             z = level[k] + signal * np.eye(n_classes)[label[i]] + rng.normal(size=n_classes)
             p = np.exp(z) / np.exp(z).sum()
-            row = {"slide": f"s{i}", "patient": f"p{i:03d}", "repeat": 0, "fold": k, "seed": 7 + s,
-                   "label": task.classes[label[i]],
-                   **{f"p_{c}": float(v) for c, v in zip(task.classes, p, strict=True)}}
+            row = {
+                "slide": f"s{i}",
+                "patient": f"p{i:03d}",
+                "repeat": 0,
+                "fold": k,
+                "seed": 7 + s,
+                "label": task.classes[label[i]],
+                **{f"p_{c}": float(v) for c, v in zip(task.classes, p, strict=True)},
+            }
             if n_classes == 2:
                 t = float(cut[k])
                 row |= {"threshold": t, "undecided_from": t, "undecided_to": t}
@@ -69,7 +85,14 @@ def written(run: Path, rows: Sequence[Row], task: Task, horizons: Sequence[float
     run.mkdir(parents=True)
     (run / fold.PREDICTIONS).write_text(fold.table(rows))
     choices = {"trainings": 3, "watched": 0, "taught": 0, "alarm": 0, "validation": 0}
-    summary = {"numbers": layout.NUMBERS, "task": task.to_json(), "split_hash": "x", "headline": task.headline,
-               "horizons": list(horizons), "per_fold": [], "choices": choices}
+    summary = {
+        "numbers": layout.NUMBERS,
+        "task": task.to_json(),
+        "split_hash": "x",
+        "headline": task.headline,
+        "horizons": list(horizons),
+        "per_fold": [],
+        "choices": choices,
+    }
     (run / "metrics.json").write_text(json.dumps(summary | told))
     return run

@@ -30,9 +30,22 @@ def make(folder: Path, cohort: Path) -> Path:
         for k, slide in enumerate(("a.svs", NASTY)):
             _scores(work, run, slide)
             p = 0.9 if k == 0 else 0.2 if run == "one" else 0.7
-            rows.append({"slide": slide, "patient": f"P{k}", "repeat": 0, "fold": k, "seed": 1,
-                         "label": "benign" if k else "tumour", "p_benign": 1 - p, "p_tumour": p, "threshold": 0.5,
-                         "undecided_from": 0.5, "undecided_to": 0.5, "decision": "tumour" if p > 0.5 else "benign"})
+            rows.append(
+                {
+                    "slide": slide,
+                    "patient": f"P{k}",
+                    "repeat": 0,
+                    "fold": k,
+                    "seed": 1,
+                    "label": "benign" if k else "tumour",
+                    "p_benign": 1 - p,
+                    "p_tumour": p,
+                    "threshold": 0.5,
+                    "undecided_from": 0.5,
+                    "undecided_to": 0.5,
+                    "decision": "tumour" if p > 0.5 else "benign",
+                }
+            )
         task = {"kind": "classification", "classes": ["benign", "tumour"], "edges": [], "weights": [], "alpha": 0.0}
         (work.run(run) / "predictions.csv").write_text(fold.table(rows))
         (work.run(run) / "metrics.json").write_text(json.dumps({"task": task}))

@@ -38,16 +38,19 @@ def test_named_columns_may_stand_anywhere(tmp_path: Path) -> None:
     np.testing.assert_array_equal(coords["a"], [[10, 20]])
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("", "is empty"),
-    ("label,slide,f\n1,a,2\n", "needs a column `bag`"),
-    ("label,bag\n1,a\n", "no feature columns"),
-    ("1,a,0.5\n1,a\n", "row 2: 2 columns, expected 3"),
-    ("1,a,0.5\n0,a,0.5\n", "row 2, column label: bag a has '0' here, '1' before"),
-    ("bag,label,f\na,1,0.5\na,1,x\n", "row 3, column f: 'x' is not a number"),
-    ("1,a,0.5\n1,a,nan\n", "row 2, column f0: 'nan' of bag a"),
-    ("1,a,inf\n", "row 1, column f0: 'inf' of bag a"),
-])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is empty"),
+        ("label,slide,f\n1,a,2\n", "needs a column `bag`"),
+        ("label,bag\n1,a\n", "no feature columns"),
+        ("1,a,0.5\n1,a\n", "row 2: 2 columns, expected 3"),
+        ("1,a,0.5\n0,a,0.5\n", "row 2, column label: bag a has '0' here, '1' before"),
+        ("bag,label,f\na,1,0.5\na,1,x\n", "row 3, column f: 'x' is not a number"),
+        ("1,a,0.5\n1,a,nan\n", "row 2, column f0: 'nan' of bag a"),
+        ("1,a,inf\n", "row 1, column f0: 'inf' of bag a"),
+    ],
+)
 def test_what_cannot_be_read_is_told_by_row_and_column(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(CohortError, match=says):
         bag_table.read(written(tmp_path, text))
@@ -73,9 +76,27 @@ def test_a_real_set_trains_on_its_given_folds(cli: Cli, tmp_path: Path) -> None:
     work, items = tmp_path / "w", tmp_path / "items"
     assert cli("import", bags, "--encoder", "musk1", "--work", work)[0] == 0
     items.write_text("teacher/fold_2\nfold_2\n")
-    code, text = cli("train", "--model", "mhim", "--encoder", "musk1", "--work", work, "--epochs", "1",
-                     "--workers", "1", "--items", items, "--set", "train.standardize=true",
-                     "--set", "train.min_epochs=0", "--set", "train.model_params={student_params: {width: 16}}")
+    code, text = cli(
+        "train",
+        "--model",
+        "mhim",
+        "--encoder",
+        "musk1",
+        "--work",
+        work,
+        "--epochs",
+        "1",
+        "--workers",
+        "1",
+        "--items",
+        items,
+        "--set",
+        "train.standardize=true",
+        "--set",
+        "train.min_epochs=0",
+        "--set",
+        "train.model_params={student_params: {width: 16}}",
+    )
     assert code == 0, text
     with open(work / "runs" / "mhim" / "splits.csv", newline="") as f:
         tested = {r["patient"]: int(r["fold"]) for r in csv.DictReader(f) if r["split"] == "test"}

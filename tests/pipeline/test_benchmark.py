@@ -17,8 +17,20 @@ from tests.benchmarks import paper
 from tests.pipeline.bags import make_features, tree, write_labels
 
 Cli = Callable[..., tuple[int, str]]
-SMALL = ["--set", "benchmark.params={width: 16, landmarks: 4, heads: 2}", "--epochs", "2", "--folds", "2",
-         "--set", "train.min_epochs=1", "--set", "score.bootstrap=20", "--workers", "1"]
+SMALL = [
+    "--set",
+    "benchmark.params={width: 16, landmarks: 4, heads: 2}",
+    "--epochs",
+    "2",
+    "--folds",
+    "2",
+    "--set",
+    "train.min_epochs=1",
+    "--set",
+    "score.bootstrap=20",
+    "--workers",
+    "1",
+]
 
 
 @pytest.fixture
@@ -110,10 +122,32 @@ def test_a_preset_of_the_paper_trains_on_its_label_file(preset: str, cli: Cli, t
     assert code == 0, text
     items = tmp_path / "items"
     items.write_text("teacher/fold_0\nfold_0\n")
-    small = ["--epochs", "1", "--set", "train.min_epochs=0", "--workers", "1", "--set",
-             "train.model_params={student_params: {width: 16}}", "--set", "train.survival_bins=2"]
-    code, text = cli("train", "--config", preset, "--encoder", "stand-in", "--labels", labels, "--work", work,
-                     "--items", items, *small)
+    small = [
+        "--epochs",
+        "1",
+        "--set",
+        "train.min_epochs=0",
+        "--workers",
+        "1",
+        "--set",
+        "train.model_params={student_params: {width: 16}}",
+        "--set",
+        "train.survival_bins=2",
+    ]
+    code, text = cli(
+        "train",
+        "--config",
+        preset,
+        "--encoder",
+        "stand-in",
+        "--labels",
+        labels,
+        "--work",
+        work,
+        "--items",
+        items,
+        *small,
+    )
     assert code == 0, text
     run = work / "runs" / "mhim"
     card = json.loads((run / "fold_0" / "model.json").read_text())
@@ -136,8 +170,25 @@ def test_a_published_id_takes_its_own_features_only(cli: Cli, tmp_path: Path) ->
     assert cli("import", tmp_path / "f", "--work", tmp_path / "w")[0] == 0
     labels = tmp_path / "labels.csv"
     labels.write_text("slide_1,0\n" + "".join(f"{n},{i % 2}\n" for i, n in enumerate(names)))
-    code, text = cli("train", "--work", tmp_path / "w", "--encoder", "imported", "--labels", labels, "--model", "mean",
-                     "--epochs", "1", "--set", "train.min_epochs=0", "--folds", "2", "--workers", "1")
+    code, text = cli(
+        "train",
+        "--work",
+        tmp_path / "w",
+        "--encoder",
+        "imported",
+        "--labels",
+        labels,
+        "--model",
+        "mean",
+        "--epochs",
+        "1",
+        "--set",
+        "train.min_epochs=0",
+        "--folds",
+        "2",
+        "--workers",
+        "1",
+    )
     assert code == 0, text
     assert "left out, 1 rows of the labels have no features: slide_1\n" in text
     split = (tmp_path / "w" / "runs" / "mean" / "splits.csv").read_text()

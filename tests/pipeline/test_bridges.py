@@ -210,16 +210,19 @@ def test_bad_files_are_named(tmp_path: Path, features: np.ndarray, corners: np.n
 
 @pytest.mark.parametrize("kind", ["npy", "pt", "h5"])
 @pytest.mark.parametrize("shape", [(1, N, D), (N, 1, D), (N, D)])
-def test_an_axis_of_one_and_any_usual_name(tmp_path: Path, features: np.ndarray, corners: np.ndarray, shape: Any,
-                                           kind: str) -> None:
+def test_an_axis_of_one_and_any_usual_name(
+    tmp_path: Path, features: np.ndarray, corners: np.ndarray, shape: Any, kind: str
+) -> None:
     """Doubles beyond float16 come in as float32, whatever the arrays are called and however they are wrapped."""
     big = (features * 1e5).astype(np.float64).reshape(shape)
     (tmp_path / "f").mkdir()
     if kind == "npy":
         np.save(tmp_path / "f" / "a.npy", big)
     elif kind == "pt":
-        torch.save({"embeddings": torch.from_numpy(big), "coordinates": torch.from_numpy(corners[None])},
-                   tmp_path / "f" / "a.pt")
+        torch.save(
+            {"embeddings": torch.from_numpy(big), "coordinates": torch.from_numpy(corners[None])},
+            tmp_path / "f" / "a.pt",
+        )
     else:
         h5(tmp_path / "f" / "a.h5", {"embeddings": big, "coords": corners[None]})
     work = layout.Work(tmp_path / "work")

@@ -17,8 +17,14 @@ from mhim.pipeline.store import layout as store
 N, D = 12, 6
 FEATURES = np.random.default_rng(0).standard_normal((N, D)).astype(np.float16)
 CORNERS = np.stack([np.arange(N) % 4 * 384, np.arange(N) // 4 * 384], axis=1).astype(np.int32)  # tiles of 512, 128 over
-ATTRS = {"encoder": "mine", "mpp": 0.5, "slide_mpp": [0.25, 0.25], "tile_px": 256, "tile_l0": [512.0, 512.0],
-         "size_l0": [4000, 3000]}
+ATTRS = {
+    "encoder": "mine",
+    "mpp": 0.5,
+    "slide_mpp": [0.25, 0.25],
+    "tile_px": 256,
+    "tile_l0": [512.0, 512.0],
+    "size_l0": [4000, 3000],
+}
 
 
 def made(tmp_path: Path, slides: dict[str, dict[str, Any]]) -> store.Work:
@@ -56,9 +62,16 @@ def test_trident(tmp_path: Path, name: str) -> None:
         said = dict(h5["coords"].attrs)
         np.testing.assert_array_equal(h5["features"][:], FEATURES)
         np.testing.assert_array_equal(h5["coords"][:], CORNERS)
-    assert said == {"name": name, "patch_size": 256, "patch_size_level0": 512, "overlap": {"a.b": 64, "c": 128}[name],
-                    "target_magnification": 20.0, "level0_magnification": 40.0, "level0_width": 4000,
-                    "level0_height": 3000}
+    assert said == {
+        "name": name,
+        "patch_size": 256,
+        "patch_size_level0": 512,
+        "overlap": {"a.b": 64, "c": 128}[name],
+        "target_magnification": 20.0,
+        "level0_magnification": 40.0,
+        "level0_width": 4000,
+        "level0_height": 3000,
+    }
 
 
 def test_stamp(tmp_path: Path) -> None:

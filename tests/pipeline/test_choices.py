@@ -14,8 +14,11 @@ BEATEN = {"from": "mhim", "by": "validation", "why": "validation AUC 0.6, agains
 def card(
     fold: int, fallback: dict[str, str] | None = None, allowed: float | None = 0.1, model: str = "mhim"
 ) -> dict[str, Any]:
-    made: dict[str, Any] = {"model": "abmil" if fallback else model, "split": {"repeat": 0, "fold": fold},
-                            "train": {"model": model, "fallback": allowed}}
+    made: dict[str, Any] = {
+        "model": "abmil" if fallback else model,
+        "split": {"repeat": 0, "fold": fold},
+        "train": {"model": model, "fallback": allowed},
+    }
     return made | ({"fallback": fallback} if fallback else {}) | ({"taught": True} if model == "mhim" else {})
 
 
@@ -33,10 +36,13 @@ def test_none_of_many_is_a_count_too() -> None:
     assert "0 of 3 trainings by the alarm, 0 of 3 by validation; 3 of 3" in line
 
 
-@pytest.mark.parametrize(("cards", "said"), [
-    ([card(0, allowed=None)], "no fallback to the plain model was allowed"),
-    ([card(0, model="abmil")], None),
-])
+@pytest.mark.parametrize(
+    ("cards", "said"),
+    [
+        ([card(0, allowed=None)], "no fallback to the plain model was allowed"),
+        ([card(0, model="abmil")], None),
+    ],
+)
 def test_what_could_not_be_chosen_is_not_counted(cards: list[dict[str, Any]], said: str | None) -> None:
     lines = choices.lines(choices.count(cards))
     assert [said in line for line in lines] == [True] if said else lines == []

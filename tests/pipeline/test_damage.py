@@ -64,7 +64,9 @@ def test_a_lost_or_short_chunk_is_an_error_wherever_it_is_read(tmp_path: Path, h
         layout.read_array(path, "features")
     with pytest.raises(layout.StoreError, match="is damaged: features/c/2/0"):
         layout.read_attrs(path)
-    np.testing.assert_array_equal(layout.read_array(path, "coords")[0], [0, 1])  # damage of another array is not its own
+    np.testing.assert_array_equal(
+        layout.read_array(path, "coords")[0], [0, 1]
+    )  # damage of another array is not its own
 
 
 def test_a_store_of_an_earlier_version_still_opens(tmp_path: Path) -> None:

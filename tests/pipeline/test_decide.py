@@ -19,8 +19,10 @@ TWO = Task("classification", classes=("benign", "tumour"))
 def fold(folder: Path, p: np.ndarray, labels: np.ndarray) -> Path:
     """A fold whose validation patients have these probabilities, and one absurd test patient."""
     logit = np.log(p / (1 - p))
-    rows = [{"side": "val", "patient": str(i), "slides": "[]", "target": int(t), "logit_0": 0.0, "logit_1": float(x)}
-            for i, (x, t) in enumerate(zip(logit, labels, strict=True))]
+    rows = [
+        {"side": "val", "patient": str(i), "slides": "[]", "target": int(t), "logit_0": 0.0, "logit_1": float(x)}
+        for i, (x, t) in enumerate(zip(logit, labels, strict=True))
+    ]
     rows.append({"side": "test", "patient": "t", "slides": "[]", "target": 0, "logit_0": -50.0, "logit_1": 50.0})
     folder.mkdir(exist_ok=True)
     (folder / training.PREDICTIONS).write_text(training.table(rows))
@@ -78,9 +80,7 @@ def test_the_frozen_threshold_is_used_as_it_stands(validated: Validated) -> None
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3])
-def test_the_band_holds_the_wished_for_share_of_validation(
-    validated: Validated, share: float
-) -> None:
+def test_the_band_holds_the_wished_for_share_of_validation(validated: Validated, share: float) -> None:
     folder, p, _ = validated
     at = operating_point.point(folder, {"threshold": 0.5}, TWO, ScoreConfig(abstain=share))
     assert at is not None
@@ -110,8 +110,10 @@ def test_no_operating_point_without_two_classes() -> None:
 
 
 def test_counts_leave_the_undecided_out_of_both_shares() -> None:
-    rows = [{"label": a, "decision": b} for a, b in (
-        ("tumour", "tumour"), ("tumour", "benign"), ("tumour", "undecided"), ("benign", "benign"))]
+    rows = [
+        {"label": a, "decision": b}
+        for a, b in (("tumour", "tumour"), ("tumour", "benign"), ("tumour", "undecided"), ("benign", "benign"))
+    ]
     told = operating_point.counts(rows, TWO.classes)
     assert told == {"sensitivity": 0.5, "specificity": 1.0, "undecided": 0.25, "patients": 4}
 

@@ -82,8 +82,11 @@ def test_looks_are_the_same_for_both_labels() -> None:
     assert len(labelled) >= 24
 
     def looks(label: int) -> Counter[tuple[object, ...]]:
-        return Counter((s.plan.width_px, s.plan.height_px, s.plan.mpp, s.plan.pieces, s.look.site, s.pen)
-                       for s in labelled if s.label == label)
+        return Counter(
+            (s.plan.width_px, s.plan.height_px, s.plan.mpp, s.plan.pieces, s.look.site, s.pen)
+            for s in labelled
+            if s.label == label
+        )
 
     assert looks(0) == looks(1)
     assert {s.plan.mpp for s in labelled} == {0.25, 0.5}

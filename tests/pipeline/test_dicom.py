@@ -127,9 +127,7 @@ def test_rows_of_a_manifest_name_files_series_and_folders(made: Path, tmp_path: 
     assert {k for k, v in sizes(tmp_path / "c").items() if v[0] == "ok"} == {"several/a1.dcm"}
 
 
-def test_a_series_that_comes_later_takes_no_id_from_those_that_were_there(
-    made: Path, tmp_path: Path, cli: Cli
-) -> None:
+def test_a_series_that_comes_later_takes_no_id_from_those_that_were_there(made: Path, tmp_path: Path, cli: Cli) -> None:
     source, work = tmp_path / "s", tmp_path / "w"
     lay(made, source / "p", "a", "b")
     tile = ("tile", source, "--work", work, "--tile-px", 128, "--workers", 1)

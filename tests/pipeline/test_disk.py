@@ -31,7 +31,8 @@ def small(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "small"
     place.mkdir()
     made = os.geteuid() == 0 and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)], capture_output=True, check=False)
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)], capture_output=True, check=False
+    )
     if not made or made.returncode:
         pytest.skip("no file system can be mounted here")
     try:
@@ -77,7 +78,10 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "numpy": lambda p: np.save(p, np.ones(MIB, np.uint8)),
     "tofile": lambda p: np.ones(MIB, np.uint8).tofile(p),
     "bytes": lambda p: p.write_bytes(b"x" * MIB),
-    "zarr": zarr_array, "safetensors": safetensors, "hdf5": hdf5, "savefig": savefig,
+    "zarr": zarr_array,
+    "safetensors": safetensors,
+    "hdf5": hdf5,
+    "savefig": savefig,
 }
 
 
@@ -94,8 +98,13 @@ def test_whatever_writes_a_full_disk_is_known_for_what_it_is(writer: str, small:
 
 
 def test_what_is_no_trouble_of_the_disk_is_none(tmp_path: Path) -> None:
-    for error in (ValueError("bad"), RuntimeError("device"), OSError(errno.EIO, "Input/output error"), KeyError(28),
-                  PermissionError(errno.EACCES, "Permission denied", "/elsewhere/slide.svs")):
+    for error in (
+        ValueError("bad"),
+        RuntimeError("device"),
+        OSError(errno.EIO, "Input/output error"),
+        KeyError(28),
+        PermissionError(errno.EACCES, "Permission denied", "/elsewhere/slide.svs"),
+    ):
         assert disk.trouble(error, tmp_path) is None
     assert not list(tmp_path.iterdir())  # the look leaves nothing
     inside = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "a" / "b"))
@@ -129,8 +138,13 @@ def test_every_verb_ends_with_one_line_and_goes_on_when_there_is_room(small: Pat
     shutil.copytree(work.root, calm.root)
     one = ["--workers", 1]
     train = ["train", "--labels", labels, "--model", "abmil", "--folds", 2, "--epochs", 2, *one]
-    steps = [train, ["score", "--name", "abmil", "--set", "score.heatmaps=none", "--set", "score.bootstrap=20", *one],
-             ["report"], ["pack"], ["unpack"]]
+    steps = [
+        train,
+        ["score", "--name", "abmil", "--set", "score.heatmaps=none", "--set", "score.bootstrap=20", *one],
+        ["report"],
+        ["pack"],
+        ["unpack"],
+    ]
     for step in steps:
         for leave in (0, 20_000) if step[0] in ("train", "score", "report") else (0,):
             filler = fill(small, leave)
@@ -139,8 +153,10 @@ def test_every_verb_ends_with_one_line_and_goes_on_when_there_is_room(small: Pat
         assert cli(*step, "--work", work.root)[0] == 0
         assert cli(*step, "--work", calm.root)[0] == 0
     filler = fill(small, 5_000)
-    for step in (["export", small / "out", "--work", calm.root, "--encoder", "texture"],
-                 ["export", small / "out", "--work", calm.root, "--encoder", "texture", "--format", "trident"]):
+    for step in (
+        ["export", small / "out", "--work", calm.root, "--encoder", "texture"],
+        ["export", small / "out", "--work", calm.root, "--encoder", "texture", "--format", "trident"],
+    ):
         one_line(*cli(*step), small)
     filler.unlink()
     private = [p for p in small.rglob("*") if p.name.startswith((".tmp", ".claims"))]
@@ -181,8 +197,14 @@ def test_a_limit_on_the_size_of_files_is_one_line(tmp_path: Path) -> None:
     work = layout.Work(tmp_path / "w")
     make_features(work, 8)
     line = [sys.executable, "-m", "mhim.pipeline", "pack", "--work", str(work.root)]
-    ended = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False,
-                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)))
+    ended = subprocess.run(
+        line,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+    )
     one_line(ended.returncode, ended.stdout + ended.stderr, work.root, "ulimit -f")
     assert pack.pack(work).stores == 8
 
@@ -201,6 +223,19 @@ def test_a_quota_and_a_read_only_file_system_stop_a_stage(
         return real(path, data)
 
     monkeypatch.setattr(Path, "write_bytes", failing)
-    code, text = cli("train", "--labels", labels, "--model", "abmil", "--folds", 2, "--epochs", 2, "--workers", 1,
-                     "--work", work.root)
+    code, text = cli(
+        "train",
+        "--labels",
+        labels,
+        "--model",
+        "abmil",
+        "--folds",
+        2,
+        "--epochs",
+        2,
+        "--workers",
+        1,
+        "--work",
+        work.root,
+    )
     one_line(code, text, work.root, disk.WHAT[number])

@@ -23,8 +23,21 @@ def program(*args: object) -> list[str]:
 def test_a_reader_that_goes_away_stops_no_work(tmp_path: Path) -> None:
     work = layout.Work(tmp_path / "w")
     labels = write_labels(tmp_path / "labels.csv", make_features(work, 8))
-    line = program("train", "--labels", labels, "--model", "abmil", "--folds", 2, "--epochs", 2, "--workers", 1,
-                   "--work", work.root)
+    line = program(
+        "train",
+        "--labels",
+        labels,
+        "--model",
+        "abmil",
+        "--folds",
+        2,
+        "--epochs",
+        2,
+        "--workers",
+        1,
+        "--work",
+        work.root,
+    )
     reading, writing = os.pipe()
     os.close(reading)  # as if `| head` had ended already
     try:
@@ -47,12 +60,14 @@ def test_printing_to_a_closed_pipe_is_quiet(args: list[str]) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_standard_output_is_one_line() -> None:
     with open("/dev/full", "w") as full:
-        ended = subprocess.run(program("config"), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
-                               check=False)
+        ended = subprocess.run(
+            program("config"), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
     assert ended.returncode == 1
     assert ended.stderr == (
         "error: cannot write to standard output: the disk is full. What was finished is kept; make room or choose "
-        "another --work folder, then run the same command again\n")
+        "another --work folder, then run the same command again\n"
+    )
 
 
 @pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}], ids=str)
@@ -69,10 +84,25 @@ def test_the_language_changes_no_byte(tmp_path: Path) -> None:
         work = layout.Work(tmp_path / f"w{k}")
         rows = make_features(work, 8)
         labels = tmp_path / "labels.csv"
-        labels.write_text("slide,patient,label\n" + "".join(
-            f"{r.slide},Ünal-{r.patient},{r.label} µ\n" for r in rows), encoding="utf-8")
-        line = program("train", "--labels", labels, "--model", "abmil", "--folds", 2, "--epochs", 1, "--workers", 1,
-                       "--work", work.root)
+        labels.write_text(
+            "slide,patient,label\n" + "".join(f"{r.slide},Ünal-{r.patient},{r.label} µ\n" for r in rows),
+            encoding="utf-8",
+        )
+        line = program(
+            "train",
+            "--labels",
+            labels,
+            "--model",
+            "abmil",
+            "--folds",
+            2,
+            "--epochs",
+            1,
+            "--workers",
+            1,
+            "--work",
+            work.root,
+        )
         plain = {a: b for a, b in os.environ.items() if not a.startswith(("LC_", "LANG", "PYTHONUTF8"))}
         assert subprocess.run(line, capture_output=True, timeout=120, check=False, env=plain | env).returncode == 0
         found.append({n: b for n, b in tree(work.runs).items() if not n.endswith((".jsonl", ".md"))})
@@ -84,8 +114,22 @@ def test_names_of_runs_that_cannot_be_folders_are_one_line(name: str, tmp_path: 
     work = layout.Work(tmp_path / "deep" / "er" / "w")
     labels = write_labels(tmp_path / "labels.csv", make_features(work, 4))
     before = tree(tmp_path)
-    code, text = cli("train", "--labels", labels, f"--name={name}", "--work", work.root, "--folds", 2, "--epochs", 1,
-                     "--model", "abmil", "--workers", 1)
+    code, text = cli(
+        "train",
+        "--labels",
+        labels,
+        f"--name={name}",
+        "--work",
+        work.root,
+        "--folds",
+        2,
+        "--epochs",
+        1,
+        "--model",
+        "abmil",
+        "--workers",
+        1,
+    )
     assert code == 2
     assert "--name" in text
     assert len([line for line in text.splitlines() if line.startswith("error")]) == 1

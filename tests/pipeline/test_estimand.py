@@ -78,7 +78,12 @@ def test_auc_is_of_pairs_and_auprc_the_mean_over_trainings(task: Any) -> None:
 
 
 MAPS: list[Callable[[np.ndarray], np.ndarray]] = [
-    lambda x: 3 * x - 40, np.exp, np.arctan, lambda x: x**3, lambda x: np.sign(x) * np.sqrt(np.abs(x))]
+    lambda x: 3 * x - 40,
+    np.exp,
+    np.arctan,
+    lambda x: x**3,
+    lambda x: np.sign(x) * np.sqrt(np.abs(x)),
+]
 
 
 @settings(deadline=None, max_examples=25)
@@ -164,7 +169,8 @@ def test_the_undecided_count_in_no_metric_of_decisions() -> None:
     decided = [r for r in rows if r["decision"] != operating_point.UNDECIDED]
     found = estimand.point(estimand.answers(rows, TWO))
     assert found["balanced_accuracy"] == pytest.approx(
-        balanced_accuracy_score([r["label"] for r in decided], [r["decision"] for r in decided]), abs=1e-9)
+        balanced_accuracy_score([r["label"] for r in decided], [r["decision"] for r in decided]), abs=1e-9
+    )
     told = operating_point.counts(rows, TWO.classes)
     assert found["balanced_accuracy"] == pytest.approx((told["sensitivity"] + told["specificity"]) / 2, abs=1e-9)
     assert told["undecided"] == pytest.approx(12 / 45)
@@ -172,8 +178,10 @@ def test_the_undecided_count_in_no_metric_of_decisions() -> None:
 
 
 def test_rows_without_a_decision_follow_the_likeliest_class_and_the_rule_says_so() -> None:
-    rows = [{k: v for k, v in r.items() if k not in ("decision", "threshold", "undecided_from", "undecided_to")}
-            for r in class_rows(TWO)]
+    rows = [
+        {k: v for k, v in r.items() if k not in ("decision", "threshold", "undecided_from", "undecided_to")}
+        for r in class_rows(TWO)
+    ]
     right = np.mean([max(TWO.classes, key=lambda c, r=r: r[f"p_{c}"]) == r["label"] for r in rows])
     assert estimand.point(estimand.answers(rows, TWO))["accuracy"] == pytest.approx(right)
     assert "no validation patients" in operating_point.rule(rows, TWO, QUICK)

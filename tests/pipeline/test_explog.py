@@ -18,15 +18,19 @@ def fake(kind: str, calls: list[Any]) -> types.SimpleNamespace:
     """A stand-in with the few functions of the service that are used."""
     if kind == "tensorboard":
         writer = types.SimpleNamespace(
-            add_scalar=lambda k, v, n: calls.append((n, k, v)), close=lambda: calls.append("end"))
+            add_scalar=lambda k, v, n: calls.append((n, k, v)), close=lambda: calls.append("end")
+        )
         return types.SimpleNamespace(SummaryWriter=lambda log_dir: calls.append(Path(log_dir).name) or writer)
     if kind == "wandb":
         session = types.SimpleNamespace(
-            log=lambda row, step: calls.append((step, row)), finish=lambda: calls.append("end"))
+            log=lambda row, step: calls.append((step, row)), finish=lambda: calls.append("end")
+        )
         return types.SimpleNamespace(init=lambda **what: calls.append(what["name"]) or session)
     return types.SimpleNamespace(
-        set_experiment=lambda name: None, start_run=lambda run_name: calls.append(run_name) or nullcontext(),
-        log_metrics=lambda row, step: calls.append((step, row)))
+        set_experiment=lambda name: None,
+        start_run=lambda run_name: calls.append(run_name) or nullcontext(),
+        log_metrics=lambda row, step: calls.append((step, row)),
+    )
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb", "mlflow"])

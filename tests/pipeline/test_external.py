@@ -19,8 +19,20 @@ from tests.pipeline.bags import make_features, write_labels
 from tests.pipeline.numbered import COX
 
 Cli = Callable[..., tuple[int, str]]
-QUICK = ["--set", "train.folds=2", "--set", "train.val_fraction=0.4", "--set", "train.epochs=4",
-         "--set", "train.lr=0.01", "--set", "score.bootstrap=40", "--workers", "1"]
+QUICK = [
+    "--set",
+    "train.folds=2",
+    "--set",
+    "train.val_fraction=0.4",
+    "--set",
+    "train.epochs=4",
+    "--set",
+    "train.lr=0.01",
+    "--set",
+    "score.bootstrap=40",
+    "--workers",
+    "1",
+]
 
 
 @pytest.fixture
@@ -64,8 +76,20 @@ def alone(run: Path, stores: list[Path]) -> np.ndarray:
 
 def test_a_new_patient_s_slides_are_one_bag(run: Path, cli: Cli, tmp_path: Path) -> None:
     strangers, labels = other(tmp_path / "other")
-    code, text = cli("score", "--work", run.parents[1], "--name", "abmil", "--features", strangers.features("texture"),
-                     "--labels", labels, "--heatmaps", "none", *QUICK)
+    code, text = cli(
+        "score",
+        "--work",
+        run.parents[1],
+        "--name",
+        "abmil",
+        "--features",
+        strangers.features("texture"),
+        "--labels",
+        labels,
+        "--heatmaps",
+        "none",
+        *QUICK,
+    )
     assert code == 0, text
     out = run / "new" / "texture"
     rows = read(out / "predictions.csv")
@@ -87,8 +111,10 @@ def test_a_new_patient_s_slides_are_one_bag(run: Path, cli: Cli, tmp_path: Path)
     assert found["decisions"]["internal"]["patients"] == 16
     assert set(found["reliability"]) == {"before", "after"}
     each = read(out / "predictions_by_model.csv")  # a ranking is the mean of the models', a decision the one handed out
-    aucs = [roc_auc_score([r["label"] == "yes" for r in own], [float(r["p_yes"]) for r in own])
-            for own in ([r for r in each if r["fold"] == k] for k in ("0", "1"))]
+    aucs = [
+        roc_auc_score([r["label"] == "yes" for r in own], [float(r["p_yes"]) for r in own])
+        for own in ([r for r in each if r["fold"] == k] for k in ("0", "1"))
+    ]
     assert found["external"]["auc"]["value"] == pytest.approx(np.mean(aucs), abs=1e-9)
     assert found["external_models"]["auc"]["sd"] == pytest.approx(np.std(aucs, ddof=1), abs=1e-9)
     joint = roc_auc_score([r["label"] == "yes" for r in rows], [float(r["p_yes"]) for r in rows])
@@ -102,8 +128,20 @@ def test_a_new_patient_s_slides_are_one_bag(run: Path, cli: Cli, tmp_path: Path)
 @pytest.mark.parametrize("how", ["mean", "max"])
 def test_slides_scored_alone_are_joined_as_asked(run: Path, cli: Cli, tmp_path: Path, how: str) -> None:
     strangers, labels = other(tmp_path / "other")
-    shared = ["score", "--work", run.parents[1], "--name", "abmil", "--features", strangers.features("texture"),
-              "--labels", labels, "--heatmaps", "none", *QUICK]
+    shared = [
+        "score",
+        "--work",
+        run.parents[1],
+        "--name",
+        "abmil",
+        "--features",
+        strangers.features("texture"),
+        "--labels",
+        labels,
+        "--heatmaps",
+        "none",
+        *QUICK,
+    ]
     assert cli(*shared)[0] == 0  # as one bag first: another grouping must follow without a refusal
     code, text = cli(*shared, "--set", f"score.several_slides={how}")
     assert code == 0, text
@@ -117,8 +155,18 @@ def test_without_rows_each_slide_is_a_patient_and_labels_that_come_later_join_th
     run: Path, cli: Cli, tmp_path: Path
 ) -> None:
     strangers, labels = other(tmp_path / "other")
-    shared = ["score", "--work", run.parents[1], "--name", "abmil", "--features", strangers.features("texture"),
-              "--heatmaps", "none", *QUICK]
+    shared = [
+        "score",
+        "--work",
+        run.parents[1],
+        "--name",
+        "abmil",
+        "--features",
+        strangers.features("texture"),
+        "--heatmaps",
+        "none",
+        *QUICK,
+    ]
     assert cli(*shared)[0] == 0
     out = run / "new" / "texture"
     assert len(read(out / "predictions.csv")) == 12
@@ -135,12 +183,15 @@ def test_without_rows_each_slide_is_a_patient_and_labels_that_come_later_join_th
     assert json.loads((out / "metrics.json").read_text())["without_label"] == 1
 
 
-@pytest.mark.parametrize(("factor", "says"), [
-    (30.4, ["12 of 12 new patients have times beyond the", "30.4 times): another unit, such as days and months"]),
-    (1 / 30.4, ["0.0329 times): another unit"]),
-    (1.5, ["7 of 12 new patients have times beyond the longest"]),
-    (1.0, []),
-])
+@pytest.mark.parametrize(
+    ("factor", "says"),
+    [
+        (30.4, ["12 of 12 new patients have times beyond the", "30.4 times): another unit, such as days and months"]),
+        (1 / 30.4, ["0.0329 times): another unit"]),
+        (1.5, ["7 of 12 new patients have times beyond the longest"]),
+        (1.0, []),
+    ],
+)
 def test_times_in_another_unit_are_told(tmp_path: Path, factor: float, says: list[str]) -> None:
     folder = tmp_path / "fold_0"
     folder.mkdir()
@@ -174,8 +225,19 @@ def test_tcga_slides_without_a_table_are_grouped_as_in_training(tmp_path: Path, 
     names = ["TCGA-AA-1003-01Z-00-DX2.svs", "TCGA-BB-0001-01Z-00-DX1.svs", "TCGA-BB-0001-01Z-00-DX2.svs"]
     for old, name in zip(strangers, names, strict=True):
         new.feature_store("texture", old).rename(new.feature_store("texture", name))
-    code, text = cli("score", "--work", work.root, "--name", "mean", "--features", new.features("texture"),
-                     "--heatmaps", "none", *QUICK, *([] if grouped else ["--no-tcga-patients"]))
+    code, text = cli(
+        "score",
+        "--work",
+        work.root,
+        "--name",
+        "mean",
+        "--features",
+        new.features("texture"),
+        "--heatmaps",
+        "none",
+        *QUICK,
+        *([] if grouped else ["--no-tcga-patients"]),
+    )
     assert code == 0, text
     rows_of = {r["patient"]: r for r in read(work.run("mean") / "new" / "texture" / "predictions.csv")}
     if not grouped:

@@ -32,27 +32,44 @@ OUTSIDE = {
     "extract.gpu": "what `auto` becomes by it is in (tested below); last bits are promised on one kind of device only",
     "extract.gpus": "as gpu",
     "extract.batch": "on a CPU the bytes do not depend on it; on a GPU last bits may, which README says",
-    "mhim.extract.reading.readers": "threads", "extract.queue_mb": "memory",
-    "extract.cache_dir": "copies of slides", "extract.cache_gb": "copies of slides",
-    "train.gpu": "last bits are promised on one kind of device only", "train.cache_gb": "memory",
+    "mhim.extract.reading.readers": "threads",
+    "extract.queue_mb": "memory",
+    "extract.cache_dir": "copies of slides",
+    "extract.cache_gb": "copies of slides",
+    "train.gpu": "last bits are promised on one kind of device only",
+    "train.cache_gb": "memory",
     "train.checkpoint_s": "when checkpoints are written; a training that goes on ends in the same bytes",
     "train.log": "a further log",
     "train.grid": "which trainings there are; each value is in the fingerprint of its own training",
-    "train.seeds": "which trainings there are", "train.repeats": "which trainings there are",
+    "train.seeds": "which trainings there are",
+    "train.repeats": "which trainings there are",
     "train.seed": "each training's own seed is an input",
-    "train.folds": "", "train.split_by": "", "train.val_fraction": "",  # in the settings, and in the splits
-    "score.heatmaps": "pictures, drawn again when it changes", "score.heatmap_scale": "as heatmaps",
-    "score.heatmap_limit": "which pictures there are", "score.top_tiles": "as heatmaps", "score.geojson": "as heatmaps",
+    "train.folds": "",
+    "train.split_by": "",
+    "train.val_fraction": "",  # in the settings, and in the splits
+    "score.heatmaps": "pictures, drawn again when it changes",
+    "score.heatmap_scale": "as heatmaps",
+    "score.heatmap_limit": "which pictures there are",
+    "score.top_tiles": "as heatmaps",
+    "score.geojson": "as heatmaps",
     "score.tiff": "as heatmaps",
     "score.allow_known": "whose slides are taken; which models score them is an input",
     "score.several_slides": "of new slides: it decides what a bag is, and the bag is an input",
 }
 # a value that is valid where the generic ones are not
 OTHER: dict[str, Any] = {
-    "tile.mpp": (1.0,), "tile.segmenter": "otsu", "tile.fallback_segmenter": "entropy", "tile.segment_mpp": 4.0,
-    "extract.encoder": "tests.extract.own_encoder.mean_colour", "extract.gpus": (0, 1),
-    "extract.encoder_params": {"spread": False}, "train.model": "mean", "train.model_params": {"dropout": 0.5},
-    "tile.segmenter_params": {"dark_od": 0.3}, "train.grid": {"lr": (1.0,)}, "score.confidence": 0.9,
+    "tile.mpp": (1.0,),
+    "tile.segmenter": "otsu",
+    "tile.fallback_segmenter": "entropy",
+    "tile.segment_mpp": 4.0,
+    "extract.encoder": "tests.extract.own_encoder.mean_colour",
+    "extract.gpus": (0, 1),
+    "extract.encoder_params": {"spread": False},
+    "train.model": "mean",
+    "train.model_params": {"dropout": 0.5},
+    "tile.segmenter_params": {"dark_od": 0.3},
+    "train.grid": {"lr": (1.0,)},
+    "score.confidence": 0.9,
 }
 
 
@@ -229,8 +246,13 @@ def judged(made: stage.Stage, item: stage.Item, old: dict[str, Any], **seal: Any
     return stage.plan(made, [item])
 
 
-LATER = {"tile.segmenter_defaults", "tile.fallback_defaults", "tile.segmenter_code", "input.content",
-         "encoder.precision"}
+LATER = {
+    "tile.segmenter_defaults",
+    "tile.fallback_defaults",
+    "tile.segmenter_code",
+    "input.content",
+    "encoder.precision",
+}
 
 
 def test_outputs_of_0_1_are_taken_where_it_meant_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,8 +261,11 @@ def test_outputs_of_0_1_are_taken_where_it_meant_the_same(tmp_path: Path, monkey
     slide.write_bytes(b"content")
 
     def old_tiles(name: str, **tile: Any) -> stage.Plan:
-        made = Tile(layout.Work(tmp_path / name), Config.model_validate({"tile": {"overlay": False, **tile}}), [
-            SlideEntry("a.svs", slide)])
+        made = Tile(
+            layout.Work(tmp_path / name),
+            Config.model_validate({"tile": {"overlay": False, **tile}}),
+            [SlideEntry("a.svs", slide)],
+        )
         item = made.items()[0]
         return judged(made, item, {k: v for k, v in made.fields(item).items() if k not in LATER})
 
@@ -252,8 +277,12 @@ def test_outputs_of_0_1_are_taken_where_it_meant_the_same(tmp_path: Path, monkey
         def __post_init__(self) -> None:
             self.identity = {"encoder": "uni", "weights_id": "w", "precision": self.precision}
 
-    for now, then, kept in (("float32", "float32", True), ("float16", "float32", False), ("float16", "float16", True),
-                            ("own", "float32", True)):  # `texture`, and a user's own
+    for now, then, kept in (
+        ("float32", "float32", True),
+        ("float16", "float32", False),
+        ("float16", "float16", True),
+        ("own", "float32", True),
+    ):  # `texture`, and a user's own
         Known.precision = now  # type: ignore[attr-defined]
         made = Known(layout.Work(tmp_path / f"{now}{then}"), Config(), [])
         item = stage.Item("a.svs", made.work.feature_store("texture", "a.svs"), {"tiles": "t"})

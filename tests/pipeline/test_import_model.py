@@ -21,15 +21,22 @@ DIM, WIDTH = 6, 16
 
 def weights(n_out: int = 2, seed: int = 0, recycle: bool = True) -> dict[str, torch.Tensor]:
     shapes = {
-        "feature.0.weight": (WIDTH, DIM), "feature.0.bias": (WIDTH,), "predictor.weight": (n_out, WIDTH),
-        "predictor.bias": (n_out,), "online_encoder.attention.attention.0.weight": (8, WIDTH),
+        "feature.0.weight": (WIDTH, DIM),
+        "feature.0.bias": (WIDTH,),
+        "predictor.weight": (n_out, WIDTH),
+        "predictor.bias": (n_out,),
+        "online_encoder.attention.attention.0.weight": (8, WIDTH),
         "online_encoder.attention.attention.2.weight": (1, 8),
     }
     if recycle:
         shapes |= {
-            "merge.global_q_mm": (1, 3, WIDTH), "merge.global_q": (1, 3, WIDTH), "merge.norm.weight": (WIDTH,),
-            "merge.norm.bias": (WIDTH,), "merge.attn.to_q.weight": (512, WIDTH),
-            "merge.attn.to_kv.weight": (1024, WIDTH), "merge.attn.to_out.0.weight": (WIDTH, 512),
+            "merge.global_q_mm": (1, 3, WIDTH),
+            "merge.global_q": (1, 3, WIDTH),
+            "merge.norm.weight": (WIDTH,),
+            "merge.norm.bias": (WIDTH,),
+            "merge.attn.to_q.weight": (512, WIDTH),
+            "merge.attn.to_kv.weight": (1024, WIDTH),
+            "merge.attn.to_out.0.weight": (WIDTH, 512),
             "merge.attn.to_out.0.bias": (WIDTH,),
         }
     g = torch.Generator().manual_seed(seed)

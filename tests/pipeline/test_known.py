@@ -20,8 +20,20 @@ from mhim.pipeline.training import fold as training
 from tests.pipeline.bags import make_features, write_labels
 
 Cli = Callable[..., tuple[int, str]]
-QUICK = ["--set", "train.folds=2", "--set", "train.val_fraction=0.4", "--set", "train.epochs=3",
-         "--set", "train.lr=0.01", "--set", "score.bootstrap=20", "--workers", "1"]
+QUICK = [
+    "--set",
+    "train.folds=2",
+    "--set",
+    "train.val_fraction=0.4",
+    "--set",
+    "train.epochs=3",
+    "--set",
+    "train.lr=0.01",
+    "--set",
+    "score.bootstrap=20",
+    "--workers",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +51,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def score(cli: Cli, run: Path, features: Path, labels: Path, *more: str) -> str:
-    code, text = cli("score", "--work", run.parents[1], "--name", "abmil", "--features", features, "--labels", labels,
-                     "--heatmaps", "none", *QUICK, *more)
+    code, text = cli(
+        "score",
+        "--work",
+        run.parents[1],
+        "--name",
+        "abmil",
+        "--features",
+        features,
+        "--labels",
+        labels,
+        "--heatmaps",
+        "none",
+        *QUICK,
+        *more,
+    )
     assert code == 0, text
     return " ".join(text.split())
 
@@ -121,7 +146,10 @@ def test_a_run_without_record_knows_its_patients_all_the_same(run: Path, cli: Cl
 def test_the_record_is_the_label_table_of_the_training(run: Path, cli: Cli) -> None:
     rows = read(run / known.PATIENTS)
     assert [(r["slide"], r["patient"], r["label"]) for r in rows[:3]] == [
-        ("s00_0.svs", "p00", "no"), ("s00_1.svs", "p00", "no"), ("s01_0.svs", "p01", "yes")]
+        ("s00_0.svs", "p00", "no"),
+        ("s00_1.svs", "p00", "no"),
+        ("s01_0.svs", "p01", "yes"),
+    ]
     assert len({r["features"] for r in rows}) == 32
 
 

@@ -37,21 +37,24 @@ def pairs(path: Path, settings: LabelsConfig | None = None) -> list[tuple[str, s
     return [(r.slide, r.label) for r in read_rows(path, settings)]
 
 
-@pytest.mark.parametrize(("text", "encoding", "told"), [
-    ("slide;label\ns1;a\ns2;b\n", "utf-8", "semicolon"),
-    ("slide\tlabel\r\ns1\ta\r\ns2\tb\r\n", "utf-8", "tab"),
-    ("slide|label\ns1|a\ns2|b\n", "utf-8", "pipe"),
-    ("sep=;\nslide;label\ns1;a\ns2;b\n", "utf-8", ""),
-    ("# made by X\n# on Monday, \"or so\nslide,label\ns1,a\ns2,b\n", "utf-8", ""),
-    ("slide,label\rs1,a\rs2,b\r", "utf-8", ""),
-    ("slide,label\ns1,a\ns2,b\n", "utf-8-sig", ""),
-    ("slide,label\ns1,a\ns2,b\n", "utf-16", "UTF-16"),
-    ("slide;label\ns1;a\ns2;b\n", "utf-16-le", "UTF-16-LE"),
-    (" Slide ,LABEL,\ns1, a ,\ns2,b,\n,,\n", "utf-8", "Slide as `slide`"),
-    ("s1,a\ns2,b\n", "utf-8", "no header"),
-    ("case_id,slide_id,label\np,s1,a\nq,s2,b\n", "utf-8", "slide_id as `slide`"),
-    ("wsi,label,age,stage\ns1,a,40,I\ns2,b,41,II\n", "utf-8", "2 columns are not used: age, stage"),
-])
+@pytest.mark.parametrize(
+    ("text", "encoding", "told"),
+    [
+        ("slide;label\ns1;a\ns2;b\n", "utf-8", "semicolon"),
+        ("slide\tlabel\r\ns1\ta\r\ns2\tb\r\n", "utf-8", "tab"),
+        ("slide|label\ns1|a\ns2|b\n", "utf-8", "pipe"),
+        ("sep=;\nslide;label\ns1;a\ns2;b\n", "utf-8", ""),
+        ('# made by X\n# on Monday, "or so\nslide,label\ns1,a\ns2,b\n', "utf-8", ""),
+        ("slide,label\rs1,a\rs2,b\r", "utf-8", ""),
+        ("slide,label\ns1,a\ns2,b\n", "utf-8-sig", ""),
+        ("slide,label\ns1,a\ns2,b\n", "utf-16", "UTF-16"),
+        ("slide;label\ns1;a\ns2;b\n", "utf-16-le", "UTF-16-LE"),
+        (" Slide ,LABEL,\ns1, a ,\ns2,b,\n,,\n", "utf-8", "Slide as `slide`"),
+        ("s1,a\ns2,b\n", "utf-8", "no header"),
+        ("case_id,slide_id,label\np,s1,a\nq,s2,b\n", "utf-8", "slide_id as `slide`"),
+        ("wsi,label,age,stage\ns1,a,40,I\ns2,b,41,II\n", "utf-8", "2 columns are not used: age, stage"),
+    ],
+)
 def test_usual_forms_of_a_table(tmp_path: Path, text: str, encoding: str, told: str) -> None:
     table = read_table(written(tmp_path / "t.csv", text, encoding))
     assert [(r.slide, r.label) for r in table.rows] == PLAIN
@@ -82,7 +85,9 @@ def test_spreadsheets_and_parquet(tmp_path: Path) -> None:
     book.save(tmp_path / "t.xlsx")
     rows = read_rows(tmp_path / "t.xlsx")
     assert [(r.number, r.slide, r.label, r.time, r.event) for r in rows] == [
-        (3, "0012", "1", 3.5, 1), (4, "0007.svs", "x", None, None)]
+        (3, "0012", "1", 3.5, 1),
+        (4, "0007.svs", "x", None, None),
+    ]
     with pytest.raises(CohortError, match=r"no sheet 'x'.*clinic"):
         read_rows(tmp_path / "t.xlsx", LabelsConfig(sheet="x"))
 
@@ -95,21 +100,27 @@ def test_parquet(tmp_path: Path) -> None:
     parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
     rows = read_rows(tmp_path / "t.parquet")
     assert [(r.number, r.slide, r.label, r.fold) for r in rows] == [
-        (1, "s1", "1", 0), (2, "s2", "2", 1), (3, "s3", None, None)]
+        (1, "s1", "1", 0),
+        (2, "s2", "2", 1),
+        (3, "s3", None, None),
+    ]
 
 
-@pytest.mark.parametrize(("content", "words"), [
-    (b"\xd0\xcf\x11\xe0 old", "old Excel file"),
-    (b"PK\x03\x04 not really", "xlsx"),
-    (b"PAR1 not really", "parquet"),
-    (b"slide,label\ns1,\"a\ns2,b\n", "row 2.*quotation mark"),
-    (b"", "is empty"),
-    (b"slide,label,label\ns1,a,b\n", "2 columns may be `label`: 'label' .number 2. and 'label' .number 3."),
-    (b"slide,Label,LABEL\ns1,a,b\n", "2 columns may be `label`"),
-    (b"slide_id,wsi,label\ns1,a,b\n", "--slide-column"),
-    (b"image,grade,age\ns1,a,1\n", "no column `slide`.*image, grade, age.*--slide-column"),
-    (b"slide,label\nNA,a\n", "row 2, column slide"),
-])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xd0\xcf\x11\xe0 old", "old Excel file"),
+        (b"PK\x03\x04 not really", "xlsx"),
+        (b"PAR1 not really", "parquet"),
+        (b'slide,label\ns1,"a\ns2,b\n', "row 2.*quotation mark"),
+        (b"", "is empty"),
+        (b"slide,label,label\ns1,a,b\n", "2 columns may be `label`: 'label' .number 2. and 'label' .number 3."),
+        (b"slide,Label,LABEL\ns1,a,b\n", "2 columns may be `label`"),
+        (b"slide_id,wsi,label\ns1,a,b\n", "--slide-column"),
+        (b"image,grade,age\ns1,a,1\n", "no column `slide`.*image, grade, age.*--slide-column"),
+        (b"slide,label\nNA,a\n", "row 2, column slide"),
+    ],
+)
 def test_what_is_no_table_says_what_to_do(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(CohortError, match=words):
@@ -121,8 +132,10 @@ def test_columns_by_flag_are_recorded(tmp_path: Path) -> None:
     path = written(tmp_path / "t.csv", text)
     given = LabelsConfig(slide_column="image", patient_column="WHO", label_column="grade")
     table = read_table(path, given)
-    assert [(r.slide, r.patient, r.label, r.time) for r in table.rows] == [("s1", "p", "high", None),
-                                                                           ("s2", "q", "low", None)]
+    assert [(r.slide, r.patient, r.label, r.time) for r in table.rows] == [
+        ("s1", "p", "high", None),
+        ("s2", "q", "low", None),
+    ]
     kept = table.settings(given)
     assert (kept.slide_column, kept.patient_column, kept.label_column) == ("image", "who", "grade")
     assert read_table(path, kept).rows == table.rows
@@ -136,7 +149,11 @@ def test_missing_values_numbers_and_words(tmp_path: Path) -> None:
     text = "slide;label;time;event;fold\ns1;1.0;3,5;dead;1.0\ns2;n/a;4;Alive;0\ns3;NA;NA;nan;1\ns4;None;0,25;1.0;1\n"
     table = read_table(written(tmp_path / "t.csv", text))
     assert [(r.label, r.time, r.event, r.fold) for r in table.rows] == [
-        ("1.0", 3.5, 1, 1), (None, 4.0, 0, 0), (None, None, None, 1), ("None", 0.25, 1, 1)]
+        ("1.0", 3.5, 1, 1),
+        (None, 4.0, 0, 0),
+        (None, None, None, 1),
+        ("None", 0.25, 1, 1),
+    ]
     told = " | ".join(table.notes)
     assert "2 cells of `label` are missing values (1 n/a, 1 NA" in told
     assert "'Alive' is 0, 'dead' is 1" in told
@@ -170,17 +187,32 @@ def test_rows_are_numbered_as_in_an_editor(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- matching
 
 
-@pytest.mark.parametrize(("row", "slides", "hit"), [
-    ("B1", ["B1.1"], None), ("B1", ["B1.1.svs"], None), ("B1.1", ["B1.1.svs"], "B1.1.svs"), ("B1.2", ["B1.1"], None),
-    ("a.SVS", ["a"], "a"), ("a", ["a.Ome.TIF"], "a.Ome.TIF"), ("a.ome.tiff", ["a"], "a"),
-    ("a.ndpi", ["x/a.NDPI"], "x/a.NDPI"),
-    ("a.svs", ["a.tif", "a.svs"], "a.svs"), ("a.SVS", ["a.tif", "a.svs"], "a.svs"), ("a.svs", ["a.tif"], "a.tif"),
-    ("x/a.svs", ["y/a.svs"], None), ("slides/x/a.svs", ["x/a.svs"], "x/a.svs"),
-    ("/data/x/a.svs", ["y/a.svs"], "y/a.svs"),
-    ("x\\a.svs", ["x/a.svs"], "x/a.svs"), ("M\u00fcller.svs", ["Mu\u0308ller"], "Mu\u0308ller"), ("a.v2", ["a"], None),
-    ("A", ["a"], None), ("a.h5", ["a"], "a"), (".svs", ["a"], None),
-    ("slide_1", ["slide_10.svs", "slide_11.svs"], None),
-])
+@pytest.mark.parametrize(
+    ("row", "slides", "hit"),
+    [
+        ("B1", ["B1.1"], None),
+        ("B1", ["B1.1.svs"], None),
+        ("B1.1", ["B1.1.svs"], "B1.1.svs"),
+        ("B1.2", ["B1.1"], None),
+        ("a.SVS", ["a"], "a"),
+        ("a", ["a.Ome.TIF"], "a.Ome.TIF"),
+        ("a.ome.tiff", ["a"], "a"),
+        ("a.ndpi", ["x/a.NDPI"], "x/a.NDPI"),
+        ("a.svs", ["a.tif", "a.svs"], "a.svs"),
+        ("a.SVS", ["a.tif", "a.svs"], "a.svs"),
+        ("a.svs", ["a.tif"], "a.tif"),
+        ("x/a.svs", ["y/a.svs"], None),
+        ("slides/x/a.svs", ["x/a.svs"], "x/a.svs"),
+        ("/data/x/a.svs", ["y/a.svs"], "y/a.svs"),
+        ("x\\a.svs", ["x/a.svs"], "x/a.svs"),
+        ("M\u00fcller.svs", ["Mu\u0308ller"], "Mu\u0308ller"),
+        ("a.v2", ["a"], None),
+        ("A", ["a"], None),
+        ("a.h5", ["a"], "a"),
+        (".svs", ["a"], None),
+        ("slide_1", ["slide_10.svs", "slide_11.svs"], None),
+    ],
+)
 def test_one_rule_of_names(row: str, slides: list[str], hit: str | None) -> None:
     found = match([Row(2, row, row, "x")], slides)
     assert [i for _, i in found.rows] == ([hit] if hit else [])
@@ -208,8 +240,7 @@ def test_doubtful_names_are_told() -> None:
 def test_rows_that_miss_their_slide_by_capital_letters_are_told() -> None:
     found = match([Row(2, "a1.svs", "p"), Row(3, "b1", "q"), Row(4, "c", "r")], ["A1.SVS", "b1.svs", "d.svs"])
     assert [slide for _, slide in found.rows] == ["b1.svs"]
-    assert found.notes == (
-        "names that differ in capital letters are not taken for one: a1.svs (row 2) and A1.SVS",)
+    assert found.notes == ("names that differ in capital letters are not taken for one: a1.svs (row 2) and A1.SVS",)
 
 
 def test_tcga_barcodes_make_patients(tmp_path: Path) -> None:
@@ -242,8 +273,10 @@ def test_a_patient_who_contradicts_himself_is_refused(tmp_path: Path, column: st
 
 
 def test_sites_that_share_a_patient_are_one_or_refused() -> None:
-    rows = [Row(n, f"s{n}", p, "x", site=s) for n, (p, s) in enumerate(
-        [("p", "A"), ("p", "B"), ("q", "B"), ("q", "C"), ("r", "D"), ("t", "A")])]
+    rows = [
+        Row(n, f"s{n}", p, "x", site=s)
+        for n, (p, s) in enumerate([("p", "A"), ("p", "B"), ("q", "B"), ("q", "C"), ("r", "D"), ("t", "A")])
+    ]
     sites, told = joint_sites(rows, "site")
     assert sites == {"p": "A+B+C", "q": "A+B+C", "r": "D", "t": "A+B+C"}
     assert "A+B+C" in told[0]
@@ -252,10 +285,17 @@ def test_sites_that_share_a_patient_are_one_or_refused() -> None:
     assert joint_sites(rows[4:], "auto") == ({"r": "D", "t": "A"}, [])
 
 
-@pytest.mark.parametrize(("labels", "order"), [
-    (["1", "-1"], ("-1", "1")), (["10.0", "9.0"], ("9.0", "10.0")), (["pos", "neg"], ("neg", "pos")),
-    (["10", "9", "x"], ("9", "10", "x")), (["1e1", "2"], ("2", "1e1")), (["nan", "1"], ("1", "nan")),
-])
+@pytest.mark.parametrize(
+    ("labels", "order"),
+    [
+        (["1", "-1"], ("-1", "1")),
+        (["10.0", "9.0"], ("9.0", "10.0")),
+        (["pos", "neg"], ("neg", "pos")),
+        (["10", "9", "x"], ("9", "10", "x")),
+        (["1e1", "2"], ("2", "1e1")),
+        (["nan", "1"], ("1", "nan")),
+    ],
+)
 def test_classes_stand_in_the_order_of_numbers_where_all_are(labels: list[str], order: tuple[str, ...]) -> None:
     assert cases._classes(labels, ()) == order
 
@@ -266,11 +306,19 @@ def test_classes_stand_in_the_order_of_numbers_where_all_are(labels: list[str], 
 def test_mpp_and_regions_of_a_table_reach_the_slides(tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
     path = written(tmp_path / "t" / "t.csv", "slide,label,mpp,regions\na,x,0.5,\nb.SVS,y,,sub/b.geojson\n")
-    listed = Listing([SlideEntry("a.svs", tmp_path / "a.svs"), SlideEntry("b.svs", tmp_path / "b.svs", 0.25),
-                      SlideEntry("c.svs", tmp_path / "c.svs")])
+    listed = Listing(
+        [
+            SlideEntry("a.svs", tmp_path / "a.svs"),
+            SlideEntry("b.svs", tmp_path / "b.svs", 0.25),
+            SlideEntry("c.svs", tmp_path / "c.svs"),
+        ]
+    )
     found = use.obeyed(listed, read_table(path))
     assert [(s.mpp, s.regions) for s in found.slides] == [
-        (0.5, None), (0.25, (tmp_path / "t").resolve() / "sub" / "b.geojson"), (None, None)]
+        (0.5, None),
+        (0.25, (tmp_path / "t").resolve() / "sub" / "b.geojson"),
+        (None, None),
+    ]
     assert "mpp of 1 slide and regions of 1 slide taken from it" in " ".join(found.notes)
     other = replace(listed, slides=[SlideEntry("a.svs", tmp_path / "a.svs", 0.25)])
     with pytest.raises(CohortError, match=r"row 2, column mpp: 0.5 of a.svs, but the manifest says 0.25"):
@@ -305,8 +353,9 @@ def test_train_tells_of_columns_that_only_tiling_obeys(tmp_path: Path) -> None:
     assert "s02_0.svs" in regions
     plain = written(tmp_path / "u.csv", "slide,label\ns00_0,x\n")
     assert use.too_late(read_table(plain), work.features("texture"), work) == []
-    assert "split and mpp" in " ".join(use.unused_by_score(
-        read_table(written(tmp_path / "v.csv", "slide,split,mpp\na,test,1\n")), False))
+    assert "split and mpp" in " ".join(
+        use.unused_by_score(read_table(written(tmp_path / "v.csv", "slide,split,mpp\na,test,1\n")), False)
+    )
 
 
 def test_imported_features_find_the_slide_of_their_name(tmp_path: Path) -> None:
@@ -325,7 +374,9 @@ def test_imported_features_find_the_slide_of_their_name(tmp_path: Path) -> None:
     scored = SimpleNamespace(data=SimpleNamespace(patients=patients), models={"a": [tmp_path / "fold"]}, out=tmp_path)
     stage, told = layers.drawing(work, Config(), scored)
     assert [(s.id, s.path.name) for s in stage.slides] == [("a", "a.tif")]
-    assert sorted(told) == ["no pictures of 1 slides (b): their features came without coordinates",
-                            "no pictures of 1 slides (c): their files are not in cohort.csv"]
+    assert sorted(told) == [
+        "no pictures of 1 slides (b): their features came without coordinates",
+        "no pictures of 1 slides (c): their files are not in cohort.csv",
+    ]
     assert [s.name for s in status.read(work)][:2] == ["tile", "import e"]
     assert status.read(work)[1].keys["done"] == ["a", "b", "c"]

@@ -20,16 +20,31 @@ from mhim.pipeline.store.owner import machine, owner
 from tests.pipeline.bags import make_features, tree
 
 DEAD = f"{machine()}-{2**22 + 1}"  # above the largest process number
-ROOTS = ("", "tiles", "overlays", "tile_images", "features/uni", "runs", "runs/a", "runs/a/report", "runs/a/new/x",
-         "runs/a/new/x/tiles", "runs/a/new/x/features/uni")
+ROOTS = (
+    "",
+    "tiles",
+    "overlays",
+    "tile_images",
+    "features/uni",
+    "runs",
+    "runs/a",
+    "runs/a/report",
+    "runs/a/new/x",
+    "runs/a/new/x/tiles",
+    "runs/a/new/x/features/uni",
+)
 
 
 def test_every_place_is_swept_of_the_dead_and_of_nothing_else(tmp_path: Path) -> None:
     work = layout.Work(tmp_path)
     keep, go = [], []
     for root in ROOTS:
-        for name, goes in ((f"{DEAD}-aa", True), (f"{owner()}-bb", False), ("elsewhere-1-cc", False),
-                           ("elsewhere-1-dd", True)):
+        for name, goes in (
+            (f"{DEAD}-aa", True),
+            (f"{owner()}-bb", False),
+            ("elsewhere-1-cc", False),
+            ("elsewhere-1-dd", True),
+        ):
             for path in (tmp_path / root / f".tmp-{name}", tmp_path / root / ".tmp" / name):
                 path.mkdir(parents=True)
                 (path / "part").write_text("half")
@@ -86,18 +101,30 @@ def test_a_killed_command_leaves_nothing_after_the_next(
     if verb == "report":
         labels = tmp_path / "labels.csv"
         labels.write_text("slide,patient,label\n" + "".join(f"{r.slide},{r.patient},{r.label}\n" for r in rows))
-        assert cli("train", "--labels", labels, "--model", "abmil", "--folds", 2, "--epochs", 1, "--workers", 1,
-                   *where)[0] == 0
+        assert (
+            cli("train", "--labels", labels, "--model", "abmil", "--folds", 2, "--epochs", 1, "--workers", 1, *where)[0]
+            == 0
+        )
         assert cli("score", "--name", "abmil", "--set", "score.heatmaps=none", "--workers", 1, *where)[0] == 0
-    line = {"pack": ["pack"], "unpack": ["unpack"], "import": ["import", tmp_path / "in", "--encoder", "mine"],
-            "export": ["export", tmp_path / "out"], "report": ["report"]}[verb]
+    line = {
+        "pack": ["pack"],
+        "unpack": ["unpack"],
+        "import": ["import", tmp_path / "in", "--encoder", "mine"],
+        "export": ["export", tmp_path / "out"],
+        "report": ["report"],
+    }[verb]
     if verb == "export":
         pytest.importorskip("h5py")
     program = KILLED.format(name="fsync")
     if verb == "report":
         program = program.replace("[2]", "[0]")
-    ended = subprocess.run([sys.executable, "-c", program, *map(str, line), *map(str, where)], check=False,
-                           capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *map(str, line), *map(str, where)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert ended.returncode == 137, ended.stderr
     assert private(tmp_path), "the kill came too late to leave anything"
     assert cli(*line, *where)[0] == 0
@@ -122,11 +149,25 @@ def ends(*args):
     return real(*args)
 cv2.imencode = ends
 """)
-    line = ["tile", demo_cohort / "slides" / "case_01.svs", "--work", tmp_path / "w", "--workers", 1,
-            "--save-tiles", "jpg"]
-    ended = subprocess.run([sys.executable, "-m", "mhim.pipeline", *map(str, line)], check=False, capture_output=True,
-                           text=True, timeout=120, start_new_session=True,
-                           env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
+    line = [
+        "tile",
+        demo_cohort / "slides" / "case_01.svs",
+        "--work",
+        tmp_path / "w",
+        "--workers",
+        1,
+        "--save-tiles",
+        "jpg",
+    ]
+    ended = subprocess.run(
+        [sys.executable, "-m", "mhim.pipeline", *map(str, line)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+    )
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert any(".tmp" in p.parts for p in tmp_path.rglob("*.jpg"))
     code, text = cli(*line)

@@ -23,8 +23,20 @@ from mhim.pipeline.store import layout
 from tests.extract.slides import write_svs
 from tests.pipeline.browser import page
 
-SETTINGS = ["--set", "train.folds=2", "--set", "train.val_fraction=0.4", "--set", "train.epochs=3", "--set",
-            "train.lr=0.001", "--set", "score.bootstrap=50", "--workers", "1"]
+SETTINGS = [
+    "--set",
+    "train.folds=2",
+    "--set",
+    "train.val_fraction=0.4",
+    "--set",
+    "train.epochs=3",
+    "--set",
+    "train.lr=0.001",
+    "--set",
+    "score.bootstrap=50",
+    "--workers",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +62,15 @@ def test_every_scored_slide_has_every_picture(trained: Path) -> None:
     assert len(scored) == 8
     for slide in scored:
         names = {p.name for p in (run / "heatmaps" / slide).iterdir()}
-        assert names == {"attention.png", "probability_tumour.png", "contribution_tumour.png", "heatmap.tif",
-                         "tiles.geojson", "tiles.jpg", "manifest.json"}
+        assert names == {
+            "attention.png",
+            "probability_tumour.png",
+            "contribution_tumour.png",
+            "heatmap.tif",
+            "tiles.geojson",
+            "tiles.jpg",
+            "manifest.json",
+        }
 
 
 def test_drawing_again_with_other_settings_needs_no_permission(trained: Path) -> None:
@@ -197,8 +216,20 @@ def test_another_cohort_with_labels_is_compared(
         shutil.copy(demo_cohort / "slides" / row["slide"], other / row["slide"])
     labels = tmp_path / "labels.csv"
     labels.write_text("slide,patient,label\n" + "".join(f"{r['slide']},{r['patient']},{r['label']}\n" for r in rows))
-    code = _main(["score", str(other), "--work", str(trained), "--model", "abmil", "--labels", str(labels),
-                  "--allow-known", *SETTINGS])  # they are the run's own, which stand in here for strangers
+    code = _main(
+        [
+            "score",
+            str(other),
+            "--work",
+            str(trained),
+            "--model",
+            "abmil",
+            "--labels",
+            str(labels),
+            "--allow-known",
+            *SETTINGS,
+        ]
+    )  # they are the run's own, which stand in here for strangers
     assert code == 0
     found = json.loads((trained / "runs" / "abmil" / "new" / "other" / "metrics.json").read_text())
     assert found["slides"] == 4
@@ -244,8 +275,11 @@ def test_the_report_is_one_file_with_everything(trained: Path, tmp_path: Path) -
         assert (run / "report" / f"{name}.png").exists()
     order = re.findall(r"<b>(case_\d+\.svs)</b>", text)
     assert len(order) == 8
-    wrong = {s: (r["decision"] != r["label"], 1 - float(r[f"p_{r['label']}"]))
-             for r in read(run / "predictions.csv") for s in r["slide"].split(";")}
+    wrong = {
+        s: (r["decision"] != r["label"], 1 - float(r[f"p_{r['label']}"]))
+        for r in read(run / "predictions.csv")
+        for s in r["slide"].split(";")
+    }
     assert [wrong[s] for s in order] == sorted((wrong[s] for s in order), reverse=True)
 
 

@@ -8,14 +8,25 @@ import pytest
 from mhim.pipeline.store.may_differ import MAY_DIFFER, reason, results, unfinished
 
 
-@pytest.mark.parametrize(("name", "may"), [
-    ("runs/20260101T000000-tile-abc.jsonl", True), ("runs/20260101T000000-tile-abc.summary.md", True),
-    ("jobs/x/tile.sh", True), ("features/uni/.partial/a.svs/01/state.pt", True), ("tiles/.tmp/host-1-ab/out/x", True),
-    ("tiles/.tmp-host-1-ab", True), ("tiles/.claims/0.json", True),
-    ("cohort.csv", False), ("tiles/a.svs.zarr/zarr.json", False), ("runs/mhim/metrics.json", False),
-    ("runs/mhim/fold_0/model.json", False), ("runs/table.md", False), ("overlays/a.svs.jpg", False),
-    ("runs/mhim/history.jsonl.csv", False),
-])
+@pytest.mark.parametrize(
+    ("name", "may"),
+    [
+        ("runs/20260101T000000-tile-abc.jsonl", True),
+        ("runs/20260101T000000-tile-abc.summary.md", True),
+        ("jobs/x/tile.sh", True),
+        ("features/uni/.partial/a.svs/01/state.pt", True),
+        ("tiles/.tmp/host-1-ab/out/x", True),
+        ("tiles/.tmp-host-1-ab", True),
+        ("tiles/.claims/0.json", True),
+        ("cohort.csv", False),
+        ("tiles/a.svs.zarr/zarr.json", False),
+        ("runs/mhim/metrics.json", False),
+        ("runs/mhim/fold_0/model.json", False),
+        ("runs/table.md", False),
+        ("overlays/a.svs.jpg", False),
+        ("runs/mhim/history.jsonl.csv", False),
+    ],
+)
 def test_results_never_differ_and_logs_may(name: str, may: bool) -> None:
     assert (reason(name) is not None) == may
 

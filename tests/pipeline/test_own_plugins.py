@@ -15,7 +15,7 @@ from mhim.pipeline.store import layout
 
 Cli = Callable[..., tuple[int, str]]
 
-ENCODER = '''
+ENCODER = """
 import numpy as np
 from mhim.extract.encoders import Encoder
 
@@ -23,7 +23,7 @@ def mean_colour() -> Encoder:
     def encode(tiles):
         return tiles.astype(np.float32).mean((1, 2)) / 255
     return Encoder(name="what_it_calls_itself", encode=encode, dim=3, tile_px=None, mpp=None, weights_id="1")
-'''
+"""
 OWN = {
     "own_enc.py": ENCODER,
     "own_seg.py": "from mhim.extract.tissue.otsu import Params, segment\n",
@@ -31,10 +31,28 @@ OWN = {
     "own_backend.py": "from mhim.pipeline.backends.local import Params, run\n",
 }
 SHADOWS = ("configs/__init__.py", "extract/__init__.py", "mil.py", "pipeline.py", "numpy.py", "torch.py", "typer.py")
-KINDS = ["--encoder", "own_enc.mean_colour", "--model", "own_mil", "--set", "tile.segmenter=own_seg",
-         "--backend", "own_backend"]
-FEW = ["--workers", "2", "--set", "train.folds=2", "--set", "train.epochs=1", "--set", "score.bootstrap=5",
-       "--set", "tile.blur_probe_um=0"]
+KINDS = [
+    "--encoder",
+    "own_enc.mean_colour",
+    "--model",
+    "own_mil",
+    "--set",
+    "tile.segmenter=own_seg",
+    "--backend",
+    "own_backend",
+]
+FEW = [
+    "--workers",
+    "2",
+    "--set",
+    "train.folds=2",
+    "--set",
+    "train.epochs=1",
+    "--set",
+    "score.bootstrap=5",
+    "--set",
+    "tile.blur_probe_um=0",
+]
 
 
 @pytest.fixture
@@ -89,9 +107,17 @@ def test_all_four_kinds_go_through_every_verb_in_a_folder_of_shadows(folder: Pat
 
 @pytest.mark.parametrize(
     "wrong",
-    [["--encoder", "own_enc.missing"], ["--encoder", "no_such.enc"], ["--model", "no_such_mil"],
-     ["--model", "no_such.mil"], ["--set", "tile.segmenter=no_such_seg"], ["--set", "tile.segmenter=no.such_seg"],
-     ["--set", "tile.fallback_segmenter=no.such_seg"], ["--backend", "no_such_backend"], ["--backend", "no.such"]],
+    [
+        ["--encoder", "own_enc.missing"],
+        ["--encoder", "no_such.enc"],
+        ["--model", "no_such_mil"],
+        ["--model", "no_such.mil"],
+        ["--set", "tile.segmenter=no_such_seg"],
+        ["--set", "tile.segmenter=no.such_seg"],
+        ["--set", "tile.fallback_segmenter=no.such_seg"],
+        ["--backend", "no_such_backend"],
+        ["--backend", "no.such"],
+    ],
 )
 def test_a_misspelt_plug_in_is_one_usage_error_before_work(
     wrong: list[str], cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,8 +18,20 @@ from mhim.pipeline.training import bundle
 from tests.pipeline.bags import make_features, tree, write_labels
 
 Cli = Callable[..., tuple[int, str]]
-QUICK = ["--set", "train.folds=2", "--set", "train.val_fraction=0.4", "--set", "train.epochs=2", "--set",
-         "train.lr=0.01", "--set", "score.bootstrap=20", "--workers", "1"]
+QUICK = [
+    "--set",
+    "train.folds=2",
+    "--set",
+    "train.val_fraction=0.4",
+    "--set",
+    "train.epochs=2",
+    "--set",
+    "train.lr=0.01",
+    "--set",
+    "score.bootstrap=20",
+    "--workers",
+    "1",
+]
 TILED = ["--mpp", "1", "--tile-px", "128", "--set", "tile.min_tissue=0.6"]
 
 
@@ -51,17 +63,29 @@ def test_new_slides_are_made_as_the_run_s_were(made: Path, demo_cohort: Path, cl
     slide = sorted((demo_cohort / "slides").glob("case_*.svs"))[0]
     shutil.copy(slide, tmp_path / "stranger.svs")
     work = layout.Work(made)
-    code, text = cli("score", tmp_path / "stranger.svs", "--work", made, "--name", "abmil", *QUICK,
-                     "--set", "tile.min_tissue=0.95", "--heatmaps", "none")
+    code, text = cli(
+        "score",
+        tmp_path / "stranger.svs",
+        "--work",
+        made,
+        "--name",
+        "abmil",
+        *QUICK,
+        "--set",
+        "tile.min_tissue=0.95",
+        "--heatmaps",
+        "none",
+    )
     assert code == 0, text
     assert "tile.min_tissue=0.95 is not used" in " ".join(text.split())
     new = layout.Work(work.run("abmil") / "new" / "stranger")
-    theirs, ours = (layout.read_attrs(w.tile_store(name)) for w, name in
-                    ((work, slide.name), (new, "stranger.svs")))
+    theirs, ours = (layout.read_attrs(w.tile_store(name)) for w, name in ((work, slide.name), (new, "stranger.svs")))
     assert provenance.tiling_of(theirs) == provenance.tiling_of(ours)
     for array in ("features", "coords"):
-        assert (layout.read_array(work.feature_store("texture", slide.name), array)
-                == layout.read_array(new.feature_store("texture", "stranger.svs"), array)).all()
+        assert (
+            layout.read_array(work.feature_store("texture", slide.name), array)
+            == layout.read_array(new.feature_store("texture", "stranger.svs"), array)
+        ).all()
 
 
 def test_weights_that_differ_are_refused_before_work() -> None:
@@ -79,12 +103,18 @@ def test_parameters_of_another_segmenter_are_not_told_one_by_one() -> None:
 
 
 def test_slides_made_with_several_settings_are_told_and_not_recorded_as_one() -> None:
-    common, lines = provenance.shared({
-        "a": {"tile.mpp": [0.5], "tile.min_tissue": 0.3}, "b": {"tile.mpp": [0.5], "tile.min_tissue": 0.9},
-        "c": {"tile.mpp": [0.5]}})
+    common, lines = provenance.shared(
+        {
+            "a": {"tile.mpp": [0.5], "tile.min_tissue": 0.3},
+            "b": {"tile.mpp": [0.5], "tile.min_tissue": 0.9},
+            "c": {"tile.mpp": [0.5]},
+        }
+    )
     assert common == {"tile.mpp": [0.5]}
-    assert lines == ["the slides were made with several settings: tile.min_tissue is 0.3 (1 slides), 0.9 (1 slides), "
-                     "unknown (1 slides)"]
+    assert lines == [
+        "the slides were made with several settings: tile.min_tissue is 0.3 (1 slides), 0.9 (1 slides), "
+        "unknown (1 slides)"
+    ]
 
 
 def test_features_that_tell_nothing_get_no_settings_made_up(tmp_path: Path, cli: Cli) -> None:
@@ -98,8 +128,10 @@ def test_features_that_tell_nothing_get_no_settings_made_up(tmp_path: Path, cli:
 
 def test_features_made_otherwise_than_the_run_s_are_told(tmp_path: Path, cli: Cli) -> None:
     def record(min_tissue: float, overlay: bool) -> dict[str, object]:
-        return {provenance.TILING: {"tile.mpp": [0.5], "tile.min_tissue": min_tissue, "tile.overlay": overlay},
-                "settings": {"extract.precision": "auto", "encoder.precision": "float32"}}
+        return {
+            provenance.TILING: {"tile.mpp": [0.5], "tile.min_tissue": min_tissue, "tile.overlay": overlay},
+            "settings": {"extract.precision": "auto", "encoder.precision": "float32"},
+        }
 
     work, other = layout.Work(tmp_path / "work"), layout.Work(tmp_path / "other")
     labels = write_labels(tmp_path / "labels.csv", make_features(work, 12, **record(0.3, True)))
@@ -120,7 +152,11 @@ def test_a_run_of_the_first_version_is_read_from_its_settings_and_corrected_by_i
     card = {"features": {"encoder": "texture", "mpp": 0.35, "tile_px": 128, "weights_id": "w"}}
     config = {"tile": {"mpp": [0.5], "tile_px": 256, "min_tissue": 0.4}, "extract": {"encoder": "texture"}}
     assert provenance.of_run([card], config) == {
-        "tile.mpp": [0.35], "tile.tile_px": 128, "tile.min_tissue": 0.4, "extract.encoder": "texture"}
+        "tile.mpp": [0.35],
+        "tile.tile_px": 128,
+        "tile.min_tissue": 0.4,
+        "extract.encoder": "texture",
+    }
 
 
 def test_settings_that_contradict_the_models_are_refused(made: Path, cli: Cli, tmp_path: Path) -> None:

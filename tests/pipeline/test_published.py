@@ -23,7 +23,10 @@ def test_survival_labels_with_several_slides(tmp_path: Path) -> None:
     text = "Study,ID,Event,Status,WSI\nLUAD,TCGA-05-4244,12.5,0,a-DX1.pt;a-DX2.pt\nLUAD,TCGA-05-4245,3.25,1,b-DX1.pt\n"
     rows = read_rows(written(tmp_path / "luad.csv", text))
     assert [(r.slide, r.patient, r.time, r.event) for r in rows] == [
-        ("a-DX1", "TCGA-05-4244", 12.5, 0), ("a-DX2", "TCGA-05-4244", 12.5, 0), ("b-DX1", "TCGA-05-4245", 3.25, 1)]
+        ("a-DX1", "TCGA-05-4244", 12.5, 0),
+        ("a-DX2", "TCGA-05-4244", 12.5, 0),
+        ("b-DX1", "TCGA-05-4245", 3.25, 1),
+    ]
 
 
 def test_a_negative_time_is_refused_by_row(tmp_path: Path) -> None:
@@ -42,7 +45,10 @@ def test_patients_take_their_own_slides_and_no_other() -> None:
     rows = [Row(1, "TCGA-05-4244", "TCGA-05-4244", "1"), Row(2, "other", "other", "0")]
     made = of_patients(rows, slides)
     assert [(r.slide, r.patient, r.label) for r in made] == [
-        (slides[0], "TCGA-05-4244", "1"), (slides[1], "TCGA-05-4244", "1"), ("other", "other", "0")]
+        (slides[0], "TCGA-05-4244", "1"),
+        (slides[1], "TCGA-05-4244", "1"),
+        ("other", "other", "0"),
+    ]
 
 
 def test_a_slide_never_takes_the_features_of_one_whose_name_it_begins() -> None:

@@ -60,9 +60,7 @@ def test_the_corner_that_regions_count_from_enters_only_where_it_matters(
     assert "b.svs" not in said
 
 
-def test_regions_that_cannot_be_read_fail_their_slide_only(
-    tmp_path: Path, cli: Callable[..., tuple[int, str]]
-) -> None:
+def test_regions_that_cannot_be_read_fail_their_slide_only(tmp_path: Path, cli: Callable[..., tuple[int, str]]) -> None:
     (tmp_path / "s").mkdir()
     for name in ("a", "b", "c"):
         write_svs(tmp_path / "s" / f"{name}.svs", tissue_rgb(512, 512))

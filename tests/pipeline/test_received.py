@@ -93,9 +93,7 @@ def card(run: Path, **values: object) -> None:
 
 
 @pytest.mark.parametrize("how", POISONS)
-def test_a_poisoned_run_is_one_message_and_runs_nothing(
-    how: str, cli: Cli, received: Path, demo_cohort: Path
-) -> None:
+def test_a_poisoned_run_is_one_message_and_runs_nothing(how: str, cli: Cli, received: Path, demo_cohort: Path) -> None:
     slides = a_new_slide(demo_cohort, received.parent / "new")
     POISONS[how](received)
     code, text = cli("score", slides, "--name", received, "--work", "victim", "--set", "extract.offline=true", *SCORE)
@@ -177,6 +175,7 @@ def test_a_received_cohort_table_leads_nowhere(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------ HDF5
 
+
 def hdf5(tmp_path: Path, how: str) -> Path:
     h5py = pytest.importorskip("h5py")
     other, raw, file = tmp_path / "other.h5", tmp_path / "raw.bin", tmp_path / "in" / "a.h5"
@@ -215,8 +214,15 @@ def hdf5(tmp_path: Path, how: str) -> Path:
 
 @pytest.mark.parametrize(
     "how",
-    ["external link", "coordinates elsewhere", "external storage", "virtual dataset",
-     "soft link through an external one", "in a group", "never written"],
+    [
+        "external link",
+        "coordinates elsewhere",
+        "external storage",
+        "virtual dataset",
+        "soft link through an external one",
+        "in a group",
+        "never written",
+    ],
 )
 def test_hdf5_whose_data_lies_elsewhere_is_refused_by_name(how: str, cli: Cli, tmp_path: Path) -> None:
     code, text = cli("import", hdf5(tmp_path, how), "--work", tmp_path / "w", "--encoder", "e")
@@ -232,6 +238,7 @@ def test_hdf5_with_a_link_within_is_taken(cli: Cli, tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ packed stores
+
 
 def packed(work: store.Work, how: str) -> Path:
     path = work.tile_store("a.svs")

@@ -23,8 +23,20 @@ from tests.pipeline.bags import make_features, write_labels
 from tests.pipeline.browser import page
 
 Cli = Callable[..., tuple[int, str]]
-QUICK = ["--set", "train.folds=3", "--set", "train.val_fraction=0.4", "--set", "train.epochs=4", "--set",
-         "train.lr=0.01", "--set", "score.bootstrap=40", "--workers", "1"]
+QUICK = [
+    "--set",
+    "train.folds=3",
+    "--set",
+    "train.val_fraction=0.4",
+    "--set",
+    "train.epochs=4",
+    "--set",
+    "train.lr=0.01",
+    "--set",
+    "score.bootstrap=40",
+    "--workers",
+    "1",
+]
 
 
 def reported(cli: Cli, work: layout.Work, labels: Path, *more: str, name: str = "run") -> str:
@@ -52,8 +64,7 @@ def survivors(work: layout.Work, patients: int = 40) -> list[Row]:
 
 
 def write_survival(path: Path, rows: list[Row]) -> Path:
-    path.write_text("slide,patient,time,event\n" + "".join(
-        f"{r.slide},{r.patient},{r.time},{r.event}\n" for r in rows))
+    path.write_text("slide,patient,time,event\n" + "".join(f"{r.slide},{r.patient},{r.time},{r.event}\n" for r in rows))
     return path
 
 
@@ -113,8 +124,7 @@ def test_the_survival_figure_draws_steps_censored_patients_and_those_at_risk() -
     texts = [t.get_text() for t in axes.texts]
     ticks = figures.nice_ticks(19.0)
     for own in (~high, high):
-        assert [str((time[own] >= t).sum()) for t in ticks] in [
-            texts[i : i + len(ticks)] for i in range(len(texts))]
+        assert [str((time[own] >= t).sum()) for t in ticks] in [texts[i : i + len(ticks)] for i in range(len(texts))]
     assert "p = 0.03" in axes.get_xlabel()
     plt.close(figure)
 
@@ -136,8 +146,11 @@ def test_out_of_order_counts_comparable_pairs_only() -> None:
 
 def test_several_trainings_of_a_patient_are_one_group() -> None:
     each = {"a": ((1.0, 0.0), (0.0, 2.0), (-7.0, -6.0)), "b": ((0.1, 0.0), (3.0, 2.0), (-90.0, -6.0))}
-    rows = [{"patient": p, "repeat": 0, "fold": 0, "seed": s, "risk": r, "risk_threshold": t, "time": 1.0, "event": 1}
-            for p, answers in each.items() for s, (r, t) in enumerate(answers)]
+    rows = [
+        {"patient": p, "repeat": 0, "fold": 0, "seed": s, "risk": r, "risk_threshold": t, "time": 1.0, "event": 1}
+        for p, answers in each.items()
+        for s, (r, t) in enumerate(answers)
+    ]
     found = risk_groups.groups(ensemble.ensemble(rows))
     assert found is not None
     assert found[2].tolist() == [False, True]  # one of three thresholds is passed, two of three, whatever the scales
@@ -183,8 +196,17 @@ def test_an_alarm_is_told_per_training(cli: Cli, tmp_path: Path) -> None:
     work = layout.Work(tmp_path / "work")
     labels = write_labels(tmp_path / "labels.csv", make_features(work, 18))
     params = '{"student": "abmil", "student_params": {"width": 8, "attention_width": 8}, "student_start": "fresh"}'
-    text = reported(cli, work, labels, "--set", "train.model=mhim", "--set", f"train.model_params={params}", "--set",
-                    "train.fallback=0.0")
+    text = reported(
+        cli,
+        work,
+        labels,
+        "--set",
+        "train.model=mhim",
+        "--set",
+        f"train.model_params={params}",
+        "--set",
+        "train.fallback=0.0",
+    )
     found = json.loads((work.run("run") / "metrics.json").read_text())
     fallen = [f for f in found["per_fold"] if "fallback" in f]
     assert fallen, "with no tolerance at all some fold must fall back"

@@ -44,8 +44,19 @@ FOREIGN: dict[str, tuple[str, dict[str, Any]]] = {
     "another verb": ("tile", {"command": ["pipeline", "demo", "--to", MARK]}),
     "an option that is none": ("tile", {"command": ["pipeline", "tile", "slides", "--evil", MARK]}),
     "an own encoder": ("extract e", {"command": ["pipeline", "extract", "--encoder", "stranger_y.make"]}),
-    "the standard library": ("extract e", {"command": [
-        "pipeline", "extract", "--encoder", "subprocess.run", "--set", f"extract.encoder_params={{cmd: {MARK}}}"]}),
+    "the standard library": (
+        "extract e",
+        {
+            "command": [
+                "pipeline",
+                "extract",
+                "--encoder",
+                "subprocess.run",
+                "--set",
+                f"extract.encoder_params={{cmd: {MARK}}}",
+            ]
+        },
+    ),
     "settings in a file": ("tile", {"command": ["pipeline", "tile", "slides", "--config", "../evil.yaml"]}),
     "allow-plugin": ("extract e", {"command": ["pipeline", "extract", "--allow-plugin", "stranger_y"]}),
     "a cache elsewhere": ("extract texture", {"command": ["pipeline", "extract", "--cache", "/home/x"]}),
@@ -53,15 +64,19 @@ FOREIGN: dict[str, tuple[str, dict[str, Any]]] = {
     "new slides": ("score R", {"asked": {}, "new": "1"}),
     "a stored encoder": ("extract e", {"asked": {"extract": {"encoder": "stranger_y.make"}}}),
     "a stored segmenter": ("tile", {"asked": {"tile": {"segmenter": "stranger_y.code"}}}),
-    "a path among a plug-in's": ("tile", {"asked": {"tile": {"segmenter": "network", "segmenter_params": {
-        "weights": "/etc/hostname"}}}}),
+    "a path among a plug-in's": (
+        "tile",
+        {"asked": {"tile": {"segmenter": "network", "segmenter_params": {"weights": "/etc/hostname"}}}},
+    ),
     "slurm": ("tile", {"asked": {"cluster": {"backend": "slurm", "backend_params": {"setup": [f"touch {MARK}"]}}}}),
     "dask": ("tile", {"asked": {"cluster": {"backend": "dask", "backend_params": {"scheduler": "tcp://evil:1"}}}}),
     "a task of a batch job": ("tile", {"asked": {}, "SLURM_ARRAY_JOB_ID": "17"}),
     "labels elsewhere": ("train r", {"asked": {}, "labels": "/etc/passwd"}),
     "a run elsewhere": ("score ../../x", {"asked": {}}),
-    "remote code": ("extract hibou-b", {"asked": {"extract": {"encoder": "hibou-b", "encoder_params": {
-        "trust_remote_code": True}}}}),
+    "remote code": (
+        "extract hibou-b",
+        {"asked": {"extract": {"encoder": "hibou-b", "encoder_params": {"trust_remote_code": True}}}},
+    ),
     "settings that are none": ("tile", {"asked": {"tile": {"no_such": 1}}}),
     "no settings": ("tile", {"asked": [1]}),
 }

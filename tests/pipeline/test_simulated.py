@@ -23,8 +23,16 @@ def bags(work: layout.Work, signal: np.ndarray, seed: int = 0) -> list[str]:
     for i, value in enumerate(signal):
         x = rng.normal(size=(5, 4)).astype(np.float16)
         x[:, 0] = value + 0.05 * rng.normal(size=5)
-        facts = {"encoder": "texture", "weights_id": "w", "mpp": 0.5, "tile_px": 256, "stain_norm": "none", "dim": 4,
-                 "tile_l0": [256.0, 256.0], "fingerprint": f"{seed}-{i}"}
+        facts = {
+            "encoder": "texture",
+            "weights_id": "w",
+            "mpp": 0.5,
+            "tile_px": 256,
+            "stain_norm": "none",
+            "dim": 4,
+            "tile_l0": [256.0, 256.0],
+            "fingerprint": f"{seed}-{i}",
+        }
         writer = layout.StoreWriter(work.feature_store("texture", f"s{i:03d}"), facts)
         writer.write("features", x)
         writer.write("coords", (np.arange(10).reshape(5, 2) * 256).astype(np.int32))
@@ -43,12 +51,34 @@ def printed(cli: Cli, work: layout.Work, table: list[str], folder: Path, *more: 
     """metric -> (value inside trainings, low, high) as `score` prints them."""
     labels = folder / "labels.csv"
     labels.write_text("\n".join(table) + "\n")
-    train = ["--model", "mean", "--set", "train.folds=3", "--set", "train.epochs=6", "--set", "train.lr=0.01",
-             "--set", "train.model_params={width: 8}", *more]
+    train = [
+        "--model",
+        "mean",
+        "--set",
+        "train.folds=3",
+        "--set",
+        "train.epochs=6",
+        "--set",
+        "train.lr=0.01",
+        "--set",
+        "train.model_params={width: 8}",
+        *more,
+    ]
     code, text = cli("train", "--work", work.root, "--labels", labels, *train, "--workers", "1")
     assert code == 0, text
-    code, text = cli("score", "--work", work.root, "--model", "mean", "--heatmaps", "none", "--workers", "1",
-                     "--set", "score.bootstrap=200")
+    code, text = cli(
+        "score",
+        "--work",
+        work.root,
+        "--model",
+        "mean",
+        "--heatmaps",
+        "none",
+        "--workers",
+        "1",
+        "--set",
+        "score.bootstrap=200",
+    )
     assert code == 0, text
     found = {}
     for line in text.splitlines():

@@ -123,8 +123,7 @@ def test_a_damaged_checkpoint_costs_time_and_not_the_fold(
 
 @pytest.mark.parametrize("student", ["abmil", "dsmil", "transmil"])
 def test_mhim_trains_in_bfloat16_with_several_bags_a_step(student: str, work: layout.Work) -> None:
-    config = settings(**mhim(student), amp=True, batch_bags=3, accumulate=2, epochs=2,
-                      max_tiles=6, balance="weights")
+    config = settings(**mhim(student), amp=True, batch_bags=3, accumulate=2, epochs=2, max_tiles=6, balance="weights")
     report = trained(work, make_features(work, 10), config)
     assert not report.failures, report.failures
     with open(work.run("run") / "fold_0" / "history.csv", newline="") as f:
@@ -245,8 +244,14 @@ def test_where_masking_hurts_the_plain_model_takes_over_and_says_so(work: layout
 
 def test_where_validation_prefers_the_plain_model_it_takes_over(work: layout.Work) -> None:
     rows = make_features(work, 24)
-    poor = {**mhim(student_start="fresh", mask_ratio_h=0.8, share_max=1.0), "fallback": 1e9, "epochs": 8, "lr": 0.02,
-            "val_fraction": 0.5, "seeds": 3}
+    poor = {
+        **mhim(student_start="fresh", mask_ratio_h=0.8, share_max=1.0),
+        "fallback": 1e9,
+        "epochs": 8,
+        "lr": 0.02,
+        "val_fraction": 0.5,
+        "seeds": 3,
+    }
     for select in ("best", "last"):
         report = trained(work, rows, settings(**poor, select=select), select)
         told = {o.key for o in report.outcomes if any("validation AUC" in n for n in o.notes)}
@@ -274,7 +279,8 @@ def test_same_command_does_nothing_more_seeds_add_and_other_settings_are_refused
     more = trained(work, rows, settings(seeds=2))
     assert sorted(o.key for o in more.outcomes if o.state is stage.State.DONE) == ["fold_0_seed_1", "fold_1_seed_1"]
     assert {k: v for k, v in tree(work.runs).items() if k in before and k != "run/config.yaml"} == {
-        k: v for k, v in before.items() if k != "run/config.yaml"}
+        k: v for k, v in before.items() if k != "run/config.yaml"
+    }
     with pytest.raises(stage.Refused, match=r"train\.lr: 0\.01 there, 0\.02 now"):
         trained(work, rows, settings(lr=0.02))
 
@@ -284,8 +290,12 @@ def test_a_grid_is_chosen_on_validation_fold_by_fold(work: layout.Work) -> None:
     config = settings(seeds=2, grid={"attention_width": (4, 8), "lr": (0.01, 1e-7)}, epochs=6)
     assert not trained(work, rows, config).failures
     cells = sorted(p.name for p in (work.run("run") / "grid").iterdir())
-    assert cells == ["attention_width-4_lr-0.01", "attention_width-4_lr-1e-07",
-                     "attention_width-8_lr-0.01", "attention_width-8_lr-1e-07"]
+    assert cells == [
+        "attention_width-4_lr-0.01",
+        "attention_width-4_lr-1e-07",
+        "attention_width-8_lr-0.01",
+        "attention_width-8_lr-1e-07",
+    ]
     found = scored(work, config)
     assert len(found["per_fold"]) == 4  # two folds, two seeds, one cell each
     for fold in (0, 1):
@@ -407,7 +417,8 @@ def test_slides_unlike_the_training_slides_are_told(work: layout.Work, tmp_path:
         other = layout.Work(tmp_path / str(shift))
         make_features(other, 3, seed=5, shift=shift, prefix="x")
         stage_ = runs.new_slides(
-            config, work, work.run("run"), other.features("texture"), work.run("run") / "new" / str(shift))
+            config, work, work.run("run"), other.features("texture"), work.run("run") / "new" / str(shift)
+        )
         report = runner.run(stage_, in_turn)
         assert not report.failures
         assert [predictions.UNLIKE in o.notes for o in report.outcomes] == [strange] * 3

@@ -35,12 +35,15 @@ def test_a_loss_that_is_no_number_fails_that_item_only_and_keeps_the_last_state(
     assert {o.key for o in report.failures} == {"fold_0", "fold_1"}
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (lambda rows: [replace(r, label="no") for r in rows], "two classes are needed"),
-    (lambda rows: [replace(r, label=None) for r in rows], "has a label"),
-    (lambda rows: [replace(r, fold=0 if r.patient != "p03" else None) for r in rows], "p03 has no fold"),
-    (lambda rows: [replace(r, label="yes" if r.patient == "p03" else "no") for r in rows], "rarest class has 1"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda rows: [replace(r, label="no") for r in rows], "two classes are needed"),
+        (lambda rows: [replace(r, label=None) for r in rows], "has a label"),
+        (lambda rows: [replace(r, fold=0 if r.patient != "p03" else None) for r in rows], "p03 has no fold"),
+        (lambda rows: [replace(r, label="yes" if r.patient == "p03" else "no") for r in rows], "rarest class has 1"),
+    ],
+)
 def test_labels_that_cannot_be_trained_on_are_refused(work: layout.Work, change: Any, says: str) -> None:
     rows = make_features(work)
     with pytest.raises((CohortError, SplitError), match=says):
@@ -62,9 +65,11 @@ def test_what_is_left_out_is_listed(work: layout.Work) -> None:
     rows = [replace(rows[0], slide="gone.svs"), replace(rows[1], label=None), *rows[2:]]
     data = patients.labelled(rows, work.features("texture"), settings().train)
     assert len(data.patients) == 4
-    assert data.notes == ("left out, 1 slides have features but no row in the labels: s00_0.svs",
-                          "left out, 1 rows of the labels have no features: gone.svs",
-                          "left out, 1 slides have no label: s01_0.svs")
+    assert data.notes == (
+        "left out, 1 slides have features but no row in the labels: s00_0.svs",
+        "left out, 1 rows of the labels have no features: gone.svs",
+        "left out, 1 slides have no label: s01_0.svs",
+    )
 
 
 def test_a_slide_without_tiles_is_left_out_and_counted_as_such(work: layout.Work) -> None:
@@ -72,11 +77,14 @@ def test_a_slide_without_tiles_is_left_out_and_counted_as_such(work: layout.Work
     path = work.feature_store("texture", rows[3].slide)
     shutil.rmtree(path)
     layout.StoreWriter(path, {"encoder": "texture", "empty": "no tissue", "fingerprint": "none"})
-    data = patients.labelled([*rows, replace(rows[0], slide="other.svs", patient="other")], work.features("texture"),
-                          settings().train)
+    data = patients.labelled(
+        [*rows, replace(rows[0], slide="other.svs", patient="other")], work.features("texture"), settings().train
+    )
     assert len(data.patients) == len(rows) - 1
-    assert data.notes == (f"left out, 1 slides have no tiles: {rows[3].slide}",
-                          "left out, 1 rows of the labels have no features: other.svs")
+    assert data.notes == (
+        f"left out, 1 slides have no tiles: {rows[3].slide}",
+        "left out, 1 rows of the labels have no features: other.svs",
+    )
 
 
 def test_identical_slides_of_two_patients_are_reported(work: layout.Work) -> None:
@@ -123,13 +131,16 @@ def test_runs_on_the_same_splits_are_compared_and_others_refused(work: layout.Wo
         compare.compare(work.run("weak"), work.run("other"), score)
 
 
-@pytest.mark.parametrize(("train", "says"), [
-    ({"warmup_epochs": 4, "epochs": 4}, "warmup_epochs"),
-    ({"task": "survival", "balance": "weights"}, "balance=weights is of classes"),
-    ({"split_by": "csv", "repeats": 2}, "repeats must be 1"),
-    ({"grid": {"folds": (2, 3)}}, "grid: folds"),
-    ({"grid": {"lr": ()}}, "lr has no value"),
-])
+@pytest.mark.parametrize(
+    ("train", "says"),
+    [
+        ({"warmup_epochs": 4, "epochs": 4}, "warmup_epochs"),
+        ({"task": "survival", "balance": "weights"}, "balance=weights is of classes"),
+        ({"split_by": "csv", "repeats": 2}, "repeats must be 1"),
+        ({"grid": {"folds": (2, 3)}}, "grid: folds"),
+        ({"grid": {"lr": ()}}, "lr has no value"),
+    ],
+)
 def test_contradictory_settings_are_refused(train: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         settings(**train)
@@ -138,8 +149,10 @@ def test_contradictory_settings_are_refused(train: dict[str, Any], says: str) ->
 def test_no_event_in_the_training_part_fails_that_fold_and_says_why(work: layout.Work) -> None:
     made = make_features(work, 12)
     seen = {"p00", "p01", "p02", "p03"}
-    rows = [replace(r, label=None, time=float(i + 1), event=int(r.patient in seen), fold=int(r.patient in seen))
-            for i, r in enumerate(made)]
+    rows = [
+        replace(r, label=None, time=float(i + 1), event=int(r.patient in seen), fold=int(r.patient in seen))
+        for i, r in enumerate(made)
+    ]
     report = trained(work, rows, settings(survival_loss="cox", val_fraction=0.3))
     (failed,) = report.failures
     assert failed.key == "fold_1"

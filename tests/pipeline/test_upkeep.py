@@ -119,7 +119,7 @@ def test_retry_makes_only_what_failed(demo_cohort: Path, tmp_path: Path) -> None
     assert tiled.returncode == 1, tiled.stderr
     events = [json.loads(line) for line in tiled.stderr.splitlines() if line.startswith("{")]
     assert {e["key"]: e["state"] for e in events if e["event"] == "item"} == {"bad.svs": "failed", "good.svs": "done"}
-    assert [e["event"] for e in events][::len(events) - 1] == ["start", "end"]
+    assert [e["event"] for e in events][:: len(events) - 1] == ["start", "end"]
 
     layout.remove_store(layout.Work(tmp_path / "w").tile_store("good.svs"))  # missing now, and not failed
     shutil.copy(good[1], slides / "bad.svs")

@@ -124,8 +124,9 @@ def test_new_slides_are_shown_with_the_scores_of_their_run(tmp_path: Path, work:
     (new / "runs" / "one" / "predictions.csv").rename(new / "predictions.csv")
     shutil.rmtree(new / "runs")
     (run / "fold_0").mkdir()
-    (run / "fold_0" / "model.json").write_text(json.dumps({"task": {"kind": "classification",
-                                                                    "classes": ["benign", "tumour"]}}))
+    (run / "fold_0" / "model.json").write_text(
+        json.dumps({"task": {"kind": "classification", "classes": ["benign", "tumour"]}})
+    )
     layout.seal(run / "fold_0", {"made": "by hand"})
     found = Gallery(layout.Work(new))
     assert [r.name for r in found.runs] == ["old"]
@@ -148,8 +149,19 @@ def test_scores_are_told_with_four_digits() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/tile/99/3/0_0.jpg", "/tile/0/40/0_0.jpg", "/tile/0/3/9_9.jpg", "/static/../server.py", "/static/%2e%2e/data.py",
-     "/etc/passwd", "/layer/7/0/0.png", "/layer/0/99/0.png", "/thumb/-1.jpg", "/api/slide/2", "//etc/passwd"],
+    [
+        "/tile/99/3/0_0.jpg",
+        "/tile/0/40/0_0.jpg",
+        "/tile/0/3/9_9.jpg",
+        "/static/../server.py",
+        "/static/%2e%2e/data.py",
+        "/etc/passwd",
+        "/layer/7/0/0.png",
+        "/layer/0/99/0.png",
+        "/thumb/-1.jpg",
+        "/api/slide/2",
+        "//etc/passwd",
+    ],
 )
 def test_nothing_else_is_served(port: int, path: str) -> None:
     status, body, headers = get(port, path)
@@ -254,9 +266,15 @@ def has_ipv6() -> bool:
 
 @pytest.mark.parametrize(
     ("args", "words"),
-    [(["--port", "99999"], "99999: a port is"), (["--port", "-1"], "-1: a port is"), (["--host", "no such"], "listen"),
-     (["--host", "0.0.0.0", "--no-token"], "--no-token"), (["--token", "x" * 20, "--no-token"], "exclude"),
-     (["--token", "short"], "can be guessed"), (["--host", "256.1.1.1"], "256.1.1.1")],
+    [
+        (["--port", "99999"], "99999: a port is"),
+        (["--port", "-1"], "-1: a port is"),
+        (["--host", "no such"], "listen"),
+        (["--host", "0.0.0.0", "--no-token"], "--no-token"),
+        (["--token", "x" * 20, "--no-token"], "exclude"),
+        (["--token", "short"], "can be guessed"),
+        (["--host", "256.1.1.1"], "256.1.1.1"),
+    ],
 )
 def test_odd_ports_hosts_and_tokens_are_one_message(
     work: Path, args: list[str], words: str, cli: Callable[..., tuple[int, str]]

@@ -13,7 +13,8 @@ from mhim.pipeline.stages.stages import Train
 from mhim.pipeline.store import layout
 
 SMALL: dict[str, dict[str, Any]] = {
-    "abmil": {"width": 8, "attention_width": 8}, "dsmil": {"width": 8},
+    "abmil": {"width": 8, "attention_width": 8},
+    "dsmil": {"width": 8},
     "transmil": {"width": 64, "landmarks": 16},
 }
 

@@ -38,8 +38,11 @@ class Embedding(nn.Module):
         """rows: int64 (R,), which rows of x to embed, in this order (R, width); None: all."""
         p = self.dropout if self.training else 0.0
         weight, bias = self.linear.weight, self.linear.bias
-        if x.device.type == "cpu" and x.dtype == weight.dtype and not x.requires_grad and not torch.is_autocast_enabled(
-            "cpu"
+        if (
+            x.device.type == "cpu"
+            and x.dtype == weight.dtype
+            and not x.requires_grad
+            and not torch.is_autocast_enabled("cpu")
         ):
             if torch.is_grad_enabled() and weight.requires_grad:
                 return cast(Tensor, _Embed.apply(x, rows, weight, bias, self.activation, p))

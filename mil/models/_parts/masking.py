@@ -79,8 +79,15 @@ class Removed:
 
 
 def remove(
-    score: Tensor, share: Tensor, ratio_high: float, ratio_low: float = 0.0, ratio_random: float = 0.0,
-    random_share: float = 1.0, share_max: float = 1.0, rounding: Rounding = "ceil", noise: Tensor | None = None,
+    score: Tensor,
+    share: Tensor,
+    ratio_high: float,
+    ratio_low: float = 0.0,
+    ratio_random: float = 0.0,
+    random_share: float = 1.0,
+    share_max: float = 1.0,
+    rounding: Rounding = "ceil",
+    noise: Tensor | None = None,
     attention: Tensor | None = None,
 ) -> Removed:
     """Which instances the masks take; one always stays, and a bag of one is left whole.

@@ -261,8 +261,9 @@ class Nystrom(nn.Module):
             mixed = F.scaled_dot_product_attention(q_marks[None], k[None], v[None], mask, scale=scale)[0]
         with torch.autocast(x.device.type, enabled=False):
             solved, row = apply_pinv(a2, mixed.to(wide), asked, self.steps)  # (H, m, d), (H, m, 1)
-        out = F.scaled_dot_product_attention(q[None], k_marks.to(q.dtype)[None], solved.to(q.dtype)[None],
-                                             scale=scale)[0]
+        out = F.scaled_dot_product_attention(q[None], k_marks.to(q.dtype)[None], solved.to(q.dtype)[None], scale=scale)[
+            0
+        ]
         rows = self._project(self._merge(out) + self._convolve(flat[pad:]))
         if not detail:
             return Attended(rows)

@@ -82,9 +82,7 @@ def _center(grid: Tensor, counts: Tensor | None) -> Tensor:
     return (w @ grid) / w.sum().clamp_min(1.0)
 
 
-def mean_tokens(
-    x: Tensor, share: Tensor, k: int, grid: Tensor | None = None, counts: Tensor | None = None
-) -> Merged:
+def mean_tokens(x: Tensor, share: Tensor, k: int, grid: Tensor | None = None, counts: Tensor | None = None) -> Merged:
     """min(k, M) tokens, each the mean of every k-th of the merged instances x (M, h), weighted by share (M,) >= 0.
 
     A token stands for as many instances as it was made of (log_count), and lies in their convex hull: what reads it

@@ -73,8 +73,10 @@ def decode(raw: bytes, encoding: str, path: Path) -> tuple[str, list[str]]:
         except UnicodeDecodeError as error:
             line = raw[: error.start].count(b"\n") + 1
             byte = f"0x{raw[error.start]:02x}"
-            raise CohortError(f"{path} is not written in {encoding}: row {line} holds the byte {byte}; leave "
-                              "--encoding away, or name the right one") from error
+            raise CohortError(
+                f"{path} is not written in {encoding}: row {line} holds the byte {byte}; leave "
+                "--encoding away, or name the right one"
+            ) from error
     name = _marked(raw)
     try:
         text = raw.decode(name or "utf-8-sig")
@@ -87,8 +89,10 @@ def decode(raw: bytes, encoding: str, path: Path) -> tuple[str, list[str]]:
         line = raw[: error.start].count(b"\n") + 1
         shown = text.split("\n")[line - 1].strip()[:60]
         called = "Windows-1252 (Latin-1)" if name == "cp1252" else "Latin-1"
-        notes = [f"{path.name}: not UTF-8, read as {called}, which makes {shown!r} of row {line}; if that is wrong, "
-                 "give --encoding"]
+        notes = [
+            f"{path.name}: not UTF-8, read as {called}, which makes {shown!r} of row {line}; if that is wrong, "
+            "give --encoding"
+        ]
     if "\x00" in text:
         raise CohortError(f"{path} is no table: it holds NUL characters; save it as CSV (UTF-8)")
     return text, notes
@@ -182,8 +186,10 @@ def _excel(path: Path, wanted: str) -> Sheet:
         for sheet in book.worksheets:
             if wanted and sheet.title != wanted:
                 continue
-            lines = [(number, [_shown(c.value, getattr(c, "number_format", "")) for c in row])
-                     for number, row in enumerate(sheet.iter_rows(), start=1)]
+            lines = [
+                (number, [_shown(c.value, getattr(c, "number_format", "")) for c in row])
+                for number, row in enumerate(sheet.iter_rows(), start=1)
+            ]
             lines = [line for line in lines if any(line[1])]
             if lines:
                 width = max(len(cells) for _, cells in lines)

@@ -153,8 +153,9 @@ def _take(row: Row, hits: list[str], taken: dict[str, Row], pairs: list[tuple[Ro
         raise CohortError(f"row {row.number}, column slide: {row.slide!r} fits {some(hits)}; write the whole id")
     other = taken.setdefault(hits[0], row)
     if other is not row:
-        raise CohortError(f"row {row.number}, column slide: {row.slide!r} is the slide of row {other.number} "
-                          f"already ({hits[0]})")
+        raise CohortError(
+            f"row {row.number}, column slide: {row.slide!r} is the slide of row {other.number} already ({hits[0]})"
+        )
     pairs.append((row, hits[0]))
 
 
@@ -181,8 +182,11 @@ def of_patients(rows: Iterable[Row], slides: Sequence[str]) -> list[Row]:
 
 def by_barcode(rows: Iterable[Row], slides: Sequence[str]) -> list[Row]:
     """Rows for the TCGA slides that `rows` do not name: whose they are, and nothing else. Their number is 0."""
-    return [Row(0, slide, patient) for slide in match(rows, slides).without_row
-            if tcga.is_slide(slide) and (patient := tcga.patient(slide))]
+    return [
+        Row(0, slide, patient)
+        for slide in match(rows, slides).without_row
+        if tcga.is_slide(slide) and (patient := tcga.patient(slide))
+    ]
 
 
 def find_labels(given: Path | None, work: layout.Work) -> Path:

@@ -22,9 +22,11 @@ def joint_sites(rows: Sequence[Row], split_by: str) -> tuple[dict[str, str], lis
     several = {p: sorted(sites) for p, sites in of.items() if len(sites) > 1}
     if several and split_by != "site":
         patient, sites = next(iter(several.items()))
-        raise CohortError(f"column site: patient {patient!r} is of {' and '.join(sites)} ({len(several)} such): "
-                          "write one site, drop the column, or give --set train.split_by=site, which keeps sites that "
-                          "share a patient on one side")
+        raise CohortError(
+            f"column site: patient {patient!r} is of {' and '.join(sites)} ({len(several)} such): "
+            "write one site, drop the column, or give --set train.split_by=site, which keeps sites that "
+            "share a patient on one side"
+        )
     home = {s: s for sites in of.values() for s in sites}  # a site -> the group it has gone to
     for sites in several.values():
         into = min(home[s] for s in sites)

@@ -23,8 +23,15 @@ COLUMNS = {
     "site": "where the slide comes from",
     "regions": "file of drawn regions: QuPath GeoJSON, ASAP or ImageScope XML",
 }
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-          "testing": "test"}
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 EVENTS = {
     **dict.fromkeys(("dead", "deceased", "died", "death", "event", "yes", "true", "progressed", "recurred"), 1),
     **dict.fromkeys(("alive", "living", "censored", "no", "false", "diseasefree", "disease free", "no event"), 0),
@@ -129,8 +136,10 @@ def event_of(text: str, words: Mapping[str, int]) -> int | None:
     except ValueError:
         value = math.nan
     if value not in (0.0, 1.0):
-        raise ValueError(f"column event: {text!r} must be 0 or 1, or a word such as dead and alive; say what it means "
-                         f"with --set 'labels.event_words={{{text}: 1}}'")
+        raise ValueError(
+            f"column event: {text!r} must be 0 or 1, or a word such as dead and alive; say what it means "
+            f"with --set 'labels.event_words={{{text}: 1}}'"
+        )
     return int(value)
 
 

@@ -78,8 +78,11 @@ def _columns(header: Sequence[str], named: Mapping[str, str], path: Path) -> dic
 
     def places(*names: str) -> list[int]:
         exact = [i for i, h in enumerate(header) if h in names]
-        return exact if len(exact) == 1 and len(names) == 1 else [i for i, h in enumerate(header)
-                                                                  if plain(h) in {plain(n) for n in names}]
+        return (
+            exact
+            if len(exact) == 1 and len(names) == 1
+            else [i for i, h in enumerate(header) if plain(h) in {plain(n) for n in names}]
+        )
 
     def only(ours: str, hits: list[int], cure: str) -> None:
         if len(hits) > 1:
@@ -104,13 +107,17 @@ def _columns(header: Sequence[str], named: Mapping[str, str], path: Path) -> dic
             free = [i for i in places(*ALIASES[ours]) if i not in at.values()]
             only(ours, free, f"name it with --{ours}-column")
     if "slide" not in at:
-        raise CohortError(f"no column `slide` tells the slides: {has}; say which with --slide-column NAME. Columns: "
-                          + ", ".join(f"{k} ({v})" for k, v in COLUMNS.items()))
+        raise CohortError(
+            f"no column `slide` tells the slides: {has}; say which with --slide-column NAME. Columns: "
+            + ", ".join(f"{k} ({v})" for k, v in COLUMNS.items())
+        )
     if ("time" in at) != ("event" in at):
         lone = "time" if "time" in at else "event"
         if lone in named or "label" not in at:
-            raise CohortError(f"{path}: `time` and `event` belong together; one of the two columns is missing: {has}; "
-                              "say which with --time-column and --event-column")
+            raise CohortError(
+                f"{path}: `time` and `event` belong together; one of the two columns is missing: {has}; "
+                "say which with --time-column and --event-column"
+            )
         del at[lone]
     return at
 
@@ -143,7 +150,7 @@ def _rows(sheet: Sheet, at: Mapping[str, int], settings: LabelsConfig, path: Pat
         if not any(cells.values()):
             continue
         slide = cells["slide"]
-        by_code = (tcga.patient(same(slide)) if settings.tcga_patients and tcga.is_slide(slide) else None)
+        by_code = tcga.patient(same(slide)) if settings.tcga_patients and tcga.is_slide(slide) else None
         grouped += bool(by_code and not cells.get("patient"))
         try:
             row = row_of(number, cells, by_code or same(slide), sheet.separator, settings.event_words)
@@ -156,8 +163,10 @@ def _rows(sheet: Sheet, at: Mapping[str, int], settings: LabelsConfig, path: Pat
         rows.append(row)
     contrary = contradictions(rows)
     if contrary and grouped:
-        contrary.append("patients are those of the TCGA barcodes: --no-tcga-patients makes each slide a patient, and "
-                        "slides of one patient may then stand on both sides of a fold")
+        contrary.append(
+            "patients are those of the TCGA barcodes: --no-tcga-patients makes each slide a patient, and "
+            "slides of one patient may then stand on both sides of a fold"
+        )
     wrong += contrary
     if wrong:
         more = f"\n  ... and {len(wrong) - 20} more" if len(wrong) > 20 else ""
@@ -166,13 +175,20 @@ def _rows(sheet: Sheet, at: Mapping[str, int], settings: LabelsConfig, path: Pat
 
 
 def _notes(
-    path: Path, rows: Sequence[Row], at: Mapping[str, int], gone: Mapping[str, Counter[str]], words: Mapping[str, int],
-    commas: int, grouped: int,
+    path: Path,
+    rows: Sequence[Row],
+    at: Mapping[str, int],
+    gone: Mapping[str, Counter[str]],
+    words: Mapping[str, int],
+    commas: int,
+    grouped: int,
 ) -> list[str]:
     """What was taken for what, before any work."""
-    notes = [f"{path.name}: {sum(said.values())} cells of `{ours}` are missing values "
-             f"({', '.join(f'{n} {text}' for text, n in said.most_common())}; --set labels.missing=[...] changes it)"
-             for ours, said in gone.items()]
+    notes = [
+        f"{path.name}: {sum(said.values())} cells of `{ours}` are missing values "
+        f"({', '.join(f'{n} {text}' for text, n in said.most_common())}; --set labels.missing=[...] changes it)"
+        for ours, said in gone.items()
+    ]
     if words:
         said = ", ".join(f"{word!r} is {value}" for word, value in sorted(words.items()))
         notes.append(f"{path.name}: `event` {said}")
@@ -180,8 +196,10 @@ def _notes(
         notes.append(f"{path.name}: {commas} rows have numbers with a decimal comma")
     if grouped:
         patients = {r.patient for r in rows if tcga.patient(r.slide) == r.patient}
-        notes.append(f"{path.name}: no column tells the patient: {grouped} slides are of {len(patients)} patients by "
-                     "their TCGA barcodes (--no-tcga-patients: each slide by itself)")
+        notes.append(
+            f"{path.name}: no column tells the patient: {grouped} slides are of {len(patients)} patients by "
+            "their TCGA barcodes (--no-tcga-patients: each slide by itself)"
+        )
     for ours in ("label", "patient", "site"):
         alike = look_alikes(str(v) for r in rows if (v := getattr(r, ours)) is not None) if ours in at else []
         if alike:

@@ -48,8 +48,10 @@ def _with(slide: SlideEntry, row: Row, table: Table) -> SlideEntry:
     regions = beside(table.path, row.regions) if row.regions else None
     for what, old, new in (("mpp", slide.mpp, row.mpp), ("regions", slide.regions, regions)):
         if old is not None and new is not None and old != new:
-            raise CohortError(f"{table.path}, row {row.number}, column {what}: {new} of {slide.id}, but the manifest "
-                              f"says {old}: keep one of them")
+            raise CohortError(
+                f"{table.path}, row {row.number}, column {what}: {new} of {slide.id}, but the manifest "
+                f"says {old}: keep one of them"
+            )
     return replace(slide, mpp=slide.mpp if row.mpp is None else row.mpp, regions=regions or slide.regions)
 
 
@@ -76,11 +78,15 @@ def too_late(table: Table, features: Path, work: layout.Work) -> list[str]:
     cure = f"tile again with --labels {table.path.name} --replace, then extract"
     notes = []
     if other_mpp:
-        notes.append(f"{table.path.name}: its mpp of {len(other_mpp)} slides is not what their tiles were made with, "
-                     f"and training does not change that: {some(other_mpp, 3)}; {cure}")
+        notes.append(
+            f"{table.path.name}: its mpp of {len(other_mpp)} slides is not what their tiles were made with, "
+            f"and training does not change that: {some(other_mpp, 3)}; {cure}"
+        )
     if other_regions:
-        notes.append(f"{table.path.name}: its regions of {len(other_regions)} slides were not there when these were "
-                     f"tiled, and training does not change that: {some(other_regions, 3)}; {cure}")
+        notes.append(
+            f"{table.path.name}: its regions of {len(other_regions)} slides were not there when these were "
+            f"tiled, and training does not change that: {some(other_regions, 3)}; {cure}"
+        )
     if unknown_mpp:
         notes.append(f"{table.path.name}: its mpp of {len(unknown_mpp)} slides is not used: imported features")
     return notes
