@@ -154,7 +154,7 @@ class Params(Settings):
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> Params:
-        if self.student in ("mhim", "mhim.mil.models.mhim"):
+        if self.student.removeprefix("mhim.") in ("mhim", "mil.models.mhim"):
             raise ValueError("student: mhim cannot be its own student")
         if self.merge == "none" and self.keep_ratio < 1 and self.min_kept < 1:
             raise ValueError("min_kept: without tokens at least one instance must be kept")

@@ -144,7 +144,7 @@ class World:
                     "--set",
                     "extract.chunk_rows=64",
                     "--set",
-                    "mhim.extract.reading.readers=1",
+                    "extract.readers=1",
                     "--set",
                     f"extract.dtype=float{32 if other else 16}",
                     *at,

@@ -55,7 +55,7 @@ def test_unknown_preset_lists_the_others() -> None:
 
 
 def test_the_template_reads_back_to_the_same_settings(tmp_path: Path) -> None:
-    sets = ["tile.mpp=[0.5, 1.0]", "train.grid={mask_ratio_h: [0.01, 0.03]}", "mhim.extract.weights=x.pt"]
+    sets = ["tile.mpp=[0.5, 1.0]", "train.grid={mask_ratio_h: [0.01, 0.03]}", "extract.weights=x.pt"]
     config = load.resolve([], sets)
     file = tmp_path / "all.yaml"
     file.write_text(load.template(config))

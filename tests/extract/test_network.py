@@ -119,7 +119,8 @@ def test_tiling_without_it_never_imports_torch(tmp_path: Path) -> None:
     path = write_svs(tmp_path / "a.svs", tissue_rgb(512, 640))
     code = (
         "import sys; from pathlib import Path; from mhim.configs.schema import TileConfig; "
-        "from mhim.extract.tiles.tiling import tile_slide; tile_slide(Path(sys.argv[1]), TileConfig()); assert 'torch' not in sys.modules"
+        "from mhim.extract.tiles.tiling import tile_slide; "
+        "tile_slide(Path(sys.argv[1]), TileConfig()); assert 'torch' not in sys.modules"
     )
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=root)

@@ -26,8 +26,6 @@ def test_whatever_happens_to_a_work_folder_its_promises_hold() -> None:
         "35",
         "--seed",
         seed,
-        "--without",
-        "other",
     ]
     ended = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=280, check=False)
     assert ended.returncode == 0, ended.stdout[-6000:] + ended.stderr[-2000:]

@@ -123,7 +123,7 @@ def test_of_a_whole_run_only_the_verb_that_failed_is_given_again(tmp_path: Path)
 def test_what_is_typed_counts_before_the_log(tmp_path: Path) -> None:
     work = logged(tmp_path / "w", "extract uni", asked={"extract": {"encoder": "uni", "weights": "/data/w"}})
     (again,) = retry.commands(work)
-    assert "type --set mhim.extract.weights=/data/w" in retry.refused(again, work, {}, None)
+    assert "type --set extract.weights=/data/w" in retry.refused(again, work, {}, None)
     assert retry.refused(again, work, {"extract": {"weights": "/data/w"}}, None) == ""
     slurm = logged(tmp_path / "v", "tile", asked={}, SLURM_ARRAY_JOB_ID="7")
     (again,) = retry.commands(slurm)
