@@ -24,7 +24,7 @@ from mhim.configs import load, lookup, trust
 from mhim.configs.schema import ClusterConfig, Config, Settings
 from mhim.pipeline.cli import plugins_named
 from mhim.pipeline.resume.stage import Stopped
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading, writing
 from pydantic import Field, ValidationError
 
 
@@ -111,11 +111,11 @@ def submit(work: layout.Work, config: Config, steps: list[Step], replace: bool =
         # the tasks run on one machine each: every core one process
         cluster = ClusterConfig(workers=of.cpus, lease_s=config.cluster.lease_s)
         settings = folder / f"{step.verb}.yaml"
-        layout.write_atomic(settings, load.template(_for_a_file(config, cluster)))
+        writing.write_atomic(settings, load.template(_for_a_file(config, cluster)))
         if step.items is not None:
-            layout.write_atomic(folder / f"{step.verb}.items", "".join(f"{key}\n" for key in step.items))
+            writing.write_atomic(folder / f"{step.verb}.items", "".join(f"{key}\n" for key in step.items))
         script = folder / f"{step.verb}.sh"
-        layout.write_atomic(script, job_script(step, folder, work.root.resolve(), params, of, tasks, replace))
+        writing.write_atomic(script, job_script(step, folder, work.root.resolve(), params, of, tasks, replace))
         script.chmod(0o755)
         after = [f"--dependency=afterany:{made[-1].job}"] if made else []
         try:
@@ -127,7 +127,7 @@ def submit(work: layout.Work, config: Config, steps: list[Step], replace: bool =
             raise Stopped(f"{step.verb}: {error}; nothing was submitted") from error
         made.append(Submitted(step.verb, job, tasks, step.most, str(script)))
         card = {"submitted": time.time(), "command": sys.argv, "arrays": [asdict(m) for m in made]}
-        layout.write_atomic(folder / "job.json", json.dumps(card, indent=2) + "\n")
+        writing.write_atomic(folder / "job.json", json.dumps(card, indent=2) + "\n")
     return folder, made
 
 
@@ -297,7 +297,7 @@ def jobs(work: layout.Work, folder: Path | None = None) -> list[ArrayState]:
     folders = [folder] if folder else sorted(p.parent for p in (work.root / "jobs").glob("*/job.json"))
     arrays: list[ArrayState] = []
     for at in folders:
-        card = layout.read_json(at / "job.json")
+        card = reading.read_json(at / "job.json")
         ends = _ends(at)
         for raw in card["arrays"]:
             array = Submitted(**raw)

@@ -19,7 +19,7 @@ from mhim.pipeline.cli.values import gpu_numbers, grid_of, mpps
 from mhim.pipeline.resume import ends
 
 if TYPE_CHECKING:
-    from mhim.pipeline.stages.verbs import Session
+    from mhim.pipeline.stages.session import Session
 
 app = typer.Typer(
     name="pipeline",
@@ -74,7 +74,7 @@ def session(
 ) -> Session:
     """The verbs' common ground. `flags` are settings with `__` for the dot; None means not given."""
     from mhim.configs.load import ConfigError, resolve
-    from mhim.pipeline.stages.verbs import Session
+    from mhim.pipeline.stages.session import Session
     from mhim.pipeline.store.layout import Work
 
     if reading:
@@ -344,4 +344,3 @@ def _main(argv: list[str] | None) -> int:
         return ends.explain(error)
 
 
-from mhim.pipeline.cli import look, upkeep  # noqa: E402, F401  register the other commands on `app`

@@ -25,7 +25,7 @@ from mhim.pipeline.cohort.labels import table as label_table
 from mhim.pipeline.cohort.listing import SlideEntry
 from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.resume import console, leftovers
-from mhim.pipeline.store import layout, names
+from mhim.pipeline.store import names, writing
 
 OK, EMPTY, NO_MPP, UNREADABLE, UNFIT, UNSUPPORTED = "ok", "empty", "no mpp", "unreadable", "unfit", "unsupported"
 NO_SLIDE = "no slide"
@@ -87,8 +87,8 @@ def check(source: Path, config: Config, out: Path, labels: Path | None = None) -
     summary = [*_summary(findings, workers, seconds), *listing.notes, *cohort_problems]
     out.mkdir(parents=True, exist_ok=True)
     leftovers.sweep(out)
-    layout.write_atomic(out / "check.csv", _csv(findings))
-    layout.write_atomic(out / "check.html", check_page.page(names.readable(str(source)), findings, summary))
+    writing.write_atomic(out / "check.csv", _csv(findings))
+    writing.write_atomic(out / "check.html", check_page.page(names.readable(str(source)), findings, summary))
     _show(findings, summary, out)
     return 1 if cohort_problems or any(f.problems for f in findings) else 0
 

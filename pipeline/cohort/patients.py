@@ -24,7 +24,7 @@ from mhim.pipeline.cohort.labels.match import match
 from mhim.pipeline.cohort.labels.of_patients import joint_sites, mixed_tissue
 from mhim.pipeline.cohort.labels.rows import CohortError, Row
 from mhim.pipeline.cohort.provenance import Made
-from mhim.pipeline.store import layout, seals
+from mhim.pipeline.store import layout, reading, seals
 
 # Facts of the features that a model is bound to: scoring refuses others.
 FACTS = ("encoder", "weights_id", "mpp", "tile_px", "stain_norm", "dim", "pooling", "transform", "encoder_name")
@@ -100,12 +100,12 @@ class StoredBag:
 
     def rows(self) -> list[int]:
         """Number of tiles of each slide, in order: cuts a patient's scores back into slides."""
-        return [len(layout.read_array(path, "coords")) for path in self.stores]
+        return [len(reading.read_array(path, "coords")) for path in self.stores]
 
     @staticmethod
     def _read(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
-        tile_l0 = layout.read_attrs(path).get("tile_l0") or 1.0
-        return layout.read_array(path, "features"), layout.read_array(path, "coords"), float(np.mean(tile_l0))
+        tile_l0 = reading.read_attrs(path).get("tile_l0") or 1.0
+        return reading.read_array(path, "features"), reading.read_array(path, "coords"), float(np.mean(tile_l0))
 
 
 def own_settings(config: TrainConfig) -> dict[str, Any]:
@@ -270,7 +270,7 @@ def _damaged(stores: dict[str, Path]) -> list[str]:
     """One line for each, what is wrong and what to do."""
     found = {slide: seals.look(path) for slide, path in stores.items()}
     return [
-        f"left out, {slide}: {layout.damage(stores[slide], there.wrong if there else 'it is missing')}"
+        f"left out, {slide}: {reading.damage(stores[slide], there.wrong if there else 'it is missing')}"
         for slide, there in found.items()
     ]
 
@@ -282,7 +282,7 @@ def patient_of(
     found = [seals.look(stores[i]) for i in slides]
     marks = [there.attrs.get("fingerprint", "") if there else "" for there in found]
     wrong = [
-        layout.damage(stores[i], there.wrong if there else "it is missing")
+        reading.damage(stores[i], there.wrong if there else "it is missing")
         for i, there in zip(slides, found, strict=True)
         if there is None or there.wrong
     ]
@@ -315,7 +315,7 @@ def features_of(work: layout.Work, facts: dict[str, Any]) -> Path:
         for folder in sorted((work.root / "features").glob("[!.]*")):
             first = next(iter(feature_stores(folder).values()), None)
             if first is not None:
-                attrs = layout.read_attrs(first)
+                attrs = reading.read_attrs(first)
                 if facts.get("encoder") in (attrs.get("encoder"), attrs.get("encoder_name")):
                     return folder
     return usual
@@ -326,7 +326,7 @@ def _facts(stores: dict[str, Path]) -> dict[str, Any]:
     shared: dict[str, Any] = {}
     first = next(iter(stores), "")
     for slide, path in stores.items():
-        facts = facts_of(layout.read_attrs(path))
+        facts = facts_of(reading.read_attrs(path))
         shared = shared or facts
         for key in facts.keys() | shared.keys():
             if facts.get(key) != shared.get(key):

@@ -16,7 +16,7 @@ from typing import Any, get_args
 from mhim.configs import load
 from mhim.configs.schema import Config, ExtractConfig, Settings, TileConfig, marked
 from mhim.pipeline.cohort.labels.rows import CohortError
-from mhim.pipeline.store import layout, seals
+from mhim.pipeline.store import layout, reading, seals
 
 TILING = "tiling"  # attribute of a feature store: the settings of the tiles that it was made from
 OF_THE_SLIDES = ("mpp_of_slides", "assume_mpp_from_power", "overlay")  # about the slides at hand, not about the model
@@ -32,7 +32,7 @@ def tiling_of(tiles: Mapping[str, Any]) -> Made:
 
 def of_features(slide: str, path: Path, features: Path) -> Made:
     """The record of one feature store in the folder `features`. Raises StoreError."""
-    attrs = layout.read_attrs(path)
+    attrs = reading.read_attrs(path)
     settings = attrs.get("settings", {})
     made = {k: v for k, v in settings.items() if k.startswith(("extract.", "encoder."))}
     tiling = attrs.get(TILING)

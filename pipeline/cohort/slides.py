@@ -22,7 +22,7 @@ from mhim.pipeline.cohort.labels.rows import CohortError, some
 from mhim.pipeline.cohort.labels.table import read_table
 from mhim.pipeline.cohort.listing import Listing, SlideEntry
 from mhim.pipeline.resume.claims import alone
-from mhim.pipeline.store import ids, layout, names
+from mhim.pipeline.store import ids, layout, names, writing
 
 # ---------------------------------------------------------------------------------------------- folders
 
@@ -64,7 +64,7 @@ def remember(work: layout.Work, slides: list[SlideEntry]) -> list[SlideEntry]:
     if not work.cohort.exists() or work.cohort.read_text() != text:
         with alone(work.root / ".claims", "cohort.csv"):
             known, text = _merged(work, slides)
-            layout.write_atomic(work.cohort, text)
+            writing.write_atomic(work.cohort, text)
     return known
 
 

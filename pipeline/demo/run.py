@@ -16,8 +16,9 @@ from mhim.configs.load import resolve
 from mhim.pipeline.demo import cohort
 from mhim.pipeline.results import numbers
 from mhim.pipeline.resume import console
+from mhim.pipeline.stages import session as session_
 from mhim.pipeline.stages import verbs
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading
 from mhim.pipeline.training import choices
 from mhim.pipeline.upkeep import status
 from rich.table import Table
@@ -36,7 +37,7 @@ def run(folder: Path, quick: bool, sets: list[str], config: list[str], workers: 
     console.err.print(f"[bold]demo[/]: painting a cohort of synthetic H&E slides in {console.escape(str(folder))}")
     labels = cohort.make_cohort(folder, n=12, small=True) if quick else cohort.make_cohort(folder)
     painted = time.monotonic()
-    session = verbs.Session(work, settings)
+    session = session_.Session(work, settings)
     verbs.tile(session, folder / "slides")
     verbs.extract(session)
     codes = []
@@ -73,7 +74,7 @@ def _show_metrics(work: layout.Work, folder: Path) -> None:
     rows: list[tuple[str, list[str]]] = []
     counted: list[str] = []
     for model in MODELS:
-        metrics = layout.read_json(work.run(model) / "metrics.json")
+        metrics = reading.read_json(work.run(model) / "metrics.json")
         rows.append((model, [numbers.text_of(metrics["test"][k]) for k in ("auc", "balanced_accuracy", "f1")]))
         counted += [f"{model}: {line}" for line in choices.lines(metrics["choices"])]
     for name in ("AUC", "balanced accuracy", "F1", "AUC of tile scores against the planted tumour"):
@@ -91,8 +92,8 @@ def instance_auc(work: layout.Work, run: str, folder: Path) -> float:
 
     aucs = []
     for slide, scores in tile_scores(work, run).items():
-        attrs = layout.read_attrs(work.tile_store(slide))
-        coords = layout.read_array(work.tile_store(slide), "coords")
+        attrs = reading.read_attrs(work.tile_store(slide))
+        coords = reading.read_array(work.tile_store(slide), "coords")
         planted = cohort.tumour_fraction(cohort.read_truth(folder, slide), coords, attrs["tile_l0"][0]) >= 0.5
         if planted.any() and not planted.all():
             aucs.append(roc_auc_score(planted, scores))
@@ -103,7 +104,7 @@ def tile_scores(work: layout.Work, run: str) -> dict[str, np.ndarray]:
     """Slide id -> float32 (N,) instance scores of the fold that held the slide out."""
     with open(work.run(run) / "predictions.csv", newline="") as f:
         slides = [s for row in csv.DictReader(f) for s in row["slide"].split(";")]
-    return {s: np.asarray(layout.read_array(work.run(run) / "scores" / f"{s}.zarr", "attention")) for s in slides}
+    return {s: np.asarray(reading.read_array(work.run(run) / "scores" / f"{s}.zarr", "attention")) for s in slides}
 
 
 def _show_places(work: layout.Work, folder: Path) -> None:

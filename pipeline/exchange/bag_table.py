@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.resume import leftovers
-from mhim.pipeline.store import disk, ids, layout, seals
+from mhim.pipeline.store import disk, ids, layout, seals, writing
 
 NAMED = ("label", "bag", "patient", "split", "fold", "site", "time", "event", "x", "y")
 CARRIED = ("patient", "label", "time", "event", "split", "fold", "site")
@@ -84,7 +84,7 @@ def ensure_digits(work: layout.Work, encoder: str) -> Path | None:
     if name != "digits" or not sign or not witnesses.isdigit():
         return None
     table = work.features(encoder) / "bags.csv"
-    layout.write_atomic(table, digits(int(witnesses)))
+    writing.write_atomic(table, digits(int(witnesses)))
     return import_bags(table, work, encoder)
 
 
@@ -120,13 +120,13 @@ def import_bags(path: Path, work: layout.Work, encoder: str) -> Path:
         }
         final = work.feature_store(encoder, bag)
         with leftovers.private(work.features(encoder)) as out, disk.naming(final):
-            writer = layout.StoreWriter(out, attrs)
+            writer = writing.StoreWriter(out, attrs)
             writer.write("features", arrays[bag])
             writer.write("coords", coords[bag])
-            layout.sum_up(out)
-            layout.remove_store(final)
-            layout.commit(out, final)
-    layout.write_atomic(labels, text)
+            writing.sum_up(out)
+            writing.remove_store(final)
+            writing.commit(out, final)
+    writing.write_atomic(labels, text)
     return labels
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from mhim.mil import reference, tasks
 from mhim.pipeline.resume import leftovers
-from mhim.pipeline.store import disk, layout
+from mhim.pipeline.store import disk, layout, writing
 from mhim.pipeline.training import bundle
 from mhim.pipeline.training import fold as training
 from torch import Tensor
@@ -82,7 +82,7 @@ def import_models(
     leftovers.sweep(final.parent)
     with leftovers.private(final.parent) as aside, disk.naming(final):
         told = [_one(f, aside / f"fold_{k}", k, task, features, activation) for k, f in enumerate(files)]
-        if not layout.commit(aside, final):
+        if not writing.commit(aside, final):
             raise ImportRefused(f"{final} exists; import under another --name, or delete it")
     return told
 
@@ -131,5 +131,5 @@ def _one(file: Path, out: Path, fold: int, task: tasks.Task, features: dict[str,
     bundle.write(out, card, model.float().state_dict(), None)
     header = {"side": "", "patient": "", "slides": ""}  # no patient was held out here, so there is no row
     (out / training.PREDICTIONS).write_text(training.table([header]).splitlines()[0] + "\n")
-    layout.seal(out, {"stage": "import-model", "sha256": digest, "activation": activation})
+    writing.seal(out, {"stage": "import-model", "sha256": digest, "activation": activation})
     return f"{file.name}: {name} with student {student}" if name == "mhim" else f"{file.name}: {student}"

@@ -34,7 +34,7 @@ from mhim.pipeline.cohort.labels import match
 from mhim.pipeline.cohort.slides import CohortError, read_cohort
 from mhim.pipeline.exchange import hdf5_safe, slide2vec
 from mhim.pipeline.resume import leftovers
-from mhim.pipeline.store import disk, ids, seals
+from mhim.pipeline.store import disk, ids, reading, seals, writing
 from mhim.pipeline.store import layout as store
 
 SUFFIXES = (".h5", ".hdf5", ".pt", ".npy")
@@ -106,7 +106,7 @@ def mpp_of_slides(work: store.Work, names: Iterable[str]) -> dict[str, float]:
     found = {}
     for name, slide in match.files_of(names, [s.id for s in read_cohort(work)]).items():
         tiles = work.tile_store(slide)
-        mpp = store.read_attrs(tiles).get("slide_mpp") if store.stored(tiles) is not None else None
+        mpp = reading.read_attrs(tiles).get("slide_mpp") if reading.stored(tiles) is not None else None
         if mpp:
             found[name] = float(mpp[0])
     return found
@@ -334,12 +334,12 @@ def _write(found: Foreign, file: Path, work: store.Work, encoder: str, slide: st
     if found.coords is None:
         attrs["coords_frame"] = "none: the file has no coordinates"
     with leftovers.private(work.features(encoder)) as out, disk.naming(final):
-        writer = store.StoreWriter(out, attrs)
+        writer = writing.StoreWriter(out, attrs)
         writer.write("features", found.features)
         writer.write("coords", coords)
-        store.sum_up(out)
-        store.remove_store(final)  # nothing, or a copy that was cut short
-        store.commit(out, final)
+        writing.sum_up(out)
+        writing.remove_store(final)  # nothing, or a copy that was cut short
+        writing.commit(out, final)
 
 
 def _spacing(coords: np.ndarray) -> float:

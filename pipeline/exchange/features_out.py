@@ -19,7 +19,7 @@ from mhim.pipeline.cohort.patients import feature_stores
 from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.store import layout as store
-from mhim.pipeline.store import seals
+from mhim.pipeline.store import reading, seals, writing
 
 FORMATS = ("clam", "trident", "stamp", "atlaspatch", "slide2vec")
 
@@ -52,7 +52,7 @@ def export(
     if layout not in FORMATS:
         raise CohortError(f"--format {layout}: there is {', '.join(FORMATS)}")
     looked = {i: (p, seals.look(p)) for i, p in feature_stores(features).items()}
-    wrong = [store.damage(p, found.wrong) for p, found in looked.values() if found is not None and found.wrong]
+    wrong = [reading.damage(p, found.wrong) for p, found in looked.values() if found is not None and found.wrong]
     if wrong and damaged is None:
         raise store.StoreError(wrong[0])
     (damaged if damaged is not None else []).extend(wrong)
@@ -69,7 +69,7 @@ def export(
             raise CohortError(
                 f"{slide} and {other} would both be written as {name}: export them from work folders of their own"
             )
-        attrs = store.read_attrs(path)
+        attrs = reading.read_attrs(path)
         if layout == "stamp" and not _one(attrs.get("slide_mpp")):
             raise CohortError(
                 f"{slide}: STAMP keeps coordinates in µm, and the µm per px of this slide is unknown; "
@@ -91,8 +91,8 @@ def _one(value: Any) -> float:
 
 
 def _bag(slide: str, path: Path) -> Bag:
-    attrs = store.read_attrs(path)
-    coords = np.asarray(store.read_array(path, "coords"))
+    attrs = reading.read_attrs(path)
+    coords = np.asarray(reading.read_array(path, "coords"))
     tile_l0, tile_px, mpp = _one(attrs.get("tile_l0")), int(attrs.get("tile_px") or 0), float(attrs.get("mpp") or 0.0)
     if "overlap_um" in attrs and mpp:
         overlap = round(float(attrs["overlap_um"]) / mpp)
@@ -103,7 +103,7 @@ def _bag(slide: str, path: Path) -> Bag:
     size = attrs.get("size_l0")
     return Bag(
         without_suffix(PurePosixPath(slide).name),
-        np.asarray(store.read_array(path, "features")),
+        np.asarray(reading.read_array(path, "features")),
         coords,
         str(attrs.get("encoder", "")),
         mpp,
@@ -120,7 +120,7 @@ def _h5(path: Path, arrays: dict[str, np.ndarray], attrs: dict[str, Any], on: st
     import h5py
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with store.aside(path) as tmp, h5py.File(tmp, "w", track_order=True) as h5:
+    with writing.aside(path) as tmp, h5py.File(tmp, "w", track_order=True) as h5:
         for name, array in arrays.items():
             h5.create_dataset(name, data=array)
         (h5[on] if on else h5).attrs.update(attrs)
@@ -132,7 +132,7 @@ def _pt(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()  # torch refuses names that begin with a dot, and hides the reason when a disk is full
     torch.save(torch.from_numpy(np.array(array)), buffer)
-    store.write_atomic(path, buffer.getvalue())
+    writing.write_atomic(path, buffer.getvalue())
 
 
 def _clam(bag: Bag, out: Path) -> None:
@@ -192,7 +192,7 @@ def _slide2vec(bag: Bag, out: Path) -> None:
     slide = {"base_spacing_um": bag.slide_mpp or None, "dimensions": bag.size_l0}
     how = {"provenance": {"sample_id": bag.name}, "slide": slide, "tiling": {**sizes, "n_tiles": n}}
     _pt(out / "tile_embeddings" / f"{bag.name}.pt", bag.features)
-    store.write_atomic(out / "tile_embeddings" / f"{bag.name}.meta.json", json.dumps(said, indent=1) + "\n")
+    writing.write_atomic(out / "tile_embeddings" / f"{bag.name}.meta.json", json.dumps(said, indent=1) + "\n")
     placed = out / "tiles" / f"{bag.name}.coordinates.npz"
     placed.parent.mkdir(parents=True, exist_ok=True)
     x, y = bag.coords.astype(np.int64).T
@@ -200,5 +200,5 @@ def _slide2vec(bag: Bag, out: Path) -> None:
     arrays = {"x": x, "y": y, "tile_index": np.arange(n, dtype=np.int32), "tissue_fractions": unknown}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    store.write_atomic(placed, buffer.getvalue())
-    store.write_atomic(out / "tiles" / f"{bag.name}.coordinates.meta.json", json.dumps(how, indent=1) + "\n")
+    writing.write_atomic(placed, buffer.getvalue())
+    writing.write_atomic(out / "tiles" / f"{bag.name}.coordinates.meta.json", json.dumps(how, indent=1) + "\n")

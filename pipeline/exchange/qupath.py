@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from mhim.pipeline.cohort.slides import CohortError, read_cohort
 from mhim.pipeline.resume import console, leftovers
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading, writing
 
 
 def export(work: layout.Work, out: Path | None, tiles: bool = True) -> int:
@@ -26,7 +26,7 @@ def export(work: layout.Work, out: Path | None, tiles: bool = True) -> int:
     leftovers.sweep(folder)
     for slide in read_cohort(work):
         path = work.tile_store(slide.id)
-        if layout.stored(path) is None:
+        if reading.stored(path) is None:
             missing.append(slide.id)
             continue
         try:
@@ -34,7 +34,7 @@ def export(work: layout.Work, out: Path | None, tiles: bool = True) -> int:
         except layout.StoreError as error:
             damaged.append(str(error))
             continue
-        layout.write_atomic(folder / f"{slide.id}.geojson", dumps(features), folder)
+        writing.write_atomic(folder / f"{slide.id}.geojson", dumps(features), folder)
         written += 1
     if not written and not damaged:
         raise CohortError(f"no slide in {work.root} has tiles; run `pipeline tile` first")
@@ -51,13 +51,13 @@ def _features(path: Path, tiles: bool, slide: str) -> list[dict[str, Any]]:
     from mhim.extract.tiles.geojson import tile_features, tissue_features
     from mhim.extract.tiles.tiling import ARTEFACTS, unpack_mask
 
-    attrs = layout.read_attrs(path)
+    attrs = reading.read_attrs(path)
     bounds = tuple(attrs["bounds_l0"])
     per_px = tuple(m / s for m, s in zip(attrs["mask_mpp"], attrs["slide_mpp"], strict=True))
-    mask = unpack_mask(layout.read_array(path, "mask"), attrs["mask_px"][0])
+    mask = unpack_mask(reading.read_array(path, "mask"), attrs["mask_px"][0])
     features = tissue_features(mask, per_px)
     if tiles:
-        numbers = {n: np.asarray(layout.read_array(path, n)) for n in ("tissue", *ARTEFACTS)}
-        coords = np.asarray(layout.read_array(path, "coords"))
+        numbers = {n: np.asarray(reading.read_array(path, n)) for n in ("tissue", *ARTEFACTS)}
+        coords = np.asarray(reading.read_array(path, "coords"))
         features += tile_features(coords, tuple(attrs["tile_l0"]), numbers, bounds[:2], slide, "Tile")
     return features

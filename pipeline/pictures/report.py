@@ -22,7 +22,7 @@ from mhim.pipeline.pictures import figures
 from mhim.pipeline.results import again, ensemble, estimand, numbers, operating_point, predictions
 from mhim.pipeline.results import risk_groups as risk
 from mhim.pipeline.resume import leftovers
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import bundle, choices
 from mhim.pipeline.upkeep import status
 
@@ -36,9 +36,9 @@ def write(work: layout.Work, run: Path) -> Path:
     """Write the report of a scored run. Raises StoreError if it is not scored."""
     if not (run / "metrics.json").exists() or not (run / "predictions.csv").exists():
         raise layout.StoreError(f"{run} is not scored; run `pipeline score --name {run.name}` first")
-    layout.check_scored(run)
+    reading.check_scored(run)
     leftovers.sweep_work(work)
-    found = layout.read_json(run / "metrics.json")
+    found = reading.read_json(run / "metrics.json")
     style, script = ((ASSETS / name).read_text() for name in ("report.css", "report.js"))
     if found.get("numbers") != layout.NUMBERS:
         raise layout.StoreError(
@@ -78,7 +78,7 @@ def write(work: layout.Work, run: Path) -> Path:
         f'content="{_e(policy)}"><meta name="viewport" content="width=device-width"><title>{_e(run.name)}</title>'
         f"<style>{style}</style></head><body>{''.join(parts)}<script>{script}</script></body></html>\n"
     )
-    layout.write_atomic(run / "report.html", text)
+    writing.write_atomic(run / "report.html", text)
     return run / "report.html"
 
 
@@ -203,7 +203,7 @@ def _cohort(work: layout.Work, found: dict[str, Any]) -> str:
         tile = status.read(work)[0]
     except Exception as error:  # features may have come without slides
         return f'<p class="soft">No slides are known in {_e(work.root.name)}: {_e(str(error))}</p>'
-    tiles = [layout.read_attrs(work.tile_store(s)) for s in tile.keys["done"]]
+    tiles = [reading.read_attrs(work.tile_store(s)) for s in tile.keys["done"]]
     mpps = Counter(f"{t['slide_mpp'][0]:.4g}" for t in tiles)
     vendors = Counter(str(t.get("vendor")) for t in tiles)
     rows = [

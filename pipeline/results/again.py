@@ -14,7 +14,7 @@ from typing import Any
 from mhim.configs.schema import Config
 from mhim.pipeline.cohort.slides import SlideEntry, read_cohort
 from mhim.pipeline.results import known, predictions
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading
 from mhim.pipeline.training import bundle
 
 FOLDER = "again"
@@ -61,7 +61,7 @@ def _roots(slides: list[SlideEntry]) -> dict[str, bool]:
 def _scored(run: Path) -> list[str]:
     """The settings of scoring that are not the default, as `--set`."""
     seal = run / "score.json"
-    settings = layout.read_json(seal).get("settings", {}) if seal.exists() else {}
+    settings = reading.read_json(seal).get("settings", {}) if seal.exists() else {}
     usual: dict[str, Any] = Config().score.model_dump(mode="json")
     changed = {
         k: v for k, v in settings.items() if k.startswith("score.") and v != usual.get(k.removeprefix("score."), v)

@@ -17,7 +17,7 @@ from mhim.mil import resampling, tasks
 from mhim.pipeline.results import estimand, numbers, operating_point
 from mhim.pipeline.results.estimand import Row
 from mhim.pipeline.resume.console import escape
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import reading
 from mhim.pipeline.store.layout import StoreError
 from mhim.pipeline.training import bundle, choices
 from mhim.pipeline.training import fold as training
@@ -127,9 +127,9 @@ def tell(one: Path, two: Path, config: ScoreConfig, out: Console) -> None:
 
 def _scored(run: Path) -> tuple[dict[str, Any], list[Row]]:
     """A run's metrics.json and predictions.csv."""
-    layout.check_scored(run)
+    reading.check_scored(run)
     try:
-        return layout.read_json(run / "metrics.json"), estimand.read(run / training.PREDICTIONS)
+        return reading.read_json(run / "metrics.json"), estimand.read(run / training.PREDICTIONS)
     except FileNotFoundError as error:
         raise StoreError(f"{run.name} is not scored; run `pipeline score --name {run.name}` first") from error
 

@@ -26,7 +26,7 @@ from mhim.pipeline.cohort.patients import Dataset
 from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.results import ensemble, estimand, numbers, operating_point, predictions
 from mhim.pipeline.resume import console
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import bundle, choices, fold
 from rich.table import Table
 
@@ -36,14 +36,14 @@ UNIT = 8.0  # a ratio of median times that no cohort explains; days in a month: 
 
 def known_rows(slides: Path | None, labels: Path | None, settings: LabelsConfig) -> list[Row]:
     """What is known of new slides: the rows of the labels, else those of the manifest. Tell whose the slides are."""
-    from mhim.pipeline.stages import verbs
+    from mhim.pipeline.stages import session
 
     source = labels if labels is not None else slides if slides is not None and slides.is_file() else None
     if source is None or not label_cells.is_table(source):
         return []
     table = label_table.read_table(source, settings)
     told = use.unused_by_score(table, slides is not None)
-    verbs.tell((*(() if slides is not None else table.notes), *told))  # else told where the slides are listed
+    session.tell((*(() if slides is not None else table.notes), *told))  # else told where the slides are listed
     return table.rows
 
 
@@ -129,7 +129,7 @@ def compare(
     models = estimand.intervals(found if held_out else _one_seed(found), horizons, *how)
     joint = estimand.intervals(as_one, horizons, *how)
     over = metrics.over_folds(list(estimand.per_training(found, horizons).values()))
-    inside = layout.read_json(run / "metrics.json") if (run / "metrics.json").exists() else {}
+    inside = reading.read_json(run / "metrics.json") if (run / "metrics.json").exists() else {}
     made: dict[str, Any] = {
         "numbers": layout.NUMBERS,
         "unit": "patient",
@@ -248,7 +248,7 @@ def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, 
     out = stage.out
     for file, some in ((fold.PREDICTIONS, rows), (BY_MODEL, each)):
         told = [{**r, **{c: truth.get(r["patient"], {}).get(c, "") for c in columns}} if truth else r for r in some]
-        layout.write_atomic(out / file, fold.table(told))
+        writing.write_atomic(out / file, fold.table(told))
     of = f"{sum(len(p.slides) for p in stage.data.patients)} slides of {len(rows)} patients"
     console.out.print(f"{of} scored: {console.escape(str(out / fold.PREDICTIONS))}")
     for row in rows[:20]:
@@ -270,7 +270,7 @@ def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, 
         before = predict(stage, known_as, config.score.model_copy(update={"calibrate": False}))[0]
         found = _apart(each, before, known, run, config)
         found["warnings"] = [*stage.data.notes, *found.get("warnings", [])]
-        layout.write_atomic(out / "metrics.json", json.dumps(found, indent=1) + "\n")
+        writing.write_atomic(out / "metrics.json", json.dumps(found, indent=1) + "\n")
         console.out.print(show(found))
         if "decision_rule" in found:
             console.out.print(console.escape(f"decisions: {found['decision_rule']}"))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from mhim.pipeline.cohort.patients import Dataset, Patient, feature_stores
 from mhim.pipeline.cohort.slides import SlideEntry, read_cohort
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import bundle, fold
 
 PATIENTS = "patients.csv"
@@ -50,7 +50,7 @@ class _Seen:
 def features_id(path: Path) -> str:
     """Identity of the features in the store at `path`, whatever it is called and however its numbers are stored: a hash
     of their shape and of up to 64 evenly spread rows as float16. "" where there are none. Raises StoreError."""
-    features = layout.read_array(path, "features")
+    features = reading.read_array(path, "features")
     if not len(features):
         return ""
     rows = np.unique(np.linspace(0, len(features) - 1, _ROWS).astype(np.int64))
@@ -95,7 +95,7 @@ def describe(work: layout.Work, run: Path, data: Dataset) -> None:
     text = table(data, cohort)
     file = run / PATIENTS
     if not file.exists() or file.read_text() != text:
-        layout.write_atomic(file, text)
+        writing.write_atomic(file, text)
 
 
 def recognise(
@@ -210,4 +210,4 @@ def _index(seen: Sequence[_Seen], key: str) -> dict[str, list[_Seen]]:
 
 
 def _content(path: Path) -> str:
-    return str(layout.read_attrs(path).get(CONTENT) or "")
+    return str(reading.read_attrs(path).get(CONTENT) or "")

@@ -21,7 +21,8 @@ from mhim.mil.feed import Feed
 from mhim.mil.tasks import Task
 from mhim.pipeline.cohort.patients import Patient, StoredBag
 from mhim.pipeline.results import ensemble, estimand, operating_point
-from mhim.pipeline.store.layout import StoreError, array_names, read_array, stored
+from mhim.pipeline.store.layout import StoreError
+from mhim.pipeline.store.reading import array_names, read_array, stored
 from mhim.pipeline.training import bundle, fold, plan
 
 Row = dict[str, Any]

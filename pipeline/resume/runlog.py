@@ -26,7 +26,7 @@ from typing import Any
 from mhim.configs.schema import Config
 from mhim.pipeline.resume import rates
 from mhim.pipeline.resume.stage import Outcome, Plan, Report, Stage, State
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, writing
 
 # named by the summary; read from the installed packages' metadata, which imports none of them
 PACKAGES = ("mhim-pipeline", "numpy", "torch", "timm", "openslide-python", "zarr", "scikit-image", "scikit-learn")
@@ -97,7 +97,7 @@ class RunLog:
         self.event({"event": "end", "seconds": round(time.time() - self.started, 3), "stopped": stopped})
         if not self.broken:
             try:
-                layout.write_atomic(self.path.with_suffix(".summary.md"), self._summary(stopped))
+                writing.write_atomic(self.path.with_suffix(".summary.md"), self._summary(stopped))
             except OSError as problem:
                 self.broken = str(problem)
 

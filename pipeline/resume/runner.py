@@ -37,7 +37,7 @@ from mhim.pipeline.resume.stage import (
     refusal,
     told,
 )
-from mhim.pipeline.store import disk, layout, names, seals
+from mhim.pipeline.store import disk, layout, names, seals, writing
 
 _SETTINGS = ".settings"  # key of the claim that says with which settings a folder is being worked in
 
@@ -79,7 +79,7 @@ def make_one(stage: Stage, item: Item, claims: Claims, replace: bool = False, re
         _make_private(private)
         partial = stage.root / ".partial" / item.key / layout.fingerprint(fields)
         made = stage.remake(item, item.output, out) if remake else stage.make(item, out, partial)
-        layout.seal(out, fields, item.seal, **({"empty": made.empty} if made.empty else {}))
+        writing.seal(out, fields, item.seal, **({"empty": made.empty} if made.empty else {}))
         first = _commit(item, out, private, fields, replace or remake)
         for name, path in stage.beside(item).items():
             _move_beside(private / name, path)
@@ -106,13 +106,13 @@ def _commit(item: Item, out: Path, private: Path, fields: dict[str, Any], replac
 
     What has that name and is no whole output (a copy cut short, say) goes to `private`, which is removed."""
     if item.seal is not None:
-        layout.commit_spread(out, item.output, item.seal)
+        writing.commit_spread(out, item.output, item.seal)
         return True
     there = seals.look(item.output)
     same = there is not None and there.fingerprint == layout.fingerprint(fields)
     if there is not None and (replace or there.wrong or not (same or there.differences(fields))):
-        layout.remove_store(item.output, private)
-    if layout.commit(out, item.output):
+        writing.remove_store(item.output, private)
+    if writing.commit(out, item.output):
         return True
     there = seals.look(item.output)
     if there is None or there.wrong or there.fingerprint != layout.fingerprint(fields):
@@ -133,7 +133,7 @@ def _move_beside(made: Path, final: Path) -> None:
     if not made.exists():
         return
     final.parent.mkdir(parents=True, exist_ok=True)
-    layout.fsync(made)
+    writing.fsync(made)
     if made.is_dir() and final.is_dir():
         os.rename(final, made.with_name(f"old-{made.name}"))  # goes with the private folder
     os.replace(made, final)

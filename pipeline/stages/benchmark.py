@@ -20,9 +20,10 @@ from mhim.pipeline.cohort import patients
 from mhim.pipeline.results import compare, estimand, numbers, predictions
 from mhim.pipeline.resume import console
 from mhim.pipeline.stages import runs, verbs
-from mhim.pipeline.stages.stages import Train
-from mhim.pipeline.stages.verbs import Session
-from mhim.pipeline.store import layout
+from mhim.pipeline.stages import session as session_
+from mhim.pipeline.stages.session import Session
+from mhim.pipeline.stages.train import Train
+from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import choices, fold
 from rich.table import Table
 
@@ -91,16 +92,16 @@ def run(session: Session, labels: Path | None, name: str | None, picked: Sequenc
     codes = [0]
     if not session.dry_run:
         for mine, stage in stages.values():  # refused before any work
-            verbs.to_do(mine, stage)
+            session_.to_do(mine, stage)
     for row, (mine, stage) in stages.items():
         console.err.print(f"[bold]{row}[/]")
-        codes.append(verbs.run_stage(mine, stage, ["--labels", str(found.resolve()), "--name", stage.run]))
-        submitted = session.submits and verbs.to_do(mine, stage)
+        codes.append(session_.run_stage(mine, stage, ["--labels", str(found.resolve()), "--name", stage.run]))
+        submitted = session.submits and session_.to_do(mine, stage)
         if session.dry_run or submitted:
             continue
         try:
             codes.append(
-                verbs.run_stage(
+                session_.run_stage(
                     replace(mine, config=_here(mine.config)), runs.numbers(session.work, mine.config, stage.root)
                 )
             )
@@ -123,7 +124,7 @@ def _here(config: Config) -> Config:
 def _line(row: str, folder: Path) -> Line:
     """What the table says of one run."""
     try:
-        found = layout.read_json(folder / "metrics.json")
+        found = reading.read_json(folder / "metrics.json")
     except FileNotFoundError:
         return {"model": row, "trainings": 0}
     line: Line = {
@@ -235,12 +236,12 @@ def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str,
     text = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     text += ["| " + " | ".join(row) + " |" for row in table] + [""] + [f"- {note}" for note in notes]
     out.parent.mkdir(parents=True, exist_ok=True)
-    layout.write_atomic(out.with_name(f"{out.name}.md"), "\n".join(text) + "\n")
+    writing.write_atomic(out.with_name(f"{out.name}.md"), "\n".join(text) + "\n")
     flat = [
         {k: v for k, v in line.items() if k not in ("cells", "horizons", "counted", "one_class", "rule")}
         for line in made
     ]
-    layout.write_atomic(out.with_name(f"{out.name}.csv"), fold.table(flat))
+    writing.write_atomic(out.with_name(f"{out.name}.csv"), fold.table(flat))
     rich = Table(title=f"{out.name}: mean ± sd")
     for column in header:
         rich.add_column(column)

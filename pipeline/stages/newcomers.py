@@ -20,8 +20,8 @@ from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.cohort.slides import read_cohort
 from mhim.pipeline.results import predictions
 from mhim.pipeline.resume import console
-from mhim.pipeline.stages.verbs import Session
-from mhim.pipeline.store import layout
+from mhim.pipeline.stages.session import Session
+from mhim.pipeline.store import layout, writing
 from mhim.pipeline.training import bundle
 
 SOURCE = ".source"  # in that folder: the hash of the place that its slides or features came from
@@ -48,7 +48,7 @@ def folder_of(new: Path, source: Path, given: str | None) -> Path:
 def remember(folder: Path, source: Path) -> None:
     """Note in `folder` whose results it holds."""
     if not (folder / SOURCE).exists():
-        layout.write_atomic(folder / SOURCE, _mark(source) + "\n")
+        writing.write_atomic(folder / SOURCE, _mark(source) + "\n")
 
 
 def _free(folder: Path, source: Path) -> bool:
@@ -77,7 +77,8 @@ def prepare(
     CohortError where what lies here (weights, plug-ins) would make them otherwise, or where no slide could be tiled.
     """
     from mhim.pipeline.stages import verbs
-    from mhim.pipeline.stages.stages import Extract, Tile
+    from mhim.pipeline.stages.extract import Extract
+    from mhim.pipeline.stages.tile import Tile
 
     config, unused = settings_of(run, session.config)
     for line in unused:

@@ -21,8 +21,8 @@ from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.results import external, known, predictions
 from mhim.pipeline.results import numbers as numbers_
 from mhim.pipeline.resume.console import escape
-from mhim.pipeline.stages.stages import Score
-from mhim.pipeline.store import layout
+from mhim.pipeline.stages.score import Score
+from mhim.pipeline.store import layout, reading
 from mhim.pipeline.training import bundle, choices, fold
 from rich.console import Console
 from rich.table import Table
@@ -123,7 +123,7 @@ def new_slides(
 def tell(stage: Score, out: Console) -> None:
     """The table of a scored run; for new slides the predictions, which are written first."""
     if stage.folds:
-        found = layout.read_json(stage.out / "metrics.json")
+        found = reading.read_json(stage.out / "metrics.json")
         percent = f"{100 * found['confidence']:.0f} %"
         table = Table(
             title=f"{stage.out.name}: {found['patients']} held-out patients, {found['folds']} folds, "

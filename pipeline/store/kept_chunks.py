@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import writing
 
 
 def kept(partial: Path) -> Iterator[tuple[int, np.ndarray]]:
@@ -32,4 +32,4 @@ def keep(partial: Path, first: int, chunk: np.ndarray) -> None:
     """Keep the features (n, dim) of the tiles from `first` on."""
     buffer = io.BytesIO()  # numpy's own writing to a file hides why it failed
     np.save(buffer, chunk, allow_pickle=False)
-    layout.write_atomic(partial / f"{first:012d}.npy", buffer.getvalue())
+    writing.write_atomic(partial / f"{first:012d}.npy", buffer.getvalue())

@@ -22,7 +22,7 @@ from mhim.configs import lookup, texts
 from mhim.mil import tasks
 from mhim.mil.feed import Scale
 from mhim.mil.novelty import Profile
-from mhim.pipeline.store import layout, seals
+from mhim.pipeline.store import reading, seals
 from mhim.pipeline.store.layout import FORMAT, StoreError
 from torch import Tensor
 
@@ -167,5 +167,5 @@ def _whole(folder: Path) -> Path:
     if found is not None and found.wrong:
         with suppress(BundleError):  # of a card that was edited to name a stranger's code, that is what to tell
             permitted([folder])
-        raise BundleError(layout.damage(folder, found.wrong))
+        raise BundleError(reading.damage(folder, found.wrong))
     return folder

@@ -29,7 +29,7 @@ from mhim.mil.feed import Case, Feed
 from mhim.mil.splits import Fold
 from mhim.mil.tasks import Task
 from mhim.pipeline.cohort.patients import Dataset, Patient, StoredBag, own_settings
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import writing
 from mhim.pipeline.training import bundle, choices, experiment_log
 
 PREDICTIONS, HISTORY, CHECKPOINT = "predictions.csv", "history.csv", "state.pt"
@@ -314,7 +314,7 @@ def _checkpoint(file: Path) -> loop.State | None:
 def _save(state: loop.State, file: Path) -> None:
     buffer = io.BytesIO()  # torch's own writing hides why it failed
     torch.save(state, buffer)
-    layout.write_atomic(file, buffer.getvalue())
+    writing.write_atomic(file, buffer.getvalue())
 
 
 def _predicted(model: Any, side: str, of: Sequence[Case], task: Task, scale: Any) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from mhim.configs.schema import Config, TrainConfig, fingerprint_fields
 from mhim.mil import splits
 from mhim.mil.splits import Fold
 from mhim.pipeline.cohort import provenance
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, writing
 from mhim.pipeline.training.fold import Job, baseline_config, table, whole_params
 
 TEACHER = "teacher"
@@ -76,7 +76,7 @@ def describe(run: Path, config: Config, folds: Sequence[Fold], made: provenance.
     for name, text in texts.items():
         file = run / name
         if not file.exists() or file.read_text() != text:
-            layout.write_atomic(file, text)
+            writing.write_atomic(file, text)
 
 
 def choose(cards: Mapping[str, Sequence[Mapping[str, Any]]], headline: str) -> dict[tuple[int, int], str]:

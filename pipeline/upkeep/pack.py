@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.resume.claims import Claims
-from mhim.pipeline.store import disk, ids, layout, seals
+from mhim.pipeline.store import disk, ids, layout, reading, seals, writing
 
 _BLOCK = 2**20
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date a zip can hold: equal stores give equal files
@@ -48,7 +48,7 @@ def pack(work: layout.Work) -> Packed:
                 try:
                     found = seals.look(folder)
                     if found is not None and found.wrong:
-                        result.damaged.append(layout.damage(folder, found.wrong))
+                        result.damaged.append(reading.damage(folder, found.wrong))
                         continue
                     files = _pack_one(root, folder)
                 except layout.StoreError as error:
@@ -94,7 +94,7 @@ def _pack_one(root: Path, folder: Path) -> int:
     """Pack one store; returns how many files it was."""
     members = sorted(p for p in folder.rglob("*") if p.is_file())
     packed = folder.with_name(folder.name + ".zip")
-    with layout.aside(packed, root) as tmp:
+    with writing.aside(packed, root) as tmp:
         with zipfile.ZipFile(tmp, "w", zipfile.ZIP_STORED) as z:
             for member in members:
                 info = zipfile.ZipInfo(member.relative_to(folder).as_posix(), _EPOCH)
@@ -118,9 +118,9 @@ def _unpack_one(root: Path, packed: Path, folder: Path) -> int:
             if not folder.exists():
                 check_members(z, packed)
                 z.extractall(private)  # checks each member's sum
-                layout.commit(private, folder)
+                writing.commit(private, folder)
     except (zipfile.BadZipFile, EOFError) as error:
-        raise layout.StoreError(layout.damage(packed, str(error))) from error
+        raise layout.StoreError(reading.damage(packed, str(error))) from error
     packed.unlink()
     return len(names)
 

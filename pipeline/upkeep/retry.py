@@ -21,7 +21,7 @@ from mhim.configs.load import ConfigError
 from mhim.configs.schema import Config
 from mhim.pipeline.resume import runlog
 from mhim.pipeline.resume.stage import Refused
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, writing
 
 VERBS = {"tile": "tile", "extract": "extract", "train": "train", "score": "score", "draw": "score"}  # of stage labels
 _COMMANDS = ("tile", "extract", "train", "score", "run")  # whose command lines are read
@@ -122,8 +122,9 @@ def _why_not(again: Again, work: layout.Work, typed: Mapping[str, Any], labels: 
 def make(again: Again, work: layout.Work, typed: Mapping[str, Any], labels: Path | None) -> int:
     """Give the verb again for the keys that failed. Returns its exit code. Raises as the verb does."""
     from mhim.pipeline.cohort import slides as cohort
+    from mhim.pipeline.stages import session as session_
     from mhim.pipeline.stages import verbs
-    from mhim.pipeline.stages.stages import Tile
+    from mhim.pipeline.stages.tile import Tile
 
     merged: dict[str, Any] = {k: v for k, v in again.settings.items() if k != "cluster"}
     workers = _section(again.settings, "cluster").get("workers")
@@ -131,11 +132,11 @@ def make(again: Again, work: layout.Work, typed: Mapping[str, Any], labels: Path
     load.merge(merged, typed)
     config: Config = load.validate(merged)
     listed = work.root.resolve() / "jobs" / f"retry-{time.time_ns():x}.items"
-    layout.write_atomic(listed, "".join(f"{key}\n" for key in again.keys))
-    session = verbs.Session(work, config, only=listed)
+    writing.write_atomic(listed, "".join(f"{key}\n" for key in again.keys))
+    session = session_.Session(work, config, only=listed)
     if again.verb == "tile":
         slides = cohort.read_cohort(work)
-        return verbs.run_stage(session, Tile(work, config, slides), [str(work.cohort.resolve())])
+        return session_.run_stage(session, Tile(work, config, slides), [str(work.cohort.resolve())])
     if again.verb == "extract":
         return verbs.extract(session)
     if again.verb == "train":

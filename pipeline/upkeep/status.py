@@ -19,7 +19,7 @@ from mhim.pipeline.exchange.imported import is_imported
 from mhim.pipeline.resume import console, runlog
 from mhim.pipeline.resume.claims import running_keys
 from mhim.pipeline.resume.stage import State
-from mhim.pipeline.store import layout, seals
+from mhim.pipeline.store import layout, reading, seals
 from rich.table import Table
 
 STATES = ("done", "empty", "failed", "running", "missing")
@@ -66,7 +66,7 @@ def _imported(folder: Path) -> dict[str, Path] | None:
     stores = feature_stores(folder)
     for path in stores.values():
         try:
-            return stores if is_imported(layout.read_attrs(path)) else None
+            return stores if is_imported(reading.read_attrs(path)) else None
         except (layout.StoreError, ValueError, OSError):  # damaged: the next one tells
             continue
     return None
@@ -88,7 +88,7 @@ def _stage(
             status.keys["running"].append(key)
         elif found is not None:
             status.keys["failed"].append(key)
-            status.reasons[key] = layout.damage(outputs[key], found.wrong)
+            status.reasons[key] = reading.damage(outputs[key], found.wrong)
         elif (name, key) in failed:
             status.keys["failed"].append(key)
             status.reasons[key] = failed[name, key]
@@ -114,7 +114,7 @@ def _run(folder: Path, failed: dict[tuple[str, str], str], planned: set[str]) ->
     done = {key for key, wrong in folds.items() if not wrong}
     busy = running_keys(folder / ".claims")
     wrong = {k: m for (stage, k), m in failed.items() if stage == status.name and k not in done}
-    wrong |= {key: layout.damage(folder / key, how) for key, how in folds.items() if how}
+    wrong |= {key: reading.damage(folder / key, how) for key, how in folds.items() if how}
     for key in sorted(done | busy | wrong.keys() | planned):
         state = "done" if key in done else "running" if key in busy else "failed" if key in wrong else "missing"
         status.keys[state].append(key)

@@ -21,7 +21,7 @@ from typing import TextIO
 
 from mhim.pipeline.resume import console
 from mhim.pipeline.resume.claims import Claims
-from mhim.pipeline.store import layout, seals
+from mhim.pipeline.store import layout, reading, seals
 
 NOTES = ".verified"  # in the work folder while a verification is under way: what was found sound so far
 DAMAGED = "damaged"  # in the work folder: what --repair moved there
@@ -155,7 +155,7 @@ def _check(output: Output, before: set[str]) -> tuple[str, list[str] | None]:
 
 def _rest(output: Output, found: seals.Found) -> list[str]:
     """What is wrong with the bytes; the first misfit is told by `look` already."""
-    folder = layout.stored(output.path) or output.path
+    folder = reading.stored(output.path) or output.path
     try:
         wrong = seals.damaged(folder, folder != output.path, found.attrs)
     except (OSError, zipfile.BadZipFile) as error:
@@ -169,9 +169,9 @@ def _readable(output: Output) -> list[str] | None:
         return None
     wrong = []
     try:
-        for name in layout.array_names(output.path):
+        for name in reading.array_names(output.path):
             try:
-                layout.read_array(output.path, name)
+                reading.read_array(output.path, name)
             except layout.StoreError as error:
                 wrong.append(str(error))
     except (layout.StoreError, zipfile.BadZipFile, OSError) as error:
@@ -193,7 +193,7 @@ def _check_picture(output: Output) -> tuple[str, list[str]]:
 def _move(work: layout.Work, output: Output) -> Path:
     """Move a damaged output aside, under the claim of its item, so that nobody is making it meanwhile."""
     source = output.path if output.seal is None else output.path / output.seal
-    source = layout.stored(source) or source
+    source = reading.stored(source) or source
     target = work.root / DAMAGED / source.relative_to(work.root)
     number = 1
     while os.path.lexists(target):

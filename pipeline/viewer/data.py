@@ -20,7 +20,7 @@ from mhim.mil.heatmap import Frame
 from mhim.pipeline.cohort import slides as cohort
 from mhim.pipeline.pictures import layers
 from mhim.pipeline.results import ensemble, estimand
-from mhim.pipeline.store import layout, seals
+from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.training import bundle
 from mhim.pipeline.viewer.pyramid import TILE_PX
 from mhim.pipeline.viewer.slides import Question, Slides, What
@@ -104,7 +104,7 @@ class Gallery:
         shown = self._shown(number)
         assert shown.tiles is not None
         (w, h), mpp, stretch, _ = self._ask(number, "geometry")
-        coords = layout.read_array(self.work.tile_store(shown.id), "coords")
+        coords = reading.read_array(self.work.tile_store(shown.id), "coords")
         place = self.layer_place(number)
         runs = []
         for k in range(len(self.runs)):
@@ -142,7 +142,7 @@ class Gallery:
         if not 0 <= layer < len(found):
             raise Unknown(f"no layer {layer}")
         assert shown.tiles is not None
-        coords = layout.read_array(self.work.tile_store(shown.id), "coords")
+        coords = reading.read_array(self.work.tile_store(shown.id), "coords")
         one = found[layer]
         values = one.scaled("raw" if how == "raw" else "percentile").values
         rgba = heatmap.colour(heatmap.raster(values, coords, shown.tiles["tile_l0"], self.layer_place(number)))
@@ -153,7 +153,7 @@ class Gallery:
         shown = self._shown(number)
         assert shown.tiles is not None
         w, h = shown.tiles["mask_px"]
-        packed = layout.read_array(self.work.tile_store(shown.id), "mask")
+        packed = reading.read_array(self.work.tile_store(shown.id), "mask")
         mask = np.unpackbits(np.asarray(packed), axis=1)[:h, :w]
         k = max(1, round(1400 / max(w, h)))
         mx, my = shown.tiles["mask_mpp"]
@@ -181,7 +181,7 @@ class Gallery:
         found = seals.look(scores)
         if found is None or found.wrong:
             return []  # not scored, or damaged: `pipeline status` and `verify` tell which
-        arrays = {name: np.asarray(layout.read_array(scores, name)) for name in layout.array_names(scores)}
+        arrays = {name: np.asarray(reading.read_array(scores, name)) for name in reading.array_names(scores)}
         return layers.layers(arrays, self.runs[run].task, "all")
 
     def _ask(self, number: int, what: What, tile: tuple[int, int, int] = (0, 0, 0)) -> Any:
@@ -214,7 +214,7 @@ def _shown(slide: str, path: Path, tiles: Path) -> Shown:
     if found is None:
         return Shown(slide, path, None)
     if found.wrong:
-        return Shown(slide, path, None, layout.damage(tiles, found.wrong))
+        return Shown(slide, path, None, reading.damage(tiles, found.wrong))
     return Shown(slide, path, found.attrs)
 
 
@@ -222,7 +222,7 @@ def _run(folder: Path) -> ShownRun | None:
     metrics = folder / "metrics.json"
     if not (folder / "predictions.csv").exists() or not metrics.exists():
         return None
-    return _shown_run(folder.name, folder, layout.read_json(metrics)["task"])
+    return _shown_run(folder.name, folder, reading.read_json(metrics)["task"])
 
 
 def _new_slides(folder: Path) -> ShownRun | None:

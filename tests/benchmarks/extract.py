@@ -362,7 +362,8 @@ def plain_forward(arch: str, n: int, cut: bool) -> tuple[float, float]:
 
 def bags() -> None:
     import torch
-    from mhim.pipeline.store import layout
+    from mhim.pipeline.store import reading as reading_
+    from mhim.pipeline.store import writing
 
     x = np.random.default_rng(0).standard_normal((12_000, 1024)).astype(np.float16)
     print("\nreading a bag of 12,000 x 1024 float16, page cache warm, ms (and every byte touched)")
@@ -370,10 +371,10 @@ def bags() -> None:
         folder = Path(name)
         np.save(folder / "x.npy", x)
         torch.save(torch.from_numpy(x), folder / "x.pt")
-        layout.StoreWriter(folder / "x.zarr", {}).write("features", x)
+        writing.StoreWriter(folder / "x.zarr", {}).write("features", x)
         ways: dict[str, Callable[[], np.ndarray]] = {
             ".npy": lambda: np.load(folder / "x.npy"),
-            "store": lambda: layout.read_array(folder / "x.zarr", "features"),
+            "store": lambda: reading_.read_array(folder / "x.zarr", "features"),
             ".pt": lambda: torch.load(folder / "x.pt", weights_only=True).numpy(),
         }
         try:

@@ -33,7 +33,7 @@ from mhim.configs.schema import TrainConfig
 from mhim.mil import metrics, tasks, train
 from mhim.mil.feed import Case
 from mhim.pipeline.exchange.bag_table import draw_bag
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading
 from sklearn.model_selection import StratifiedGroupKFold
 
 WIDTH = 128
@@ -158,7 +158,7 @@ def demo_bags(folder: Path) -> tuple[Bags, list[tuple[list[str], list[str]]]]:
         for row in csv.DictReader(f):
             made = work.feature_store("texture", row["slide"])
             if row["label"] and made.exists():
-                x = np.asarray(layout.read_array(made, "features"), np.float32)
+                x = np.asarray(reading.read_array(made, "features"), np.float32)
                 bags[row["slide"]] = (int(row["label"] == "tumour"), x)
                 patients.append(row["patient"])
     names = list(bags)

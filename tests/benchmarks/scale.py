@@ -28,7 +28,7 @@ from typing import Any
 from mhim.configs.schema import ClusterConfig
 from mhim.pipeline.resume import runner
 from mhim.pipeline.resume.stage import Item, Made, Outcome, Stage, plan
-from mhim.pipeline.store import layout, seals
+from mhim.pipeline.store import layout, seals, writing
 
 STORED = ("features/zarr.json", "features/c/0/0", "coords/zarr.json", "coords/c/0/0")  # the files of a slide's features
 
@@ -77,12 +77,12 @@ def timed_seal(folder: Path, n: int) -> dict[str, float]:
     took = flushed = 0.0
     for i in range(n):
         out = folder / f"{i}.zarr"
-        writer = layout.StoreWriter(out, {})
+        writer = writing.StoreWriter(out, {})
         writer.write("features", np.full((10_000, 1024), 1 + i, np.float16))
         start = time.perf_counter()
-        layout.fsync(out)
+        writing.fsync(out)
         middle = time.perf_counter()
-        layout.seal(out, {"i": i})
+        writing.seal(out, {"i": i})
         took += time.perf_counter() - middle
         flushed += middle - start
     return {"ms per store": 1000 * took / n, "ms to flush it": 1000 * flushed / n}
@@ -135,7 +135,7 @@ def timed_bare(folder: Path, n: int) -> dict[str, float]:
         tmp.mkdir()
         (tmp / "data").write_bytes(b"1")
         (tmp / "manifest.json").write_text(json.dumps({f"idle.{k}": k for k in range(20)}, indent=2))
-        layout.fsync(tmp)
+        writing.fsync(tmp)
         os.rename(tmp, folder / str(i))
     return {"ms per item": 1000 * (time.perf_counter() - start) / n}
 

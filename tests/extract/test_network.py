@@ -88,7 +88,7 @@ def test_missing_weights_are_told_with_the_way_out(tmp_path: Path) -> None:
 def test_the_hash_of_the_weights_enters_the_fingerprint_and_their_path_does_not(
     tmp_path: Path, everything: Path
 ) -> None:
-    from mhim.pipeline.stages.stages import Tile
+    from mhim.pipeline.stages.tile import Tile
     from mhim.pipeline.store.layout import Work
 
     def settings(weights: Path, **more: object) -> dict[str, object]:

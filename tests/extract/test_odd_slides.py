@@ -1,4 +1,3 @@
-
 """A corpus of broken and odd slides, made here: each ends as tiles, EMPTY or a SlideError that names the cause."""
 
 from __future__ import annotations

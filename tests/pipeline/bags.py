@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from mhim.pipeline.cohort.labels.rows import Row
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, writing
 
 WIDTH = 5
 
@@ -43,7 +43,7 @@ def make_features(
                 "fingerprint": f"{seed}-{i}-{j}",
                 **attrs,
             }
-            writer = layout.StoreWriter(work.feature_store(encoder, slide), facts)
+            writer = writing.StoreWriter(work.feature_store(encoder, slide), facts)
             writer.write("features", x)
             writer.write("coords", (np.stack([np.arange(n) % 4, np.arange(n) // 4], 1) * 256).astype(np.int32))
             rows.append(Row(len(rows) + 2, slide, f"{prefix}p{i:02d}", ("no", "yes")[i % 2]))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from mhim.pipeline.cli.main import _main
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import fold
 
 NASTY = "<img src=x onerror=alert(1)>&'\"nasty.svs"
@@ -60,9 +60,9 @@ def attention(n: int) -> np.ndarray:
 
 
 def _scores(work: layout.Work, run: str, slide: str) -> None:
-    coords = np.asarray(layout.read_array(work.tile_store(slide), "coords"))
+    coords = np.asarray(reading.read_array(work.tile_store(slide), "coords"))
     scores = attention(len(coords)) if run == "one" else attention(len(coords))[::-1].copy()
-    writer = layout.StoreWriter(work.run(run) / "scores" / f"{slide}.zarr", {"fingerprint": "made by hand"})
+    writer = writing.StoreWriter(work.run(run) / "scores" / f"{slide}.zarr", {"fingerprint": "made by hand"})
     writer.write("coords", coords)
     writer.write("attention", scores)
     if run == "one":  # a model that tells class evidence, and one that does not

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from mhim.pipeline.resume import runner
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import reading
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -57,7 +57,7 @@ def test_bad_slides_are_recorded_and_the_others_go_on(cli: Cli, demo_cohort: Pat
     assert "no_mpp.svs" in text
     assert "column `mpp`" in text
     assert "truncated.svs" in text
-    empty = layout.read_attrs(tiled / "tiles" / "no_tissue.svs.zarr")
+    empty = reading.read_attrs(tiled / "tiles" / "no_tissue.svs.zarr")
     assert empty["empty"]
     assert len(list((tiled / "tiles").glob("case_*.zarr"))) == 8
 
@@ -76,7 +76,7 @@ def test_a_manifest_row_rescues_the_slide_without_mpp(cli: Cli, demo_cohort: Pat
     manifest.write_text("slide,mpp\nslides/no_mpp.svs,0.5\n")
     code, text = cli("tile", manifest, "--work", tmp_path / "w", "--workers", 1)
     assert code == 0, text
-    attrs = layout.read_attrs(tmp_path / "w" / "tiles" / "slides" / "no_mpp.svs.zarr")
+    attrs = reading.read_attrs(tmp_path / "w" / "tiles" / "slides" / "no_mpp.svs.zarr")
     assert attrs["slide_mpp"] == [0.5, 0.5]
     assert "manifest" in attrs["mpp_source"]
 
@@ -179,7 +179,7 @@ def test_a_full_disk_stops_with_one_message_and_keeps_what_is_done(demo_cohort: 
         assert "disk is full" in ran.stderr or "No space left" in ran.stderr
         assert "Traceback" not in ran.stderr
         for done in (disk / "w" / "tiles").glob("*.zarr"):
-            assert layout.read_array(done, "coords").shape[1] == 2
+            assert reading.read_array(done, "coords").shape[1] == 2
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         again = subprocess.run([str(c) for c in command], capture_output=True, text=True)
         assert again.returncode == 1  # the two broken slides
@@ -207,9 +207,10 @@ def test_a_read_only_work_folder_stops_with_one_message(demo_cohort: Path, tmp_p
 def test_who_is_told_to_end_says_so(
     cli: Cli, tiled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from mhim.pipeline.stages import session as session_
     from mhim.pipeline.stages import verbs
 
-    def told(session: verbs.Session) -> int:
+    def told(session: session_.Session) -> int:
         os.kill(os.getpid(), signal.SIGTERM)
         return 0
 
@@ -235,6 +236,6 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(demo_cohort: Path, tmp_path: Path
     assert "interrupted" in text
     assert "Traceback" not in text
     for done in (work / "tiles").glob("*.zarr"):
-        layout.read_array(done, "coords")
+        reading.read_array(done, "coords")
     assert subprocess.run([str(c) for c in command], capture_output=True).returncode == 1
     assert len(list((work / "tiles").glob("*.zarr"))) == 9

@@ -14,7 +14,7 @@ import torch
 from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.exchange import features_in
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading
 
 h5py = pytest.importorskip("h5py")
 N, D = 37, 12
@@ -41,7 +41,7 @@ def h5(path: Path, arrays: dict[str, np.ndarray], attrs: dict[str, Any] | None =
 
 def load(work: layout.Work, slide: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     path = work.feature_store("imported", slide)
-    return layout.read_array(path, "features"), layout.read_array(path, "coords"), layout.read_attrs(path)
+    return reading.read_array(path, "features"), reading.read_array(path, "coords"), reading.read_attrs(path)
 
 
 def test_clam_h5_and_pt(tmp_path: Path, features: np.ndarray, corners: np.ndarray) -> None:

@@ -13,6 +13,7 @@ import torch
 from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.exchange import features_in, features_out, imported
 from mhim.pipeline.store import layout as store
+from mhim.pipeline.store import reading, writing
 
 N, D = 12, 6
 FEATURES = np.random.default_rng(0).standard_normal((N, D)).astype(np.float16)
@@ -30,7 +31,7 @@ ATTRS = {
 def made(tmp_path: Path, slides: dict[str, dict[str, Any]]) -> store.Work:
     work = store.Work(tmp_path / "work")
     for slide, more in slides.items():
-        writer = store.StoreWriter(work.feature_store("mine", slide), {**ATTRS, **more})
+        writer = writing.StoreWriter(work.feature_store("mine", slide), {**ATTRS, **more})
         writer.write("features", FEATURES)
         writer.write("coords", CORNERS)
     return work
@@ -115,9 +116,9 @@ def test_round_trip(tmp_path: Path, layout: str) -> None:
     mpp = {"a.b": 0.25, "c": 0.25}
     assert features_in.import_folder(folder, back, "imported", mpp.get) == ["a.b", "c"]
     path = back.feature_store("imported", "a.b")
-    np.testing.assert_array_equal(store.read_array(path, "features"), FEATURES)
-    np.testing.assert_array_equal(store.read_array(path, "coords"), CORNERS)
-    attrs = store.read_attrs(path)
+    np.testing.assert_array_equal(reading.read_array(path, "features"), FEATURES)
+    np.testing.assert_array_equal(reading.read_array(path, "coords"), CORNERS)
+    attrs = reading.read_attrs(path)
     assert attrs["imported"]["layout"] == layout
     if layout != "clam":
         assert (attrs["tile_px"], attrs["tile_l0"]) == (256, [512, 512])

@@ -14,7 +14,7 @@ from mhim.configs.schema import TrainConfig
 from mhim.pipeline.cohort import patients
 from mhim.pipeline.cohort.labels.rows import Row
 from mhim.pipeline.resume.stage import plan
-from mhim.pipeline.store import layout, seals
+from mhim.pipeline.store import layout, reading, seals, writing
 from mhim.pipeline.upkeep import pack, verify
 
 from tests.pipeline.toys import Toy, run, tree
@@ -24,12 +24,12 @@ Cli = Callable[..., tuple[int, str]]
 
 def made(path: Path, n: int = 3000, compress: bool = False) -> Path:
     """A sealed store with three chunks of features, one of them of zeros alone, and coords."""
-    writer = layout.StoreWriter(path, {"encoder": "e", "dim": 2, "mpp": 0.5})
+    writer = writing.StoreWriter(path, {"encoder": "e", "dim": 2, "mpp": 0.5})
     features = np.arange(2 * n, dtype=np.float32).reshape(n, 2)
     features[1000:2000] = 0
     writer.write("features", features, 1000, compress)
     writer.write("coords", np.arange(2 * n, dtype=np.int32).reshape(n, 2))
-    layout.seal(path, {"stage": "test", "of": path.name})
+    writing.seal(path, {"stage": "test", "of": path.name})
     return path
 
 
@@ -55,17 +55,17 @@ def of(work: layout.Work, n: int = 5) -> list[Path]:
 @pytest.mark.parametrize("how", ["gone", "cut"])
 def test_a_lost_or_short_chunk_is_an_error_wherever_it_is_read(tmp_path: Path, how: str, compress: bool) -> None:
     path = made(tmp_path / "x.zarr", compress=compress)
-    whole = np.array(layout.read_array(path, "features"))
+    whole = np.array(reading.read_array(path, "features"))
     assert not whole[1000:2000].any()
     assert whole[2000:].all()
     assert not (path / "features/c/1/0").exists(), "a chunk of zeros has no file, and that is no damage"
     spoil(path / "features/c/2/0", how)
     with pytest.raises(layout.StoreError, match=r"features/c/2/0|c/2/0 has 40 bytes"):
-        layout.read_array(path, "features")
+        reading.read_array(path, "features")
     with pytest.raises(layout.StoreError, match="is damaged: features/c/2/0"):
-        layout.read_attrs(path)
+        reading.read_attrs(path)
     np.testing.assert_array_equal(
-        layout.read_array(path, "coords")[0], [0, 1]
+        reading.read_array(path, "coords")[0], [0, 1]
     )  # damage of another array is not its own
 
 
@@ -75,8 +75,8 @@ def test_a_store_of_an_earlier_version_still_opens(tmp_path: Path) -> None:
     for key in (seals.FILES, seals.OWN):
         del meta["attributes"][key]
     (path / "zarr.json").write_text(json.dumps(meta, indent=2))
-    assert layout.read_attrs(path)["encoder"] == "e"
-    assert layout.read_array(path, "features").shape == (3000, 2)
+    assert reading.read_attrs(path)["encoder"] == "e"
+    assert reading.read_array(path, "features").shape == (3000, 2)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_any_seal_is_read_or_told(tmp_path: Path, text: str) -> None:
     assert found is not None
     assert "zarr.json is damaged" in found.wrong
     with pytest.raises(layout.StoreError, match=r"zarr\.json is damaged"):
-        layout.read_attrs(path)
+        reading.read_attrs(path)
 
 
 def test_a_damaged_array_description_is_told(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_damaged_array_description_is_told(tmp_path: Path) -> None:
     for text in ("{" * size, "{}".ljust(size), '{"shape": 3}'.ljust(size)):
         (path / "features/zarr.json").write_text(text)
         with pytest.raises(layout.StoreError, match="array 'features' cannot be read"):
-            layout.read_array(path, "features")
+            reading.read_array(path, "features")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -120,7 +120,7 @@ def test_a_description_that_unfolds_to_a_vast_one_is_not_read(
     assert found is not None
     assert found.wrong
     with pytest.raises(layout.StoreError, match="has more than the 1 MiB of any description"):
-        layout.read_array(path, "features")
+        reading.read_array(path, "features")
 
 
 def test_seals_are_deterministic(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_verify_names_exactly_the_damaged(tmp_path: Path, how: str, packed: bool
     assert found.damaged["runs/r/fold_0"] == ["b holds other bytes than were written"]
     assert found.sound == 5
     assert verify.verify(work, repair=True).moved.keys() == found.damaged.keys()
-    assert layout.stored(paths[2]) is None
+    assert reading.stored(paths[2]) is None
     assert verify.verify(work).damaged == {}
     assert not list(work.root.rglob(".*")), "nothing private is left"
 
@@ -278,7 +278,7 @@ def test_the_verbs_go_round_damage(cli: Cli, tiled_cohort: Path, demo_cohort: Pa
     """Tiles and features of single slides damaged: every verb names them, does the others, and heals them."""
     work = layout.Work(tmp_path / "w")
     shutil.copytree(tiled_cohort, work.root)
-    tiles = sorted(p for p in work.tiles.glob("*.zarr") if not layout.read_attrs(p).get("empty"))
+    tiles = sorted(p for p in work.tiles.glob("*.zarr") if not reading.read_attrs(p).get("empty"))
     features = sorted(work.features("texture").glob("*.zarr"))
     before = tree(work.root / "features")
     spoil(tiles[0] / "zarr.json", "zero")

@@ -60,7 +60,7 @@ def test_each_item_once_on_one_of_the_devices(tmp_path: Path) -> None:
 
 def test_one_copy_of_the_extraction_per_gpu(tmp_path: Path) -> None:
     from mhim.configs.schema import Config, ExtractConfig
-    from mhim.pipeline.stages.stages import Extract
+    from mhim.pipeline.stages.extract import Extract
     from mhim.pipeline.store import layout
 
     config = Config(extract=ExtractConfig(gpus=(0, 2)))

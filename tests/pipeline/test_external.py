@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mhim.pipeline.cohort.patients import StoredBag
 from mhim.pipeline.results import external
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading
 from mhim.pipeline.training import bundle, fold
 from sklearn.metrics import roc_auc_score
 
@@ -102,7 +102,7 @@ def test_a_new_patient_s_slides_are_one_bag(run: Path, cli: Cli, tmp_path: Path)
         expected = alone(run, stores)
         assert float(row["p_yes"]) == pytest.approx(expected.mean(), rel=1e-5)
         assert float(row["spread"]) == pytest.approx(expected.std(ddof=1), rel=1e-4)
-        parts = [np.asarray(layout.read_array(out / "scores" / f"{s}.zarr", "attention")) for s in slides]
+        parts = [np.asarray(reading.read_array(out / "scores" / f"{s}.zarr", "attention")) for s in slides]
         assert [len(p) for p in parts] == StoredBag(tuple(stores)).rows()  # each slide keeps its own tiles
         assert sum(p.sum() for p in parts) == pytest.approx(1, rel=1e-5)  # over the patient
     found = json.loads((out / "metrics.json").read_text())

@@ -14,7 +14,7 @@ from mhim.extract.encoders import _families, _table
 from mhim.pipeline.backends import local
 from mhim.pipeline.resume.runner import run_items
 from mhim.pipeline.resume.stage import Item, Outcome, Stage
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading
 from safetensors.torch import save_file
 
 from tests.pipeline import failing_encoders
@@ -71,7 +71,7 @@ def test_tiles_of_another_size_are_refused_and_on_request_recorded(
     assert not features(work, name).exists()
     code, text = cli(*args, "--allow-mismatch")
     assert code == 0, text
-    attrs = layout.read_attrs(features(work, name))
+    attrs = reading.read_attrs(features(work, name))
     assert "224 px tiles, not 128" in attrs["mismatch"]
     assert attrs["dim"] == 24
     assert "class token" in attrs["pooling"]
@@ -81,13 +81,13 @@ def test_tiles_of_another_size_are_refused_and_on_request_recorded(
 
 def test_stain_normalisation_is_part_of_the_fingerprint(cli: Cli, work: Path) -> None:
     assert cli("extract", "--work", work)[0] == 0
-    plain = np.array(layout.read_array(features(work, "texture"), "features"))
+    plain = np.array(reading.read_array(features(work, "texture"), "features"))
     code, text = cli("extract", "--work", work, "--set", "extract.stain_norm=reinhard")
     assert code == 3
     assert "extract.stain_norm: 'none' there, 'reinhard' now" in text
     assert cli("extract", "--work", work, "--set", "extract.stain_norm=reinhard", "--replace")[0] == 0
-    assert layout.read_attrs(features(work, "texture"))["stain_norm"] == "reinhard"
-    assert np.abs(plain - layout.read_array(features(work, "texture"), "features")).max() > 0.01
+    assert reading.read_attrs(features(work, "texture"))["stain_norm"] == "reinhard"
+    assert np.abs(plain - reading.read_array(features(work, "texture"), "features")).max() > 0.01
 
 
 @pytest.mark.usefixtures("in_this_process")

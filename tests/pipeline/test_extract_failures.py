@@ -16,8 +16,8 @@ from mhim.configs.schema import ClusterConfig, Config, ExtractConfig
 from mhim.pipeline.backends import local
 from mhim.pipeline.cohort import slides as cohort
 from mhim.pipeline.resume.stage import Outcome, State
-from mhim.pipeline.stages.stages import Extract
-from mhim.pipeline.store import layout
+from mhim.pipeline.stages.extract import Extract
+from mhim.pipeline.store import layout, reading
 
 Cli = Callable[..., tuple[int, str]]
 ENCODERS = "tests.pipeline.failing_encoders"
@@ -52,7 +52,7 @@ def flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def made(work: Path, encoder: str) -> dict[str, np.ndarray]:
     """Features of every finished slide."""
     root = layout.Work(work).features(encoder)
-    return {p.stem: np.array(layout.read_array(p, "features")) for p in root.glob("*.zarr")}
+    return {p.stem: np.array(reading.read_array(p, "features")) for p in root.glob("*.zarr")}
 
 
 def on_two_devices(work: Path, encoder: str) -> list[Outcome]:

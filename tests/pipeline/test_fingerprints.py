@@ -17,8 +17,11 @@ from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort.patients import Dataset, Patient
 from mhim.pipeline.cohort.slides import SlideEntry
 from mhim.pipeline.resume import fingerprints, stage
-from mhim.pipeline.stages.stages import Extract, Score, Tile, Train
-from mhim.pipeline.store import layout
+from mhim.pipeline.stages.extract import Extract
+from mhim.pipeline.stages.score import Score
+from mhim.pipeline.stages.tile import Tile
+from mhim.pipeline.stages.train import Train
+from mhim.pipeline.store import layout, writing
 from pydantic import ValidationError
 
 Cli = Callable[..., tuple[int, str]]
@@ -231,7 +234,7 @@ def test_the_order_of_rows_is_not(tmp_path: Path) -> None:
 
     features = tmp_path / "f"
     for k in range(8):
-        writer = layout.StoreWriter(features / f"s{k}.zarr", {"encoder": "e", "fingerprint": str(k), "dim": 1})
+        writer = writing.StoreWriter(features / f"s{k}.zarr", {"encoder": "e", "fingerprint": str(k), "dim": 1})
         writer.write("features", np.zeros((1, 1), np.float32))
     rows = [Row(k, f"s{k}", f"p{k // 2}", "ab"[k // 2 % 2]) for k in range(8)]
     there = cases.labelled(rows, features, Config().train)
@@ -241,8 +244,8 @@ def test_the_order_of_rows_is_not(tmp_path: Path) -> None:
 
 
 def judged(made: stage.Stage, item: stage.Item, old: dict[str, Any], **seal: Any) -> stage.Plan:
-    layout.StoreWriter(item.output, seal)
-    layout.seal(item.output, old)
+    writing.StoreWriter(item.output, seal)
+    writing.seal(item.output, old)
     return stage.plan(made, [item])
 
 

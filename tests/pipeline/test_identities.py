@@ -13,7 +13,7 @@ import pytest
 from mhim.extract.slide.identity import identity
 from mhim.pipeline.cohort import identities
 from mhim.pipeline.cohort.identities import Identities
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading
 from mhim.pipeline.store.layout import StoreError
 
 from tests.extract.slides import tissue_rgb, write_tiff
@@ -44,13 +44,13 @@ def test_another_file_of_the_same_length_and_time_is_not_taken_for_the_slide(
 ) -> None:
     work = layout.Work(tmp_path / "w")
     assert cli("tile", slides, "--work", work.root, *TILE)[0] == 0
-    assert layout.read_attrs(work.tile_store("a.tif"))["content"] == identity(slides / "a.tif")
+    assert reading.read_attrs(work.tile_store("a.tif"))["content"] == identity(slides / "a.tif")
     put_in_place(write_tiff(tmp_path / "other.tif", tissue_rgb(512, 512, seed=2)), slides / "a.tif")
     code, said = cli("extract", "--work", work.root)
     assert code == 1, said
     assert "a.tif is not the file that its tiles are of: its content was 1-" in said
-    assert layout.stored(work.feature_store("texture", "a.tif")) is None
-    features = layout.read_attrs(work.feature_store("texture", "b.tif"))
+    assert reading.stored(work.feature_store("texture", "a.tif")) is None
+    features = reading.read_attrs(work.feature_store("texture", "b.tif"))
     assert features["content"] == identity(slides / "b.tif")
     code, said = cli("tile", slides, "--work", work.root, *TILE)
     assert code == 3, said
@@ -58,7 +58,7 @@ def test_another_file_of_the_same_length_and_time_is_not_taken_for_the_slide(
     assert "b.tif" not in said
     assert cli("tile", slides, "--work", work.root, *TILE, "--replace")[0] == 0
     assert cli("extract", "--work", work.root)[0] == 0
-    assert layout.read_attrs(work.feature_store("texture", "a.tif"))["content"] == identity(slides / "a.tif")
+    assert reading.read_attrs(work.feature_store("texture", "a.tif"))["content"] == identity(slides / "a.tif")
 
 
 def test_a_new_time_stamp_redoes_nothing(slides: Path, tmp_path: Path, cli: Cli) -> None:
@@ -91,7 +91,7 @@ def test_a_work_folder_that_recorded_lengths_only_is_judged_by_them(slides: Path
     assert code == 0, said
     assert "0 to do, 2 done before" in said
     assert cli("tile", slides, "--work", work.root, *TILE, "--set", "tile.max_pen=0.5")[0] == 0
-    attrs = layout.read_attrs(work.tile_store("a.tif"))
+    attrs = reading.read_attrs(work.tile_store("a.tif"))
     assert attrs["settings"]["tile.max_pen"] == 0.5
     assert "input.content" not in attrs["settings"], "what was not known then is not known now"
     assert cli("extract", "--work", work.root)[0] == 0

@@ -12,7 +12,7 @@ import torch
 from mhim.mil.models import Instances
 from mhim.mil.reference import load_reference
 from mhim.pipeline.exchange.checkpoints import ImportRefused, import_models, weights_of
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading
 from mhim.pipeline.training import bundle
 
 Cli = Callable[..., tuple[int, str]]
@@ -66,8 +66,8 @@ def test_two_folds_score_new_bags(cli: Cli, tmp_path: Path) -> None:
     assert "a.pt: mhim with student abmil" in text
     code, text = cli("score", "--name", "imported", "--features", work / "features" / "mine", "--work", work)
     assert code == 0, text
-    found = layout.read_array(work / "runs" / "imported" / "new" / "mine" / "scores" / "bag3.zarr", "logits")
-    x = torch.tensor(layout.read_array(work / "features" / "mine" / "bag3.zarr", "features"), dtype=torch.float32)
+    found = reading.read_array(work / "runs" / "imported" / "new" / "mine" / "scores" / "bag3.zarr", "logits")
+    x = torch.tensor(reading.read_array(work / "features" / "mine" / "bag3.zarr", "features"), dtype=torch.float32)
     for row, file in zip(found, files, strict=True):
         model = load_reference(weights_of(file), "abmil", 2, DIM)
         with torch.no_grad():

@@ -14,7 +14,7 @@ from mhim.pipeline.cohort.labels.rows import CohortError, Row
 from mhim.pipeline.cohort.patients import Dataset, patient_of
 from mhim.pipeline.results import known
 from mhim.pipeline.stages import newcomers
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import fold as training
 
 from tests.pipeline.bags import make_features, write_labels
@@ -82,10 +82,10 @@ def renamed(run: Path, folder: Path, n: int = 4) -> tuple[Path, list[Row]]:
     for i in range(n):
         for j in range(2):
             old, new = f"s{i:02d}_{j}.svs", f"elsewhere_{i}_{j}.svs"
-            attrs = layout.read_attrs(mine.feature_store("texture", old)) | {"fingerprint": f"other {i} {j}"}
-            writer = layout.StoreWriter(theirs.feature_store("texture", new), attrs)
+            attrs = reading.read_attrs(mine.feature_store("texture", old)) | {"fingerprint": f"other {i} {j}"}
+            writer = writing.StoreWriter(theirs.feature_store("texture", new), attrs)
             for name in ("features", "coords"):
-                writer.write(name, np.asarray(layout.read_array(mine.feature_store("texture", old), name)))
+                writer.write(name, np.asarray(reading.read_array(mine.feature_store("texture", old), name)))
             rows.append(Row(len(rows) + 2, new, f"e{i}", ("no", "yes")[i % 2]))
     return theirs.features("texture"), rows
 
@@ -158,7 +158,7 @@ def data_of(folder: Path, names: dict[str, str], content: str) -> Dataset:
     work = layout.Work(folder)
     rng = np.random.default_rng(7)
     for slide in names.values():
-        writer = layout.StoreWriter(work.feature_store("e", slide), {"content": content, "fingerprint": "x"})
+        writer = writing.StoreWriter(work.feature_store("e", slide), {"content": content, "fingerprint": "x"})
         writer.write("features", rng.normal(size=(5, 3)).astype(np.float16))
         writer.write("coords", np.zeros((5, 2), np.int32))
     stores = {s: work.feature_store("e", s) for s in names.values()}
@@ -223,7 +223,7 @@ def test_the_id_of_features_is_that_of_their_numbers(tmp_path: Path) -> None:
     ids = []
     arrays = {"a": (x, 16384), "b": (x.astype(np.float32), 70), "c": (x[:299], 16384), "d": (-x, 16384)}
     for name, (array, rows) in arrays.items():
-        writer = layout.StoreWriter(tmp_path / name, {})
+        writer = writing.StoreWriter(tmp_path / name, {})
         writer.write("features", array, rows)
         ids.append(known.features_id(tmp_path / name))
     assert ids[0] == ids[1]

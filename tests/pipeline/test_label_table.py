@@ -19,8 +19,9 @@ from mhim.pipeline.cohort.labels.of_patients import joint_sites, mixed_tissue
 from mhim.pipeline.cohort.labels.rows import CohortError, Row
 from mhim.pipeline.cohort.labels.table import read_rows, read_table
 from mhim.pipeline.cohort.listing import Listing, SlideEntry
-from mhim.pipeline.pictures import layers
-from mhim.pipeline.store.layout import StoreWriter, Work
+from mhim.pipeline.stages import draw
+from mhim.pipeline.store.layout import Work
+from mhim.pipeline.store.writing import StoreWriter
 from mhim.pipeline.upkeep import status
 
 from tests.pipeline.bags import make_features
@@ -372,7 +373,7 @@ def test_imported_features_find_the_slide_of_their_name(tmp_path: Path) -> None:
     (tmp_path / "fold" / "model.json").write_text('{"task": {}}')
     patients = [SimpleNamespace(slides=(n,), stores=(p,)) for n, p in stores.items()]
     scored = SimpleNamespace(data=SimpleNamespace(patients=patients), models={"a": [tmp_path / "fold"]}, out=tmp_path)
-    stage, told = layers.drawing(work, Config(), scored)
+    stage, told = draw.drawing(work, Config(), scored)
     assert [(s.id, s.path.name) for s in stage.slides] == [("a", "a.tif")]
     assert sorted(told) == [
         "no pictures of 1 slides (b): their features came without coordinates",

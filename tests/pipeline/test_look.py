@@ -18,7 +18,7 @@ from mhim.extract.slide.slide import open_slide
 from mhim.mil.heatmap import palette
 from mhim.pipeline.cli.main import _main
 from mhim.pipeline.pictures import layers
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading
 
 from tests.extract.slides import write_svs
 from tests.pipeline.browser import page
@@ -90,10 +90,10 @@ def test_the_hottest_tile_is_hot_in_picture_tiff_and_geojson(trained: Path, demo
     work = layout.Work(trained)
     run = work.run("abmil")
     slides = [p.name for p in sorted((run / "heatmaps").iterdir()) if p.suffix == ".svs"]
-    slide = next(s for s in slides if layout.read_attrs(work.tile_store(s))["slide_mpp"][0] == mpp)
+    slide = next(s for s in slides if reading.read_attrs(work.tile_store(s))["slide_mpp"][0] == mpp)
     scores = run / "scores" / f"{slide}.zarr"
-    attention, coords = (np.asarray(layout.read_array(scores, k)) for k in ("attention", "coords"))
-    tile_l0 = layout.read_attrs(work.tile_store(slide))["tile_l0"][0]
+    attention, coords = (np.asarray(reading.read_array(scores, k)) for k in ("attention", "coords"))
+    tile_l0 = reading.read_attrs(work.tile_store(slide))["tile_l0"][0]
     hot = int(np.argmax(attention))
     centre = coords[hot] + tile_l0 / 2
     with tifffile.TiffFile(run / "heatmaps" / slide / "heatmap.tif") as tif:

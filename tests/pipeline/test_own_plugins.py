@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -83,7 +83,7 @@ def test_all_four_kinds_go_through_every_verb_in_a_folder_of_shadows(folder: Pat
     work = layout.Work(folder / "work")
     assert [p.name for p in (work.root / "features").iterdir()] == ["own_enc.mean_colour"]
     stored = next(iter(work.features("own_enc.mean_colour").glob("*.zarr")))
-    attrs = layout.read_attrs(stored)
+    attrs = reading.read_attrs(stored)
     assert (attrs["encoder"], attrs["encoder_name"]) == ("own_enc.mean_colour", "what_it_calls_itself")
     card = json.loads((work.run("own_mil") / "fold_0" / "model.json").read_text())
     assert card["features"]["encoder"] == "own_enc.mean_colour"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import reading, writing
 
 ARRAYS = {
     "coords": np.arange(20, dtype=np.int32).reshape(10, 2),
@@ -29,11 +29,11 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_library_would_write_the_same_bytes_and_reads_them(tmp_path: Path) -> None:
-    writer = layout.StoreWriter(tmp_path / "ours", ATTRS)
+    writer = writing.StoreWriter(tmp_path / "ours", ATTRS)
     group = zarr.create_group(str(tmp_path / "theirs"), attributes=ATTRS)
     for name, data in ARRAYS.items():
         writer.write(name, data)
-        chunks = (layout.even_chunk(len(data), 16384), *data.shape[1:])
+        chunks = (writing.even_chunk(len(data), 16384), *data.shape[1:])
         made = group.create_array(name, shape=data.shape, dtype=data.dtype, chunks=chunks, compressors=None)
         if len(data):
             made[...] = data
@@ -42,17 +42,17 @@ def test_the_library_would_write_the_same_bytes_and_reads_them(tmp_path: Path) -
     assert dict(opened.attrs) == ATTRS
     for name, data in ARRAYS.items():
         assert np.array_equal(opened[name][...], data)
-        assert np.array_equal(layout.read_array(tmp_path / "ours", name), data)
+        assert np.array_equal(reading.read_array(tmp_path / "ours", name), data)
 
 
 def test_an_array_beside_those_of_the_library(tmp_path: Path) -> None:
-    writer = layout.StoreWriter(tmp_path / "x", {"a": 1})
+    writer = writing.StoreWriter(tmp_path / "x", {"a": 1})
     features = writer.create("features", (5, 3), "float16", 4)
     features[...] = np.ones((5, 3))
     writer.write("coords", ARRAYS["coords"])
     writer.write("small", np.ones(3, ">i4"))
-    assert layout.array_names(tmp_path / "x") == ["coords", "features", "small"]
-    assert layout.read_attrs(tmp_path / "x") == {"a": 1}
-    assert layout.read_array(tmp_path / "x", "small").tolist() == [1, 1, 1]
+    assert reading.array_names(tmp_path / "x") == ["coords", "features", "small"]
+    assert reading.read_attrs(tmp_path / "x") == {"a": 1}
+    assert reading.read_array(tmp_path / "x", "small").tolist() == [1, 1, 1]
     with pytest.raises(FileExistsError):
-        layout.StoreWriter(tmp_path / "x", {})
+        writing.StoreWriter(tmp_path / "x", {})

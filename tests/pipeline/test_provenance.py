@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from mhim.pipeline.cohort import provenance
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import bundle
 
 from tests.pipeline.bags import make_features, tree, write_labels
@@ -79,12 +79,12 @@ def test_new_slides_are_made_as_the_run_s_were(made: Path, demo_cohort: Path, cl
     assert code == 0, text
     assert "tile.min_tissue=0.95 is not used" in " ".join(text.split())
     new = layout.Work(work.run("abmil") / "new" / "stranger")
-    theirs, ours = (layout.read_attrs(w.tile_store(name)) for w, name in ((work, slide.name), (new, "stranger.svs")))
+    theirs, ours = (reading.read_attrs(w.tile_store(name)) for w, name in ((work, slide.name), (new, "stranger.svs")))
     assert provenance.tiling_of(theirs) == provenance.tiling_of(ours)
     for array in ("features", "coords"):
         assert (
-            layout.read_array(work.feature_store("texture", slide.name), array)
-            == layout.read_array(new.feature_store("texture", "stranger.svs"), array)
+            reading.read_array(work.feature_store("texture", slide.name), array)
+            == reading.read_array(new.feature_store("texture", "stranger.svs"), array)
         ).all()
 
 
@@ -205,9 +205,9 @@ def test_tiles_beside_features_of_the_first_version_tell_unless_they_are_damaged
     work = layout.Work(tmp_path)
     path = work.feature_store("texture", "a.svs")
     made = {"extract.encoder": "texture"}
-    layout.StoreWriter(path, {"settings": {**made, "input.tiles": "f1"}})
+    writing.StoreWriter(path, {"settings": {**made, "input.tiles": "f1"}})
     tiles = work.tile_store("a.svs")
-    layout.StoreWriter(tiles, {"fingerprint": "f1", "settings": {"tile.mpp": [1.0]}})
+    writing.StoreWriter(tiles, {"fingerprint": "f1", "settings": {"tile.mpp": [1.0]}})
     if damaged:
         (tiles / "zarr.json").write_text("{")
     told = {} if damaged else {"tile.mpp": [1.0]}

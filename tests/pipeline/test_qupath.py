@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading
 
 from tests.extract.slides import tissue_rgb, write_svs
 
@@ -21,7 +21,7 @@ def test_out_and_in_again(tmp_path: Path, cli: Callable[..., tuple[int, str]]) -
     assert cli("qupath", "--work", first.root)[0] == 0
     written = first.root / "qupath" / "a.svs.geojson"
     features = json.loads(written.read_text())["features"]
-    coords = layout.read_array(first.tile_store("a.svs"), "coords")
+    coords = reading.read_array(first.tile_store("a.svs"), "coords")
     kinds = [f["properties"]["objectType"] for f in features]
     assert kinds.count("tile") == len(coords) > 20
     assert set(features[-1]["properties"]["measurements"]) == {"tissue", "pen", "fold", "haze", "blur"}
@@ -29,7 +29,7 @@ def test_out_and_in_again(tmp_path: Path, cli: Callable[..., tuple[int, str]]) -
     manifest = tmp_path / "s" / "m.csv"
     manifest.write_text(f"slide,regions\na.svs,{written}\n")
     assert cli("tile", manifest, "--work", second.root, *settings)[0] == 0
-    again = layout.read_array(second.tile_store("a.svs"), "coords")
+    again = reading.read_array(second.tile_store("a.svs"), "coords")
     assert np.array_equal(coords, again)
 
 
@@ -53,7 +53,7 @@ def test_the_corner_that_regions_count_from_enters_only_where_it_matters(
     work = layout.Work(tmp_path / "w")
     settings = ("--work", work.root, "--workers", 1, "--tile-px", 64, "--set", "tile.blur_probe_um=0")
     assert cli("tile", manifest, *settings)[0] == 0
-    assert not any("regions_frame" in k for k in layout.read_attrs(work.tile_store("a.svs"))["settings"])
+    assert not any("regions_frame" in k for k in reading.read_attrs(work.tile_store("a.svs"))["settings"])
     code, said = cli("tile", manifest, *settings, "--set", "tile.regions_frame=full")
     assert code == 3
     assert "a.svs: input.regions_frame" in said
@@ -69,5 +69,5 @@ def test_regions_that_cannot_be_read_fail_their_slide_only(tmp_path: Path, cli: 
     manifest.write_text(f"slide,regions\na.svs,r.geojson\nb.svs,{'x' * 300}.geojson\nc.svs,\n")
     code, said = cli("tile", manifest, "--work", tmp_path / "w", "--workers", 1, "--tile-px", 64)
     assert code == 1, said
-    assert layout.stored(layout.Work(tmp_path / "w").tile_store("c.svs"))
+    assert reading.stored(layout.Work(tmp_path / "w").tile_store("c.svs"))
     assert "tile: 1 done, 2 failed" in said

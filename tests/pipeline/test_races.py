@@ -208,7 +208,7 @@ def test_one_run_is_one_experiment(tmp_path: Path) -> None:
     """Two trainings under one name: also where only the patients or the folds differ."""
     from mhim.mil.splits import Fold
     from mhim.pipeline.cohort.patients import Dataset, Patient
-    from mhim.pipeline.stages.stages import Train
+    from mhim.pipeline.stages.train import Train
 
     patients = tuple(Patient(f"p{k}", (f"s{k}",), (tmp_path / f"s{k}",), k % 2, f"d{k}") for k in range(4))
     work, config = layout.Work(tmp_path), Config()

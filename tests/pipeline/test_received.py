@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from mhim.pipeline.cohort.slides import CohortError, read_cohort
-from mhim.pipeline.store import ids
+from mhim.pipeline.store import ids, reading, writing
 from mhim.pipeline.store import layout as store
 from mhim.pipeline.upkeep import pack
 
@@ -234,7 +234,7 @@ def test_hdf5_whose_data_lies_elsewhere_is_refused_by_name(how: str, cli: Cli, t
 def test_hdf5_with_a_link_within_is_taken(cli: Cli, tmp_path: Path) -> None:
     assert cli("import", hdf5(tmp_path, "soft link within"), "--work", tmp_path / "w", "--encoder", "e")[0] == 0
     path = store.Work(tmp_path / "w").feature_store("e", "a")
-    assert np.array_equal(store.read_array(path, "features"), np.full((20, 8), 7, np.float32))
+    assert np.array_equal(reading.read_array(path, "features"), np.full((20, 8), 7, np.float32))
 
 
 # ------------------------------------------------------------------------------------------------------ packed stores
@@ -242,7 +242,7 @@ def test_hdf5_with_a_link_within_is_taken(cli: Cli, tmp_path: Path) -> None:
 
 def packed(work: store.Work, how: str) -> Path:
     path = work.tile_store("a.svs")
-    writer = store.StoreWriter(path, {"fingerprint": "0" * 16})
+    writer = writing.StoreWriter(path, {"fingerprint": "0" * 16})
     writer.write("coords", np.zeros((3, 2), np.int32))
     pack.pack(work)
     file = Path(f"{path}.zip")

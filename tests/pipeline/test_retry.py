@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, writing
 from mhim.pipeline.upkeep import retry
 
 Cli = Callable[..., tuple[int, str]]
@@ -21,7 +21,7 @@ def logged(root: Path, label: str, keys: tuple[str, ...] = ("a.svs",), **start: 
     work.cohort.write_text("slide,path,mpp\n" + "".join(f"{key},/data/{key},0.5\n" for key in keys))
     lines = [{"event": "start", "t": "1", "folder": str(root.parent), **start}]
     lines += [{"event": "item", "stage": label, "key": key, "state": "failed", "t": "2"} for key in keys]
-    layout.write_atomic(work.runs / "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    writing.write_atomic(work.runs / "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     return work
 
 
@@ -93,7 +93,7 @@ def test_a_foreign_log_runs_nothing(how: str, cli: Cli, tmp_path: Path, monkeypa
     label, start = FOREIGN[how]
     work = logged(tmp_path / "w", label, **start)
     if label.startswith("extract"):
-        writer = layout.StoreWriter(work.tile_store("a.svs"), {"fingerprint": "0" * 16})
+        writer = writing.StoreWriter(work.tile_store("a.svs"), {"fingerprint": "0" * 16})
         del writer
     code, text = cli("retry", "--failed", "--work", work.root)
     assert code in (2, 3), text

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mhim.mil.tasks import Task
 from mhim.pipeline.results import estimand
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, writing
 
 Cli = Callable[..., tuple[int, str]]
 COX = Task("cox")
@@ -33,7 +33,7 @@ def bags(work: layout.Work, signal: np.ndarray, seed: int = 0) -> list[str]:
             "tile_l0": [256.0, 256.0],
             "fingerprint": f"{seed}-{i}",
         }
-        writer = layout.StoreWriter(work.feature_store("texture", f"s{i:03d}"), facts)
+        writer = writing.StoreWriter(work.feature_store("texture", f"s{i:03d}"), facts)
         writer.write("features", x)
         writer.write("coords", (np.arange(10).reshape(5, 2) * 256).astype(np.int32))
         made.append(f"s{i:03d}")

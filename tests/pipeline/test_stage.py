@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from mhim.pipeline.resume import runner
 from mhim.pipeline.resume.stage import Outcome, Plan, Refused, State, plan
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, writing
 
 from tests.pipeline.toys import Toy, run, tree
 
@@ -25,7 +25,7 @@ def test_same_command_again_does_only_what_is_missing(tmp_path: Path) -> None:
     stage = Toy(tmp_path / "t", n=4, calls=tmp_path / "calls")
     assert states(run(stage)) == dict.fromkeys("0123", "done")
     before = tree(stage.root)
-    layout.remove_store(stage.root / "item_002")
+    writing.remove_store(stage.root / "item_002")
     assert states(run(stage)) == {"0": "skipped", "1": "skipped", "2": "done", "3": "skipped"}
     assert tree(stage.root) == before
     assert len(list((tmp_path / "calls").iterdir())) == 5
@@ -196,7 +196,7 @@ def test_fatal_errors_stop_where_nothing_can_be_mounted(
             raise OSError(number, os.strerror(number), str(final))
         return real(out, final)
 
-    real = layout.commit
+    real = writing.commit
     monkeypatch.setattr(layout, "commit", refuse)
     report = run(Toy(tmp_path / "t", n=4))
     assert report.count(State.DONE) == 2
@@ -210,7 +210,7 @@ def test_other_errors_of_the_system_are_the_items_own(tmp_path: Path, monkeypatc
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(final))
         return real(out, final)
 
-    real = layout.commit
+    real = writing.commit
     monkeypatch.setattr(layout, "commit", refuse)
     report = run(Toy(tmp_path / "t", n=4))
     assert (report.count(State.DONE), report.count(State.FAILED), report.stopped) == (3, 1, "")

@@ -14,7 +14,7 @@ from mhim.pipeline.backends import local
 from mhim.pipeline.backends._child import Child, Died, Order
 from mhim.pipeline.cohort.slides import read_cohort
 from mhim.pipeline.resume.stage import Item, State
-from mhim.pipeline.store import layout, names
+from mhim.pipeline.store import layout, names, reading
 
 from tests.extract.slides import tissue_rgb, write_tiff
 from tests.pipeline.toys import Toy
@@ -131,7 +131,7 @@ def test_names_that_are_no_utf8_go_all_the_way(tmp_path: Path, cli: Cli) -> None
     assert cohort["f%E4rbung.tif%"] == strange, "its own id is that of the other file"
     assert cohort["f%E4rbung.tif"] == folder / "f%E4rbung.tif"
     assert cli("extract", "--work", work.root, "--workers", 1)[0] == 0
-    assert layout.stored(work.feature_store("texture", "f%E4rbung.tif%"))
+    assert reading.stored(work.feature_store("texture", "f%E4rbung.tif%"))
     code, said = cli("status", "--work", work.root)
     assert "empty%FF.tif" in said
     code, said = cli("check", folder, "--out", tmp_path / "c", "--workers", 1, "--mpp-of-slides", 0.5)

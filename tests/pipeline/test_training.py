@@ -20,7 +20,7 @@ from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.results import predictions
 from mhim.pipeline.resume import runner, stage
 from mhim.pipeline.stages import runs
-from mhim.pipeline.store import layout, seals
+from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.training import bundle, plan
 from mhim.pipeline.training import fold as training
 
@@ -149,8 +149,8 @@ def test_a_run_holds_what_the_readme_says(work: layout.Work) -> None:
     hashes = {line.split(",")[-1] for line in (run / "splits.csv").read_text().splitlines()[1:]}
     assert hashes == {found["split_hash"]}
     for slide in (r.slide for r in rows):
-        attention = layout.read_array(run / "scores" / f"{slide}.zarr", "attention")
-        assert len(attention) == len(layout.read_array(work.feature_store("texture", slide), "coords"))
+        attention = reading.read_array(run / "scores" / f"{slide}.zarr", "attention")
+        assert len(attention) == len(reading.read_array(work.feature_store("texture", slide), "coords"))
     text = "".join(b.decode(errors="ignore") for n, b in tree(run).items() if n.endswith((".json", ".csv", ".yaml")))
     assert str(work.root) not in text  # no path of this machine in a result
     header = (run / "predictions.csv").read_text().splitlines()[0]

@@ -13,7 +13,7 @@ from mhim.mil.splits import SplitError
 from mhim.pipeline.cohort import patients
 from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.results import compare
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading, writing
 
 from tests.pipeline.bags import WIDTH, make_features
 from tests.pipeline.trained import scored, settings, trained
@@ -54,7 +54,7 @@ def test_features_of_two_encoders_are_refused_by_slide(work: layout.Work) -> Non
     rows = make_features(work, 4)
     shutil.rmtree(work.feature_store("texture", "s02_0.svs"))
     x = np.zeros((3, WIDTH + 1), np.float16)
-    writer = layout.StoreWriter(work.feature_store("texture", "s02_0.svs"), {"encoder": "texture", "weights_id": "w2"})
+    writer = writing.StoreWriter(work.feature_store("texture", "s02_0.svs"), {"encoder": "texture", "weights_id": "w2"})
     writer.write("features", x)
     with pytest.raises(CohortError, match=r"features of s02_0\.svs have"):
         trained(work, rows, settings())
@@ -76,7 +76,7 @@ def test_a_slide_without_tiles_is_left_out_and_counted_as_such(work: layout.Work
     rows = make_features(work)
     path = work.feature_store("texture", rows[3].slide)
     shutil.rmtree(path)
-    layout.StoreWriter(path, {"encoder": "texture", "empty": "no tissue", "fingerprint": "none"})
+    writing.StoreWriter(path, {"encoder": "texture", "empty": "no tissue", "fingerprint": "none"})
     data = patients.labelled(
         [*rows, replace(rows[0], slide="other.svs", patient="other")], work.features("texture"), settings().train
     )
@@ -90,7 +90,7 @@ def test_a_slide_without_tiles_is_left_out_and_counted_as_such(work: layout.Work
 def test_identical_slides_of_two_patients_are_reported(work: layout.Work) -> None:
     rows = make_features(work, 3)
     for i, digest in enumerate(("aa", "bb", "aa")):
-        layout.StoreWriter(work.tile_store(f"s{i:02d}_0.svs"), {"quickhash": digest})
+        writing.StoreWriter(work.tile_store(f"s{i:02d}_0.svs"), {"quickhash": digest})
     (line,) = patients.duplicates(patients.labelled(rows, work.features("texture"), settings().train), work)
     assert "s00_0.svs (patient p00) and s02_0.svs (patient p02) are identical" in line
 
@@ -99,7 +99,7 @@ def test_slides_of_a_patient_do_not_touch(work: layout.Work) -> None:
     rows = make_features(work, 2, slides_each=3)
     data = patients.labelled(rows, work.features("texture"), settings().train)
     features, coords, tile = patients.StoredBag(data.patients[0].stores)()
-    sizes = [len(layout.read_array(s, "coords")) for s in data.patients[0].stores]
+    sizes = [len(reading.read_array(s, "coords")) for s in data.patients[0].stores]
     assert len(features) == len(coords) == sum(sizes)
     below = 0
     for k, n in enumerate(sizes):

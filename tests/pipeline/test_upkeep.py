@@ -17,7 +17,7 @@ import numpy as np
 from mhim.pipeline.resume import runlog
 from mhim.pipeline.resume.claims import Claims
 from mhim.pipeline.resume.stage import Outcome, State
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.upkeep import pack
 
 Cli = Callable[..., tuple[int, str]]
@@ -29,7 +29,7 @@ def stocked(root: Path, n: int = 3) -> layout.Work:
     for i in range(n):
         slide = f"site/{i}.svs" if i == 0 else f"{i}.svs"
         for path in (work.tile_store(slide), work.feature_store("texture", slide)):
-            writer = layout.StoreWriter(path, {"fingerprint": f"{i:016x}"})
+            writer = writing.StoreWriter(path, {"fingerprint": f"{i:016x}"})
             writer.write("coords", np.arange(20 * (i + 1), dtype=np.int32).reshape(-1, 2), chunk_rows=4)
             writer.write("features", np.full((5, 3), i, np.float16))
     return work
@@ -43,15 +43,15 @@ def test_packed_stores_read_the_same_and_come_back_byte_equal(cli: Cli, tmp_path
     work = stocked(tmp_path / "w")
     before = tree(work.root)
     path = work.tile_store("site/0.svs")
-    attrs, coords = layout.read_attrs(path), layout.read_array(path, "coords").copy()
+    attrs, coords = reading.read_attrs(path), reading.read_array(path, "coords").copy()
     code, text = cli("pack", "--work", work.root)
     assert code == 0
     assert f"{len(before)} files became 6" in text
     slides = ("site/0.svs", "1.svs", "2.svs")
     assert tree(work.root).keys() == {f"{f}/{s}.zarr.zip" for f in ("tiles", "features/texture") for s in slides}
-    assert layout.read_attrs(path) == attrs
-    assert np.array_equal(layout.read_array(path, "coords"), coords)
-    assert layout.array_names(path) == ["coords", "features"]
+    assert reading.read_attrs(path) == attrs
+    assert np.array_equal(reading.read_array(path, "coords"), coords)
+    assert reading.array_names(path) == ["coords", "features"]
     assert not os.stat(f"{path}.zip").st_mode & 0o222
     code, text = cli("unpack", "--work", work.root)
     assert code == 0
@@ -121,7 +121,7 @@ def test_retry_makes_only_what_failed(demo_cohort: Path, tmp_path: Path) -> None
     assert {e["key"]: e["state"] for e in events if e["event"] == "item"} == {"bad.svs": "failed", "good.svs": "done"}
     assert [e["event"] for e in events][:: len(events) - 1] == ["start", "end"]
 
-    layout.remove_store(layout.Work(tmp_path / "w").tile_store("good.svs"))  # missing now, and not failed
+    writing.remove_store(layout.Work(tmp_path / "w").tile_store("good.svs"))  # missing now, and not failed
     shutil.copy(good[1], slides / "bad.svs")
     shown = call("retry", "--failed", "--work", tmp_path / "w", "--dry-run")
     assert shown.returncode == 0
@@ -153,8 +153,8 @@ def test_status_tells_the_folds_that_an_interrupted_training_misses(tmp_path: Pa
 
     work = stocked(tmp_path / "w", n=1)
     work.cohort.write_text("slide,path,mpp\nsite/0.svs,/a/0.svs,0.5\n")
-    layout.StoreWriter(work.run("abmil") / "fold_0", {})
-    layout.seal(work.run("abmil") / "fold_0", {})
+    writing.StoreWriter(work.run("abmil") / "fold_0", {})
+    writing.seal(work.run("abmil") / "fold_0", {})
 
     def command(epochs: int, todo: list[str]) -> None:
         config = Config.model_validate({"train": {"epochs": epochs}})
@@ -180,7 +180,7 @@ def test_watched_status_shows_what_changes(tmp_path: Path) -> None:
     while "MiB" not in text:
         text = process.stdout.readline()
     work.tile_store("1.svs").rename(work.tile_store("7.svs"))
-    layout.StoreWriter(work.tile_store("1.svs"), {"fingerprint": "1"})
+    writing.StoreWriter(work.tile_store("1.svs"), {"fingerprint": "1"})
     text = ""
     while "MiB" not in text:
         text += process.stdout.readline()

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import pytest
 from mhim.extract.slide.slide import open_slide
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, writing
 from mhim.pipeline.viewer import listen
 from mhim.pipeline.viewer.data import Gallery
 from mhim.pipeline.viewer.server import ViewerError, loopback, make_server
@@ -127,7 +127,7 @@ def test_new_slides_are_shown_with_the_scores_of_their_run(tmp_path: Path, work:
     (run / "fold_0" / "model.json").write_text(
         json.dumps({"task": {"kind": "classification", "classes": ["benign", "tumour"]}})
     )
-    layout.seal(run / "fold_0", {"made": "by hand"})
+    writing.seal(run / "fold_0", {"made": "by hand"})
     found = Gallery(layout.Work(new))
     assert [r.name for r in found.runs] == ["old"]
     told = found.index()["slides"][numbers(found)["a.svs"]]["predictions"][0]

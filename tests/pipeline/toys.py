@@ -15,7 +15,7 @@ from mhim.configs.schema import ClusterConfig
 from mhim.pipeline.backends import local
 from mhim.pipeline.resume import runner
 from mhim.pipeline.resume.stage import Item, Made, Stage
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import writing
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,7 +55,7 @@ class Toy(Stage):
             done = partial / f"{step}"
             if not done.exists():
                 time.sleep(self.seconds / self.steps)
-                layout.write_atomic(done, b"done")
+                writing.write_atomic(done, b"done")
         out.mkdir()
         for part in ("a", "b", "c"):
             text = f"{item.key}/{part}/{self.value}/{item.inputs['i']}"

@@ -9,7 +9,7 @@ from mhim.configs.schema import Config
 from mhim.pipeline.cohort import patients
 from mhim.pipeline.resume import runner, stage
 from mhim.pipeline.stages import runs
-from mhim.pipeline.stages.stages import Train
+from mhim.pipeline.stages.train import Train
 from mhim.pipeline.store import layout
 
 SMALL: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ from mhim.pipeline.cohort.labels.rows import Row, some
 from mhim.pipeline.cohort.labels.table import Table
 from mhim.pipeline.cohort.listing import Listing, SlideEntry, beside
 from mhim.pipeline.cohort.slides import CohortError
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, reading
 
 
 def slides_of(source: Path, config: Config, labels: Path | None = None) -> Listing:
@@ -66,7 +66,7 @@ def too_late(table: Table, features: Path, work: layout.Work) -> list[str]:
     other_mpp, unknown_mpp, other_regions = [], [], []
     for row, slide in match.match(table.rows, stores).rows:
         if row.mpp is not None:
-            made = layout.read_attrs(stores[slide]).get("slide_mpp")
+            made = reading.read_attrs(stores[slide]).get("slide_mpp")
             if made is None:
                 unknown_mpp.append(slide)
             elif abs(float(made[0]) - row.mpp) > 1e-6 * row.mpp:

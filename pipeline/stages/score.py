@@ -1,0 +1,109 @@
+"""Models to numbers and tile scores, as a resumable stage."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from mhim.configs.schema import Config, fingerprint_fields
+from mhim.pipeline.cohort.patients import Dataset
+from mhim.pipeline.resume import fingerprints
+from mhim.pipeline.resume.stage import Item, Made, Stage
+from mhim.pipeline.store import layout, reading, writing
+
+if TYPE_CHECKING:
+    from mhim.pipeline.results.known import Recognised
+
+
+@dataclass
+class Score(Stage):
+    """Models to numbers and pictures: `scores/<slide id>.zarr` and `heatmaps/` per slide, `metrics.json` per cohort.
+
+    Of a run, every patient is scored by the folds that held it out; patients of other features by all folds.
+    """
+
+    work: layout.Work
+    config: Config
+    out: Path  # the run's folder, or that of the new slides
+    data: Dataset
+    models: dict[str, list[Path]]  # patient -> folders of the models that score it
+    folds: list[Path]  # trainings that metrics.json is made of; empty for new slides
+    known: dict[str, Recognised] = field(default_factory=dict)  # of new slides: those that the run knows
+    name = "score"
+
+    def known_as(self, bag: str) -> str:
+        """What the column `known` of the predictions says of a patient at hand; "" of a stranger."""
+        one = self.known.get(bag)
+        if one is None:
+            return ""
+        how = "counted as new" if self.config.score.allow_known else "scored by the trainings that held it out"
+        return f"{', '.join(one.patients)} of the run ({one.why}), {how}"
+
+    def __post_init__(self) -> None:
+        self._last: tuple[str, dict[str, dict[str, np.ndarray]]] = ("", {})
+
+    @property
+    def root(self) -> Path:  # type: ignore[override]
+        return self.out
+
+    def items(self) -> list[Item]:
+        known = self.data.by_id()
+        items = []
+        if self.folds:
+            items.append(Item("metrics", self.out, {"models": self._seals(self.folds)}, None, "score.json"))
+        for name, folders in self.models.items():
+            inputs = {"features": known[name].digest, "models": self._seals(folders)}
+            wrong = known[name].wrong  # damaged features
+            items += [Item(s, self.out / "scores" / f"{s}.zarr", inputs, name, wrong=wrong) for s in known[name].slides]
+        return items
+
+    def settings(self) -> dict[str, Any]:
+        return fingerprints.flat("score", fingerprint_fields(self.config.score))
+
+    def fields(self, item: Item) -> dict[str, Any]:
+        """Settings of the numbers do not concern a slide's scores, and those of pictures concern no output here."""
+        numbers = {"bootstrap", "confidence", "calibrate", "sensitivity", "specificity", "abstain"}
+        settings = {k: v for k, v in self.settings().items() if item.seal and k.removeprefix("score.") in numbers}
+        inputs = {f"input.{k}": v for k, v in item.inputs.items()}
+        if item.seal:
+            inputs["input.numbers"] = layout.NUMBERS
+        return {"stage": self.name, "format": layout.FORMAT, **settings, **inputs}
+
+    def make(self, item: Item, out: Path, partial: Path) -> Made:
+        from mhim.pipeline.results import ensemble, numbers, predictions, risk_groups
+        from mhim.pipeline.training import bundle, fold
+
+        if item.seal:
+            rows, task = predictions.predictions(self.folds, self.config.score)
+            out.mkdir(parents=True)
+            (out / fold.PREDICTIONS).write_text(fold.table(rows))
+            found = numbers.summary(self.folds, rows, task, self.config.score)
+            (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+            if task.survival:
+                risk_groups.draw(out, ensemble.ensemble(rows))
+            return Made()
+        patient = self.data.by_id()[item.data]
+        if self._last[0] != patient.id:  # slides of one patient are one bag: scored once
+            models = [bundle.read(folder) for folder in self.models[patient.id]]
+            self._last = (patient.id, predictions.slide_scores(patient, models, self.config.train.gpu))
+        arrays = self._last[1][item.key]
+        writer = writing.StoreWriter(out, {"patient": patient.id, **self.data.facts})
+        for name, array in arrays.items():
+            writer.write(name, array)
+        strange = predictions.strangeness(arrays["unlike"]) > 1
+        return Made(notes=(predictions.UNLIKE,) if strange else (), numbers={"tiles": len(arrays["attention"])})
+
+    def remake_fields(self) -> frozenset[str]:
+        """Newer folds of the same run, such as one that failed before, and a newer way to count: its results follow
+        without a refusal. Those of new slides also follow what becomes known of whose slides they are."""
+        return frozenset({"input.models", "input.numbers"} | (set() if self.folds else {"input.features"}))
+
+    def remake(self, item: Item, old: Path, out: Path) -> Made:
+        return self.make(item, out, out)
+
+    @staticmethod
+    def _seals(folders: list[Path]) -> list[str]:
+        return [str(reading.read_attrs(f).get("fingerprint")) for f in folders]

@@ -1,0 +1,101 @@
+"""Features to models, as a resumable stage."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mhim.configs.schema import Config, fingerprint_fields
+from mhim.mil import splits
+from mhim.mil.splits import Fold
+from mhim.pipeline.cohort.patients import Dataset, digest_of
+from mhim.pipeline.resume import fingerprints
+from mhim.pipeline.resume.runner import make_one, open_claims
+from mhim.pipeline.resume.stage import Item, Made, Stage, State, is_made
+from mhim.pipeline.store import layout, reading, seals
+
+if TYPE_CHECKING:
+    from mhim.pipeline.training.fold import Job
+
+
+@dataclass
+class Train(Stage):
+    """Features to models: `runs/<name>/fold_<k>/`, one item per (grid cell, seed, fold), baselines of MHIM first."""
+
+    work: layout.Work
+    config: Config
+    run: str
+    data: Dataset
+    folds: list[Fold]
+    name = "train"
+
+    @property
+    def root(self) -> Path:  # type: ignore[override]
+        return self.work.run(self.run)
+
+    def items(self) -> list[Item]:
+        from mhim.pipeline.training.plan import jobs
+
+        every = jobs(self.config.train, self.folds)
+        teachers = {job.teacher.cell + job.teacher.name: job.teacher for job in every if job.teacher}
+        return [self.item(job) for job in (*teachers.values(), *every)]
+
+    def item(self, job: Job) -> Item:
+        """The item of one training. Its inputs say which patients, targets and features it reads."""
+        known = self.data.by_id()
+        sides = {s: [known[p] for p in getattr(job.fold, s)] for s in ("train", "val", "test")}
+        inputs: dict[str, Any] = {s: digest_of(patients) for s, patients in sides.items()}
+        inputs |= {"seed": job.seed, "split": job.split_hash} | fingerprints.flat("features", self.data.facts)
+        if self.data.classes:  # targets are numbers: the names are facts of their own
+            inputs["classes"] = list(self.data.classes)
+        if job.teacher:
+            inputs["teacher"] = self._mark(self.item(job.teacher))
+        return Item(f"{job.cell}/{job.name}" if job.cell else job.name, self.root / job.cell / job.name, inputs, job)
+
+    def settings(self) -> dict[str, Any]:
+        return fingerprints.flat("train", fingerprint_fields(self.config.train))
+
+    def together(self) -> dict[str, Any]:
+        one = {"input.patients": digest_of(self.data.patients), "input.split": splits.digest(self.folds)}
+        return self.settings() | one | {f"features.{k}": v for k, v in self.data.facts.items()}
+
+    def begin(self) -> None:
+        from mhim.pipeline.results import known
+        from mhim.pipeline.training import plan
+
+        known.describe(self.work, self.root, self.data)
+        plan.describe(self.root, self.config, self.folds, self.data.made)
+
+    def fields(self, item: Item) -> dict[str, Any]:
+        """Those of the item's own settings: a cell of a grid equals the same training made alone."""
+        inputs = {f"input.{k}": v for k, v in item.inputs.items()}
+        return {"stage": self.name, "format": layout.FORMAT, **fingerprints.training(item.data.config), **inputs}
+
+    def _mark(self, teacher: Item) -> str:
+        """The fingerprint of a baseline: as recorded where it is made, also by version 0.1, or as it will be."""
+        if is_made(self, teacher):
+            return str(reading.read_attrs(teacher.output).get("fingerprint"))
+        return layout.fingerprint(self.fields(teacher))
+
+    def make(self, item: Item, out: Path, partial: Path) -> Made:
+        from mhim.pipeline.training import bundle, fold
+
+        twin = seals.twin(self.work.runs, layout.fingerprint(self.fields(item)), item.output)
+        if twin is not None:  # the same training in another run: a plain model that serves as a teacher, say
+            shutil.copytree(twin, out, ignore=shutil.ignore_patterns(layout.SEAL))
+            return Made(notes=(f"taken from {twin.relative_to(self.work.root)}, the same training",))
+        job: Job = item.data
+        teacher = bundle.read(self._made(self.item(job.teacher))) if job.teacher else None
+        return Made(notes=fold.train_fold(job, self.data, teacher, out, partial, self.root))
+
+    def _made(self, teacher: Item) -> Path:
+        """The baseline's folder; if it is missing, made here or awaited. Raises StoreError if it fails."""
+        with open_claims(self, self.config.cluster.lease_s) as claims:
+            while (outcome := make_one(self, teacher, claims)).state is State.CLAIMED:
+                time.sleep(0.5)
+        if outcome.state is State.FAILED:
+            raise layout.StoreError(f"its baseline failed: {outcome.message}")
+        return teacher.output
