@@ -22,7 +22,8 @@ reading: list[bool] = []  # not empty while `parsed` reads a command line
 def parsed(args: list[str]) -> Parsed:
     """A verb's command line, read by its own options and not carried out. Raises ConfigError."""
     from mhim.configs.load import ConfigError
-    from mhim.pipeline.cli.main import _UsageError, app
+    from mhim.pipeline.cli.main import _UsageError
+    from mhim.pipeline.cli.options import app
 
     command = typer.main.get_command(app).commands[args[0]]  # type: ignore[attr-defined]
     reading.append(True)

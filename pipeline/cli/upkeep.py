@@ -1,5 +1,5 @@
 """The commands that look after a work folder: trying failures again, packing stores; and the options of all commands.
-Same rules as `cli.py`.
+Same rules as `verbs.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from mhim.pipeline.cli.main import ConfigFiles, DryRun, Sets, WorkDir, app
+from mhim.pipeline.cli.options import ConfigFiles, DryRun, Sets, WorkDir, app
 
 
 @app.callback()

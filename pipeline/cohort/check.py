@@ -27,7 +27,12 @@ from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.resume import console, leftovers
 from mhim.pipeline.store import names, writing
 
-OK, EMPTY, NO_MPP, UNREADABLE, UNFIT, UNSUPPORTED = "ok", "empty", "no mpp", "unreadable", "unfit", "unsupported"
+OK = "ok"
+EMPTY = "empty"
+NO_MPP = "no mpp"
+UNREADABLE = "unreadable"
+UNFIT = "unfit"
+UNSUPPORTED = "unsupported"
 NO_SLIDE = "no slide"
 _HARMLESS = frozenset(
     {".csv", ".tsv", ".txt", ".json", ".geojson", ".xml", ".md", ".yaml", ".yml", ".pdf", ".xlsx", ".log", ".html"}

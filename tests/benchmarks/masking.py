@@ -32,7 +32,7 @@ from mhim.configs import lookup
 from mhim.configs.schema import TrainConfig
 from mhim.mil import metrics, tasks, train
 from mhim.mil.feed import Case
-from mhim.pipeline.exchange.bag_table import draw_bag
+from mhim.pipeline.exchange.digits import draw_bag
 from mhim.pipeline.store import layout, reading
 from sklearn.model_selection import StratifiedGroupKFold
 
