@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import typer
-from mhim.pipeline.cli import verbs, look, bring, upkeep  # noqa: F401, I001  each registers its commands, in this order
+from mhim.pipeline.cli import bring, look, upkeep, verbs  # noqa: F401  each registers its commands, in this order
 from mhim.pipeline.cli.options import app
 from mhim.pipeline.resume import ends
 

@@ -14,12 +14,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from mhim.configs.schema import Config, LabelsConfig, TileConfig
 from mhim.pipeline.backends._child import Child, Died, Order
 from mhim.pipeline.cohort import check_page
+from mhim.pipeline.cohort.finding import EMPTY, NO_MPP, OK, UNFIT, UNREADABLE, UNSUPPORTED, Finding
 from mhim.pipeline.cohort.labels import match, use
 from mhim.pipeline.cohort.labels import table as label_table
 from mhim.pipeline.cohort.listing import SlideEntry
@@ -27,12 +28,6 @@ from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.resume import console, leftovers
 from mhim.pipeline.store import names, writing
 
-OK = "ok"
-EMPTY = "empty"
-NO_MPP = "no mpp"
-UNREADABLE = "unreadable"
-UNFIT = "unfit"
-UNSUPPORTED = "unsupported"
 NO_SLIDE = "no slide"
 _HARMLESS = frozenset(
     {".csv", ".tsv", ".txt", ".json", ".geojson", ".xml", ".md", ".yaml", ".yml", ".pdf", ".xlsx", ".log", ".html"}
@@ -41,30 +36,6 @@ _PERSONAL = {"label", "macro"}
 _RATE_TILES = 24  # read per slide to measure the rate
 _FEATURE_BYTES = 1024 * 2 + 8  # a 1024-d float16 feature and its corner
 _THUMB_PX = 320
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One file of the cohort. state: one of the constants above; problems need a person, warnings are to be known."""
-
-    slide: str
-    state: str
-    vendor: str = ""
-    megabytes: float = 0.0
-    width: int = 0
-    height: int = 0
-    levels: int = 0
-    mpp_x: float | None = None
-    mpp_y: float | None = None
-    mpp_source: str = ""
-    tissue_fraction: float | None = None  # None: it was never looked for
-    tiles: int = 0
-    tiles_per_s: float = 0.0
-    quickhash: str = ""
-    images: str = ""
-    problems: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    thumbnail: bytes = b""
 
 
 def check(source: Path, config: Config, out: Path, labels: Path | None = None) -> int:

@@ -11,7 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mhim.pipeline.cohort.check import Finding
+    from mhim.pipeline.cohort.finding import Finding
 
 _STYLE = """body{font:14px/1.4 system-ui,sans-serif;margin:1.5rem;color:#222;background:#fff}
 .grid{display:flex;flex-wrap:wrap;gap:12px}

@@ -84,7 +84,7 @@ def test_it_never_writes_among_the_slides(slides: Path, cli: Cli) -> None:
 
 
 def test_a_name_cannot_inject_html() -> None:
-    from mhim.pipeline.cohort.check import Finding
+    from mhim.pipeline.cohort.finding import Finding
 
     text = page("<b>", [Finding("<script>alert(1)</script>.svs", "ok", problems=("<i>",))], ["<u>"])
     assert "<script" not in text
