@@ -15,10 +15,13 @@ from mhim.configs import texts, trust
 from mhim.configs.lookup import explain
 from mhim.configs.schema import Config
 from pydantic import BaseModel, ValidationError
+from mhim.configs.errors import UserError
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A setting, preset or settings file is wrong; the message names it."""
+
+    whole = True
 
 
 def presets() -> list[str]:

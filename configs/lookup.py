@@ -17,10 +17,13 @@ from typing import Any
 
 from mhim.configs import source, trust
 from pydantic import BaseModel, ValidationError
+from mhim.configs.errors import UserError
 
 
-class LookupFailed(ValueError):
+class LookupFailed(UserError, ValueError):
     """An unknown plug-in name or plug-in setting; the message lists what exists and what to do."""
+
+    whole = True
 
 
 class NotTrusted(LookupFailed):

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 import yaml
+from mhim.configs.errors import UserError
 
 LONGEST = 2**20  # bytes of a settings text; the longest preset has 3 kB
 DEEPEST = 64
@@ -18,7 +19,7 @@ _OPEN = (yaml.MappingStartEvent, yaml.SequenceStartEvent)
 _CLOSE = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
 
 
-class TextError(ValueError):
+class TextError(UserError, ValueError):
     """A text is not readable, or beyond what is read; the message says which and why."""
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from mhim.configs.errors import UserError
 
 
-class SlideError(Exception):
+class SlideError(UserError):
     """Something is wrong with one slide; the message says what, and what to do about it."""
 
 

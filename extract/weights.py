@@ -14,12 +14,13 @@ import pickle
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from mhim.configs.errors import UserError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError, ValueError):
     """Weights that are missing, damaged, refused or of another model; the message says what to do."""
 
 

@@ -18,6 +18,7 @@ from mhim.mil.bags import collate, to_device
 from mhim.mil.models import Bag
 from mhim.mil.tasks import Target, Task
 from torch import Tensor
+from mhim.configs.errors import UserError
 
 # features float16 or float32 (N, D); coords int32 (N, 2), level-0 px, x then y; tile edge in level-0 px
 Arrays = tuple[np.ndarray, np.ndarray, float]
@@ -25,7 +26,7 @@ AHEAD = 2  # batches read ahead: one in hand, one in the making
 GPU_READERS = 4  # threads that feed a GPU, which is done with 10,000 instances in the time one thread copies them once
 
 
-class BagError(ValueError):
+class BagError(UserError, ValueError):
     """The features of a case cannot be used; the message names the case and says what to do."""
 
 

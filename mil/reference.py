@@ -16,6 +16,7 @@ from typing import Any, Literal
 from mhim.configs import lookup
 from mhim.mil.models import MIL
 from torch import Tensor
+from mhim.configs.errors import UserError
 
 Student = Literal["abmil", "transmil", "dsmil"]
 
@@ -93,7 +94,7 @@ _MARKS: dict[Student, str] = {  # a name that only this student has
 }
 
 
-class NotReference(ValueError):
+class NotReference(UserError, ValueError):
     """The weights are not those of the named student; the message lists every name and shape that does not fit."""
 
 

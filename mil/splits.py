@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from mhim.configs.errors import UserError
 
 SIDES = ("train", "val", "test")
 
 
-class SplitError(ValueError):
+class SplitError(UserError, ValueError):
     """These patients cannot be split as asked; the message says why and what to do."""
 
 

@@ -30,6 +30,7 @@ from mhim.mil.memory import keep_freed
 from mhim.mil.models import MILModel
 from mhim.mil.tasks import Task
 from torch import Tensor
+from mhim.configs.errors import UserError
 
 LR_MIN, LR_WARM = 1e-7, 1e-6  # of the published schedule: end of the cosine, start of the warm-up
 FORMAT = 2  # 2: a state may lie inside an epoch; those of format 1 never do
@@ -38,7 +39,7 @@ State = dict[str, Any]
 _filling: Any = torch.utils.deterministic  # its switch is a property that no type stub knows
 
 
-class TrainingDiverged(ArithmeticError):
+class TrainingDiverged(UserError, ArithmeticError):
     """The loss is no longer a number; the last state yielded is still good."""
 
 

@@ -16,15 +16,16 @@ import numpy as np
 from mhim.configs import lookup, source, trust
 from mhim.configs.schema import ExtractConfig
 from mhim.extract.encoders import _table
+from mhim.configs.errors import UserError
 
 MPP_TOLERANCE = 0.05  # tiles within 5 % of the trained mpp are the same resolution for an encoder
 
 
-class EncoderError(ValueError):
+class EncoderError(UserError, ValueError):
     """An encoder that does not exist, cannot be built here, or does not fit the tiles; the message says what to do."""
 
 
-class NoGpu(RuntimeError):
+class NoGpu(UserError, RuntimeError):
     """A GPU was asked for and there is none to use: no slide can be encoded in this process."""
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from mhim.extract.slide.planes import NotDirect, Plane, level_pages, plane_of
 from mhim.extract.slide.slide import Source
 from mhim.extract.slide.tiffpages import Page
+from mhim.configs.errors import UserError
 
 _PLACES = 4  # compared with OpenSlide per level: 1 % of the time that reading 2,000 tiles takes ...
 _PLACES_PX = 3 << 18  # ... but at most so many px of file tiles, and two places at least
@@ -27,7 +28,7 @@ _SAME = 1 / 512  # px: nearer to a whole pixel than that cairo does not interpol
 _INTERPOLATED = 2  # grey levels by which cairo's 7-bit weights and rounding may miss exact interpolation (1 was seen)
 
 
-class Undecodable(Exception):
+class Undecodable(UserError):
     """One file tile that OpenSlide must read."""
 
 

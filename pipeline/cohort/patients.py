@@ -108,13 +108,6 @@ class StoredBag:
         return reading.read_array(path, "features"), reading.read_array(path, "coords"), float(np.mean(tile_l0))
 
 
-def own_settings(config: TrainConfig) -> dict[str, Any]:
-    """Settings of one training: without those that only say which trainings there are. A cell of a grid or a teacher
-    thus equals, byte by byte, the same training made alone."""
-    plan = {"grid", "seeds", "repeats", "seed"}
-    return {k: v for k, v in fingerprint_fields(config).items() if k not in plan}
-
-
 def feature_stores(root: Path) -> dict[str, Path]:
     """slide id -> feature store, for every committed store below `root`, packed ones too."""
     found: dict[str, Path] = {}

@@ -84,28 +84,16 @@ def interrupted() -> int:
 
 def explain(error: Exception) -> int:
     """The user's errors in one line; anything else is a fault of the program and shows where. The exit code."""
-    from mhim.configs.load import ConfigError
-    from mhim.configs.lookup import LookupFailed
-    from mhim.pipeline.cohort.slides import CohortError
-    from mhim.pipeline.resume.stage import Refused, Stopped
+    from mhim.configs.errors import UserError
     from mhim.pipeline.store import disk
 
-    known = type(error).__module__.split(".")[0] in {"pipeline", "configs", "extract", "mil"}
-    if isinstance(error, Refused):
-        print(f"refused: {error}", file=sys.stderr)
-        return 3
-    if isinstance(error, (ConfigError, LookupFailed, CohortError)):
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if isinstance(error, Stopped):
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if (full := disk.trouble(error)) is not None:
+    full = disk.trouble(error)
+    if full is not None and not (isinstance(error, UserError) and error.whole):
         print(f"error: {disk.told('', full)}", file=sys.stderr)
         return 1
-    if known:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if isinstance(error, UserError):
+        print(f"{error.heading}: {error}", file=sys.stderr)
+        return error.exit_code
     if isinstance(error, OSError):
         where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes)) else ""
         print(f"error: {error.strerror or error}{where}; what was finished is kept", file=sys.stderr)

@@ -53,10 +53,15 @@ def extract(config: ExtractConfig, identity: dict[str, Any]) -> dict[str, Any]:
     return _of("extract", config) | flat("encoder", identity)
 
 
+def own_settings(config: TrainConfig) -> dict[str, Any]:
+    """Settings of one training: without those that only say which trainings there are. A cell of a grid or a teacher
+    thus equals, byte by byte, the same training made alone."""
+    plan = {"grid", "seeds", "repeats", "seed"}
+    return {k: v for k, v in fingerprint_fields(config).items() if k not in plan}
+
+
 def training(config: TrainConfig) -> dict[str, Any]:
     """Of one training, its model's settings written out; without what only says which trainings there are."""
-    from mhim.pipeline.cohort.patients import own_settings
-
     fields = flat("train", own_settings(config)) | _code("train.model_code", "mhim.mil.models", config.model)
     student = config.model_params.get("student")
     return fields | (_code("train.student_code", "mhim.mil.models", student) if isinstance(student, str) else {})

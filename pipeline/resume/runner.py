@@ -38,6 +38,7 @@ from mhim.pipeline.resume.stage import (
     told,
 )
 from mhim.pipeline.store import disk, layout, names, seals, writing
+from mhim.configs.errors import UserError
 
 _SETTINGS = ".settings"  # key of the claim that says with which settings a folder is being worked in
 
@@ -152,7 +153,7 @@ def _make_private(private: Path) -> None:
 
 def _failed(item: Item, start: float, error: Exception) -> Outcome:
     text = names.readable(" ".join(str(error).split())) or type(error).__name__
-    known = type(error).__module__.split(".")[0] in {"extract", "mil", "pipeline", "configs"}
+    known = isinstance(error, UserError)
     message = text if known else f"{type(error).__name__}: {text}"
     trace = names.readable(traceback.format_exc())
     return Outcome(item.key, State.FAILED, time.perf_counter() - start, message, trace=trace)

@@ -25,14 +25,22 @@ from typing import Any
 from mhim.pipeline.resume import fingerprints
 from mhim.pipeline.store import layout, seals
 from mhim.pipeline.store.seals import Found
+from mhim.configs.errors import UserError
 
 
-class Refused(Exception):
+class Refused(UserError):
     """Outputs made with other parameters exist (exit code 3)."""
 
+    exit_code = 3
+    heading = "refused"
+    whole = True
 
-class Stopped(Exception):
+
+class Stopped(UserError):
     """Nothing more can be made: full disk, read-only folder, no GPU any more. What was committed stays."""
+
+    exit_code = 1
+    whole = True
 
 
 class State(StrEnum):

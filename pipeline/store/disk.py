@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mhim.pipeline.store.owner import owner
+from mhim.configs.errors import UserError
 
 # Nothing else can be written either: these end a command, whatever item met them first.
 WHAT = {
@@ -61,7 +62,7 @@ def trouble(error: BaseException, root: Path | None = None) -> OSError | None:
         for what, number in _TEXTS.items():
             if what in text or re.search(rf"\b(os error|errno\W*) ?{number}\b", text):
                 return OSError(number, os.strerror(number), str(root) if root else None)
-    known = type(error).__module__.split(".")[0] in {"extract", "mil", "pipeline", "configs"}
+    known = isinstance(error, UserError)
     return None if root is None or known else _tried(root)
 
 

@@ -22,13 +22,14 @@ from typing import Any
 from mhim.pipeline.store import seals
 from mhim.pipeline.store.owner import machine as machine
 from mhim.pipeline.store.owner import owner as owner
+from mhim.configs.errors import UserError
 
 FORMAT = 1  # raise when the meaning of a stored array or attribute changes
 NUMBERS = 2  # how `metrics.json` counts: 2 takes pairs inside trainings, and decisions by the frozen thresholds
 SEAL = seals.SEAL
 
 
-class StoreError(Exception):
+class StoreError(UserError):
     """A stored thing is missing, damaged or not what was asked for; the message names it."""
 
 

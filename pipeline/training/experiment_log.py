@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from mhim.configs.errors import UserError
 
 EXTRAS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 Row = dict[str, Any]
 
 
-class LogError(RuntimeError):
+class LogError(UserError, RuntimeError):
     """The log that was asked for is not installed; the message says how to install it."""
 
 

@@ -31,13 +31,14 @@ from mhim.mil.tasks import Task
 from mhim.pipeline.cohort.patients import Dataset, Patient, StoredBag, own_settings
 from mhim.pipeline.store import writing
 from mhim.pipeline.training import bundle, choices, experiment_log
+from mhim.configs.errors import UserError
 
 PREDICTIONS, HISTORY, CHECKPOINT = "predictions.csv", "history.csv", "state.pt"
 # A checkpoint may cost this share of the time; with MHIM's transmil student one is 60 MB.
 CHECKPOINT_SHARE = 0.05
 
 
-class DeviceError(RuntimeError):
+class DeviceError(UserError, RuntimeError):
     """The GPU that was asked for is not there."""
 
 

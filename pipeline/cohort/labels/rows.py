@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from mhim.configs.errors import UserError
 
 COLUMNS = {
     "slide": "path or id of a slide (required)",
@@ -38,8 +39,10 @@ EVENTS = {
 }
 
 
-class CohortError(ValueError):
+class CohortError(UserError, ValueError):
     """Something is wrong with the folder or CSV; the message names every row and column, and what to do."""
+
+    whole = True
 
 
 @dataclass(frozen=True)
