@@ -45,7 +45,7 @@ def test_no_file_outgrows_one_responsibility(path: Path) -> None:
 
 def test_only_slide_py_imports_openslide() -> None:
     importers = {p.relative_to(ROOT).as_posix() for p in FILES if "openslide" in imported(p)}
-    assert importers == {"extract/slide/slide.py"}
+    assert importers == {"extract/slide/source.py"}
 
 
 def test_nothing_is_pickled_or_unpickled() -> None:

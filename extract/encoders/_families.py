@@ -14,7 +14,8 @@ import torch
 from mhim.configs import lookup, trust
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import weights
-from mhim.extract.encoders import Encoder, EncoderError, _remap
+from mhim.extract.encoders import _remap
+from mhim.extract.encoders._contract import Encoder, EncoderError
 from mhim.extract.encoders._table import POOLING_TEXT, Pooling, Row, rows
 from mhim.extract.encoders._torch import Recipe, Runner
 from pydantic import BaseModel, ConfigDict

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mhim.extract.encoders import EncoderError
+from mhim.extract.encoders._contract import EncoderError
 from mhim.extract.encoders._table import Row
 from mhim.extract.weights import WeightsError
 from torch import nn

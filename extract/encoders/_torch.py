@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import memory
-from mhim.extract.encoders import GpuFailed, NoGpu, resolved_precision
+from mhim.extract.encoders._contract import GpuFailed, NoGpu, resolved_precision
 
 CPU_BATCH = 8  # larger batches spend half their time on page faults of activations (25 MB each at 8 for a ResNet-50)
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

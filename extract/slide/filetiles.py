@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from mhim.extract.slide.planes import NotDirect, Plane, level_pages, plane_of
-from mhim.extract.slide.slide import Source
+from mhim.extract.slide.source import Source
 from mhim.extract.slide.tiffpages import Page
 from mhim.configs.errors import UserError
 

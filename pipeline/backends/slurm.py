@@ -22,7 +22,7 @@ from typing import Any
 
 from mhim.configs import load, lookup, trust
 from mhim.configs.schema import ClusterConfig, Config, Settings
-from mhim.pipeline.cli import plugins_named
+from mhim.configs import plugins_named
 from mhim.pipeline.resume.stage import Stopped
 from mhim.pipeline.store import layout, reading, writing
 from pydantic import Field, ValidationError

@@ -33,7 +33,7 @@ _UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c._
 
 
 def _main(argv: list[str] | None) -> int:
-    from mhim.pipeline.cli.plugins_named import taken_out
+    from mhim.configs.plugins_named import taken_out
 
     try:
         args = taken_out(sys.argv[1:] if argv is None else argv)

@@ -49,7 +49,7 @@ def retry(
     from mhim.configs import load
     from mhim.configs.load import ConfigError
     from mhim.pipeline.store.layout import Work
-    from mhim.pipeline.upkeep import retry as again
+    from mhim.pipeline.stages import retry as again
 
     if not failed:
         raise ConfigError("say --failed: to make what is missing, too, give the verb's command again")

@@ -42,13 +42,6 @@ def log_rank(rows: Sequence[Row], by_fold: bool = False) -> float:
     return math.nan if found is None else metrics.log_rank(*found, strata)
 
 
-def draw(out: Path, rows: Sequence[Row]) -> None:
-    """Write the picture and its numbers into `out`; nothing where there are no groups."""
-    found = groups(rows)
-    if found is None:
-        return
-    figures.save_all(out, {NAME: figures.kaplan_meier(*found, metrics.log_rank(*found))})
-    (out / f"{NAME}.csv").write_text(fold.table(steps(*found)))
 
 
 def steps(time: np.ndarray, event: np.ndarray, high: np.ndarray) -> list[Row]:

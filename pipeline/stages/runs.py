@@ -18,7 +18,8 @@ from mhim.pipeline.cohort import provenance
 from mhim.pipeline.cohort.labels.rows import Row
 from mhim.pipeline.cohort.patients import Dataset
 from mhim.pipeline.cohort.slides import CohortError
-from mhim.pipeline.results import external, known, predictions
+from mhim.pipeline.results import known, predictions
+from mhim.pipeline.stages import external
 from mhim.pipeline.results import numbers as numbers_
 from mhim.pipeline.resume.console import escape
 from mhim.pipeline.stages.score import Score

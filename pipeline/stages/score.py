@@ -73,7 +73,8 @@ class Score(Stage):
         return {"stage": self.name, "format": layout.FORMAT, **settings, **inputs}
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
-        from mhim.pipeline.results import ensemble, numbers, predictions, risk_groups
+        from mhim.pipeline.results import ensemble, numbers, predictions
+        from mhim.pipeline.pictures import risk_curves
         from mhim.pipeline.training import bundle, fold
 
         if item.seal:
@@ -83,7 +84,7 @@ class Score(Stage):
             found = numbers.summary(self.folds, rows, task, self.config.score)
             (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
             if task.survival:
-                risk_groups.draw(out, ensemble.ensemble(rows))
+                risk_curves.draw(out, ensemble.ensemble(rows))
             return Made()
         patient = self.data.by_id()[item.data]
         if self._last[0] != patient.id:  # slides of one patient are one bag: scored once

@@ -193,7 +193,8 @@ def score(
 ) -> int:
     """Models to held-out predictions, metrics, per-tile scores and pictures; or predictions by all folds for new
     `slides` or `features`, compared with `labels` where given. called: what their results are to be called."""
-    from mhim.pipeline.results import external, predictions
+    from mhim.pipeline.results import predictions
+    from mhim.pipeline.stages import external
     from mhim.pipeline.stages import newcomers, runs
     from mhim.pipeline.training import bundle
 

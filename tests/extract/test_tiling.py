@@ -219,12 +219,13 @@ def test_mask_and_tiles_of_a_known_slide() -> None:
 def test_only_the_scanned_part_of_a_slide_is_tiled(svs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As MRXS has it: the scan lies somewhere in a larger plane, and the bounds say where."""
     from mhim.extract.slide import slide as slides
+    from mhim.extract.slide import source as source_
 
     x, y, w, h = 300, 220, 1400, 1100
     keys = {f"openslide.bounds-{k}": str(v) for k, v in (("x", x), ("y", y), ("width", w), ("height", h))}
     opened = slides._open_source
 
-    def bounded(path: Path) -> slides.Source:
+    def bounded(path: Path) -> source_.Source:
         source = opened(path)
         source.properties = {**source.properties, **keys}
         return source
@@ -306,12 +307,13 @@ def test_regions_count_from_the_bounds_or_from_level_0(
     svs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mhim.extract.slide import slide as slides
+    from mhim.extract.slide import source as source_
 
     x, y = 300, 220
     keys = dict(zip(("x", "y", "width", "height"), (x, y, 1400, 1100), strict=True))
     opened = slides._open_source
 
-    def bounded(path: Path) -> slides.Source:
+    def bounded(path: Path) -> source_.Source:
         source = opened(path)
         source.properties = {**source.properties, **{f"openslide.bounds-{k}": str(v) for k, v in keys.items()}}
         return source

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mhim.pipeline.cohort.patients import StoredBag
-from mhim.pipeline.results import external
+from mhim.pipeline.stages import external
 from mhim.pipeline.store import layout, reading
 from mhim.pipeline.training import bundle, fold
 from sklearn.metrics import roc_auc_score

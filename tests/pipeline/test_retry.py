@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from mhim.pipeline.store import layout, writing
-from mhim.pipeline.upkeep import retry
+from mhim.pipeline.stages import retry
 
 Cli = Callable[..., tuple[int, str]]
 

@@ -1,0 +1,22 @@
+"""The Kaplan-Meier curves of a run's risk groups, as one picture."""
+
+from __future__ import annotations
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+import numpy as np
+from mhim.mil import metrics
+from mhim.pipeline.pictures import figures
+from mhim.pipeline.results import ensemble
+from mhim.pipeline.training import fold
+from mhim.pipeline.results.risk_groups import NAME, Row, groups, steps
+
+
+def draw(out: Path, rows: Sequence[Row]) -> None:
+    """Write the picture and its numbers into `out`; nothing where there are no groups."""
+    found = groups(rows)
+    if found is None:
+        return
+    figures.save_all(out, {NAME: figures.kaplan_meier(*found, metrics.log_rank(*found))})
+    (out / f"{NAME}.csv").write_text(fold.table(steps(*found)))
