@@ -10,7 +10,7 @@ from __future__ import annotations
 class UserError(Exception):
     """Something that the user can mend. The message is complete: it is printed alone.
 
-    exit_code: 1 some work failed or was stopped, 2 wrong usage or input, 3 refused. heading: the first word of the line.
+    exit_code: 1 some work failed or was stopped, 2 wrong usage or input, 3 refused. heading: the line's first word.
     whole: the message counts whatever caused it; else a full disk below it is told instead."""
 
     exit_code: int = 2

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ValidationError
+
 from mhim.configs import texts, trust
+from mhim.configs.errors import UserError
 from mhim.configs.lookup import explain
 from mhim.configs.schema import Config
-from pydantic import BaseModel, ValidationError
-from mhim.configs.errors import UserError
 
 
 class ConfigError(UserError, ValueError):

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mhim.configs import source, trust
 from pydantic import BaseModel, ValidationError
+
+from mhim.configs import source, trust
 from mhim.configs.errors import UserError
 
 

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 import yaml
+
 from mhim.configs.errors import UserError
 
 LONGEST = 2**20  # bytes of a settings text; the longest preset has 3 kB

@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import SlideError, SlideJob
 from mhim.extract import encoders as _encoders

@@ -14,6 +14,7 @@ import pickle
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
 from mhim.configs.errors import UserError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from mhim.configs.errors import UserError
 from mhim.mil.bags import collate, to_device
 from mhim.mil.models import Bag
 from mhim.mil.tasks import Target, Task
-from torch import Tensor
-from mhim.configs.errors import UserError
 
 # features float16 or float32 (N, D); coords int32 (N, 2), level-0 px, x then y; tile edge in level-0 px
 Arrays = tuple[np.ndarray, np.ndarray, float]

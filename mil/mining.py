@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+
 from mhim.mil.models import MIL, Bag, flatten, grids
-from mhim.mil.models._parts import masking
 from mhim.mil.models.mhim import Mhim
+from mhim.mil.parts import masking
 
 STEPS = 20  # points of the schedule that are looked at
 

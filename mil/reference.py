@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from mhim.configs import lookup
-from mhim.mil.models import MIL
 from torch import Tensor
+
+from mhim.configs import lookup
 from mhim.configs.errors import UserError
+from mhim.mil.models import MIL
 
 Student = Literal["abmil", "transmil", "dsmil"]
 

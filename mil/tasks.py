@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from mhim.configs.errors import UserError
 
 EPS = 1e-7  # every argument of a logarithm is clamped here, as in the published loss

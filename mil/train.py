@@ -23,14 +23,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from mhim.configs.errors import UserError
 from mhim.configs.schema import TrainConfig
 from mhim.mil import metrics
 from mhim.mil.feed import Case, Feed, Scale, moments, shuffled
 from mhim.mil.memory import keep_freed
 from mhim.mil.models import MILModel
 from mhim.mil.tasks import Task
-from torch import Tensor
-from mhim.configs.errors import UserError
 
 LR_MIN, LR_WARM = 1e-7, 1e-6  # of the published schedule: end of the cosine, start of the warm-up
 FORMAT = 2  # 2: a state may lie inside an epoch; those of format 1 never do

@@ -8,26 +8,22 @@ A file offers `Params`, `VERSION` (raise it when the features change) and `build
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mhim.configs import lookup, source, trust
 from mhim.configs.schema import ExtractConfig
+from mhim.extract import weights
 from mhim.extract.encoders import _table
-from mhim.configs.errors import UserError
-from mhim.extract.encoders._contract import Encoder as Encoder, EncoderError as EncoderError, GpuFailed as GpuFailed, NoGpu as NoGpu, resolved_precision as resolved_precision
+from mhim.extract.encoders._contract import Encoder as Encoder
+from mhim.extract.encoders._contract import EncoderError as EncoderError
+from mhim.extract.encoders._contract import GpuFailed as GpuFailed
+from mhim.extract.encoders._contract import NoGpu as NoGpu
+from mhim.extract.encoders._contract import resolved_precision as resolved_precision
+from mhim.extract.encoders._table import Row as Row
+from mhim.extract.encoders._table import rows as rows
 
 MPP_TOLERANCE = 0.05  # tiles within 5 % of the trained mpp are the same resolution for an encoder
-
-
-
-
-
-
-
-
 
 
 def build(config: ExtractConfig) -> Encoder:
@@ -94,8 +90,6 @@ def identity(config: ExtractConfig) -> dict[str, Any]:
         "tile_px": [],
         "mpp": [],
     }
-
-
 
 
 def known(name: str) -> None:
@@ -211,3 +205,19 @@ def _users_own(config: ExtractConfig, name: str) -> Encoder:
             f"encoder {name!r} returns {type(encoder).__name__}; it must return an mhim.extract.encoders.Encoder"
         )
     return encoder
+
+
+def hub_files(name: str) -> tuple[str, tuple[str, ...]]:
+    """Where the hub keeps the weights of a listed encoder that timm loads, or of `timm:<model>`: id and file names.
+
+    Raises EncoderError."""
+    from mhim.extract.encoders import _families
+
+    return _families.timm_hub_id(name), weights.HUB_FILES
+
+
+def check_device(config: ExtractConfig) -> None:
+    """Raise NoGpu where the settings want a GPU that this machine has not."""
+    from mhim.extract.encoders._torch import device_of
+
+    device_of(config)

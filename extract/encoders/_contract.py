@@ -1,15 +1,15 @@
 """What an encoder is, and how it may fail: what every file of this folder offers or raises."""
 
 from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
 import numpy as np
-from mhim.configs import lookup, source, trust
-from mhim.configs.schema import ExtractConfig
 
 from mhim.configs.errors import UserError
+from mhim.configs.schema import ExtractConfig
 
 
 class EncoderError(UserError, ValueError):

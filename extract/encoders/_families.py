@@ -11,6 +11,9 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
 from mhim.configs import lookup, trust
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import weights
@@ -18,8 +21,6 @@ from mhim.extract.encoders import _remap
 from mhim.extract.encoders._contract import Encoder, EncoderError
 from mhim.extract.encoders._table import POOLING_TEXT, Pooling, Row, rows
 from mhim.extract.encoders._torch import Recipe, Runner
-from pydantic import BaseModel, ConfigDict
-from torch import nn
 
 
 class Params(BaseModel):

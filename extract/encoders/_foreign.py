@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
 from mhim.extract.encoders._contract import EncoderError
 from mhim.extract.encoders._table import Row
 from mhim.extract.weights import WeightsError
-from torch import nn
 
 
 def network(row: Row, path: Path, trust_remote_code: bool) -> nn.Module:
@@ -80,6 +81,7 @@ def _unread(key: str, row: Row) -> bool:
 
 def _open_clip(row: Row, path: Path, trust_remote_code: bool) -> nn.Module:
     import open_clip
+
     from mhim.extract.weights import load_state
 
     if row.arch:
@@ -105,8 +107,9 @@ def _package(row: Row, path: Path, trust_remote_code: bool) -> nn.Module:
     """MUSK: the network is its authors', the weights are read here (their loader unpickles, and only prints what is
     missing). What the network has must all be there; heads of its pre-training that it lacks are left out."""
     import timm
-    from mhim.extract.weights import load_into, load_state
     from musk import modeling  # noqa: F401  registers the architecture with timm
+
+    from mhim.extract.weights import load_into, load_state
 
     musk = timm.create_model("musk_large_patch16_384")
     state = {k.removeprefix("module."): v for k, v in load_state(path).items()}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import memory
 from mhim.extract.encoders._contract import GpuFailed, NoGpu, resolved_precision

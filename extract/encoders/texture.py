@@ -13,8 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from mhim.extract.encoders import Encoder
 from pydantic import BaseModel, ConfigDict
+
+from mhim.extract.encoders import Encoder
 
 VERSION = "texture-1"
 DIM = 124

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 import numpy as np
+
 from mhim.extract import SlideJob
 from mhim.extract.slide.filetiles import FileLevels, Undecodable, paste
 from mhim.extract.slide.slide import ReadPlan, Slide, corners_on_level, resized

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import SlideError, SlideJob, UnreadableSlide
 from mhim.extract.encoders import Encoder

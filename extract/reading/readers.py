@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
+
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import SlideJob, memory
 from mhim.extract.reading import cache

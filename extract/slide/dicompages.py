@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
 from mhim.extract import UnreadableSlide
 from mhim.extract.slide import dicom
 from mhim.extract.slide.tiffpages import Page

@@ -16,10 +16,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+
+from mhim.configs.errors import UserError
 from mhim.extract.slide.planes import NotDirect, Plane, level_pages, plane_of
 from mhim.extract.slide.source import Source
 from mhim.extract.slide.tiffpages import Page
-from mhim.configs.errors import UserError
 
 _PLACES = 4  # compared with OpenSlide per level: 1 % of the time that reading 2,000 tiles takes ...
 _PLACES_PX = 3 << 18  # ... but at most so many px of file tiles, and two places at least

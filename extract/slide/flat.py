@@ -17,6 +17,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+
 from mhim.extract import UnreadableSlide
 from mhim.extract.slide.formats import is_plain_image
 

@@ -26,6 +26,7 @@ from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+
 from mhim.extract import UnreadableSlide
 from mhim.extract.slide import tiffcheck
 from mhim.extract.slide.formats import may_be_dicom, suffix

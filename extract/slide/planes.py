@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from mhim.extract.slide.tiffpages import Page, read_pages, sub_pages
 
 VENDORS = frozenset({"aperio", "dicom", "generic-tiff", "philips"})  # one plane per level, no overlaps, no gaps

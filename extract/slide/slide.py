@@ -1,36 +1,32 @@
 """One opened slide: its facts, its µm per px, and pixels of any region at a requested mpp.
 
-In: a path. Out: RGB uint8 arrays, alpha laid on white. The only file that imports openslide; what OpenSlide does not
-read goes through `flat.py`. Knows nothing of tissue, tiles or the cohort.
+In: a path. Out: RGB uint8 arrays, alpha laid on white. What OpenSlide does not read goes through `flat.py`. Knows nothing of tissue, tiles or the cohort.
 
 Frames: `_l0` is px of the full-resolution plane (level 0), x before y; sizes are (w, h), arrays are (h, w, 3).
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
 import cv2
 import numpy as np
 import openslide
+
 from mhim.configs.schema import TileConfig
 from mhim.extract import MissingMpp, UnreadableSlide
 from mhim.extract.slide.formats import SUFFIXES, may_be_dicom, suffix
 from mhim.extract.slide.mpp import Resolved, resolve
-from mhim.extract.slide.tiffcheck import missing_bytes, vast_tile
 from mhim.extract.slide.source import Source, _OpenSlideSource
+from mhim.extract.slide.tiffcheck import missing_bytes, vast_tile
 
 _BLOCK_PX = 1 << 22  # pixels read at once: 16 MiB as RGBA
 _MAX_SIDE_L0 = 1 << 22  # the largest scans are 2.5 million px high (whole-slide stacks); more is a damaged header
-
-
 
 
 @dataclass(frozen=True)
@@ -279,12 +275,6 @@ def _of_file(path: Path, name: str) -> Source:
         raise UnreadableSlide(f"{name}: OpenSlide recognises it but cannot open it: {error}{hint}") from error
     channels.of_properties(name, source.properties)
     return with_sub_levels(source, path) if vendor == "generic-tiff" and layout.has_sub_levels else source
-
-
-
-
-
-
 
 
 def _bounds(properties: Mapping[str, str], size_l0: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -1,23 +1,17 @@
-"""A reader's side of a slide: levels and regions in their own pixels. The only file that imports openslide."""
+"""A reader's side of a slide: levels and regions in their own pixels."""
 
 from __future__ import annotations
+
 import functools
-import math
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
+
 import cv2
 import numpy as np
 import openslide
-from mhim.configs.schema import TileConfig
-from mhim.extract import MissingMpp, UnreadableSlide
-from mhim.extract.slide.formats import SUFFIXES, may_be_dicom, suffix
-from mhim.extract.slide.mpp import Resolved, resolve
-from mhim.extract.slide.tiffcheck import missing_bytes, vast_tile
 
+from mhim.extract import UnreadableSlide
 
 CACHE_BYTES = 32 << 20  # decoded file tiles kept per process, shared by all its slides
 

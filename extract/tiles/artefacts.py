@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+
 from mhim.extract.tissue.stain import absorbed
 
 _SCALE = 100.0  # OD 2.55 = 255: ink is darker than the stain's scale reaches

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+
 from mhim.extract import SlideError
 
 MAX_SIDE_PX = 1600

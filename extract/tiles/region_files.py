@@ -25,6 +25,7 @@ from typing import Any, cast
 from xml.etree import ElementTree
 
 import numpy as np
+
 from mhim.extract import SlideError
 
 Rings = tuple[np.ndarray, ...]  # the outer first, then holes; float64 (K, 2), x then y

@@ -20,6 +20,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
+
 from mhim.extract.tiles.region_files import BadRegions, Rings, Shape, read_shapes
 
 __all__ = ["BadRegions", "Drawn", "Region", "apply", "read"]

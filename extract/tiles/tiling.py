@@ -17,13 +17,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+
 from mhim.configs import lookup
 from mhim.configs.schema import TileConfig
 from mhim.extract import SlideError, memory
 from mhim.extract.slide.slide import ReadPlan, Slide, open_slide, squared
 from mhim.extract.tiles import artefacts, overlay, regions
+from mhim.extract.tiles.clean import clean
 from mhim.extract.tiles.grid import Grid, box_means
-from mhim.extract.tissue._clean import clean
 from mhim.extract.tissue.stain import background
 
 # The tissue image is held to so many px, which bounds the memory of a slide of any size: 110 MB at 1.6 million px, 180

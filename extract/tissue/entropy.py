@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from mhim.configs.schema import Settings
 from pydantic import Field
+
+from mhim.configs.schema import Settings
 
 
 class Params(Settings):

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-from mhim.configs.schema import Settings
 from pydantic import Field
+
+from mhim.configs.schema import Settings
 
 NEEDS_WEIGHTS = True
 # Licences as the model pages state them (2024); for other weights `licence` tells it.
@@ -122,8 +123,9 @@ def _sha256(path: Path) -> str:
 def _model(path: str, sha256: str, architecture: str, classes: int, device: str) -> Any:
     """The network with its weights, kept for the process's next slide; `sha256` makes a changed file another one."""
     import torch
-    from mhim.extract.weights import load_into, load_state
     from torchvision.models import segmentation
+
+    from mhim.extract.weights import load_into, load_state
 
     torch.set_num_threads(1)  # slides run in parallel processes
     model = getattr(segmentation, architecture)(

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from mhim.configs.schema import Settings
 from pydantic import Field
+
+from mhim.configs.schema import Settings
 
 _BAND_PX = 1_600_000
 _FAT_REACH_UM = 500.0  # openings of 56, 16, 40, a closing of 48, a window of 88 µm twice, two rims: 410 at 8 µm/px

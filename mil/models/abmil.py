@@ -8,8 +8,11 @@ as default here, is ReLU. Instance n adds a_n W z_n to the logits, exactly.
 from __future__ import annotations
 
 import torch
+from pydantic import Field
+from torch import Tensor, nn
+
 from mhim.mil.models import MIL, Encoded, Instances
-from mhim.mil.models._parts.layers import (
+from mhim.mil.parts.layers import (
     ACTIVATIONS,
     Activation,
     Embedding,
@@ -17,8 +20,6 @@ from mhim.mil.models._parts.layers import (
     initialise,
     weighted_softmax,
 )
-from pydantic import Field
-from torch import Tensor, nn
 
 
 class Params(EmbeddingParams):

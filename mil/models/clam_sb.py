@@ -16,10 +16,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike
-from mhim.mil.models._parts.layers import Activation, Embedding, EmbeddingParams, initialise, weighted_softmax
 from pydantic import Field
 from torch import Tensor, nn
+
+from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike
+from mhim.mil.parts.layers import Activation, Embedding, EmbeddingParams, initialise, weighted_softmax
 
 
 class Params(EmbeddingParams):

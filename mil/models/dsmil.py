@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 
 import torch
-from mhim.mil.models import MIL, Encoded, Instances
-from mhim.mil.models._parts.layers import Embedding, EmbeddingParams, initialise, weighted_softmax
 from pydantic import Field
 from torch import Tensor, nn
+
+from mhim.mil.models import MIL, Encoded, Instances
+from mhim.mil.parts.layers import Embedding, EmbeddingParams, initialise, weighted_softmax
 
 
 class Params(EmbeddingParams):

@@ -6,10 +6,11 @@ As `abmil`, with  s_n = w^T (tanh(V z_n) * sigmoid(U z_n)),  V, U: h -> 128, all
 from __future__ import annotations
 
 import torch
-from mhim.mil.models import abmil
-from mhim.mil.models._parts.layers import ACTIVATIONS, Activation, initialise
 from pydantic import Field
 from torch import Tensor, nn
+
+from mhim.mil.models import abmil
+from mhim.mil.parts.layers import ACTIVATIONS, Activation, initialise
 
 
 class Params(abmil.Params):

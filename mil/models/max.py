@@ -7,9 +7,10 @@ number of outputs whose maximum it is, over n_out; only these instances receive 
 from __future__ import annotations
 
 import torch
-from mhim.mil.models import MIL, Encoded, Instances
-from mhim.mil.models._parts.layers import Embedding, EmbeddingParams, initialise
 from torch import Tensor, nn
+
+from mhim.mil.models import MIL, Encoded, Instances
+from mhim.mil.parts.layers import Embedding, EmbeddingParams, initialise
 
 
 class Params(EmbeddingParams):

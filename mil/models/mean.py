@@ -7,9 +7,10 @@ W z_n / N to the logits, exactly.
 from __future__ import annotations
 
 import torch
-from mhim.mil.models import MIL, Encoded, Instances
-from mhim.mil.models._parts.layers import Embedding, EmbeddingParams, initialise, weighted_softmax
 from torch import Tensor, nn
+
+from mhim.mil.models import MIL, Encoded, Instances
+from mhim.mil.parts.layers import Embedding, EmbeddingParams, initialise, weighted_softmax
 
 
 class Params(EmbeddingParams):

@@ -47,13 +47,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
 from mhim.configs import lookup
 from mhim.configs.schema import Settings
 from mhim.mil.models import MIL, Bag, Encoded, Instances, Output, TaskLike, flatten, grids, one_bag
-from mhim.mil.models._parts import masking
-from mhim.mil.models._parts.recycle import Merged, Recycle, mean_tokens
-from pydantic import Field, model_validator
-from torch import Tensor, nn
+from mhim.mil.parts import masking
+from mhim.mil.parts.recycle import Merged, Recycle, mean_tokens
 
 
 class Params(Settings):

@@ -20,8 +20,11 @@ import math
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
 from mhim.mil.models import MIL, Encoded, Instances
-from mhim.mil.models._parts.layers import (
+from mhim.mil.parts.layers import (
     ACTIVATIONS,
     Activation,
     Embedding,
@@ -29,8 +32,6 @@ from mhim.mil.models._parts.layers import (
     initialise,
     weighted_softmax,
 )
-from pydantic import Field, model_validator
-from torch import Tensor, nn
 
 USES_POSITION = True
 

@@ -19,10 +19,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from mhim.mil.models import MIL, Encoded, Instances
-from mhim.mil.models._parts.layers import Embedding, EmbeddingParams, initialise
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+
+from mhim.mil.models import MIL, Encoded, Instances
+from mhim.mil.parts.layers import Embedding, EmbeddingParams, initialise
 
 USES_POSITION = True
 

@@ -17,12 +17,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from mhim.mil.models import MIL, Encoded, Instances
-from mhim.mil.models._parts.layers import Embedding, EmbeddingParams, initialise
-from mhim.mil.models._parts.nystrom import Attended, Nystrom
-from mhim.mil.models._parts.ppeg import Ppeg
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+
+from mhim.mil.models import MIL, Encoded, Instances
+from mhim.mil.parts.layers import Embedding, EmbeddingParams, initialise
+from mhim.mil.parts.nystrom import Attended, Nystrom
+from mhim.mil.parts.ppeg import Ppeg
 
 USES_POSITION = True
 

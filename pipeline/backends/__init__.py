@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+from pydantic import BaseModel
+
 from mhim.configs.schema import ClusterConfig
 from mhim.pipeline.resume.stage import Item, Outcome, Stage
-from pydantic import BaseModel
 
 
 class BackendModule(Protocol):

@@ -18,12 +18,13 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import Field
+
 from mhim.configs import lookup
 from mhim.configs.schema import ClusterConfig, Settings
-from mhim.pipeline.backends._child import Child, Order
 from mhim.pipeline.resume import console
+from mhim.pipeline.resume.child import Child, Order
 from mhim.pipeline.resume.stage import Item, Outcome, Stage, State, Stopped
-from pydantic import Field
 
 
 class Params(Settings):

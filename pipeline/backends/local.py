@@ -8,8 +8,8 @@ import threading
 from collections.abc import Iterator
 
 from mhim.configs.schema import ClusterConfig, Settings
-from mhim.pipeline.backends._child import Child, Order
 from mhim.pipeline.resume import console
+from mhim.pipeline.resume.child import Child, Order
 from mhim.pipeline.resume.runner import run_items
 from mhim.pipeline.resume.stage import Item, Outcome, Stage, Stopped
 

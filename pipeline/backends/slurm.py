@@ -20,12 +20,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mhim.configs import load, lookup, trust
+from pydantic import Field, ValidationError
+
+from mhim.configs import load, lookup, plugins_named, trust
 from mhim.configs.schema import ClusterConfig, Config, Settings
-from mhim.configs import plugins_named
 from mhim.pipeline.resume.stage import Stopped
 from mhim.pipeline.store import layout, reading, writing
-from pydantic import Field, ValidationError
 
 
 class Resources(Settings):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from mhim.pipeline.cli.labels import table_flags
 from mhim.pipeline.cli.options import (
     BackendName,

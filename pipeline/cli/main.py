@@ -11,8 +11,9 @@ import sys
 from typing import TYPE_CHECKING
 
 import typer
+
 from mhim.pipeline.cli import bring, look, upkeep, verbs  # noqa: F401  each registers its commands, in this order
-from mhim.pipeline.cli.options import app
+from mhim.pipeline.cli.options import UsageError, app
 from mhim.pipeline.resume import ends
 
 if TYPE_CHECKING:
@@ -28,10 +29,6 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(ends.last_words(_main(argv)))
 
 
-# newer typers carry a click of their own, so `click.ClickException` is not what a mistyped command raises everywhere
-_UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-
-
 def _main(argv: list[str] | None) -> int:
     from mhim.configs.plugins_named import taken_out
 
@@ -45,7 +42,7 @@ def _main(argv: list[str] | None) -> int:
         if ended.code == 143:
             print("told to end: what is finished is kept; the same command goes on from there", file=sys.stderr)
         raise
-    except _UsageError as error:
+    except UsageError as error:
         error.show()  # type: ignore[attr-defined]
         return 2
     except Exception as error:

@@ -6,10 +6,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from mhim.pipeline.cli.read import Parsed, reading
 
 if TYPE_CHECKING:
     from mhim.pipeline.stages.session import Session
+
+
+# newer typers carry a click of their own, so `click.ClickException` is not what a mistyped command raises everywhere
+UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+class Parsed(Exception):
+    """A command line that was only read. config, sets, flags: as `configs.load.merged` takes them. params: by name."""
+
+    def __init__(self, config: list[str], sets: list[str], flags: dict[str, Any]) -> None:
+        super().__init__("read")
+        self.config, self.sets, self.flags = config, sets, flags
+        self.params: dict[str, Any] = {}
+
+
+reading: list[bool] = []  # not empty while `parsed` reads a command line
 
 
 app = typer.Typer(

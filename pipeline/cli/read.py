@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
-
-class Parsed(Exception):
-    """A command line that was only read. config, sets, flags: as `configs.load.merged` takes them. params: by name."""
-
-    def __init__(self, config: list[str], sets: list[str], flags: dict[str, Any]) -> None:
-        super().__init__("read")
-        self.config, self.sets, self.flags = config, sets, flags
-        self.params: dict[str, Any] = {}
-
-
-reading: list[bool] = []  # not empty while `parsed` reads a command line
+if TYPE_CHECKING:
+    from mhim.pipeline.cli.options import Parsed
 
 
 def parsed(args: list[str]) -> Parsed:
     """A verb's command line, read by its own options and not carried out. Raises ConfigError."""
     from mhim.configs.load import ConfigError
-    from mhim.pipeline.cli.main import _UsageError
-    from mhim.pipeline.cli.options import app
+    from mhim.pipeline.cli import verbs  # noqa: F401  registered on `app`
+    from mhim.pipeline.cli.options import Parsed, UsageError, app, reading
 
     command = typer.main.get_command(app).commands[args[0]]  # type: ignore[attr-defined]
     reading.append(True)
@@ -34,7 +25,7 @@ def parsed(args: list[str]) -> Parsed:
             except Parsed as found:
                 found.params = dict(context.params)
                 return found
-    except (_UsageError, typer.Exit) as error:
+    except (UsageError, typer.Exit) as error:
         raise ConfigError(f"its command line is not one of this program's: {error}") from error
     finally:
         reading.clear()

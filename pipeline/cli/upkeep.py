@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from mhim.pipeline.cli.options import ConfigFiles, DryRun, Sets, WorkDir, app
 
 
@@ -48,8 +49,9 @@ def retry(
 
     from mhim.configs import load
     from mhim.configs.load import ConfigError
-    from mhim.pipeline.store.layout import Work
+    from mhim.pipeline.cli.read import parsed
     from mhim.pipeline.stages import retry as again
+    from mhim.pipeline.store.layout import Work
 
     if not failed:
         raise ConfigError("say --failed: to make what is missing, too, give the verb's command again")
@@ -57,7 +59,7 @@ def retry(
     typed = load.merged(config, set_)
     load.resolve(config, set_)  # what is typed here is allowed here
     codes = [0]
-    found = again.commands(folder)
+    found = again.commands(folder, parsed)
     for one in found:
         print(f"{len(one.keys)} failed: pipeline {one.line}", file=sys.stderr)
         if why := again.refused(one, folder, typed, labels):

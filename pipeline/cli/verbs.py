@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from mhim.pipeline.cli.labels import table_flags
 from mhim.pipeline.cli.values import gpu_numbers, grid_of, mpps
 

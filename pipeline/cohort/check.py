@@ -18,7 +18,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from mhim.configs.schema import Config, LabelsConfig, TileConfig
-from mhim.pipeline.backends._child import Child, Died, Order
 from mhim.pipeline.cohort import check_page
 from mhim.pipeline.cohort.finding import EMPTY, NO_MPP, OK, UNFIT, UNREADABLE, UNSUPPORTED, Finding
 from mhim.pipeline.cohort.labels import match, use
@@ -26,6 +25,7 @@ from mhim.pipeline.cohort.labels import table as label_table
 from mhim.pipeline.cohort.listing import SlideEntry
 from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.resume import console, leftovers
+from mhim.pipeline.resume.child import Child, Died, Order
 from mhim.pipeline.store import names, writing
 
 NO_SLIDE = "no slide"
@@ -72,6 +72,7 @@ def check(source: Path, config: Config, out: Path, labels: Path | None = None) -
 def inspect(entry: SlideEntry, config: TileConfig) -> Finding:
     """One slide, read only. Never raises for what is wrong with the slide."""
     import cv2
+
     from mhim.extract import MissingMpp, SlideError, UnreadableSlide
     from mhim.extract.slide.slide import open_slide
     from mhim.extract.tiles.tiling import tile_slide

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mhim.configs.schema import TrainConfig, fingerprint_fields
+
+from mhim.configs.schema import TrainConfig
 from mhim.mil import splits
 from mhim.mil.splits import Fold, SplitError
 from mhim.pipeline.cohort import provenance

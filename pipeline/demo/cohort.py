@@ -20,6 +20,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
 from mhim.pipeline.demo.tissue import MAP_MPP, Library, Painting, SlidePlan, build_library, map_shape, paint
 
 TILE_PX = 256

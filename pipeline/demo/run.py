@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from rich.table import Table
+
 from mhim.configs.load import resolve
 from mhim.pipeline.demo import cohort
 from mhim.pipeline.results import numbers
@@ -21,7 +23,6 @@ from mhim.pipeline.stages import verbs
 from mhim.pipeline.store import layout, reading
 from mhim.pipeline.training import choices
 from mhim.pipeline.upkeep import status
-from rich.table import Table
 
 MODELS = ("abmil", "mhim")
 EXPECTED = {cohort.NO_MPP: "failed", cohort.TRUNCATED: "failed", cohort.NO_TISSUE: "empty"}

@@ -14,6 +14,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+
 from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.exchange.digits import digits
 from mhim.pipeline.resume import leftovers

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from mhim.mil import reference, tasks
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.store import disk, layout, writing
 from mhim.pipeline.training import bundle
 from mhim.pipeline.training import fold as training
-from torch import Tensor
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # names under which a checkpoint may hold the weights
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from mhim.configs import lookup
-from mhim.extract import weights
-from mhim.extract.encoders import _table
+from mhim.extract import encoders, weights
 from mhim.pipeline.resume import console
 
 
 def show(folder: Path | None, name: str | None) -> int:
     """All encoders in a table; with `name`, all that is known of one. 2 if there is no such name."""
-    rows = _table.rows()
+    rows = encoders.rows()
     if name is not None:
         row = rows.get(name)
         if row is None:
@@ -46,7 +45,7 @@ def show(folder: Path | None, name: str | None) -> int:
     return 0
 
 
-def _where(row: _table.Row, folder: Path | None) -> str:
+def _where(row: encoders.Row, folder: Path | None) -> str:
     found = weights.local(row.name, str(folder)) if folder else None
     if found is None and row.hub_id:
         found = weights.cached(row.hub_id, row.hub_files or weights.HUB_FILES)
@@ -55,16 +54,14 @@ def _where(row: _table.Row, folder: Path | None) -> str:
 
 def fetch(name: str, to: Path) -> int:
     """Fetch the weights of one encoder into folder `to`. Raises WeightsError."""
-    row = _table.rows().get(name)
+    row = encoders.rows().get(name)
     if row is not None and row.loader in ("transformers", "open_clip") and not row.hub_files:
         path = weights.snapshot(name, row.hub_id, to)
     else:
         if row is not None:
             hub_id, files = row.hub_id, row.hub_files or weights.HUB_FILES
         elif name.startswith("timm:"):
-            from mhim.extract.encoders._families import timm_hub_id
-
-            hub_id, files = timm_hub_id(name), weights.HUB_FILES
+            hub_id, files = encoders.hub_files(name)
         else:
             console.err.print(f"no encoder {name!r} has weights to fetch; `pipeline encoders` lists them")
             return 2

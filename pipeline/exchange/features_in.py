@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mhim.pipeline.cohort.labels import match
 from mhim.pipeline.cohort.slides import CohortError, read_cohort
 from mhim.pipeline.exchange import hdf5_safe, slide2vec

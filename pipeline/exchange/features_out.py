@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+
 from mhim.pipeline.cohort.labels.match import without_suffix
 from mhim.pipeline.cohort.patients import feature_stores
 from mhim.pipeline.cohort.slides import CohortError

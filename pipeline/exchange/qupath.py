@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mhim.pipeline.cohort.slides import CohortError, read_cohort
 from mhim.pipeline.resume import console, leftovers
 from mhim.pipeline.store import layout, reading, writing

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mhim.mil import metrics, resampling
 from mhim.pipeline.results.estimand import Answers
 from mhim.pipeline.store import disk

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
 from mhim.configs.schema import ScoreConfig
 from mhim.mil import heatmap
 from mhim.mil.heatmap import Frame, Scaled

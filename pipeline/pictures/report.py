@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mhim.mil import tasks
 from mhim.pipeline.pictures import figures
 from mhim.pipeline.results import again, ensemble, estimand, numbers, operating_point, predictions

@@ -1,16 +1,14 @@
 """The Kaplan-Meier curves of a run's risk groups, as one picture."""
 
 from __future__ import annotations
-import math
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-import numpy as np
+
 from mhim.mil import metrics
 from mhim.pipeline.pictures import figures
-from mhim.pipeline.results import ensemble
-from mhim.pipeline.training import fold
 from mhim.pipeline.results.risk_groups import NAME, Row, groups, steps
+from mhim.pipeline.training import fold
 
 
 def draw(out: Path, rows: Sequence[Row]) -> None:

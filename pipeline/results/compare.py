@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
+
 from mhim.configs.schema import ScoreConfig
 from mhim.mil import resampling, tasks
 from mhim.pipeline.results import estimand, numbers, operating_point
@@ -21,8 +24,6 @@ from mhim.pipeline.store import reading
 from mhim.pipeline.store.layout import StoreError
 from mhim.pipeline.training import bundle, choices
 from mhim.pipeline.training import fold as training
-from rich.console import Console
-from rich.table import Table
 
 LESS_IS_BETTER = ("brier", "ece")
 SHOWN = ("auc", "auprc", *estimand.DECIDED, "brier", "c_index")  # and every time_auc

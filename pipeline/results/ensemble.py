@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from mhim.pipeline.results import estimand, operating_point
 
 Row = dict[str, Any]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mhim.mil import estimators, resampling
 from mhim.mil.tasks import Task
 from mhim.pipeline.results import operating_point

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mhim.pipeline.cohort.patients import Dataset, Patient, feature_stores
 from mhim.pipeline.cohort.slides import SlideEntry, read_cohort
 from mhim.pipeline.store import layout, reading, writing

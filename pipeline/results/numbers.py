@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mhim.configs.schema import ScoreConfig
 from mhim.mil import metrics
 from mhim.mil.resampling import Interval

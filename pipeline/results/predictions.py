@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from mhim.configs.schema import ScoreConfig
 from mhim.mil import metrics, mining, tasks
 from mhim.mil import train as loop

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mhim.mil import metrics
-from mhim.pipeline.pictures import figures
 from mhim.pipeline.results import ensemble
-from mhim.pipeline.training import fold
 
 Row = dict[str, Any]
 NAME = "kaplan_meier"
@@ -40,8 +38,6 @@ def log_rank(rows: Sequence[Row], by_fold: bool = False) -> float:
     found = groups(rows)
     strata = np.array([r["fold"] for r in rows]) if by_fold else None
     return math.nan if found is None else metrics.log_rank(*found, strata)
-
-
 
 
 def steps(time: np.ndarray, event: np.ndarray, high: np.ndarray) -> list[Row]:

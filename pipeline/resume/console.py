@@ -10,11 +10,12 @@ import time
 from collections import Counter
 from types import TracebackType
 
-from mhim.pipeline.resume import rates
-from mhim.pipeline.resume.stage import Outcome, Plan, Report, State
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from mhim.pipeline.resume import rates
+from mhim.pipeline.resume.stage import Outcome, Plan, Report, State
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

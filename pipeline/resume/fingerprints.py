@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mhim.configs import lookup
+from mhim.configs import lookup, texts
 from mhim.configs.schema import ExtractConfig, Settings, TileConfig, TrainConfig, fingerprint_fields
+from mhim.pipeline.store import layout, seals
 
 # overlay: a picture beside the output, made when it is missing. regions_frame: an input of slides with regions only
 ELSEWHERE = {"tile": ("overlay", "regions_frame")}
@@ -82,11 +83,10 @@ def _as_stored(value: Any, seal: dict[str, Any], output: Path) -> bool:
 
 
 def _as_in_the_card(value: Any, seal: dict[str, Any], output: Path) -> bool:
-    from mhim.pipeline.training import bundle
-
     try:
-        return list(bundle.card_of(output)["task"]["classes"]) == list(value)
-    except (bundle.BundleError, KeyError, TypeError):
+        card = texts.read_json(seals.read_small(output / layout.CARD), str(output))
+        return list(card["task"]["classes"]) == list(value)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

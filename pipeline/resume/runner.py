@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mhim.configs.errors import UserError
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.resume.claims import Claims
 from mhim.pipeline.resume.stage import (
@@ -38,7 +39,6 @@ from mhim.pipeline.resume.stage import (
     told,
 )
 from mhim.pipeline.store import disk, layout, names, seals, writing
-from mhim.configs.errors import UserError
 
 _SETTINGS = ".settings"  # key of the claim that says with which settings a folder is being worked in
 

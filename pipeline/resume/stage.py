@@ -22,10 +22,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mhim.configs.errors import UserError
 from mhim.pipeline.resume import fingerprints
 from mhim.pipeline.store import layout, seals
 from mhim.pipeline.store.seals import Found
-from mhim.configs.errors import UserError
 
 
 class Refused(UserError):

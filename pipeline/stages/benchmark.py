@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from mhim.configs import load, lookup
 from mhim.configs.load import ConfigError
 from mhim.configs.schema import Config, TrainConfig
@@ -25,7 +27,6 @@ from mhim.pipeline.stages.session import Session
 from mhim.pipeline.stages.train import Train
 from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import choices, fold
-from rich.table import Table
 
 SHOWN = ("auc", "auprc", "balanced_accuracy", "f1", "kappa", "c_index", "time_auc_1", "time_auc_2", "time_auc_3")
 Line = dict[str, Any]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mhim.configs.schema import Config
 from mhim.pipeline.cohort.identities import Identities
 from mhim.pipeline.cohort.labels import match

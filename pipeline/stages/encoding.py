@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from mhim.configs.lookup import LookupFailed
 from mhim.configs.schema import ExtractConfig
 from mhim.pipeline.resume.stage import Stopped

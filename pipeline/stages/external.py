@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.table import Table
+
 from mhim.configs.schema import Config, LabelsConfig, ScoreConfig
 from mhim.mil import metrics, tasks
 from mhim.pipeline.cohort import patients as cases
@@ -28,7 +30,6 @@ from mhim.pipeline.results import ensemble, estimand, numbers, operating_point, 
 from mhim.pipeline.resume import console
 from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import bundle, choices, fold
-from rich.table import Table
 
 BY_MODEL = "predictions_by_model.csv"
 UNIT = 8.0  # a ratio of median times that no cohort explains; days in a month: 30, months in a year: 12

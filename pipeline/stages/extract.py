@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from mhim.configs.schema import Config
 from mhim.pipeline.cohort import provenance
 from mhim.pipeline.cohort.identities import Identities

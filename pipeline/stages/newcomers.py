@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from mhim.pipeline.cohort import provenance
 from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.cohort.slides import read_cohort
 from mhim.pipeline.results import predictions
-from mhim.pipeline.resume import console
-from mhim.pipeline.stages.session import Session
 from mhim.pipeline.store import layout, writing
 from mhim.pipeline.training import bundle
 
@@ -67,42 +64,13 @@ def _mark(source: Path) -> str:
     return hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
 
 
-def prepare(
-    session: Session, run: Path, slides: Path, out: Path, labels: Path | None = None
-) -> tuple[Session, Path, int]:
-    """Tile and extract new slides as those of `run` were, in the work folder `out`. labels: tell their mpp and
-    regions.
-
-    Returns the session of that folder, the folder of features, and the worst exit code. Raises as `settings_of`, and
-    CohortError where what lies here (weights, plug-ins) would make them otherwise, or where no slide could be tiled.
-    """
-    from mhim.pipeline.stages import verbs
-    from mhim.pipeline.stages.extract import Extract
-    from mhim.pipeline.stages.tile import Tile
-
-    config, unused = settings_of(run, session.config)
-    for line in unused:
-        console.err.print(console.escape(line))
-    there = replace(session, work=layout.Work(out), config=config)
-    now = Tile(there.work, config, []).settings() | Extract(there.work, config, []).settings()
-    provenance.demand_same(_card(run).get("made", {}), now, run.name)
-    codes = [verbs.tile(there, slides, labels)]
-    try:
-        codes.append(verbs.extract(there))
-    except CohortError:
-        if not codes[0]:
-            raise
-        raise CohortError(f"none of the slides in {slides} could be tiled, as told above: nothing to score") from None
-    return there, there.work.features(config.extract.encoder), max(codes)
-
-
 def settings_of(run: Path, own: Config) -> tuple[Config, list[str]]:
     """`own` with the settings by which a run's slides were tiled and extracted; and lines on what of `own` is not used.
 
     The run may be a stranger's: its files give values of settings that decide results and nothing else, name no code
     but what this command allows, and must agree with each other. Raises StoreError, ConfigError, LookupFailed,
     EncoderError or CohortError."""
-    card, file = _card(run), run / "config.yaml"
+    card, file = card_of(run), run / "config.yaml"
     said = _sections(file) if "made" not in card or file.exists() else {}
     _permitted(said)
     made = provenance.of_run([card], said)
@@ -157,5 +125,6 @@ def _permitted(sections: Mapping[str, Mapping[str, Any]]) -> None:
         encoders.known(str(encoder))
 
 
-def _card(run: Path) -> dict[str, Any]:
+def card_of(run: Path) -> dict[str, Any]:
+    """The card of a run's first model. Raises BundleError."""
     return bundle.card_of(predictions.folds_of(run)[0])

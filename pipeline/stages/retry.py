@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mhim.configs import load, trust
 from mhim.configs.load import ConfigError
@@ -26,6 +26,16 @@ from mhim.pipeline.store import layout, writing
 VERBS = {"tile": "tile", "extract": "extract", "train": "train", "score": "score", "draw": "score"}  # of stage labels
 _COMMANDS = ("tile", "extract", "train", "score", "run")  # whose command lines are read
 _PLACES = ("weights", "cache_dir")  # settings that are paths
+
+
+class CommandLine(Protocol):
+    """A command line that was read and not carried out. config, sets, flags: as `configs.load.merged` takes them.
+    params: every option by its name."""
+
+    config: list[str]
+    sets: list[str]
+    flags: dict[str, Any]
+    params: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -42,18 +52,20 @@ class Again:
     folder: Path = Path()
 
 
-def commands(work: layout.Work) -> list[Again]:
-    """What to give again so that all that failed is tried again, in the order of the verbs."""
+def commands(work: layout.Work, read_line: Callable[[list[str]], CommandLine]) -> list[Again]:
+    """What to give again so that all that failed is tried again, in the order of the verbs.
+
+    read_line: the program's own parser, for logs of version 0.1, which hold nothing but a command line."""
     groups: dict[str, tuple[str, dict[str, Any], list[str]]] = {}
     for (label, key), start in sorted(runlog.last_failures(work.runs).items()):
         same = json.dumps([label, start.get("asked"), start.get("command"), start.get("folder")], default=str)
         groups.setdefault(same, (label, start, []))[2].append(str(key))
-    made = [_again(label, start, keys) for label, start, keys in groups.values()]
+    made = [_again(label, start, keys, read_line) for label, start, keys in groups.values()]
     order = {verb: n for n, verb in enumerate(VERBS)}
     return sorted(made, key=lambda a: order.get(a.verb, len(order)))
 
 
-def _again(label: str, start: dict[str, Any], keys: list[str]) -> Again:
+def _again(label: str, start: dict[str, Any], keys: list[str], read_line: Callable[[list[str]], CommandLine]) -> Again:
     stage, _, called = label.partition(" ")
     said = start.get("command")
     line = " ".join(shlex.quote(str(a)) for a in said[1:]) if isinstance(said, list) else ""
@@ -62,7 +74,7 @@ def _again(label: str, start: dict[str, Any], keys: list[str]) -> Again:
     labels = str(start.get("labels", ""))
     if not isinstance(asked, dict):  # version 0.1
         try:
-            asked, labels = _of_a_line([str(a) for a in said[1:]] if isinstance(said, list) else [])
+            asked, labels = _of_a_line([str(a) for a in said[1:]] if isinstance(said, list) else [], read_line)
         except ConfigError as error:
             return Again("", {}, _shown(str(error)), "", line, tuple(keys))
     if "SLURM_ARRAY_JOB_ID" in start:  # a task's own settings say local, as it is on its node
@@ -77,16 +89,14 @@ def _shown(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _of_a_line(args: list[str]) -> tuple[dict[str, Any], str]:
+def _of_a_line(args: list[str], read_line: Callable[[list[str]], CommandLine]) -> tuple[dict[str, Any], str]:
     """The settings of a command line of version 0.1, and the labels it names.
 
     Raises ConfigError for all that is no verb with its own options."""
-    from mhim.pipeline.cli import read as cli_read
-
     args = args[1:] if args[:1] == ["--log-json"] else args
     if not args or args[0] not in _COMMANDS:
         raise ConfigError(f"{' '.join(args[:1]) or 'no verb'} is not repeated")
-    given = cli_read.parsed(args)
+    given = read_line(args)
     for source in given.config:
         if source not in load.presets():
             raise ConfigError(f"its settings stand in the file {source!r}: give --config to this command")

@@ -12,6 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from mhim.configs.schema import Config
 from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort import provenance
@@ -19,14 +22,12 @@ from mhim.pipeline.cohort.labels.rows import Row
 from mhim.pipeline.cohort.patients import Dataset
 from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.results import known, predictions
-from mhim.pipeline.stages import external
 from mhim.pipeline.results import numbers as numbers_
 from mhim.pipeline.resume.console import escape
+from mhim.pipeline.stages import external
 from mhim.pipeline.stages.score import Score
 from mhim.pipeline.store import layout, reading
 from mhim.pipeline.training import bundle, choices, fold
-from rich.console import Console
-from rich.table import Table
 
 
 def find(work: layout.Work, name: str | None, model: str) -> Path:

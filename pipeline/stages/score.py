@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from mhim.configs.schema import Config, fingerprint_fields
 from mhim.pipeline.cohort.patients import Dataset
 from mhim.pipeline.resume import fingerprints
@@ -73,8 +74,8 @@ class Score(Stage):
         return {"stage": self.name, "format": layout.FORMAT, **settings, **inputs}
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
-        from mhim.pipeline.results import ensemble, numbers, predictions
         from mhim.pipeline.pictures import risk_curves
+        from mhim.pipeline.results import ensemble, numbers, predictions
         from mhim.pipeline.training import bundle, fold
 
         if item.seal:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from mhim.configs.schema import Config, TileConfig, marked
 from mhim.pipeline.cohort.identities import Identities, inputs_of
 from mhim.pipeline.cohort.listing import SlideEntry

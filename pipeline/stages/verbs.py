@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from mhim.pipeline.resume import console
 from mhim.pipeline.resume.stage import Stage
 from mhim.pipeline.stages.session import Session, run_stage, submit, tell, to_do
 from mhim.pipeline.store import reading
+from mhim.pipeline.store.layout import Work
 from mhim.pipeline.store.names import readable
 
 if TYPE_CHECKING:
@@ -71,9 +73,9 @@ def extract(session: Session) -> int:
         console.err.print(f"without tiles, left out: {len(untiled)} slides ({console.escape(', '.join(untiled[:5]))})")
     config = session.config
     if (config.extract.gpu or config.extract.gpus) and config.cluster.backend == "local":
-        from mhim.extract.encoders._torch import device_of
+        from mhim.extract.encoders import check_device
 
-        device_of(config.extract)  # told before any work; on a cluster only the nodes can tell
+        check_device(config.extract)  # told before any work; on a cluster only the nodes can tell
     return run_stage(session, Extract(session.work, config, slides))
 
 
@@ -194,8 +196,7 @@ def score(
     """Models to held-out predictions, metrics, per-tile scores and pictures; or predictions by all folds for new
     `slides` or `features`, compared with `labels` where given. called: what their results are to be called."""
     from mhim.pipeline.results import predictions
-    from mhim.pipeline.stages import external
-    from mhim.pipeline.stages import newcomers, runs
+    from mhim.pipeline.stages import external, newcomers, runs
     from mhim.pipeline.training import bundle
 
     run = runs.find(session.work, name, session.config.train.model)
@@ -220,7 +221,7 @@ def score(
         if not session.dry_run:
             newcomers.remember(out, source)
         if slides is not None:
-            session, features, code = newcomers.prepare(session, run, slides, out, labels)
+            session, features, code = prepare(session, run, slides, out, labels)
             codes.append(code)
             if session.dry_run:
                 return code
@@ -238,6 +239,37 @@ def score(
             codes.append(1 if stage.data.damaged else 0)
         codes.append(draw(session, stage))
     return max(code, *codes) if codes else code
+
+
+def prepare(
+    session: Session, run: Path, slides: Path, out: Path, labels: Path | None = None
+) -> tuple[Session, Path, int]:
+    """Tile and extract new slides as those of `run` were, in the work folder `out`. labels: tell their mpp and
+    regions.
+
+    Returns the session of that folder, the folder of features, and the worst exit code. Raises as
+    `newcomers.settings_of`, and CohortError where what lies here (weights,
+    plug-ins) would make them otherwise, or where no slide could be tiled.
+    """
+    from mhim.pipeline.cohort import provenance
+    from mhim.pipeline.stages import newcomers
+    from mhim.pipeline.stages.extract import Extract
+    from mhim.pipeline.stages.tile import Tile
+
+    config, unused = newcomers.settings_of(run, session.config)
+    for line in unused:
+        console.err.print(console.escape(line))
+    there = replace(session, work=Work(out), config=config)
+    now = Tile(there.work, config, []).settings() | Extract(there.work, config, []).settings()
+    provenance.demand_same(newcomers.card_of(run).get("made", {}), now, run.name)
+    codes = [tile(there, slides, labels)]
+    try:
+        codes.append(extract(there))
+    except CohortError:
+        if not codes[0]:
+            raise
+        raise CohortError(f"none of the slides in {slides} could be tiled, as told above: nothing to score") from None
+    return there, there.work.features(config.extract.encoder), max(codes)
 
 
 def draw(session: Session, scored: Stage) -> int:

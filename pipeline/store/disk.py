@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mhim.pipeline.store.owner import owner
 from mhim.configs.errors import UserError
+from mhim.pipeline.store.owner import owner
 
 # Nothing else can be written either: these end a command, whatever item met them first.
 WHAT = {

@@ -19,14 +19,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mhim.configs.errors import UserError
 from mhim.pipeline.store import seals
 from mhim.pipeline.store.owner import machine as machine
 from mhim.pipeline.store.owner import owner as owner
-from mhim.configs.errors import UserError
 
 FORMAT = 1  # raise when the meaning of a stored array or attribute changes
 NUMBERS = 2  # how `metrics.json` counts: 2 takes pairs inside trainings, and decisions by the frozen thresholds
 SEAL = seals.SEAL
+CARD = "model.json"  # of a trained fold
 
 
 class StoreError(UserError):

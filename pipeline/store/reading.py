@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mhim.pipeline.store import plain_zarr, seals
 from mhim.pipeline.store.layout import StoreError
 from mhim.pipeline.store.owner import machine as machine

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mhim.pipeline.store import disk, plain_zarr, seals
 from mhim.pipeline.store.layout import SEAL, fingerprint
 from mhim.pipeline.store.owner import machine as machine

@@ -18,15 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from mhim.configs import lookup, texts
 from mhim.mil import tasks
 from mhim.mil.feed import Scale
 from mhim.mil.novelty import Profile
 from mhim.pipeline.store import reading, seals
-from mhim.pipeline.store.layout import FORMAT, StoreError
-from torch import Tensor
+from mhim.pipeline.store.layout import CARD, FORMAT, StoreError
 
-WEIGHTS, CARD = "model.safetensors", "model.json"
+WEIGHTS = "model.safetensors"
 _MEAN, _SD = "input.mean", "input.sd"
 _BAGS_MEAN, _BAGS_SD = "bags.mean", "bags.sd"
 

@@ -21,17 +21,19 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from mhim.configs import lookup
+from mhim.configs.errors import UserError
 from mhim.configs.schema import TrainConfig
 from mhim.mil import metrics, novelty, tasks
 from mhim.mil import train as loop
 from mhim.mil.feed import Case, Feed
 from mhim.mil.splits import Fold
 from mhim.mil.tasks import Task
-from mhim.pipeline.cohort.patients import Dataset, Patient, StoredBag, own_settings
+from mhim.pipeline.cohort.patients import Dataset, Patient, StoredBag
+from mhim.pipeline.resume.fingerprints import own_settings
 from mhim.pipeline.store import writing
 from mhim.pipeline.training import bundle, choices, experiment_log
-from mhim.configs.errors import UserError
 
 PREDICTIONS, HISTORY, CHECKPOINT = "predictions.csv", "history.csv", "state.pt"
 # A checkpoint may cost this share of the time; with MHIM's transmil student one is 60 MB.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from mhim.configs.schema import Config, TrainConfig, fingerprint_fields
 from mhim.mil import splits
 from mhim.mil.splits import Fold

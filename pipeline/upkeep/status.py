@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.table import Table
+
 from mhim.pipeline.backends import slurm
 from mhim.pipeline.cohort import slides as cohort
 from mhim.pipeline.cohort.patients import feature_stores
@@ -20,7 +22,6 @@ from mhim.pipeline.resume import console, runlog
 from mhim.pipeline.resume.claims import running_keys
 from mhim.pipeline.resume.stage import State
 from mhim.pipeline.store import layout, reading, seals
-from rich.table import Table
 
 STATES = ("done", "empty", "failed", "running", "missing")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+
 from mhim.mil import heatmap
 from mhim.mil.heatmap import Frame
 from mhim.pipeline.cohort import slides as cohort

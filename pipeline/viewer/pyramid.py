@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
+
 from mhim.extract.slide.filetiles import FileLevels, FileTiles, Undecodable, paste
 from mhim.extract.slide.planes import NotDirect
 from mhim.extract.slide.slide import Slide

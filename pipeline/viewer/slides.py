@@ -17,9 +17,10 @@ from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
+
 from mhim.extract import SlideError
 from mhim.extract.slide.slide import Slide, open_slide
-from mhim.pipeline.backends._child import Child, Died, Order
+from mhim.pipeline.resume.child import Child, Died, Order
 from mhim.pipeline.resume.stage import Stopped
 from mhim.pipeline.viewer.pyramid import Pyramid, jpeg
 

@@ -261,8 +261,9 @@ def whole(path: Path, name: str, tiles: int, gpu: bool, rounds: int, more: dict[
     """
     import timm
     import torch
-    from mhim.extract.encoders import _families, _table
     from safetensors.torch import save_file
+
+    from mhim.extract.encoders import _families, _table
 
     row = encoder_row(name)
     with tempfile.TemporaryDirectory() as folder:
@@ -362,6 +363,7 @@ def plain_forward(arch: str, n: int, cut: bool) -> tuple[float, float]:
 
 def bags() -> None:
     import torch
+
     from mhim.pipeline.store import reading as reading_
     from mhim.pipeline.store import writing
 

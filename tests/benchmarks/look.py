@@ -53,12 +53,13 @@ def viewer(folder: Path) -> None:
     """Tiles of a demo slide through the real server, against OpenSlide's Deep Zoom generator."""
     import openslide
     import psutil
+    from openslide.deepzoom import DeepZoomGenerator
+
     from mhim.pipeline.cli.main import _main
     from mhim.pipeline.demo import cohort
     from mhim.pipeline.store import layout
     from mhim.pipeline.viewer.data import Gallery
     from mhim.pipeline.viewer.server import make_server
-    from openslide.deepzoom import DeepZoomGenerator
 
     slide = cohort.plan_cohort(n=2)[0]
     (folder / "slides").mkdir(parents=True)

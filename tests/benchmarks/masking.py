@@ -28,13 +28,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.model_selection import StratifiedGroupKFold
+
 from mhim.configs import lookup
 from mhim.configs.schema import TrainConfig
 from mhim.mil import metrics, tasks, train
 from mhim.mil.feed import Case
 from mhim.pipeline.exchange.digits import draw_bag
 from mhim.pipeline.store import layout, reading
-from sklearn.model_selection import StratifiedGroupKFold
 
 WIDTH = 128
 # Adam's rate of the published settings, 2e-4 at width 512, carried over to this width.

@@ -119,6 +119,7 @@ def naive(slide: Path, out: Path) -> dict[str, float]:
 
 def _write(out: Path, arrays: dict, attrs: dict, picture: Any) -> None:
     import cv2
+
     from mhim.pipeline.store.writing import StoreWriter
 
     writer = StoreWriter(out, attrs)

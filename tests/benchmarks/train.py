@@ -88,6 +88,7 @@ def product_shapes(student: str, n: int) -> list[tuple[int, int, int, int]]:
 def cell(student: str, n: int, threads: int, device: str, repeats: int) -> dict[str, float]:
     """Measure one student at one size."""
     import torch
+
     from mhim.configs import lookup
     from mhim.configs.schema import TrainConfig
     from mhim.mil import tasks, train

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from mhim.configs import load, lookup, trust
 from mhim.configs.schema import Config, ExtractConfig, TileConfig, fingerprint_fields, marked
 

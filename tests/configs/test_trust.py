@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from mhim.configs import lookup, source, trust
 from mhim.configs.load import ConfigError, resolve
 

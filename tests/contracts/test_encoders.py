@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from mhim.configs import lookup
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import encoders

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+
 from mhim.configs import lookup
 from mhim.mil import tasks
 from mhim.mil.models import Bag

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+
 from mhim.configs import lookup
 from mhim.configs.schema import TrainConfig
 from mhim.mil import tasks

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mhim.configs import lookup
 
+from mhim.configs import lookup
 from tests.extract.slides import tissue_rgb
 
 NAMES = lookup.names("mhim.extract.tissue")

@@ -7,6 +7,7 @@ Run with `pipeline extract --encoder own_encoder.mean_colour` from the folder of
 from __future__ import annotations
 
 import numpy as np
+
 from mhim.extract.encoders import Encoder
 
 

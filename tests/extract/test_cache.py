@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import SlideJob
 from mhim.extract.features import Extractor
 from mhim.extract.reading import cache
-
 from tests.extract.slides import tissue_rgb, write_svs
 
 

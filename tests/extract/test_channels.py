@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+
 from mhim.configs.schema import TileConfig
 from mhim.extract import SeveralPlanes, UnreadableSlide
 from mhim.extract.slide.channels import of_properties
 from mhim.extract.slide.slide import open_slide
 from mhim.extract.tiles.tiling import tile_slide
-
 from tests.extract.dicoms import write_instance
 from tests.extract.omes import RGB_NAMES, ome_xml, write_ome
 from tests.extract.slides import MPP, tissue_rgb, write_svs

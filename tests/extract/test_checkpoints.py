@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import encoders
 from mhim.extract.encoders import Encoder, EncoderError, _families, _foreign, _remap, _table
 from mhim.extract.weights import WeightsError
-from safetensors.torch import save_file
-from torch import nn
 
 State = dict[str, torch.Tensor]
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import SlideJob
 from mhim.extract.reading.direct import DirectReader
 from mhim.extract.reading.readers import open_reader
 from mhim.extract.slide.slide import open_slide
-
 from tests.extract.containers import Traits, write, zeroed
 
 FOUR = ("jpeg",) * 4

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
+
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import SlideJob
 from mhim.extract.reading.readers import open_reader
 from mhim.extract.slide import dicompages
 from mhim.extract.slide.slide import open_slide
-from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
-
 from tests.extract.containers import painted
 from tests.extract.dicoms import write_instance, write_series
 

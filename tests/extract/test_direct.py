@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import SlideJob, UnreadableSlide
 from mhim.extract.reading.direct import DirectReader
 from mhim.extract.reading.readers import TileReader, open_reader
-
 from tests.extract.slides import tissue_rgb, write_svs
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "slides"

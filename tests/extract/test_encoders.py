@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from mhim.configs import trust
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import encoders, weights
 from mhim.extract.encoders import EncoderError, GpuFailed, NoGpu, _families, _remap, _table, _torch
 from mhim.extract.weights import WeightsError
-from safetensors.torch import save_file
 
 REQUIRED = """
 resnet50-trunc uni uni2-h virchow virchow2 h-optimus-0 h-optimus-1 h0-mini gigapath phikon phikon-v2 hibou-b

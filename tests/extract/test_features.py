@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import SlideError, SlideJob, UnreadableSlide, encoders
 from mhim.extract.encoders import Encoder
 from mhim.extract.features import Extractor, even_rows
 from mhim.extract.reading import feed
-
 from tests.extract.slides import tissue_rgb, write_svs
 
 

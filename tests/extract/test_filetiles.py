@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+
 from mhim.extract import UnreadableSlide
 from mhim.extract.slide import filetiles
 from mhim.extract.slide.flat import FlatImage
 from mhim.extract.slide.slide import open_slide
 from mhim.extract.slide.tiffpages import read_pages
-
 from tests.extract.slides import tissue_rgb, write_svs, write_tiff
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "slides"

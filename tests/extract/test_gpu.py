@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import SlideJob, encoders
 from mhim.extract.encoders import NoGpu
 from mhim.extract.features import Extractor, even_rows
 from mhim.extract.tissue import network
-
 from tests.extract.slides import tissue_rgb, write_svs
 from tests.extract.test_network import params, save
 

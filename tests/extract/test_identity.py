@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+
 from mhim.extract.slide import identity
 from mhim.extract.slide.dicom import WHOLE_SLIDE
 from mhim.extract.slide.identity import same, stamp
-
 from tests.extract.slides import tissue_rgb
 
 

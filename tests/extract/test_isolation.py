@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import SlideError, SlideJob, encoders
 from mhim.extract.encoders import Encoder
 from mhim.extract.features import Extractor
 from mhim.extract.reading import feed
-
 from tests.extract.slides import tissue_rgb, write_svs
 
 ORDER = "bgbbbggb"  # bad ones before, between and after good ones, more in a row than there are buffers in flight

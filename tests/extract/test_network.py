@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mhim.configs.schema import Config, TileConfig
 from mhim.extract.tiles.tiling import tile_slide, unpack_mask
 from mhim.extract.tissue import network
 from mhim.extract.weights import WeightsError
-
 from tests.extract.slides import tissue_rgb, write_svs
 
 ARCHITECTURE = "lraspp_mobilenet_v3_large"  # the smallest: 13 MB

@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+
 from mhim.configs.schema import ExtractConfig, TileConfig
 from mhim.extract import SlideJob, UnreadableSlide
 from mhim.extract.reading.readers import open_reader
 from mhim.extract.slide.slide import Slide, open_slide
 from mhim.extract.tiles.tiling import tile_slide
-
 from tests.extract.dicoms import write_instance
 from tests.extract.omes import halved, ome_xml, write_ome
 from tests.extract.slides import tissue_rgb, write_tiff

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
+
 from mhim.configs.schema import TileConfig
 from mhim.extract import MissingMpp, SlideError, UnreadableSlide
 from mhim.extract.slide import identity
 from mhim.extract.slide.slide import open_slide
 from mhim.extract.tiles.tiling import tile_slide
-from PIL import Image
-
 from tests.extract.slides import tissue_rgb, write_svs, write_tiff
 
 TILES, NO_TILE = "tiles", "empty"

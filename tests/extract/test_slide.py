@@ -7,12 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from mhim.configs.schema import TileConfig
-from mhim.extract.slide import slide as slide_module
-from mhim.extract.slide.source import on_white
-from mhim.extract.slide.slide import open_slide
 from PIL import Image
 
+from mhim.configs.schema import TileConfig
+from mhim.extract.slide import slide as slide_module
+from mhim.extract.slide.slide import open_slide
+from mhim.extract.slide.source import on_white
 from tests.extract.slides import tissue_rgb, write_svs, write_tiff
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mhim.extract.tiles.grid import Grid, box_means, positions
 
 

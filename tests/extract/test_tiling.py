@@ -8,11 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
 from mhim.configs.schema import TileConfig
 from mhim.extract import SlideError
 from mhim.extract.tiles.regions import BadRegions
 from mhim.extract.tiles.tiling import ARTEFACTS, Tiled, refilter, tile_slide, unpack_mask
-
 from tests.extract.slides import tissue_rgb, write_svs
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "slides"

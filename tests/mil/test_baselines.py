@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+
 from mhim.configs import lookup
 from mhim.mil import tasks
 from mhim.mil.models import Bag, Instances

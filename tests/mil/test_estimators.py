@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from lifelines import KaplanMeierFitter
 from lifelines.statistics import logrank_test, multivariate_logrank_test
 from lifelines.utils import concordance_index
-from mhim.mil import estimators, metrics, resampling
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
@@ -23,6 +22,8 @@ from sklearn.metrics import (
     f1_score,
     roc_auc_score,
 )
+
+from mhim.mil import estimators, metrics, resampling
 
 # recorded with scikit-survival 0.28.0: its licence (GPL) keeps the program itself out of here
 SKSURV = json.loads((Path(__file__).parent / "sksurv.json").read_text())

@@ -9,11 +9,11 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from mhim.mil import tasks
 from mhim.mil.models import Bag, Instances
-from mhim.mil.models._parts import masking
+from mhim.mil.parts import masking
 from mhim.mil.reference import NotReference, load_reference
-
 from tests.mil.shared import GOLDEN, needs_golden
 
 pytestmark = needs_golden

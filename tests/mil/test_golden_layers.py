@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from mhim.mil.models._parts import masking
-from mhim.mil.models._parts.nystrom import Nystrom, apply_pinv
-from mhim.mil.models._parts.ppeg import Ppeg
 
+from mhim.mil.parts import masking
+from mhim.mil.parts.nystrom import Nystrom, apply_pinv
+from mhim.mil.parts.ppeg import Ppeg
 from tests.mil.shared import GOLDEN, needs_golden
 from tests.mil.test_golden import RTOL, Recorded, close, draw
 

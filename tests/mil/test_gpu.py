@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from mhim.configs.schema import TrainConfig
 from mhim.mil import tasks, train
 from mhim.mil.feed import Case, Feed
 from mhim.mil.mining import of as mined
 from mhim.mil.models import Bag
-from mhim.mil.models._parts import masking
-
+from mhim.mil.parts import masking
 from tests.contracts.test_models import CASES, DIM, IDS, TWO, arrays, bag, make, target
 from tests.mil import test_golden as golden
 from tests.mil.shared import needs_golden

@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mhim.mil.models._parts import masking
+
+from mhim.mil.parts import masking
 
 sizes = st.integers(1, 60)
 ratios = st.floats(0, 0.99)

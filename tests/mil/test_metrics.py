@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from mhim.mil import metrics
 from scipy.special import softmax
 
+from mhim.mil import metrics
 from tests.mil.shared import GOLDEN, needs_golden
 
 

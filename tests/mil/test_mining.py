@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from mhim.mil import mining
 from mhim.mil.models import MIL, Bag, abmil, mhim
-from mhim.mil.models._parts import masking
+from mhim.mil.parts import masking
 
 
 def bag(n: int) -> Bag:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from mhim.mil.models._parts import nystrom
-from mhim.mil.models._parts.nystrom import Nystrom, apply_pinv
-from mhim.mil.models._parts.ppeg import Ppeg
+
+from mhim.mil.parts import nystrom
+from mhim.mil.parts.nystrom import Nystrom, apply_pinv
+from mhim.mil.parts.ppeg import Ppeg
 
 
 def softmax_rows(heads=2, m=6, seed=0):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mhim.mil import tasks
 from mhim.mil.tasks import TaskError
-
 from tests.mil.shared import GOLDEN, needs_golden
 
 

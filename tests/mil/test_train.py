@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from mhim.configs.schema import TrainConfig
 from mhim.mil import feed, tasks, train
 from mhim.mil.feed import BagError, Case, Feed
 from mhim.mil.models import Output
-from torch import nn
 
 WIDTH = 6
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from mhim.configs.schema import TrainConfig
 from mhim.mil import tasks, train
 from mhim.mil.feed import Case
 from mhim.mil.models import MILModel
-
 from tests.contracts.test_models import CASES, IDS, TWO, arrays, make
 from tests.mil.test_train import VARIANTS, flat_bytes, through_disk
 from tests.mil.test_train import build as tiny

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+
 from mhim.pipeline.cohort.labels.rows import Row
 from mhim.pipeline.store import layout, writing
 

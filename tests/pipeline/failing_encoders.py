@@ -6,6 +6,7 @@ import os
 import signal
 
 import numpy as np
+
 from mhim.extract.encoders import Encoder, GpuFailed, NoGpu
 
 ENCODED: list[int] = []  # tiles of each batch that was encoded in this process

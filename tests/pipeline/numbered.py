@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mhim.mil.tasks import Task
 from mhim.pipeline.store import layout
 from mhim.pipeline.training import fold

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+
 from mhim.pipeline.cli.main import _main
 from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import fold

@@ -6,6 +6,7 @@ import os
 import time
 
 import numpy as np
+
 from mhim.extract.tissue import otsu
 
 Params = otsu.Params

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from mhim.pipeline.resume import runner
 from mhim.pipeline.store import reading
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mhim.configs import load
 from mhim.pipeline.stages import benchmark
 from mhim.pipeline.store import layout
-
 from tests.benchmarks import paper
 from tests.pipeline.bags import make_features, tree, write_labels
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.exchange import features_in

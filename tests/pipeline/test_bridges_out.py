@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+
 from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.exchange import features_in, features_out, imported
 from mhim.pipeline.store import layout as store

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mhim.pipeline.cohort.check_page import page
 
+from mhim.pipeline.cohort.check_page import page
 from tests.extract.omes import RGB_NAMES, write_ome
 from tests.extract.slides import tissue_rgb, write_svs
 

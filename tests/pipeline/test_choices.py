@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from mhim.pipeline.training import choices
 
 ALARM = {"from": "mhim", "why": "training loss 2.1 with whole bags, against 0.4 of the plain model"}

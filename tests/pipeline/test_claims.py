@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from mhim.pipeline.resume import claims as module
 from mhim.pipeline.resume.claims import Claims, owner_alive, running_keys
 from mhim.pipeline.store.layout import machine, owner

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mhim.pipeline.cohort import slides
 from mhim.pipeline.cohort.labels import match, table
 from mhim.pipeline.cohort.labels.rows import Row

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mhim.configs.schema import TrainConfig
 from mhim.pipeline.cohort import patients
 from mhim.pipeline.cohort.labels.rows import Row
 from mhim.pipeline.resume.stage import plan
 from mhim.pipeline.store import layout, reading, seals, writing
 from mhim.pipeline.upkeep import pack, verify
-
 from tests.pipeline.toys import Toy, run, tree
 
 Cli = Callable[..., tuple[int, str]]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mhim.configs.schema import ClusterConfig
 from mhim.pipeline.backends import dask as backend
 from mhim.pipeline.backends import local

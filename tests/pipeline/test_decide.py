@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mhim.configs.schema import ScoreConfig
 from mhim.mil import tasks
 from mhim.mil.tasks import Task

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mhim.pipeline.demo import cohort
 from mhim.pipeline.demo.tissue import MAP_MPP, SlidePlan, build_library, paint
 

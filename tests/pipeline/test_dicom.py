@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from mhim.pipeline.cohort import listing, slides
 from mhim.pipeline.cohort.labels import match
 from mhim.pipeline.cohort.listing import SlideEntry
 from mhim.pipeline.store.layout import Work
-
 from tests.extract.dicoms import write_annotations, write_instance, write_series
 from tests.extract.slides import tissue_rgb, write_svs
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from mhim.pipeline.resume.stage import Report, Stage
 from mhim.pipeline.store import disk, layout
 from mhim.pipeline.upkeep import pack
-
 from tests.extract.slides import tissue_rgb, write_svs
 from tests.pipeline.bags import make_features, tree, write_labels
 

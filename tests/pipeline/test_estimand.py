@@ -12,10 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lifelines.utils import concordance_index
-from mhim.configs.schema import ScoreConfig
-from mhim.mil import resampling
-from mhim.pipeline.results import compare, ensemble, estimand, numbers, operating_point
-from mhim.pipeline.store.layout import StoreError
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
@@ -25,6 +21,10 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from mhim.configs.schema import ScoreConfig
+from mhim.mil import resampling
+from mhim.pipeline.results import compare, ensemble, estimand, numbers, operating_point
+from mhim.pipeline.store.layout import StoreError
 from tests.pipeline.numbered import COX, THREE, TWO, class_rows, survival_rows, written
 
 Row = dict[str, Any]

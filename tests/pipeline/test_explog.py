@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mhim.pipeline.training import experiment_log
 
 ROWS = [{"epoch": 0, "lr": 0.1, "loss": 0.7}, {"epoch": 1, "lr": 0.1, "loss": 0.5}]

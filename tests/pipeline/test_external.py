@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
+
 from mhim.pipeline.cohort.patients import StoredBag
 from mhim.pipeline.stages import external
 from mhim.pipeline.store import layout, reading
 from mhim.pipeline.training import bundle, fold
-from sklearn.metrics import roc_auc_score
-
 from tests.pipeline.bags import make_features, write_labels
 from tests.pipeline.numbered import COX
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from mhim.configs.schema import ClusterConfig
 from mhim.extract.encoders import _families, _table
 from mhim.pipeline.backends import local
 from mhim.pipeline.resume.runner import run_items
 from mhim.pipeline.resume.stage import Item, Outcome, Stage
 from mhim.pipeline.store import layout, reading
-from safetensors.torch import save_file
-
 from tests.pipeline import failing_encoders
 
 Cli = Callable[..., tuple[int, str]]

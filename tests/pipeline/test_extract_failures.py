@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mhim.configs.schema import ClusterConfig, Config, ExtractConfig
 from mhim.pipeline.backends import local
 from mhim.pipeline.cohort import slides as cohort

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
+
 from mhim.configs import trust
 from mhim.configs.schema import Config, marked
 from mhim.extract import encoders
@@ -22,7 +24,6 @@ from mhim.pipeline.stages.score import Score
 from mhim.pipeline.stages.tile import Tile
 from mhim.pipeline.stages.train import Train
 from mhim.pipeline.store import layout, writing
-from pydantic import ValidationError
 
 Cli = Callable[..., tuple[int, str]]
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from mhim.extract.slide.identity import identity
 from mhim.pipeline.cohort import identities
 from mhim.pipeline.cohort.identities import Identities
 from mhim.pipeline.store import layout, reading
 from mhim.pipeline.store.layout import StoreError
-
 from tests.extract.slides import tissue_rgb, write_tiff
 
 Cli = Callable[..., tuple[int, str]]

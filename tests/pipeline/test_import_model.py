@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from mhim.mil.models import Instances
 from mhim.mil.reference import load_reference
 from mhim.pipeline.exchange.checkpoints import ImportRefused, import_models, weights_of

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mhim.pipeline.store.kept_chunks import keep, kept
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from mhim.pipeline.store.may_differ import results, unfinished
 
 SETTINGS = ["--set", "train.epochs=4", "--set", "train.folds=2", "--set", "train.patience=0", "--set", "train.seed=3"]

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mhim.pipeline.cohort.labels.rows import CohortError, Row
 from mhim.pipeline.cohort.patients import Dataset, patient_of
 from mhim.pipeline.results import known
 from mhim.pipeline.stages import newcomers
 from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import fold as training
-
 from tests.pipeline.bags import make_features, write_labels
 
 Cli = Callable[..., tuple[int, str]]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from mhim.configs.schema import Config, LabelsConfig, TrainConfig
 from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort import slides as cohort
@@ -23,7 +24,6 @@ from mhim.pipeline.stages import draw
 from mhim.pipeline.store.layout import Work
 from mhim.pipeline.store.writing import StoreWriter
 from mhim.pipeline.upkeep import status
-
 from tests.pipeline.bags import make_features
 
 PLAIN = [("s1", "a"), ("s2", "b")]

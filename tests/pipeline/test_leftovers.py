@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.store import layout
 from mhim.pipeline.store.owner import machine, owner
-
 from tests.pipeline.bags import make_features, tree
 
 DEAD = f"{machine()}-{2**22 + 1}"  # above the largest process number

@@ -13,13 +13,13 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+
 from mhim.configs.schema import ScoreConfig
 from mhim.extract.slide.slide import open_slide
 from mhim.mil.heatmap import palette
 from mhim.pipeline.cli.main import _main
 from mhim.pipeline.pictures import layers
 from mhim.pipeline.store import layout, reading
-
 from tests.extract.slides import write_svs
 from tests.pipeline.browser import page
 

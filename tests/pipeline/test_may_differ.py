@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from mhim.pipeline.store.may_differ import MAY_DIFFER, reason, results, unfinished
 
 

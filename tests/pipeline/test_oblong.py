@@ -7,13 +7,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
 from mhim.configs.schema import TileConfig
 from mhim.extract.slide.slide import open_slide, squared
 from mhim.extract.tiles.tiling import Tiled, tile_slide
 from mhim.pipeline.pictures import layers
 from mhim.pipeline.viewer import data
 from mhim.pipeline.viewer.pyramid import Pyramid
-
 from tests.extract.containers import Traits, write
 from tests.extract.slides import tissue_rgb
 

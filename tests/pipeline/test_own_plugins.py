@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from mhim.pipeline.store import layout, reading
 
 Cli = Callable[..., tuple[int, str]]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+
 from mhim.pipeline.store import reading, writing
 
 ARRAYS = {

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from mhim.pipeline.cohort import provenance
 from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import bundle
-
 from tests.pipeline.bags import make_features, tree, write_labels
 
 Cli = Callable[..., tuple[int, str]]

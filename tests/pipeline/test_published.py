@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from mhim.pipeline.cohort.labels.match import match, of_patients
 from mhim.pipeline.cohort.labels.rows import CohortError, Row
 from mhim.pipeline.cohort.labels.table import read_rows

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+
 from mhim.extract.slide.filetiles import Undecodable
 from mhim.extract.slide.slide import open_slide
 from mhim.pipeline.viewer import pyramid as module
 from mhim.pipeline.viewer.pyramid import Pyramid
-
 from tests.extract.slides import tissue_rgb, write_svs
 
 SIZE = (1531, 1003)  # odd on purpose: no tile, level or halving fits

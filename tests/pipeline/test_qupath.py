@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from mhim.pipeline.store import layout, reading
 
+from mhim.pipeline.store import layout, reading
 from tests.extract.slides import tissue_rgb, write_svs
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mhim.configs.schema import Config
 from mhim.pipeline.cohort import slides
 from mhim.pipeline.cohort.labels.rows import CohortError
@@ -21,7 +22,6 @@ from mhim.pipeline.resume import runner
 from mhim.pipeline.resume.claims import Claims, alone
 from mhim.pipeline.resume.stage import Item, Made, Refused
 from mhim.pipeline.store import layout
-
 from tests.pipeline.toys import Toy, run, tree
 
 

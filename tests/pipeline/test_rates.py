@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from mhim.pipeline.resume import console, rates
 from mhim.pipeline.resume.runlog import RunLog
 from mhim.pipeline.resume.stage import Item, Outcome, Plan, Report, State

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+
 from mhim.pipeline.cohort.slides import CohortError, read_cohort
 from mhim.pipeline.store import ids, reading, writing
 from mhim.pipeline.store import layout as store
 from mhim.pipeline.upkeep import pack
-
 from tests.conftest import once
 
 Cli = Callable[..., tuple[int, str]]

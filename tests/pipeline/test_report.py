@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mhim.mil import metrics
 from mhim.pipeline.cohort.labels.rows import Row
 from mhim.pipeline.pictures import figures, report
 from mhim.pipeline.results import ensemble, risk_groups
 from mhim.pipeline.store import layout
-
 from tests.pipeline.bags import make_features, write_labels
 from tests.pipeline.browser import page
 

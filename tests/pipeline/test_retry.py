@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mhim.pipeline.store import layout, writing
+
+from mhim.pipeline.cli.read import parsed
 from mhim.pipeline.stages import retry
+from mhim.pipeline.store import layout, writing
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -104,7 +106,7 @@ def test_a_foreign_log_runs_nothing(how: str, cli: Cli, tmp_path: Path, monkeypa
 def test_settings_are_taken_out_of_a_line_of_version_0_1(tmp_path: Path) -> None:
     line = ["cli.py", "--log-json", "tile", "slides", "--work", "w", "--workers", "1", "--mpp", "1"]
     line += ["--set", "tile.tile_px=128"]
-    (again,) = retry.commands(logged(tmp_path / "w", "tile", ("a.svs", "b.svs"), command=line))
+    (again,) = retry.commands(logged(tmp_path / "w", "tile", ("a.svs", "b.svs"), command=line), parsed)
     assert again.verb == "tile"
     assert again.keys == ("a.svs", "b.svs")
     assert again.settings == {"tile": {"mpp": [1.0], "tile_px": 128}, "cluster": {"workers": 1}}
@@ -113,7 +115,7 @@ def test_settings_are_taken_out_of_a_line_of_version_0_1(tmp_path: Path) -> None
 
 def test_of_a_whole_run_only_the_verb_that_failed_is_given_again(tmp_path: Path) -> None:
     line = ["pipeline", "run", "slides", "--labels", "l.csv", "--model", "abmil"]
-    (again,) = retry.commands(logged(tmp_path / "w", "train abmil", ("fold_1",), command=line))
+    (again,) = retry.commands(logged(tmp_path / "w", "train abmil", ("fold_1",), command=line), parsed)
     assert (again.verb, again.name, again.labels) == ("train", "abmil", "l.csv")
     work = layout.Work(tmp_path / "w")
     assert "type --labels l.csv" in retry.refused(again, work, {}, None)
@@ -122,11 +124,11 @@ def test_of_a_whole_run_only_the_verb_that_failed_is_given_again(tmp_path: Path)
 
 def test_what_is_typed_counts_before_the_log(tmp_path: Path) -> None:
     work = logged(tmp_path / "w", "extract uni", asked={"extract": {"encoder": "uni", "weights": "/data/w"}})
-    (again,) = retry.commands(work)
+    (again,) = retry.commands(work, parsed)
     assert "type --set extract.weights=/data/w" in retry.refused(again, work, {}, None)
     assert retry.refused(again, work, {"extract": {"weights": "/data/w"}}, None) == ""
     slurm = logged(tmp_path / "v", "tile", asked={}, SLURM_ARRAY_JOB_ID="7")
-    (again,) = retry.commands(slurm)
+    (again,) = retry.commands(slurm, parsed)
     assert "--config" in retry.refused(again, slurm, {}, None)
     assert retry.refused(again, slurm, {"cluster": {"backend": "slurm"}}, None) == ""
 
@@ -138,7 +140,7 @@ def test_how_the_table_of_labels_was_read_is_repeated(tmp_path: Path, monkeypatc
     monkeypatch.setattr(verbs, "train", lambda session, labels, name: told.append((session, labels, name)) or 0)
     read = {"label_column": "diagnosis", "slide_column": "file", "encoding": "latin-1"}
     work = logged(tmp_path / "w", "train r", ("fold_0",), asked={"labels": read, "train": {"folds": 3}})
-    (again,) = retry.commands(work)
+    (again,) = retry.commands(work, parsed)
     assert retry.make(again, work, {"labels": {"encoding": "utf-8"}}, tmp_path / "labels.csv") == 0
     ((session, labels, name),) = told
     assert (labels, name) == (tmp_path / "labels.csv", "r")

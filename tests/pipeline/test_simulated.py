@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mhim.mil.tasks import Task
 from mhim.pipeline.results import estimand
 from mhim.pipeline.store import layout, writing

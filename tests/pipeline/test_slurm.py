@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
 from mhim.configs.lookup import LookupFailed
 from mhim.configs.schema import ClusterConfig, Config
 from mhim.pipeline.backends import slurm
@@ -21,7 +22,6 @@ from mhim.pipeline.backends.slurm import Params, Step
 from mhim.pipeline.resume.stage import Stopped
 from mhim.pipeline.store.layout import Work
 from mhim.pipeline.store.may_differ import results, unfinished
-
 from tests.pipeline.slurm_cluster import Cluster, Unavailable
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from mhim.pipeline.resume import runner
 from mhim.pipeline.resume.stage import Outcome, Plan, Refused, State, plan
 from mhim.pipeline.store import layout, writing
-
 from tests.pipeline.toys import Toy, run, tree
 
 

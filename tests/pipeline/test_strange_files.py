@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from mhim.extract.slide.tiffcheck import vast_tile
 from mhim.pipeline.backends import local
-from mhim.pipeline.backends._child import Child, Died, Order
 from mhim.pipeline.cohort.slides import read_cohort
+from mhim.pipeline.resume.child import Child, Died, Order
 from mhim.pipeline.resume.stage import Item, State
 from mhim.pipeline.store import layout, names, reading
-
 from tests.extract.slides import tissue_rgb, write_tiff
 from tests.pipeline.toys import Toy
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from mhim.configs.load import ConfigError
 from mhim.mil import metrics
 from mhim.mil import train as loop
@@ -23,7 +24,6 @@ from mhim.pipeline.stages import runs
 from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.training import bundle, plan
 from mhim.pipeline.training import fold as training
-
 from tests.pipeline.bags import WIDTH, make_features, tree
 from tests.pipeline.trained import in_turn, mhim, scored, settings, trained
 

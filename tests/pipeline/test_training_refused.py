@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from mhim.mil.splits import SplitError
 from mhim.pipeline.cohort import patients
 from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.results import compare
 from mhim.pipeline.store import layout, reading, writing
-
 from tests.pipeline.bags import WIDTH, make_features
 from tests.pipeline.trained import scored, settings, trained
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
 from mhim.pipeline.resume import runlog
 from mhim.pipeline.resume.claims import Claims
 from mhim.pipeline.resume.stage import Outcome, State

@@ -19,12 +19,12 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 import pytest
+
 from mhim.extract.slide.slide import open_slide
 from mhim.pipeline.store import layout, writing
 from mhim.pipeline.viewer import listen
 from mhim.pipeline.viewer.data import Gallery
 from mhim.pipeline.viewer.server import ViewerError, loopback, make_server
-
 from tests.pipeline import scored
 from tests.pipeline.browser import page
 

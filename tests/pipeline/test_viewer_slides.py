@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mhim.extract import SlideError
 from mhim.extract.slide.slide import open_slide
 from mhim.pipeline.viewer.pyramid import Pyramid
 from mhim.pipeline.viewer.slides import OPEN_SLIDES, Geometry, Question, Slides
-
 from tests.extract.dicoms import write_instance
 from tests.extract.slides import tissue_rgb, write_svs
 

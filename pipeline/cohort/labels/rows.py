@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
 from mhim.configs.errors import UserError
 
 COLUMNS = {

@@ -14,8 +14,9 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from mhim.mil.models._parts.layers import dropout
 from torch import Tensor, nn
+
+from mhim.mil.parts.layers import dropout
 
 KERNEL = 33  # taps of the value convolution
 CHUNK = 2048  # keys per block where the attention itself is asked for: 8 heads x 256 x 2048 floats are 16 MB

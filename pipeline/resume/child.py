@@ -112,7 +112,7 @@ class Child:
         # Ctrl-C is the owner's, also while this one imports
         code = (
             f"import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = {sys.path!r}; "
-            "from mhim.pipeline.backends._child import main; main()"
+            "from mhim.pipeline.resume.child import main; main()"
         )
         process = subprocess.Popen(  # -P: the working folder must not stand before the program
             [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=self._order.folder

@@ -1,6 +1,6 @@
 """A raw tissue mask made presentable: gaps closed, small pieces dropped, small holes filled, all sizes in µm.
 
-In: a boolean mask and its scale. Out: a boolean mask. Not a segmenter (the underscore keeps it from being listed).
+In: a boolean mask and its scale. Out: a boolean mask.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from mhim.mil.models._parts.layers import dropout, initialise
 from torch import Tensor, nn
+
+from mhim.mil.parts.layers import dropout, initialise
 
 HEADS, HEAD_WIDTH = 8, 64
 

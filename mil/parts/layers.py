@@ -10,9 +10,10 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from mhim.configs.schema import Settings
 from pydantic import Field
 from torch import Tensor, nn
+
+from mhim.configs.schema import Settings
 
 Activation = Literal["relu", "gelu", "tanh"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh}
