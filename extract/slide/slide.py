@@ -1,6 +1,7 @@
 """One opened slide: its facts, its µm per px, and pixels of any region at a requested mpp.
 
-In: a path. Out: RGB uint8 arrays, alpha laid on white. What OpenSlide does not read goes through `flat.py`. Knows nothing of tissue, tiles or the cohort.
+In: a path. Out: RGB uint8 arrays, alpha laid on white. What OpenSlide does not read goes through `flat.py`.
+Knows nothing of tissue, tiles or the cohort.
 
 Frames: `_l0` is px of the full-resolution plane (level 0), x before y; sizes are (w, h), arrays are (h, w, 3).
 """
