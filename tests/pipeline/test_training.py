@@ -16,7 +16,7 @@ import torch
 from mhim.configs.load import ConfigError
 from mhim.mil import metrics
 from mhim.mil import train as loop
-from mhim.pipeline.cli.main import grid_of
+from mhim.pipeline.cli.values import grid_of
 from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.results import predictions
 from mhim.pipeline.resume import runner, stage
