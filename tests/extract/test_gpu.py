@@ -14,7 +14,7 @@ from mhim.extract.encoders import NoGpu
 from mhim.extract.features import Extractor, even_rows
 from mhim.extract.tissue import network
 from tests.extract.slides import tissue_rgb, write_svs
-from tests.extract.test_network import params, save
+from tests.extract.tissue.test_network import params, save
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 

@@ -15,7 +15,7 @@ from mhim.extract.tiles.regions import BadRegions
 from mhim.extract.tiles.tiling import ARTEFACTS, Tiled, refilter, tile_slide, unpack_mask
 from tests.extract.slides import tissue_rgb, write_svs
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "slides"
+SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "slides"
 SMALL = TileConfig(tile_px=64, min_piece_um2=500, blur_probe_um=100)
 
 

@@ -24,7 +24,7 @@ from mhim.pipeline.store.layout import Work
 from mhim.pipeline.store.may_differ import results, unfinished
 from tests.pipeline.slurm_cluster import Cluster, Unavailable
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SLOW = ["--segmenter", "tests.pipeline.slow_tissue", "--set", "tile.fallback_segmenter=''"]
 QUICK = ["--set", "train.epochs=2", "--set", "train.folds=2", "--set", "train.seed=3", "--set", "score.heatmaps=none"]
 

@@ -15,7 +15,7 @@ from mhim.extract.reading.direct import DirectReader
 from mhim.extract.reading.readers import TileReader, open_reader
 from tests.extract.slides import tissue_rgb, write_svs
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "slides"
+SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "slides"
 SLIDES = {"A.svs": 0.5, "cmu-1-small-region.svs": 0.499, "tcga-cr-7395-01a-01-ts1.svs": 0.25}
 
 

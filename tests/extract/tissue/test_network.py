@@ -122,5 +122,5 @@ def test_tiling_without_it_never_imports_torch(tmp_path: Path) -> None:
         "from mhim.extract.tiles.tiling import tile_slide; "
         "tile_slide(Path(sys.argv[1]), TileConfig()); assert 'torch' not in sys.modules"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=root)

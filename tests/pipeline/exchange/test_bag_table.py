@@ -15,7 +15,7 @@ from mhim.pipeline.exchange import bag_table
 from mhim.pipeline.store import layout
 
 Cli = Callable[..., tuple[int, str]]
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "mil"
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "mil"
 
 
 def written(tmp_path: Path, text: str) -> Path:

@@ -17,7 +17,7 @@ from mhim.extract.slide.slide import open_slide
 from mhim.extract.slide.tiffpages import read_pages
 from tests.extract.slides import tissue_rgb, write_svs, write_tiff
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "slides"
+SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "slides"
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from mhim.pipeline.resume import runner
 from mhim.pipeline.resume.stage import Item, Made, Outcome, Report, Stage, State
 from mhim.pipeline.store.may_differ import results
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass
@@ -202,7 +202,7 @@ def test_a_stage_can_be_repeated_and_skips(cluster: Cluster, tmp_path: Path) -> 
 def test_a_command_that_is_stopped_or_killed_gives_its_items_back(cluster: Cluster, tmp_path: Path) -> None:
     stage = Toy(tmp_path / "dask" / "out", n=12, sleep_s=0.5)
     code = (
-        "from pathlib import PosixPath; from tests.pipeline.test_dask import Toy, backend, run, runner\n"
+        "from pathlib import PosixPath; from tests.pipeline.backends.test_dask import Toy, backend, run, runner\n"
         f"with runner.leaving(): run({stage!r}, backend, backend='dask', backend_params={cluster.params()!r})"
     )
     for number, expected in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
