@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -30,6 +32,44 @@ def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Pa
             make(folder)
             done.touch()
     return folder
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a GPU, of each file of GPU tests one is skipped and stands for all that were asked for."""
+    of_file: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            of_file.setdefault(item.path, []).append(item)
+    if not of_file:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    left_out: set[pytest.Item] = set()
+    for path, tests in of_file.items():
+        tests[0].add_marker(pytest.mark.skip(reason=f"needs a GPU: all {len(tests)} tests of {path.name}"))
+        tests[0].user_properties.append(("stands_for", len(tests)))
+        left_out.update(tests[1:])
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """One line that counts the tests that were skipped, by what they need: reasons read `needs WHAT: details`."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    lines: Counter[str] = Counter()
+    tests: Counter[str] = Counter()
+    for report in skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        if reason.startswith("needs "):
+            reason = reason.partition(":")[0]
+        lines[reason] += 1
+        tests[reason] += dict(report.user_properties).get("stands_for", 1)
+    told = [f"{n} {reason}{f', for {tests[reason]} tests' * (tests[reason] > n)}" for reason, n in lines.most_common()]
+    terminalreporter.write_line(f"skipped: {len(skipped)}" + f" ({'; '.join(told)})" * bool(told))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from mhim.extract.tissue import network
 from tests.extract.slides import tissue_rgb, write_svs
 from tests.extract.tissue.test_network import params, save
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module")

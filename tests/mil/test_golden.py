@@ -1,10 +1,7 @@
 """Parity with the published program: its recorded numbers come out of our models, in float64 to a relative 1e-7.
 
-The recorded weights are drawn again from their seeds and read by `mhim.mil.reference`. Skipped when the numbers are not
-beside the project.
+The recorded weights are drawn again from their seeds and read by `mhim.mil.reference` (tests/golden/README.md).
 """
-
-import json
 
 import numpy as np
 import pytest
@@ -14,9 +11,8 @@ from mhim.mil import tasks
 from mhim.mil.models import Bag, Instances
 from mhim.mil.parts import masking
 from mhim.mil.reference import NotReference, load_reference
-from tests.mil.shared import GOLDEN, needs_golden
+from tests.mil import recorded
 
-pytestmark = needs_golden
 STUDENTS = {"attn": "abmil", "selfattn": "transmil", "dsmil": "dsmil"}
 NAMES = [f"{b}_c2_{v}" for b in STUDENTS for v in "ab"]
 RTOL = 1e-7
@@ -43,9 +39,9 @@ class Recorded:
     """One recorded case with its inputs drawn again, and the models made of its weights."""
 
     def __init__(self, name):
-        self.facts = json.loads((GOLDEN / "index.json").read_text())[name]
+        self.facts = recorded.facts(recorded.PUBLISHED, name)
         self.student = STUDENTS[self.facts["baseline"]]
-        self.arrays = dict(np.load(GOLDEN / f"{name}.npz"))
+        self.arrays = recorded.arrays(recorded.PUBLISHED, name)
         rng = np.random.default_rng(self.facts["seed"])
         self.state = draw(rng, *self._shapes())
         self.x = torch.from_numpy(rng.standard_normal((1, 300, 64)).astype(np.float32)).double()[0]
@@ -101,7 +97,7 @@ def test_inputs_are_the_recorded_ones(case):
         if key in case.teacher_state:
             w = case.teacher_state[key].flatten()
             np.testing.assert_allclose([w.sum(), w[0]], expected, rtol=1e-12)
-    np.testing.assert_array_equal(case.x.numpy(), case.arrays["x"][0])
+    assert recorded.sha256(case.x.float().numpy()) == case.facts["x_sha256"]
     assert case.label == case.facts["label"]
     np.testing.assert_array_equal(case.noise.numpy(), case.arrays["noise"])
     np.testing.assert_array_equal(case.perm.numpy(), case.arrays["merge_perm"])

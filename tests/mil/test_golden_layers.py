@@ -1,7 +1,5 @@
 """Parity with the published program, layer by layer: attention, position, masks, losses, schedules, optimiser."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -9,15 +7,13 @@ import torch
 from mhim.mil.parts import masking
 from mhim.mil.parts.nystrom import Nystrom, apply_pinv
 from mhim.mil.parts.ppeg import Ppeg
-from tests.mil.shared import GOLDEN, needs_golden
+from tests.mil import recorded
 from tests.mil.test_golden import RTOL, Recorded, close, draw
-
-pytestmark = needs_golden
 
 
 @pytest.fixture(scope="module")
 def layers():
-    return dict(np.load(GOLDEN / "layers.npz")), json.loads((GOLDEN / "layers.json").read_text())
+    return recorded.arrays(recorded.PUBLISHED, "layers"), recorded.facts(recorded.PUBLISHED, "layers")
 
 
 @pytest.mark.parametrize("n", [5, 200, 256, 257, 301, 600])
@@ -109,7 +105,7 @@ def test_consistency_loss(layers):
 
 @pytest.fixture(scope="module")
 def schedules():
-    return dict(np.load(GOLDEN / "schedules.npz"))
+    return recorded.arrays(recorded.PUBLISHED, "schedules")
 
 
 def test_cosines_and_momentum(schedules):

@@ -14,10 +14,9 @@ from mhim.mil.models import Bag
 from mhim.mil.parts import masking
 from tests.contracts.test_models import CASES, DIM, IDS, TWO, arrays, bag, make, target
 from tests.mil import test_golden as golden
-from tests.mil.shared import needs_golden
 from tests.mil.test_train import flat_bytes, through_disk
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda")
 every = pytest.mark.parametrize(("name", "extra"), CASES, ids=IDS)
 PUBLISHED = {
@@ -95,7 +94,6 @@ def test_the_numbers_are_those_of_the_cpu(name: str, extra: dict[str, object], m
             torch.testing.assert_close(q.grad.cpu(), p.grad, rtol=1e-5, atol=least, msg=lambda m, k=key: f"{k}: {m}")
 
 
-@needs_golden
 @pytest.mark.parametrize("name", golden.NAMES)
 def test_golden_answers(name: str) -> None:
     case = golden.Recorded(name)

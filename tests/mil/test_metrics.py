@@ -1,19 +1,16 @@
 """Metrics: against scikit-learn and recorded numbers, by definition, and the bootstrap's coverage of a known truth."""
 
-import json
-
 import numpy as np
 import pytest
 from scipy.special import softmax
 
 from mhim.mil import metrics
-from tests.mil.shared import GOLDEN, needs_golden
+from tests.mil import recorded
 
 
-@needs_golden
 @pytest.mark.parametrize("classes", [2, 3])
 def test_point_values_equal_the_recorded_ones(classes):
-    arrays, points = np.load(GOLDEN / "metrics.npz"), json.loads((GOLDEN / "metrics.json").read_text())
+    arrays, points = recorded.arrays(recorded.PUBLISHED, "metrics"), recorded.facts(recorded.PUBLISHED, "metrics")
     labels = arrays[f"metric_labels_c{classes}"]
     found = metrics.classification(labels, softmax(arrays[f"metric_logits_c{classes}"].astype(np.float64), axis=1))
     point = points[f"c{classes}_binmetricFalse"]["point"]
@@ -24,9 +21,8 @@ def test_point_values_equal_the_recorded_ones(classes):
     assert found["auc"] == pytest.approx(point["auc"], abs=1e-6)
 
 
-@needs_golden
 def test_c_index_equals_the_recorded_one():
-    arrays, points = np.load(GOLDEN / "metrics.npz"), json.loads((GOLDEN / "metrics.json").read_text())
+    arrays, points = recorded.arrays(recorded.PUBLISHED, "metrics"), recorded.facts(recorded.PUBLISHED, "metrics")
     found = metrics.c_index(arrays["cindex_time"], arrays["cindex_event"], arrays["cindex_risk"])
     assert found == pytest.approx(points["cindex_point"], abs=1e-6)  # recorded in float32
 

@@ -10,15 +10,14 @@ from hypothesis import strategies as st
 
 from mhim.mil import tasks
 from mhim.mil.tasks import TaskError
-from tests.mil.shared import GOLDEN, needs_golden
+from tests.mil import recorded
 
 
 @pytest.fixture(scope="module")
 def golden():
-    return np.load(GOLDEN / "survival.npz")
+    return recorded.arrays(recorded.PUBLISHED, "survival")
 
 
-@needs_golden
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 def test_nll_equals_the_recorded_values(golden, alpha):
     logits = torch.from_numpy(golden["surv_logits"])
@@ -28,7 +27,6 @@ def test_nll_equals_the_recorded_values(golden, alpha):
     np.testing.assert_allclose(each.mean(), golden[f"nll_mean_alpha{alpha}"], rtol=1e-12)
 
 
-@needs_golden
 def test_nll_of_saturated_hazards_is_clamped_as_recorded(golden):
     # recorded in float64; rows are (logit row, censored)
     logits = torch.from_numpy(golden["nll_extreme_logits"])
@@ -36,7 +34,6 @@ def test_nll_of_saturated_hazards_is_clamped_as_recorded(golden):
     np.testing.assert_allclose(torch.stack(rows), golden["nll_extreme"], atol=1e-9)
 
 
-@needs_golden
 def test_risk_and_curve_equal_the_recorded_values(golden):
     task = tasks.Task("nll", edges=(1.0, 2.0, 3.0))
     logits = torch.from_numpy(golden["surv_logits"])
@@ -44,12 +41,11 @@ def test_risk_and_curve_equal_the_recorded_values(golden):
     np.testing.assert_allclose(task.risk(logits), golden["risk"], rtol=1e-12)
 
 
-@needs_golden
 @pytest.mark.parametrize("cohort", ["luad", "lusc", "blca"])
 def test_bin_edges_are_quantiles_of_the_events(golden, cohort):
     """The recorded edges come from event times we do not have; times with those quantiles give them again, and
     bins closed on the left count an edge into the upper bin."""
-    edges = json.loads((GOLDEN / "survival.json").read_text())[cohort]["bin_edges"]
+    edges = recorded.facts(recorded.PUBLISHED, "survival")[cohort]["bin_edges"]
     events = [(t, 1.0) for t in (edges[0], *edges[1:-1], edges[-1])]
     task = tasks.discrete_survival(events, bins=4)
     np.testing.assert_allclose(task.edges, edges[1:-1])

@@ -13,6 +13,7 @@ from mhim.configs.schema import TrainConfig
 from mhim.mil import feed, tasks, train
 from mhim.mil.feed import BagError, Case, Feed
 from mhim.mil.models import Output
+from tests.mil import recorded
 
 WIDTH = 6
 
@@ -179,16 +180,12 @@ def test_packing_and_accumulation_reach_every_case_and_scale_the_gradient():
 
 
 def test_the_learning_rate_follows_the_recorded_schedule():
-    from tests.mil.shared import GOLDEN
-
     half = train.learning_rate(CONFIG.model_copy(update={"epochs": 200, "lr": 2e-4}), 100)
     assert half == pytest.approx((2e-4 + 1e-7) / 2)
-    if not GOLDEN.is_dir():
-        pytest.skip("the recorded numbers are not beside the project")
-    recorded = np.load(GOLDEN / "schedules.npz")
+    rates = recorded.arrays(recorded.PUBLISHED, "schedules")
     for name, epochs, warm in (("lr_200", 200, 0), ("lr_40", 40, 0), ("lr_40_warm5", 40, 5)):
         config = TrainConfig(lr=2e-4, epochs=epochs, warmup_epochs=warm)
-        np.testing.assert_allclose([train.learning_rate(config, e) for e in range(epochs)], recorded[name], rtol=1e-9)
+        np.testing.assert_allclose([train.learning_rate(config, e) for e in range(epochs)], rates[name], rtol=1e-9)
 
 
 def test_progress_runs_from_zero_towards_one():

@@ -14,10 +14,10 @@ import pytest
 @contextmanager
 def page(width: int = 1400, height: int = 900) -> Iterator[Any]:
     """A page whose console errors, page errors and failed requests are in its list `.faults`."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs a browser: Playwright is not installed")
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if not path:
-        pytest.skip("no Chromium on this machine (install it, or set CHROMIUM to its path)")
+        pytest.skip("needs a browser: no Chromium on this machine (install it, or set CHROMIUM to its path)")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         opened = browser.new_page(viewport={"width": width, "height": height})

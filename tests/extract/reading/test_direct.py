@@ -55,7 +55,7 @@ def test_real_slides(name: str) -> None:
     """Every slide at hand, JPEG with RGB and YCbCr tiles and JPEG 2000: no pixel differs at full size."""
     path, mpp = SHARED / name, SLIDES[name]
     if not path.is_file():
-        pytest.skip("shared slides are not here")
+        pytest.skip("needs data: real slides, in ../shared/slides")
     with tifffile.TiffFile(path) as tiff:
         h, w = tiff.pages.first.shape[:2]
     for shift in (0, 131):

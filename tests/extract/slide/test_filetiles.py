@@ -64,7 +64,7 @@ def test_between_two_pixels_openslide_interpolates(svs: Path) -> None:
 @pytest.mark.parametrize("name", ["A.svs", "cmu-1-small-region.svs", "tcga-cr-7395-01a-01-ts1.svs"])
 def test_real_slides(name: str) -> None:
     if not (SHARED / name).is_file():
-        pytest.skip("shared slides are not here")
+        pytest.skip("needs data: real slides, in ../shared/slides")
     with open_slide(SHARED / name, 0.5) as slide:
         levels = len(slide.level_dimensions)
     both(SHARED / name, *((0, 0, level, 1250, 1250) for level in range(levels)), (1000, 1500, 0, 777, 555))
@@ -145,7 +145,7 @@ def test_a_worker_that_tiles_loads_no_more_than_it_needs(svs: Path) -> None:
         "import sys; from pathlib import Path\n"
         "from mhim.configs.schema import Config, TileConfig\n"
         "from mhim.pipeline.cohort.slides import SlideEntry; from mhim.pipeline.resume.stage import Item\n"
-        "from mhim.pipeline.stages.stages import Tile; from mhim.pipeline.store.layout import Work\n"
+        "from mhim.pipeline.stages.tile import Tile; from mhim.pipeline.store.layout import Work\n"
         "slide, folder = Path(sys.argv[1]), Path(sys.argv[2]); entry = SlideEntry('a', slide)\n"
         "folder.mkdir()\n"
         "made = Tile(Work(folder), Config(), [entry]).make(Item('a', folder / 'o', {}, entry), folder / 'o', folder)\n"

@@ -194,7 +194,7 @@ def test_an_overlap_as_large_as_the_tile_is_refused(svs: Path) -> None:
         tile_slide(svs, SMALL.model_copy(update={"overlap_um": 32.0}))
 
 
-@pytest.mark.skipif(not (SHARED / "A.svs").exists(), reason="the large test slide is not here")
+@pytest.mark.skipif(not (SHARED / "A.svs").exists(), reason="needs data: real slides, in ../shared/slides")
 def test_mask_and_tiles_of_a_known_slide() -> None:
     from mhim.extract.tiles.grid import Grid, box_means
 

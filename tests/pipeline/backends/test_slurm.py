@@ -115,7 +115,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     try:
         env = running.__enter__()
     except Unavailable as reason:
-        pytest.skip(f"no real SLURM here: {reason}")
+        pytest.skip(f"needs a scheduler: no real SLURM here: {reason}")
     try:
         yield env
     finally:

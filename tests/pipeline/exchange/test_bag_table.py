@@ -67,7 +67,7 @@ def test_other_bags_under_the_same_name_are_refused(tmp_path: Path) -> None:
 
 def test_a_real_set_trains_on_its_given_folds(cli: Cli, tmp_path: Path) -> None:
     if not SHARED.is_dir():
-        pytest.skip("the real sets are not here")
+        pytest.skip("needs data: real bags, in ../shared/mil")
     told = json.loads((SHARED / "musk1_folds.json").read_text())["folds"]
     fold_of = {str(bag): f["fold"] for f in told if f["rep"] == 0 for bag in f["test_bag_ids"]}
     lines = [line.split(",") for line in (SHARED / "musk1.csv").read_text().split()]

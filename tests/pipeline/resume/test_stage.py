@@ -144,7 +144,7 @@ def mount(kind: str, target: Path, options: str, flags: int = 0) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     source = str(target).encode() if flags else kind.encode()
     if libc.mount(source, str(target).encode(), kind.encode(), flags, options.encode()) != 0:
-        pytest.skip(f"cannot mount here: {os.strerror(ctypes.get_errno())}")
+        pytest.skip(f"needs the right to mount: {os.strerror(ctypes.get_errno())}")
 
 
 @pytest.fixture

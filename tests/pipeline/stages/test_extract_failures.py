@@ -175,7 +175,7 @@ def test_a_full_disk_keeps_whole_slides_and_goes_on_later(tiled: Path, tmp_path:
     disk = tmp_path / "disk"
     disk.mkdir()
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk]).returncode:
-        pytest.skip("mounting a small file system is not allowed here")
+        pytest.skip("needs the right to mount: a small file system")
     encoder = f"{ENCODERS}.wide"
 
     def extract(work: Path) -> subprocess.CompletedProcess[str]:

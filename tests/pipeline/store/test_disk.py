@@ -34,7 +34,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)], capture_output=True, check=False
     )
     if not made or made.returncode:
-        pytest.skip("no file system can be mounted here")
+        pytest.skip("needs the right to mount: a small file system")
     try:
         yield place
     finally:
