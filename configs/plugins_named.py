@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 
 from mhim.configs import trust
-from mhim.configs.load import ConfigError
 
 FLAG = "--allow-plugin"
 
@@ -35,6 +34,8 @@ def taken_out(args: Sequence[str]) -> list[str]:
 
 def allow(name: str) -> None:
     """Allow one module. Raises ConfigError."""
+    from mhim.configs.load import ConfigError  # with it comes the schema, which `pipeline --help` does without
+
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
         raise ConfigError(f"{FLAG} {name!r}: give the name of a module, for example {FLAG} my_module")
     if name.partition(".")[0] in sys.stdlib_module_names:

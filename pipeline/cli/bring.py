@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from mhim.pipeline.cli.options import (
-    WorkDir,
-    app,
-)
+from mhim.pipeline.cli.options import WorkDir, app
+from mhim.pipeline.cli.settings import SettingsCommand, settings_flags
 
 weights_app = typer.Typer(help="Weights of encoders.", no_args_is_help=True)
 
@@ -62,21 +60,25 @@ def import_(
     return 0
 
 
-@app.command(rich_help_panel="Bring in")
+@app.command(cls=SettingsCommand, rich_help_panel="Bring in")
+@settings_flags("extract.encoder")
 def export(
     out: Annotated[Path, typer.Argument(help="folder to write to")],
     work: WorkDir = Path("work"),
-    encoder: Annotated[str, typer.Option(help="whose features")] = "texture",
     layout: Annotated[str, typer.Option("--format", help="clam, trident, stamp, atlaspatch or slide2vec")] = "clam",
+    *,
+    given: dict[str, Any],
 ) -> int:
     """Write features in the layout of another program."""
+    from mhim.configs import load
     from mhim.pipeline.cohort.labels.rows import some
     from mhim.pipeline.exchange import features_out
     from mhim.pipeline.store import layout as store
 
     damaged: list[str] = []
     empty: list[str] = []
-    slides = list(features_out.export(store.Work(work).features(encoder), out, layout, damaged, empty))
+    features = store.Work(work).features(load.resolve([], [], given).extract.encoder)
+    slides = list(features_out.export(features, out, layout, damaged, empty))
     print(f"{len(slides)} slides written to {out}")
     if empty:
         print(f"no file for {len(empty)} slides without tiles: {some(empty)}")

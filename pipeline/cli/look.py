@@ -5,33 +5,15 @@ nothing heavy at import, the work itself in the module a command names.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mhim.pipeline.cli.labels import table_flags
-from mhim.pipeline.cli.options import (
-    BackendName,
-    ConfigFiles,
-    DryRun,
-    Encoder,
-    Gpu,
-    Labels,
-    ListAll,
-    Mpp,
-    MppOfSlides,
-    Replace,
-    Scheduler,
-    Sets,
-    Slides,
-    Table,
-    Wait,
-    WorkDir,
-    Workers,
-    app,
-    session,
-)
-from mhim.pipeline.cli.values import grid_of
+from mhim.pipeline.cli.options import ConfigFiles, Labels, Sets, Slides, WorkDir, app, session_flags
+from mhim.pipeline.cli.settings import TABLE, SettingsCommand, settings_flags
+
+if TYPE_CHECKING:
+    from mhim.pipeline.stages.session import Session
 
 
 @app.command(rich_help_panel="Look")
@@ -58,30 +40,24 @@ def qupath(
     return export(store.Work(work), out, tiles)
 
 
-@app.command(rich_help_panel="Look")
-@table_flags
+@app.command(cls=SettingsCommand, rich_help_panel="Look")
+@settings_flags("tile.mpp", "tile.mpp_of_slides", "cluster.workers", *TABLE)
 def check(
     slides: Slides,
     labels: Annotated[
         Path | None, typer.Option(help="table whose rows are matched with the slides, mpp and regions obeyed")
     ] = None,
     out: Annotated[Path, typer.Option(help="folder of the report: check.csv and check.html")] = Path("check"),
-    mpp: Mpp = None,
-    mpp_of_slides: MppOfSlides = None,
-    config: ConfigFiles = [],  # noqa: B006
+    config: ConfigFiles = [],  # noqa: B006  typer copies it
     set_: Sets = [],  # noqa: B006
-    workers: Workers = None,
     *,
-    table: Table,
+    given: dict[str, Any],
 ) -> int:
     """Look at every slide before any work: readable? mpp? tissue? duplicates? how long? Changes nothing but --out."""
     from mhim.configs import load
-    from mhim.pipeline.cli.values import mpps
     from mhim.pipeline.cohort.check import check as run
 
-    flags = {"tile.mpp": mpps(mpp), "tile.mpp_of_slides": mpp_of_slides, "cluster.workers": workers}
-    flags |= {k.replace("__", "."): v for k, v in table.items()}
-    return run(slides, load.resolve(config, set_, flags), out, labels)
+    return run(slides, load.resolve(config, set_, given), out, labels)
 
 
 @app.command(rich_help_panel="Look")
@@ -146,18 +122,20 @@ def view(
     return 0
 
 
-@app.command(rich_help_panel="Start here")
+@app.command(cls=SettingsCommand, rich_help_panel="Start here")
+@settings_flags("cluster.workers")
 def demo(
     folder: Annotated[Path, typer.Option("--to", help="folder for the demo's slides and outputs")] = Path("demo"),
     quick: Annotated[bool, typer.Option("--quick", help="a dozen small slides: shows that everything runs")] = False,
     config: ConfigFiles = [],  # noqa: B006
     set_: Sets = [],  # noqa: B006
-    workers: Workers = None,
+    *,
+    given: dict[str, Any],
 ) -> int:
     """Paint a synthetic cohort and run the whole main job on it: no network, no GPU, no weights; minutes."""
     from mhim.pipeline.demo.run import run
 
-    return run(folder, quick, set_, config, workers)
+    return run(folder, quick, set_, config, given["cluster.workers"])
 
 
 @app.command(rich_help_panel="Look")
@@ -175,47 +153,31 @@ def report(
     return 0
 
 
-@app.command(rich_help_panel="Verbs")
-@table_flags
+@app.command(cls=SettingsCommand, rich_help_panel="Verbs")
+@session_flags(
+    "extract.encoder",
+    "train.folds",
+    "train.epochs",
+    "train.seeds",
+    "train.grid",
+    "train.protocol",
+    "train.gpu",
+    *TABLE,
+    shares=False,
+)
 def benchmark(
-    work: WorkDir = Path("work"),
     labels: Labels = None,
     models: Annotated[
-        str | None, typer.Option(help="rows of the table as mean,abmil,mhim_abmil [default: all of benchmark.models]")
+        str | None, typer.Option(help="rows of the table as mean,abmil,mhim_abmil (default: all of benchmark.models)")
     ] = None,
     name: Annotated[str | None, typer.Option(help="runs become NAME-MODEL, the table NAME.md and .csv")] = None,
-    encoder: Encoder = None,
-    folds: Annotated[int | None, typer.Option(help="cross-validation folds [default: 5]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="most epochs [default: 50]")] = None,
-    seeds: Annotated[int | None, typer.Option(help="trainings per fold [default: 1]")] = None,
-    grid: Annotated[
-        list[str], typer.Option(help="setting=value,value to try in the models that have it; repeatable")
-    ] = [],  # noqa: B006
-    protocol: Annotated[str | None, typer.Option(help="honest, or paper: selects on the test fold")] = None,
-    gpu: Gpu = None,
-    config: ConfigFiles = [],  # noqa: B006
-    set_: Sets = [],  # noqa: B006
-    workers: Workers = None,
-    backend: BackendName = None,
-    scheduler: Scheduler = None,
-    wait: Wait = None,
-    replace: Replace = False,
-    dry_run: DryRun = False,
-    list_all: ListAll = False,
     *,
-    table: Table,
+    session: Session,
 ) -> int:
     """Train and score every model on the same splits, and tabulate mean ± sd: a paper's table in one command."""
     from mhim.pipeline.stages import benchmark
 
-    s = session(
-        work, config, set_, replace=replace, dry_run=dry_run, list_all=list_all,
-        extract__encoder=encoder, train__folds=folds, train__epochs=epochs, train__seeds=seeds,
-        train__grid=grid_of(grid), train__protocol=protocol, train__gpu=gpu,
-        cluster__workers=workers, cluster__backend=backend, cluster__backend_params__wait=wait,
-        cluster__backend_params__scheduler=scheduler, **table,
-    )  # fmt: skip
-    return benchmark.run(s, labels, name, models.split(",") if models else [])
+    return benchmark.run(session, labels, name, models.split(",") if models else [])
 
 
 @app.command(rich_help_panel="Look")

@@ -1,6 +1,6 @@
 """The command line as a whole: runs a command, turns its end into one line and an exit code. Nothing heavy at import.
 
-Every flag that names a setting is a short form of `--set section.key=value`. Errors of the user end in one line and
+Every flag that stands for a setting is a short form of `--set section.key=value`. Errors of the user end in one line and
 exit code 2, refusals in 3, failed items in 1, an interruption in 130.
 """
 
@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import TYPE_CHECKING
-
 import typer
 
 from mhim.pipeline.cli import bring, look, upkeep, verbs  # noqa: F401  each registers its commands, in this order
 from mhim.pipeline.cli.options import UsageError, app
 from mhim.pipeline.resume import ends
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,30 +1,19 @@
-"""The options that several commands share, the app they are registered on, and the session that options make."""
+"""The app that commands are registered on, the options that several of them share, and the session that these make."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from mhim.pipeline.stages.session import Session
-
+from mhim.pipeline.cli.settings import SettingFlag, settings_flags, show_as
+from mhim.pipeline.cli.values import share_of
 
 # newer typers carry a click of their own, so `click.ClickException` is not what a mistyped command raises everywhere
 UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-
-
-class Parsed(Exception):
-    """A command line that was only read. config, sets, flags: as `configs.load.merged` takes them. params: by name."""
-
-    def __init__(self, config: list[str], sets: list[str], flags: dict[str, Any]) -> None:
-        super().__init__("read")
-        self.config, self.sets, self.flags = config, sets, flags
-        self.params: dict[str, Any] = {}
-
-
-reading: list[bool] = []  # not empty while `parsed` reads a command line
 
 
 app = typer.Typer(
@@ -32,9 +21,9 @@ app = typer.Typer(
     help="Whole-slide images in; trained, scored and explained MHIM-MIL models out. Start with `pipeline demo`. "
     "The verbs chain: tile -> extract -> train -> score. Killed at any moment, the same command goes on from there.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -49,22 +38,10 @@ ConfigFiles = Annotated[
 Sets = Annotated[list[str], typer.Option("--set", help="one setting, e.g. --set tile.min_tissue=0.5; repeatable")]
 
 
-Workers = Annotated[int | None, typer.Option(help="parallel processes (default: one per core)")]
-
-
-BackendName = Annotated[str | None, typer.Option("--backend", help="local, slurm or dask")]
-
-
-Scheduler = Annotated[str | None, typer.Option(help="tcp://host:port of a running Dask cluster, for --backend dask")]
-
-
 Shard = Annotated[str | None, typer.Option(help="only every n-th item, as i/n with i from 1: share work by hand")]
 
 
 Items = Annotated[Path | None, typer.Option(help="file with item keys, one a line: only these; --shard shares them")]
-
-
-Wait = Annotated[bool | None, typer.Option("--wait", help="with --backend slurm: follow the jobs until they end")]
 
 
 Replace = Annotated[bool, typer.Option("--replace", help="make outputs of other parameters anew instead of refusing")]
@@ -84,57 +61,55 @@ Labels = Annotated[
 ]
 
 
-Table = dict[str, Any]  # settings of the flags that `table_flags` adds
-
-
-Mpp = Annotated[str | None, typer.Option(help="µm per tile px; several as 0.5,1,2 (default: 0.5)")]
-
-
-TilePx = Annotated[int | None, typer.Option(help="tile edge in px at --mpp (default: 256)")]
-
-
-MppOfSlides = Annotated[float | None, typer.Option(help="µm per px of level 0, for slides whose files do not tell")]
-
-
-Encoder = Annotated[str | None, typer.Option(help="a listed name, timm:<model>, or module.function (default: texture)")]
-
-
-Weights = Annotated[str | None, typer.Option(help="file or folder with the encoder's weights")]
-
-
-Gpu = Annotated[bool | None, typer.Option("--gpu", help="use the GPU; stops if there is none")]
-
-
-Model = Annotated[str | None, typer.Option(help="MIL model (default: mhim)")]
-
-
 Name = Annotated[str | None, typer.Option(help="name of the run (default: the model's name)")]
 
 
-def session(
-    work: Path,
-    config: list[str],
-    sets: list[str],
-    *,
-    replace: bool = False,
-    dry_run: bool = False,
-    list_all: bool = False,
-    shard: str | None = None,
-    only: Path | None = None,
-    **flags: Any,
-) -> Session:
-    """The verbs' common ground. `flags` are settings with `__` for the dot; None means not given."""
-    from mhim.configs.load import ConfigError, resolve
-    from mhim.pipeline.stages.session import Session
-    from mhim.pipeline.store.layout import Work
+GPU = SettingFlag(("extract.gpu", "train.gpu"))  # a command that does both has one flag for both
+CLUSTER = (
+    "cluster.workers",
+    "cluster.backend",
+    "cluster.backend_params.scheduler",
+    "cluster.backend_params.wait",
+)
+_SHARED: dict[str, Any] = {
+    "work": (WorkDir, Path("work")),
+    "config": (ConfigFiles, []),
+    "set_": (Sets, []),
+    "replace": (Replace, False),
+    "dry_run": (DryRun, False),
+    "list_all": (ListAll, False),
+}
+_SHARES: dict[str, Any] = {"shard": (Shard, None), "items": (Items, None)}
 
-    if reading:
-        raise Parsed(config, sets, {k.replace("__", "."): v for k, v in flags.items()})
-    resolved = resolve(config, sets, {k.replace("__", "."): v for k, v in flags.items()})
-    pair = None
-    if shard is not None:
-        i, _, n = shard.partition("/")
-        if not (i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
-            raise ConfigError(f"--shard {shard!r}: write i/n with 1 <= i <= n, for example 3/20")
-        pair = (int(i), int(n))
-    return Session(Work(work), resolved, replace, dry_run, list_all, pair, only)
+
+def session_flags(
+    *offered: str | SettingFlag, shares: bool = True
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """A verb with the options of all verbs and a flag for each of these settings and of the cluster's. It gets them as
+    its keyword `session`. shares: also the options that take a share of the items."""
+    options = _SHARED | (_SHARES if shares else {})
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(command)
+        def called(given: dict[str, Any], **params: Any) -> int:
+            from mhim.configs.load import resolve
+            from mhim.pipeline.stages.session import Session
+            from mhim.pipeline.store.layout import Work
+
+            shared = {name: params.pop(name) for name in options}
+            settings = resolve(shared["config"], shared["set_"], given)
+            session = Session(
+                Work(shared["work"]),
+                settings,
+                shared["replace"],
+                shared["dry_run"],
+                shared["list_all"],
+                share_of(shared.get("shard")),
+                shared.get("items"),
+            )
+            return command(**params, session=session)
+
+        show_as(called, command, hidden="session", given=(Any, None), **options)
+        return settings_flags(*offered, *CLUSTER)(called)
+
+    return decorate

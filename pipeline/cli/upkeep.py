@@ -13,8 +13,19 @@ import typer
 from mhim.pipeline.cli.options import ConfigFiles, DryRun, Sets, WorkDir, app
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        print(metadata.version("mhim-pipeline"))
+        raise typer.Exit
+
+
 @app.callback()
 def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the program's version and end", callback=_version, is_eager=True)
+    ] = False,
     log_json: Annotated[
         bool, typer.Option("--log-json", help="events as JSON lines on standard error instead of progress bars")
     ] = False,

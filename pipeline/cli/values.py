@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 
-def mpps(text: str | None) -> list[float] | None:
-    """`0.5,1,2` as numbers."""
+def numbers_of(flag: str, text: str, kind: type) -> list[Any]:
+    """`0.5,1,2` as numbers. flag: for the message. kind: int or float (or str)."""
     from mhim.configs.load import ConfigError
 
-    if text is None:
-        return None
     try:
-        return [float(part) for part in text.split(",")]
+        return [kind(part.strip()) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--mpp {text!r}: write numbers, for example 0.5 or 0.5,1,2") from None
+        example = "0 or 0,1,2" if kind is int else "0.5 or 0.5,1,2"
+        raise ConfigError(f"{flag} {text!r}: write numbers, for example {example}") from None
 
 
-def gpu_numbers(text: str | None) -> list[int] | None:
-    """`0,1,2` as numbers."""
-    from mhim.configs.load import ConfigError
-
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--gpus {text!r}: write the numbers of the GPUs, for example 0,1") from None
-
-
-def grid_of(texts: list[str]) -> dict[str, Any] | None:
+def grid_of(texts: Iterable[str]) -> dict[str, Any] | None:
     """`mask_ratio_h=0.01,0.03` texts (several may stand in one, apart by blanks) as the setting train.grid."""
     from mhim.configs.load import ConfigError
     from mhim.configs.texts import read_yaml
@@ -41,3 +29,15 @@ def grid_of(texts: list[str]) -> dict[str, Any] | None:
             raise ConfigError(f"--grid {text!r}: write setting=value,value, for example mask_ratio_h=0.01,0.03,0.05")
         grid[key] = [read_yaml(v, f"--grid {text!r}") for v in values.split(",")]
     return grid or None
+
+
+def share_of(text: str | None) -> tuple[int, int] | None:
+    """`3/20` as the third of twenty shares."""
+    from mhim.configs.load import ConfigError
+
+    if text is None:
+        return None
+    i, _, n = text.partition("/")
+    if not (i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
+        raise ConfigError(f"--shard {text!r}: write i/n with 1 <= i <= n, for example 3/20")
+    return int(i), int(n)
