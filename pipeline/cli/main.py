@@ -1,6 +1,6 @@
 """The command line as a whole: runs a command, turns its end into one line and an exit code. Nothing heavy at import.
 
-Every flag that stands for a setting is a short form of `--set section.key=value`. Errors of the user end in one line and
+A flag that stands for a setting is a short form of `--set section.key=value`. Errors of the user end in one line and
 exit code 2, refusals in 3, failed items in 1, an interruption in 130.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
+
 import typer
 
 from mhim.pipeline.cli import bring, look, upkeep, verbs  # noqa: F401  each registers its commands, in this order

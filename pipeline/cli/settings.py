@@ -1,4 +1,4 @@
-"""Flags that stand for settings: name, type, help and default of each come from the schema, and are written nowhere else.
+"""Flags that stand for settings: name, type, help and default of each come from the schema, and stand nowhere else.
 
 In: the settings that a command offers, as `section.key`. Out: the same command with one flag for each; it gets what was
 given as `{section.key: value}`. The schema is read when a command's own flags are first asked for: `pipeline --help`
@@ -23,14 +23,15 @@ from mhim.pipeline.cli.values import grid_of, numbers_of
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-_OFFERS = "offered_settings"  # attribute of a command's function: its flags
+_OFFERS = "offered_settings"  # attribute of a command's function: itself and its flags, also where typer wraps it
 _PARAMS = "cluster.backend_params."  # settings that back ends define themselves
 _NAMES_OF = {  # settings that name a plug-in, and the folder whose file names they may be
     "tile.segmenter": "mhim.extract.tissue",
     "train.model": "mhim.mil.models",
     "cluster.backend": "mhim.pipeline.backends",
 }
-TABLE = tuple(f"labels.{name}_column" for name in ("slide", "patient", "label", "time", "event")) + (
+TABLE = (
+    *(f"labels.{name}_column" for name in ("slide", "patient", "label", "time", "event")),
     "labels.encoding",
     "labels.tcga_patients",
 )
@@ -55,7 +56,7 @@ class SettingFlag:
         """Its name among the parameters of a command."""
         return self.settings[0].replace(".", "__")
 
-    @cached_property
+    @property
     def described(self) -> Described:
         """What the schema, or a back end, says of it."""
         return describe(self.settings[0])
@@ -188,25 +189,29 @@ class SettingsCommand(TyperCommand):
     @property
     def offered(self) -> tuple[SettingFlag, ...]:
         """Its flags that stand for settings."""
-        return getattr(self.callback, _OFFERS, ())
+        flags: tuple[SettingFlag, ...] = getattr(self.callback, _OFFERS)[1]
+        return flags
 
     @cached_property
-    def _options(self) -> list[Any]:
-        def settings(**given: Any) -> None:
-            raise AssertionError("only its options are used")
+    def _whole(self) -> Any:
+        """The same command with those flags, as typer makes it."""
+        own: Callable[..., int] = getattr(self.callback, _OFFERS)[0]
 
-        named = {flag.parameter: flag.annotation() for flag in self.offered}
-        one = inspect.Parameter.KEYWORD_ONLY
-        parameters = [inspect.Parameter(name, one, default=None, annotation=a) for name, a in named.items()]
-        settings.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        settings.__annotations__ = named
+        @functools.wraps(own)
+        def whole(**params: Any) -> int:
+            return own(**params)
+
+        show_as(whole, own, hidden="", **{flag.parameter: (flag.annotation(), None) for flag in self.offered})
         only = typer.Typer(add_completion=False)
-        only.command()(settings)
-        return typer.main.get_command(only).params
+        only.command()(whole)
+        return typer.main.get_command(only)
 
     def get_params(self, ctx: Any) -> Any:
-        *own, help_ = super().get_params(ctx)
-        return [*own, help_, *self._options]
+        help_ = super().get_params(ctx)[len(self.params) :]
+        return [*self._whole.params, *help_]
+
+    def invoke(self, ctx: Any) -> Any:
+        return ctx.invoke(self._whole.callback, **ctx.params)
 
     def given(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """{section.key: value} of a command line that was read. Raises ConfigError."""
@@ -233,7 +238,7 @@ def settings_flags(*offered: str | SettingFlag) -> Callable[[Callable[..., int]]
             return command(**own, given=values_of(flags, params))
 
         show_as(called, command, hidden="given")
-        setattr(called, _OFFERS, flags)
+        setattr(called, _OFFERS, (called, flags))
         return called
 
     return decorate
@@ -243,7 +248,7 @@ def show_as(called: Callable[..., int], command: Callable[..., int], hidden: str
     """Let typer see in `called` the parameters of `command` without `hidden`, which is no flag, and `more`:
     name -> (annotation, default)."""
     hints = get_type_hints(command, localns={"Session": Any}, include_extras=True)
-    hints.pop(hidden)
+    hints.pop(hidden, None)
     hints |= {name: annotation for name, (annotation, _) in more.items()}
     own = [p for p in inspect.signature(command).parameters.values() if p.name != hidden]
     parameters = [p.replace(annotation=hints[p.name]) for p in own] + [

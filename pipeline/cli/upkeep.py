@@ -5,6 +5,7 @@ Same rules as `verbs.py`.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,10 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib import metadata
 
-        print(metadata.version("mhim-pipeline"))
+        with suppress(metadata.PackageNotFoundError):
+            print(metadata.version("mhim-pipeline"))
+            raise typer.Exit
+        print("not installed: run from a folder of sources")
         raise typer.Exit
 
 

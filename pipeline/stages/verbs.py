@@ -106,10 +106,44 @@ def run_all(session: Session, source: Path, labels: Path | None, name: str | Non
         labels = source if own else match.labels_beside(source, session.work)
     rows = label_table.read_rows(labels, session.config.labels)
     of_patients.joint_sites(rows, session.config.train.split_by)
+    if session.dry_run:
+        return foresee(session, source, labels, name)
     if session.submits:
         return submit_all(session, source, labels, name)
     codes = [tile(session, source, labels), extract(session), train(session, labels, name), score(session, name)]
     return max(codes)
+
+
+def foresee(session: Session, source: Path, labels: Path, name: str | None) -> int:
+    """What the four verbs would do: each verb's plan, or how many items it will have where what it needs is not made
+    yet. Changes nothing."""
+    from mhim.pipeline.stages import runs
+    from mhim.pipeline.stages.tile import Tile
+    from mhim.pipeline.training import bundle
+
+    config = session.config
+    run = session.work.run(runs.named(name, config.train.model))
+    slides = _slides(session, source, labels)
+    codes = [run_stage(session, Tile(session.work, config, slides))]
+    if any(reading.stored(session.work.tile_store(s.id)) for s in slides):
+        codes.append(extract(session))
+    else:
+        console.out.print(f"extract: {len(slides)} items, once `tile` is done")
+    if session.work.features(config.extract.encoder).is_dir():
+        codes.append(train(session, labels, name))
+    else:
+        console.out.print(f"train: {_trainings(config)} items, once `extract` is done")
+    if any(run.rglob(bundle.CARD)):
+        codes.append(score(session, run.name))
+    else:
+        console.out.print("score: 1 item, once `train` is done")
+    return max(codes)
+
+
+def _trainings(config: Config) -> int:
+    """How many trainings the settings ask for, besides the baselines of MHIM-MIL."""
+    cells = math.prod(len(values) for values in config.train.grid.values())
+    return cells * config.train.folds * config.train.repeats * config.train.seeds
 
 
 def submit_all(session: Session, source: Path, labels: Path, name: str | None) -> int:
@@ -123,13 +157,11 @@ def submit_all(session: Session, source: Path, labels: Path, name: str | None) -
     cohort.remember(session.work, tiled)
     keys = to_do(session, Tile(session.work, config, tiled))
     slides = [s.id for s in cohort.read_cohort(session.work)]
-    cells = math.prod(len(values) for values in config.train.grid.values())
-    trainings = cells * config.train.folds * config.train.repeats * config.train.seeds
     called = ["--name", runs.named(name, config.train.model)]
     steps = [slurm.Step("tile", [str(source.resolve()), "--labels", str(found)], len(keys), keys)] if keys else []
     steps += [
         slurm.Step("extract", [], len(slides), slides),
-        slurm.Step("train", ["--labels", str(found), *called], trainings),
+        slurm.Step("train", ["--labels", str(found), *called], _trainings(config)),
         slurm.Step("score", called, 1),
     ]
     return submit(session, steps)
