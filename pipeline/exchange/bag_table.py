@@ -11,7 +11,10 @@ import csv
 import hashlib
 import io
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +25,26 @@ from mhim.pipeline.store import disk, ids, layout, seals, writing
 
 NAMED = ("label", "bag", "patient", "split", "fold", "site", "time", "event", "x", "y")
 CARRIED = ("patient", "label", "time", "event", "split", "fold", "site")
+
+
+@dataclass(frozen=True)
+class StoredArrays:
+    """One bag. features: float16 or float32 (N, D). coords: int32 (N, 2), level-0 px, x then y; tile_l0: edge there."""
+
+    features: np.ndarray
+    coords: np.ndarray
+    tile_l0: float = 1.0
+
+    @property
+    def digest(self) -> str:
+        """Hash of all of it: 16 hex digits."""
+        edge = b"" if self.tile_l0 == 1.0 else repr(self.tile_l0).encode()  # a table of bags has no other edge
+        return hashlib.sha256(self.features.tobytes() + self.coords.tobytes() + edge).hexdigest()[:16]
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What the attributes of a store tell of it."""
+        return {"dim": self.features.shape[1], "tile_l0": [self.tile_l0, self.tile_l0]}
 
 
 def read(path: Path) -> tuple[dict[str, dict[str, str]], dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -96,43 +119,57 @@ def import_bags(path: Path, work: layout.Work, encoder: str) -> Path:
     Bags that are there already are left as they are; other features under the same name are refused. Returns the path
     of the labels. Raises CohortError."""
     facts, arrays, coords = read(path)
+    return store_bags(facts, {b: StoredArrays(arrays[b], coords[b]) for b in arrays}, work, encoder)
+
+
+def store_bags(
+    facts: Mapping[str, Mapping[str, str]], bags: Mapping[str, StoredArrays], work: layout.Work, encoder: str
+) -> Path:
+    """Write bags as features of `encoder`, and what is known of each (`CARRIED`) as labels.csv beside them.
+
+    Bags that are there already are left as they are; other features under the same name are refused. Returns the path
+    of the labels. Raises CohortError."""
     leftovers.sweep_work(work)
-    width = len(next(iter(arrays.values()))[0])
     labels = work.features(encoder) / "labels.csv"
     text = _labels(facts)
     new: dict[str, str] = {}
-    for bag, features in arrays.items():  # everything is looked at before anything is written
-        digest = hashlib.sha256(features.tobytes() + coords[bag].tobytes()).hexdigest()[:16]
-        final = work.feature_store(encoder, bag)
+    for name, bag in bags.items():  # everything is looked at before anything is written
+        digest = bag.digest
+        final = work.feature_store(encoder, name)
         there = seals.look(final)
         if there is None or there.wrong:  # missing, or a copy that was cut short
-            new[bag] = digest
+            new[name] = digest
         elif there.fingerprint != digest:
             raise CohortError(f"{final} holds other features already; import under another --encoder or --work")
     if labels.exists() and labels.read_text() != text:
         raise CohortError(f"{labels} exists and differs; import under another --encoder or --work")
-    for bag, digest in new.items():
+    for name, digest in new.items():
+        sizes = bags[name].sizes
         attrs = {
             "encoder": encoder,
             "weights_id": "imported",
-            "dim": width,
+            "dim": sizes["dim"],
             "mpp": 0.0,
-            "tile_l0": [1.0, 1.0],
+            "tile_l0": sizes["tile_l0"],
             "fingerprint": digest,
         }
-        final = work.feature_store(encoder, bag)
-        with leftovers.private(work.features(encoder)) as out, disk.naming(final):
-            writer = writing.StoreWriter(out, attrs)
-            writer.write("features", arrays[bag])
-            writer.write("coords", coords[bag])
-            writing.sum_up(out)
-            writing.remove_store(final)
-            writing.commit(out, final)
+        write_bag(bags[name], work.feature_store(encoder, name), work.features(encoder), attrs)
     writing.write_atomic(labels, text)
     return labels
 
 
-def _labels(facts: dict[str, dict[str, str]]) -> str:
+def write_bag(bag: StoredArrays, final: Path, root: Path, attrs: Mapping[str, Any]) -> None:
+    """Write one bag as the feature store `final` below `root`. attrs: of the store, the bag's `sizes` among them."""
+    with leftovers.private(root) as out, disk.naming(final):
+        writer = writing.StoreWriter(out, dict(attrs))
+        writer.write("features", bag.features)
+        writer.write("coords", bag.coords)
+        writing.sum_up(out)
+        writing.remove_store(final)
+        writing.commit(out, final)
+
+
+def _labels(facts: Mapping[str, Mapping[str, str]]) -> str:
     """The text of labels.csv: one row per bag."""
     columns = ["slide", *[c for c in CARRIED if any(f.get(c) for f in facts.values())]]
     text = io.StringIO()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,21 +96,14 @@ class Draw(Stage):
         return self.make(item, out, out)
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
-        from mhim.extract.slide.slide import open_slide
-
         scores = self.out / "scores" / f"{item.key}.zarr"
         arrays = {name: np.asarray(reading.read_array(scores, name)) for name in reading.array_names(scores)}
-        tiles = reading.read_attrs(self.stores[item.key])
-        slide: SlideEntry = item.data
-        self.identities.check_same(slide.path, tiles)
-        out.mkdir(parents=True)
         config = self.config.score
         wanted = layers(arrays, self.task, config.heatmaps)
         every = layers(arrays, self.task, "all")
-        told = tiles.get("slide_mpp")
-        mpp = (float(told[0]), float(told[1])) if told else slide.mpp
-        with open_slide(slide.path, mpp, self.config.tile, file_tiles=True) as opened:
-            tiles = imported.placed(tiles, opened, arrays["coords"])
+        attrs = reading.read_attrs(self.stores[item.key])
+        with _placed_on(item.data, attrs, arrays["coords"], self.identities, self.config) as (opened, tiles):
+            out.mkdir(parents=True)
             if wanted:
                 picture, frame = low_resolution(opened)
             for layer in wanted:
@@ -127,3 +122,42 @@ class Draw(Stage):
             else ("this model tells no class evidence: only its attention is drawn")
         )
         return Made(notes=(missing,) if missing else ())
+
+
+@contextmanager
+def _placed_on(
+    slide: SlideEntry, attrs: dict[str, Any], coords: np.ndarray, identities: Identities, config: Config
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The opened slide, found to be the one that was tiled, and where the tiles of features with `attrs` lie on it."""
+    from mhim.extract.slide.slide import open_slide
+
+    identities.check_same(slide.path, attrs)
+    told = attrs.get("slide_mpp")
+    mpp = (float(told[0]), float(told[1])) if told else slide.mpp
+    with open_slide(slide.path, mpp, config.tile, file_tiles=True) as opened:
+        yield opened, imported.placed(attrs, opened, coords)
+
+
+def picture(
+    work: layout.Work,
+    config: Config,
+    slide: str,
+    store: Path,
+    arrays: dict[str, np.ndarray],
+    task: dict[str, Any],
+    layer: str,
+) -> np.ndarray:
+    """One layer on one slide as `Draw` draws it, uint8 (h, w, 3). store: of its features; arrays: its scores. Raises
+    StoreError for a layer that the model has not, or a slide whose tiles have no place."""
+    every = {found.name: found for found in layers(arrays, task, "all")}
+    if layer not in every:
+        raise layout.StoreError(f"no layer {layer!r} of slide {slide}; there is: {', '.join(every)}")
+    known = {s.id: s for s in read_cohort(work)} if work.cohort.exists() else {}
+    entry = known.get(slide) or known.get(match.files_of([slide], known).get(slide, ""))
+    attrs = reading.read_attrs(store)
+    why = imported.unplaced(attrs) if entry else f"its file is not in {work.cohort}"
+    if entry is None or why:
+        raise layout.StoreError(f"no picture of {slide}: {why}")
+    with _placed_on(entry, attrs, arrays["coords"], Identities(work.root), config) as (opened, tiles):
+        below, frame = low_resolution(opened)
+        return overlay(below, frame, every[layer], arrays, tiles, config.score, slide)
