@@ -21,7 +21,7 @@ from mhim.pipeline.store import layout, reading
 from tests.pipeline.bags import make_features, tree, write_labels
 
 Cli = Callable[..., tuple[int, str]]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = {
     "train.folds": 2,
     "train.epochs": 2,
