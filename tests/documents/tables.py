@@ -1,0 +1,92 @@
+"""Tables of the documents that are made from what is stored: results of benchmarks, and the models that ship.
+
+In: `tests/benchmarks/masking.jsonl` and the packages of the plug-ins. Out: Markdown tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mhim.configs import lookup
+
+ROOT = Path(__file__).resolve().parents[2]
+ALARM = 0.1  # train.fallback
+SETS = ("musk1", "protein", "digits-1-120", "digits-3-40", "digits-20-20-0.3", "demo-16")
+ROWS = (
+    ("plain", "plain", False),
+    ("published (mhim_v2)", "paper", False),
+    ("published + alarm", "paper", True),
+    ("**default**", "default", False),
+    ("**default** + alarm", "default", True),
+)
+Key = tuple[str, str, str, int, int]  # set, student, variant, seed, fold
+
+
+@cache
+def _stored() -> dict[Key, dict[str, Any]]:
+    lines = (ROOT / "tests" / "benchmarks" / "masking.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return {(r["key"][0], r["key"][1], r["key"][2], r["key"][3], r["key"][4]): r for r in found}
+
+
+def masking(student: str) -> str:
+    """Plain AUC, and what the published form, its alarm and the default make of it, on each set."""
+    lines = [_row([student, *SETS]), "|" + "---|" * (len(SETS) + 1)]
+    lines += [_row([name, *(_cell(s, student, variant, alarm) for s in SETS)]) for name, variant, alarm in ROWS]
+    return "\n".join(lines)
+
+
+def landmarks() -> str:
+    """TransMIL with 64 landmarks in place of 16."""
+    sets = ("digits-3-40", "digits-20-20-0.3")
+    lines = [_row(["transmil, 64 landmarks", *sets]), "|" + "---|" * (len(sets) + 1)]
+    for name, variant, alarm in (ROWS[0], ROWS[3]):
+        lines.append(_row([name, *(_cell(s, "transmil-64", variant, alarm) for s in sets)]))
+    return "\n".join(lines)
+
+
+def _cell(name: str, student: str, variant: str, alarm: bool, seeds: Sequence[int] = (0, 1, 2)) -> str:
+    stored = _stored()
+    keys = [k for k in stored if k[:3] == (name, student, variant) and k[3] in seeds]
+    if not keys:
+        return "not run"
+    own = np.array([stored[k]["auc"] for k in keys])
+    full = 5 * len(seeds)
+    few = "" if len(keys) == full else f" ({len(keys)})"
+    if variant == "plain":
+        return f"{_text(own.mean())} ± {_text(own.std(ddof=1))}{few}"
+    plain = [stored[(k[0], k[1], "plain", k[3], k[4])] for k in keys]
+    base = np.array([p["auc"] for p in plain])
+    rings = np.array([stored[k]["train_loss"] > p["train_loss"] + ALARM for k, p in zip(keys, plain, strict=True)])
+    gain = (np.where(rings, base, own) if alarm else own) - base
+    rang = ""
+    if alarm and (rings.any() or variant == "paper"):
+        rang = f" (rings {rings.sum()}/{len(rings)})"
+    error = gain.std(ddof=1) / np.sqrt(len(gain))
+    return f"{_text(gain.mean(), sign=True)} ± {_text(error)}{rang or few}"
+
+
+def _text(value: float, sign: bool = False) -> str:
+    text = f"{value:+.3f}" if sign else f"{value:.3f}"
+    if float(text) == 0:
+        return ".000"
+    return text.replace("0.", ".", 1)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def models() -> str:
+    """Every model that ships: name, and the sentence and paper of its file."""
+    lines = ["| name | model |", "|---|---|"]
+    for name in lookup.names("mhim.mil.models"):
+        first = (lookup.find("mhim.mil.models", name).__doc__ or "").split("\n\n")[0]
+        lines.append(f"| `{name}` | {' '.join(first.split()).rstrip('.').replace('|', chr(92) + '|')} |")
+    return "\n".join(lines)
