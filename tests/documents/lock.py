@@ -2,8 +2,9 @@
 
     python -m tests.documents.lock
 
-In: the dependencies of pyproject.toml with the extra `test`, and what is installed here. Out: a constraints file for pip,
-in two parts: what the program needs, and what only its tests need. Local builds (`+cpu`) are written as their release.
+In: the dependencies of pyproject.toml with the extra `test`, and what is installed here. Out: a constraints file for
+pip, in two parts: what the program needs, and what only its tests need. Local builds (`+cpu`) are written as their
+release.
 """
 
 from __future__ import annotations
