@@ -21,7 +21,8 @@ LEAST_KEPT = 1e-3  # a case counts at most 1000-fold for those who were lost bef
 def ratio(pairs: Pairs) -> np.ndarray:
     """Numerator by denominator, NaN where there is nothing to divide by."""
     above, below = pairs
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
+    quotient: np.ndarray = np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
+    return quotient
 
 
 def auc_pairs(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> Pairs:

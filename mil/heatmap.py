@@ -133,7 +133,8 @@ def _grid(values: np.ndarray, first: np.ndarray, last: np.ndarray, shape: tuple[
     if len(np.unique(row * table.shape[1] + column)) < len(values):
         return None  # the same place twice: to be averaged
     table[row, column] = values
-    return table[:, x][y]
+    laid_out: np.ndarray = table[:, x][y]
+    return laid_out
 
 
 def _summed(
@@ -152,7 +153,9 @@ def _summed(
 def palette() -> np.ndarray:
     """uint8 (256, 3): the colours from low to high."""
     at = np.linspace(0, 1, 256)
-    return np.rint(np.stack([np.interp(at, _STOPS[:, 0], _STOPS[:, c]) for c in (1, 2, 3)], 1)).astype(np.uint8)
+    channels = np.stack([np.interp(at, _STOPS[:, 0], _STOPS[:, c]) for c in (1, 2, 3)], axis=1)
+    colours: np.ndarray = np.rint(channels).astype(np.uint8)
+    return colours
 
 
 def colour(values: np.ndarray, opacity: float = 1.0) -> np.ndarray:

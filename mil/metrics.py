@@ -48,7 +48,8 @@ def call(probabilities: np.ndarray, threshold: float | None = None) -> np.ndarra
     that, else the most probable one."""
     if threshold is not None and probabilities.shape[1] == 2:
         return (probabilities[:, 1] >= threshold).astype(np.int64)
-    return probabilities.argmax(axis=1)
+    likeliest: np.ndarray = probabilities.argmax(axis=1)
+    return likeliest
 
 
 def classification(

@@ -189,7 +189,8 @@ def own_function(name: str) -> Callable[..., Any]:
     home = str(getattr(made, "__module__", module)).partition(".")[0]
     if home != module.partition(".")[0] and name not in trust.current().names:
         raise EncoderError(f"encoder {name!r}: {function!r} is not of {module!r} but of {home!r}: name it there")
-    return made
+    own: Callable[..., Any] = made
+    return own
 
 
 def _users_own(config: ExtractConfig, name: str) -> Encoder:

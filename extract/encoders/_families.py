@@ -93,7 +93,7 @@ def network(row: Row) -> nn.Module:
 
     kwargs = {key: _OBJECTS.get(value, value) if isinstance(value, str) else value for key, value in row.kwargs.items()}
     if kwargs.get("mlp_layer") == "SwiGLUPacked":
-        from timm.layers import SwiGLUPacked
+        from timm.layers.mlp import SwiGLUPacked
 
         kwargs["mlp_layer"] = SwiGLUPacked
     try:
@@ -146,7 +146,8 @@ class _Pool:
         tokens = module.forward_features(x)  # (B, prefix + patches, C), after the final norm
         patches = tokens[:, self.prefix :].mean(1) if self.pooling != "cls" else None
         if patches is None:
-            return tokens[:, 0]
+            cls_token: torch.Tensor = tokens[:, 0]
+            return cls_token
         return patches if self.pooling == "mean" else torch.cat([tokens[:, 0], patches], dim=1)
 
 

@@ -44,7 +44,8 @@ class _Output(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         model: Any = self.model
         if self.pooling == "clip":  # get_image_features returns a tensor in transformers 4 and an object in 5
-            return model.visual_projection(model.vision_model(pixel_values=x).pooler_output)
+            projected: torch.Tensor = model.visual_projection(model.vision_model(pixel_values=x).pooler_output)
+            return projected
         vision = model.vision_model if self.pooling == "siglip" else model
         out = vision(pixel_values=x) if self.pooling == "siglip" else vision(x)
         return out if isinstance(out, torch.Tensor) else out.pooler_output
@@ -126,4 +127,5 @@ class _Musk(nn.Module):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         vector = self.model(image=x, with_head=False, out_norm=False, ms_aug=False, return_global=True)[0]
-        return vector[:, None]
+        one_token: torch.Tensor = vector[:, None]
+        return one_token

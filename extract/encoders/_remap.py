@@ -49,7 +49,8 @@ class ConvStem(nn.Module):
         self.norm = norm_layer(embed_dim) if norm_layer else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        patches: torch.Tensor = self.norm(self.proj(x).permute(0, 2, 3, 1))
+        return patches
 
 
 class KeepVision(nn.Module):

@@ -87,7 +87,8 @@ class _Measure:
         parts = [_distribution(planes, self.bin_value), *self._bands(planes), self._blobs(planes[0], planes[1])]
         parts += [_lags(planes[0]), _regions(planes), self._edges(planes[0])]
         vector = np.concatenate(parts)
-        return np.clip(np.nan_to_num(vector, nan=0.0, posinf=8.0, neginf=-8.0), -8, 8).astype(np.float32)
+        bounded: np.ndarray = np.clip(np.nan_to_num(vector, nan=0.0, posinf=8.0, neginf=-8.0), -8, 8).astype(np.float32)
+        return bounded
 
     def _bands(self, planes: np.ndarray) -> list[np.ndarray]:
         """Energy of each octave (Laplacian pyramid of haematoxylin, eosin and density): 3 channels x 5 scales x 2."""

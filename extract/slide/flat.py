@@ -243,7 +243,7 @@ class FlatImage:
 def _is_level_of(page: Any, first: Any) -> bool:
     """Whether a smaller page shows all of the first one: of its shape, to two px of its own."""
     scale = first.imagewidth / page.imagewidth
-    return abs(page.imagelength * scale - first.imagelength) <= 2 * scale
+    return bool(abs(page.imagelength * scale - first.imagelength) <= 2 * scale)
 
 
 class _WithSubLevels:
@@ -323,14 +323,16 @@ def _tiff_rgb(samples: np.ndarray, page: Any, bits: int) -> np.ndarray:
     a = alpha.astype(np.uint16)
     premultiplied = int(page.extrasamples[0]) == 1
     laid = (rgb.astype(np.uint16) if premultiplied else rgb * a // 255) + 255 - a
-    return np.minimum(laid, 255).astype(np.uint8)
+    grey: np.ndarray = np.minimum(laid, 255).astype(np.uint8)
+    return grey
 
 
 def _pil_rgb(image: Any) -> np.ndarray:
     """Any mode of Pillow -> uint8 (h, w, 3), alpha on white."""
     if image.mode.startswith("I"):  # 16-bit grey
         grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+        rgb: np.ndarray = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+        return rgb
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = np.asarray(image.convert("RGBA"))
         a = rgba[..., 3:].astype(np.uint16)

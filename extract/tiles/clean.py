@@ -21,7 +21,8 @@ def clean(mask: np.ndarray, mpp: float, close_um: float, min_piece_um2: float, m
     _keep_large(out, min_piece_um2 / mpp**2, connectivity=8)
     np.subtract(1, out, out=out)
     _keep_large(out, min_hole_um2 / mpp**2, connectivity=4)
-    return out == 0
+    kept: np.ndarray = out == 0
+    return kept
 
 
 def _keep_large(binary: np.ndarray, least_px: float, connectivity: int) -> None:

@@ -64,7 +64,8 @@ def positions(start_l0: int, extent_l0: int, tile_l0: float, step_l0: float) -> 
     if tile_l0 > extent_l0 + 0.5:
         return np.zeros(0, np.int64)
     count = int(np.floor((extent_l0 + 0.5 - tile_l0) / step_l0 + 1e-9)) + 1
-    return start_l0 + np.rint(np.arange(count) * step_l0).astype(np.int64)
+    starts_l0: np.ndarray = start_l0 + np.rint(np.arange(count) * step_l0).astype(np.int64)
+    return starts_l0
 
 
 def box_means(mask: np.ndarray, x: np.ndarray, y: np.ndarray, size: tuple[float, float]) -> np.ndarray:
@@ -82,7 +83,8 @@ def box_means(mask: np.ndarray, x: np.ndarray, y: np.ndarray, size: tuple[float,
         along_x[top : top + _BAND_ROWS] = _at(summed, right, 1) - _at(summed, left, 1)
     summed = _summed(along_x, 0)  # (H + 1, Nx)
     sums = _at(summed, np.clip(y + size[1], 0, h), 0) - _at(summed, np.clip(y, 0, h), 0)  # (Ny, Nx)
-    return np.clip(sums / (size[0] * size[1]), 0.0, 1.0).astype(np.float32)
+    shares: np.ndarray = np.clip(sums / (size[0] * size[1]), 0.0, 1.0).astype(np.float32)
+    return shares
 
 
 def _summed(table: np.ndarray, axis: int) -> np.ndarray:

@@ -119,4 +119,5 @@ def _disk(radius_px: float) -> np.ndarray:
 def _od_table(ground: float) -> np.ndarray:
     """uint8 (256,): intensity -> OD * _SCALE, saturating."""
     od = -np.log((np.arange(256) + 1.0) / (ground + 1.0))
-    return np.clip(np.rint(od * _SCALE), 0, 255).astype(np.uint8)
+    density: np.ndarray = np.clip(np.rint(od * _SCALE), 0, 255).astype(np.uint8)
+    return density

@@ -42,14 +42,17 @@ class AbMil(MIL):
         initialise(self)
 
     def embed(self, x: Tensor) -> Tensor:
-        return self.feature(x)
+        embedded: Tensor = self.feature(x)
+        return embedded
 
     def embed_rows(self, x: Tensor, rows: Tensor) -> Tensor:
-        return self.feature(x, rows)
+        embedded: Tensor = self.feature(x, rows)
+        return embedded
 
     def attention_logits(self, z: Tensor) -> Tensor:
         """(N, h) -> (N,) before the softmax."""
-        return self.score(ACTIVATIONS[self.activation](self.attend(z)))[:, 0]
+        logits: Tensor = self.score(ACTIVATIONS[self.activation](self.attend(z)))[:, 0]
+        return logits
 
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         z = instances.z

@@ -49,11 +49,13 @@ class Clam(MIL):
         initialise(self)
 
     def embed(self, x: Tensor) -> Tensor:
-        return self.feature(x)
+        embedded: Tensor = self.feature(x)
+        return embedded
 
     def attention_logits(self, z: Tensor) -> Tensor:
         """(N, h) -> (branches, N) before the softmax."""
-        return self.score(torch.tanh(self.attend(z)) * torch.sigmoid(self.gate(z))).T
+        logits: Tensor = self.score(torch.tanh(self.attend(z)) * torch.sigmoid(self.gate(z))).T
+        return logits
 
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         return self._pool(instances, self.attention_logits(instances.z), detail)

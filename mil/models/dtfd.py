@@ -41,7 +41,8 @@ class Gated(nn.Module):
         self.score = nn.Linear(hidden, 1)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.score(torch.tanh(self.attend(z)) * torch.sigmoid(self.gate(z)))[..., 0]
+        logits: Tensor = self.score(torch.tanh(self.attend(z)) * torch.sigmoid(self.gate(z)))[..., 0]
+        return logits
 
 
 class Dtfd(MIL):
@@ -56,7 +57,8 @@ class Dtfd(MIL):
         initialise(self)
 
     def embed(self, x: Tensor) -> Tensor:
-        return self.feature(x)
+        embedded: Tensor = self.feature(x)
+        return embedded
 
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         return self._both(instances, detail)[0]

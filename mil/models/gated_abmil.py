@@ -29,7 +29,8 @@ class GatedAbMil(abmil.AbMil):
 
     def attention_logits(self, z: Tensor) -> Tensor:
         """(N, h) -> (N,) before the softmax."""
-        return self.score(ACTIVATIONS[self.activation](self.attend(z)) * torch.sigmoid(self.gate(z)))[:, 0]
+        logits: Tensor = self.score(ACTIVATIONS[self.activation](self.attend(z)) * torch.sigmoid(self.gate(z)))[:, 0]
+        return logits
 
 
 def build(in_dim: int, n_out: int, params: Params) -> GatedAbMil:

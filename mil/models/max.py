@@ -27,7 +27,8 @@ class MaxMil(MIL):
         initialise(self)
 
     def embed(self, x: Tensor) -> Tensor:
-        return self.feature(x)
+        embedded: Tensor = self.feature(x)
+        return embedded
 
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         z = instances.z

@@ -79,11 +79,13 @@ class Attention(nn.Module):
         # A finite value: a region of filling alone must not become NaN.
         mask = torch.where(real, 0.0, -1e4).to(q.dtype)[:, None, None]
         found = F.scaled_dot_product_attention(self._split(q), self._split(k), self._split(v), mask)
-        return self.out(found.transpose(1, 2).flatten(2))
+        mixed: Tensor = self.out(found.transpose(1, 2).flatten(2))
+        return mixed
 
     def _split(self, x: Tensor) -> Tensor:
         """(R, P, h) -> (R, H, P, d)."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        of_heads: Tensor = x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return of_heads
 
 
 class Rrt(MIL):
@@ -105,7 +107,8 @@ class Rrt(MIL):
         initialise(self)
 
     def embed(self, x: Tensor) -> Tensor:
-        return self.feature(x)
+        embedded: Tensor = self.feature(x)
+        return embedded
 
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         t = self.reembed(instances)
@@ -130,7 +133,8 @@ class Rrt(MIL):
         real = cut(alive[:, None], regions, side)[..., 0]  # (R, P)
         t = z + self.drop(whole(self.inside(cut(self.norm1(z), regions, side), real), regions, side, n))
         t = t + self.drop(whole(self._cross(cut(self.norm2(t), regions, side), real), regions, side, n))
-        return self.norm3(t)
+        normed: Tensor = self.norm3(t)
+        return normed
 
     def _cross(self, t: Tensor, real: Tensor) -> Tensor:
         """(R, P, h) -> (R, P, h). real: bool (R, P)."""

@@ -293,7 +293,8 @@ class Nystrom(nn.Module):
         return self._split(q), self._split(k)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (self.heads, -1)).transpose(0, 1)  # (H, n, d)
+        of_heads: Tensor = x.unflatten(1, (self.heads, -1)).transpose(0, 1)  # (H, n, d)
+        return of_heads
 
     @staticmethod
     def _merge(x: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ from mhim.pipeline.cohort import check_page
 from mhim.pipeline.cohort.finding import EMPTY, NO_MPP, OK, UNFIT, UNREADABLE, UNSUPPORTED, Finding
 from mhim.pipeline.cohort.labels import match, use
 from mhim.pipeline.cohort.labels import table as label_table
+from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.cohort.listing import SlideEntry
-from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.resume import console, leftovers
 from mhim.pipeline.resume.child import Child, Died, Order
 from mhim.pipeline.store import names, writing

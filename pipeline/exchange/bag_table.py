@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mhim.pipeline.cohort.slides import CohortError
+from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.exchange.digits import digits
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.store import disk, ids, layout, seals, writing

@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 
 from mhim.pipeline.cohort.labels import match
-from mhim.pipeline.cohort.slides import CohortError, read_cohort
+from mhim.pipeline.cohort.labels.rows import CohortError
+from mhim.pipeline.cohort.slides import read_cohort
 from mhim.pipeline.exchange import hdf5_safe, slide2vec
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.store import disk, ids, reading, seals, writing
@@ -270,7 +271,8 @@ def _plain(attrs: Any) -> dict[str, Any]:
 def _flat(array: np.ndarray) -> np.ndarray:
     """Without an axis of one that programs put before the tiles, (1, N, D), or behind them, (N, 1, D)."""
     if array.ndim == 3 and array.shape[0] == 1:
-        return array[0]
+        tiles: np.ndarray = array[0]
+        return tiles
     return array[:, 0] if array.ndim == 3 and array.shape[1] == 1 else array
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from mhim.pipeline.cohort.labels.match import without_suffix
+from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.cohort.patients import feature_stores
-from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.store import layout as store
 from mhim.pipeline.store import reading, seals, writing

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mhim.pipeline.cohort.slides import CohortError
+from mhim.pipeline.cohort.labels.rows import CohortError
 
 MOST = 10_000  # objects of one file; the known layouts have fewer than fifty
 

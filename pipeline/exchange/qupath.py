@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mhim.pipeline.cohort.slides import CohortError, read_cohort
+from mhim.pipeline.cohort.labels.rows import CohortError
+from mhim.pipeline.cohort.slides import read_cohort
 from mhim.pipeline.resume import console, leftovers
 from mhim.pipeline.store import layout, reading, writing
 

@@ -333,7 +333,7 @@ def _mistakes(rows: Sequence[Row], found: dict[str, Any]) -> list[float]:
     earlier &= fold[:, None] == fold[None, :]  # the risks of two models have no common scale
     wrong = earlier * ((risk[:, None] < risk[None, :]) + 0.5 * (risk[:, None] == risk[None, :]))
     pairs = earlier.sum(1) + earlier.sum(0)
-    return ((wrong.sum(1) + wrong.sum(0)) / np.maximum(pairs, 1)).tolist()
+    return [float(share) for share in (wrong.sum(1) + wrong.sum(0)) / np.maximum(pairs, 1)]
 
 
 def _wrong(row: Row, classes: Sequence[str]) -> bool:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mhim.configs.schema import Config
-from mhim.pipeline.cohort.slides import SlideEntry, read_cohort
+from mhim.pipeline.cohort.listing import SlideEntry
+from mhim.pipeline.cohort.slides import read_cohort
 from mhim.pipeline.results import known, predictions
 from mhim.pipeline.store import layout, reading
 from mhim.pipeline.training import bundle

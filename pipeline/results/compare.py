@@ -21,7 +21,7 @@ from mhim.pipeline.results import estimand, numbers, operating_point
 from mhim.pipeline.results.estimand import Row
 from mhim.pipeline.resume.console import escape
 from mhim.pipeline.store import reading
-from mhim.pipeline.store.layout import StoreError
+from mhim.pipeline.store.layout import CARD, StoreError
 from mhim.pipeline.training import bundle, choices
 from mhim.pipeline.training import fold as training
 
@@ -142,7 +142,7 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 def _horizons(run: Path, task: tasks.Task) -> list[float]:
     """Of a run that was scored by version 0.1, out of its cards."""
-    cards = [bundle.card_of(p.parent) for p in sorted(run.glob(f"**/{bundle.CARD}"))]
+    cards = [bundle.card_of(p.parent) for p in sorted(run.glob(f"**/{CARD}"))]
     return numbers.mean_horizons(cards, task)
 
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from mhim.pipeline.cohort.listing import SlideEntry
 from mhim.pipeline.cohort.patients import Dataset, Patient, feature_stores
-from mhim.pipeline.cohort.slides import SlideEntry, read_cohort
+from mhim.pipeline.cohort.slides import read_cohort
 from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import bundle, fold
 

@@ -22,7 +22,7 @@ from mhim.mil.feed import Feed
 from mhim.mil.tasks import Task
 from mhim.pipeline.cohort.patients import Patient, StoredBag
 from mhim.pipeline.results import ensemble, estimand, operating_point
-from mhim.pipeline.store.layout import StoreError
+from mhim.pipeline.store.layout import CARD, StoreError
 from mhim.pipeline.store.reading import array_names, read_array, stored
 from mhim.pipeline.training import bundle, fold, plan
 
@@ -35,7 +35,7 @@ UNLIKE = (
 
 def folds_of(run: Path) -> list[Path]:
     """Folders of the trainings that a run's results are made of; of a grid, the cell that validation chose per fold."""
-    cells = sorted({p.parent.parent for p in run.glob(f"grid/*/*/{bundle.CARD}")})
+    cells = sorted({p.parent.parent for p in run.glob(f"grid/*/*/{CARD}")})
     if not cells:
         return bundle.find(run)
     cards = {str(cell): [bundle.card_of(f) for f in bundle.find(cell)] for cell in cells}
@@ -209,7 +209,7 @@ def _joined(found: Sequence[Row], task: Task, how: str) -> Row:
 
 def cell_table(run: Path) -> list[str]:
     """One line per grid cell: mean ± sd of the headline metric on validation, and in how many folds it was chosen."""
-    cells = sorted({p.parent.parent for p in run.glob(f"grid/*/*/{bundle.CARD}")})
+    cells = sorted({p.parent.parent for p in run.glob(f"grid/*/*/{CARD}")})
     chosen = [f.parent for f in folds_of(run)] if cells else []
     made = []
     for cell in cells:

@@ -23,9 +23,8 @@ from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort.labels import cells as label_cells
 from mhim.pipeline.cohort.labels import match, use
 from mhim.pipeline.cohort.labels import table as label_table
-from mhim.pipeline.cohort.labels.rows import Row
+from mhim.pipeline.cohort.labels.rows import CohortError, Row
 from mhim.pipeline.cohort.patients import Dataset
-from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.results import ensemble, estimand, numbers, operating_point, predictions
 from mhim.pipeline.resume import console
 from mhim.pipeline.store import layout, reading, writing

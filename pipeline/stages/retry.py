@@ -159,8 +159,8 @@ def make(again: Again, work: layout.Work, typed: Mapping[str, Any], labels: Path
 
 def _known_labels(again: Again, work: layout.Work) -> bool:
     """Whether the labels lie in the work folder, or where they are looked for anyway."""
-    from mhim.pipeline.cohort import slides as cohort
     from mhim.pipeline.cohort.labels.match import find_labels
+    from mhim.pipeline.cohort.labels.rows import CohortError
 
     if not again.labels:
         return True
@@ -169,7 +169,7 @@ def _known_labels(again: Again, work: layout.Work) -> bool:
         return True
     try:
         return path.resolve() == find_labels(None, work).resolve()
-    except cohort.CohortError:
+    except CohortError:
         return False
 
 

@@ -18,9 +18,8 @@ from rich.table import Table
 from mhim.configs.schema import Config
 from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort import provenance
-from mhim.pipeline.cohort.labels.rows import Row
+from mhim.pipeline.cohort.labels.rows import CohortError, Row
 from mhim.pipeline.cohort.patients import Dataset
-from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.results import known, predictions
 from mhim.pipeline.results import numbers as numbers_
 from mhim.pipeline.resume.console import escape

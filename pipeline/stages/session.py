@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mhim.configs import lookup
 from mhim.configs.schema import Config
 from mhim.pipeline.backends import slurm
-from mhim.pipeline.cohort.slides import CohortError
+from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.resume import console, leftovers, runner
 from mhim.pipeline.resume import stage as stages_core
 from mhim.pipeline.resume.runlog import RunLog, label

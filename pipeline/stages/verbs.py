@@ -17,8 +17,8 @@ from mhim.pipeline.cohort import listing
 from mhim.pipeline.cohort import slides as cohort
 from mhim.pipeline.cohort.labels import match, of_patients, use
 from mhim.pipeline.cohort.labels import table as label_table
+from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.cohort.listing import SlideEntry
-from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.resume import console
 from mhim.pipeline.resume.stage import Stage
 from mhim.pipeline.stages.session import Session, run_stage, submit, tell, to_do

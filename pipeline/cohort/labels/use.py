@@ -14,10 +14,9 @@ from mhim.configs.schema import Config, LabelsConfig
 from mhim.pipeline.cohort import slides as cohort
 from mhim.pipeline.cohort.labels import match
 from mhim.pipeline.cohort.labels import table as label_table
-from mhim.pipeline.cohort.labels.rows import Row, some
+from mhim.pipeline.cohort.labels.rows import CohortError, Row, some
 from mhim.pipeline.cohort.labels.table import Table
 from mhim.pipeline.cohort.listing import Listing, SlideEntry, beside
-from mhim.pipeline.cohort.slides import CohortError
 from mhim.pipeline.store import layout, reading
 
 

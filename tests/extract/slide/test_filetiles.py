@@ -144,7 +144,7 @@ def test_a_worker_that_tiles_loads_no_more_than_it_needs(svs: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from mhim.configs.schema import Config, TileConfig\n"
-        "from mhim.pipeline.cohort.slides import SlideEntry; from mhim.pipeline.resume.stage import Item\n"
+        "from mhim.pipeline.cohort.listing import SlideEntry; from mhim.pipeline.resume.stage import Item\n"
         "from mhim.pipeline.stages.tile import Tile; from mhim.pipeline.store.layout import Work\n"
         "slide, folder = Path(sys.argv[1]), Path(sys.argv[2]); entry = SlideEntry('a', slide)\n"
         "folder.mkdir()\n"

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
-from mhim.pipeline.cohort.slides import CohortError, read_cohort
+from mhim.pipeline.cohort.labels.rows import CohortError
+from mhim.pipeline.cohort.slides import read_cohort
 from mhim.pipeline.store import ids, reading, writing
 from mhim.pipeline.store import layout as store
 from mhim.pipeline.upkeep import pack

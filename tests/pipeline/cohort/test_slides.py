@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mhim.pipeline.cohort import slides
 from mhim.pipeline.cohort.labels import match, table
-from mhim.pipeline.cohort.labels.rows import Row
-from mhim.pipeline.cohort.slides import CohortError, SlideEntry
+from mhim.pipeline.cohort.labels.rows import CohortError, Row
+from mhim.pipeline.cohort.listing import SlideEntry
 from mhim.pipeline.store.layout import Work
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mhim.pipeline.cohort.slides import CohortError
+from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.exchange import bag_table
 from mhim.pipeline.store import layout
 

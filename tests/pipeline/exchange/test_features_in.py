@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mhim.pipeline.cohort import patients as cases
-from mhim.pipeline.cohort.slides import CohortError
+from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.exchange import features_in
 from mhim.pipeline.store import layout, reading
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mhim.pipeline.cohort.slides import CohortError
+from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.exchange import features_in, features_out, imported
 from mhim.pipeline.store import layout as store
 from mhim.pipeline.store import reading, writing

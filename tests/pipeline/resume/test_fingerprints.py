@@ -16,8 +16,8 @@ from mhim.configs.schema import Config, marked
 from mhim.extract import encoders
 from mhim.extract.encoders import _table
 from mhim.pipeline.cohort import patients as cases
+from mhim.pipeline.cohort.listing import SlideEntry
 from mhim.pipeline.cohort.patients import Dataset, Patient
-from mhim.pipeline.cohort.slides import SlideEntry
 from mhim.pipeline.resume import fingerprints, stage
 from mhim.pipeline.stages.extract import Extract
 from mhim.pipeline.stages.score import Score

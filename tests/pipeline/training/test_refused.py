@@ -12,7 +12,7 @@ import pytest
 
 from mhim.mil.splits import SplitError
 from mhim.pipeline.cohort import patients
-from mhim.pipeline.cohort.slides import CohortError
+from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.results import compare
 from mhim.pipeline.store import layout, reading, writing
 from tests.pipeline.bags import WIDTH, make_features
