@@ -17,6 +17,7 @@ README_BYTES = 9_000
 ORDER = (
     "README.md",
     "pipeline/README.md",
+    "pipeline/API.md",
     "pipeline/CLUSTERS.md",
     "pipeline/LAYOUT.md",
     "extract/README.md",
