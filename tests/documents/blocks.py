@@ -30,6 +30,7 @@ QUICK = {
     "train.folds": "2",
     "train.threads": "1",
     "score.bootstrap": "20",
+    "score.heatmaps": "none",  # where the command itself asks for none
     "score.heatmap_limit": "1",
     "cluster.workers": "1",
 }
