@@ -48,12 +48,13 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from mhim.configs import lookup
 from mhim.configs.schema import Settings
 from mhim.mil.models import MIL, Bag, Encoded, Instances, Output, TaskLike, flatten, grids, one_bag
 from mhim.mil.parts import masking
+from mhim.mil.parts.layers import load_exact
 from mhim.mil.parts.recycle import Merged, Recycle, mean_tokens
 
 
@@ -74,10 +75,7 @@ class Params(Settings):
         le=1,
         description="random share of a correspondingly larger top set that is removed",
     )
-    mask_decay: Literal["none", "cosine"] = Field(
-        "none",
-        description="cosine: mask_ratio_h falls to 0 over training",
-    )
+    mask_decay: Literal["none", "cosine"] = Field("none", description="cosine: mask_ratio_h falls to 0 over training")
     mask_ratio_l: float = Field(
         0.0,
         ge=0,
@@ -96,10 +94,7 @@ class Params(Settings):
         "margin",
         description="what the hard mask ranks by: logit margin, published class-aware score (v2), attention (v1)",
     )
-    heads: Literal["mean", "vote", "max"] = Field(
-        "mean",
-        description="fusion of attention heads for score=attention",
-    )
+    heads: Literal["mean", "vote", "max"] = Field("mean", description="fusion of attention heads for score=attention")
     rank: Literal["float32", "autocast"] = Field(
         "float32",
         description="arithmetic of the teacher: always float32, or that of train.amp",
@@ -122,10 +117,7 @@ class Params(Settings):
     merge_momentum: float = Field(0.9999, ge=0, le=1, description="momentum of the global queries (mca)")
     merge_dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the recycle network (mca)")
     merge_at_test: bool = Field(True, description="tokens of the whole bag also at test (merge=mca only)")
-    query_update: Literal["after", "before_backward"] = Field(
-        "after",
-        description="when the global queries move (mca)",
-    )
+    query_update: Literal["after", "before_backward"] = Field("after", description="when the global queries move (mca)")
     consistency: Literal["probability", "embedding", "none"] = Field(
         "embedding",
         description="what student and teacher must agree in",
@@ -148,10 +140,7 @@ class Params(Settings):
         "constant",
         description="cosine: the momentum rises to 1 over training",
     )
-    student_start: Literal["teacher", "fresh"] = Field(
-        "teacher",
-        description="weights from which the student starts",
-    )
+    student_start: Literal["teacher", "fresh"] = Field("teacher", description="weights from which the student starts")
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> Params:
@@ -389,23 +378,6 @@ def _at(grid: Tensor | None, rows: Tensor) -> Tensor | None:
 def _log(counts: Tensor, like: Tensor) -> Tensor:
     wide = like.dtype if like.dtype == torch.float64 else torch.float32
     return torch.where(counts, 0.0, -torch.inf).to(wide)
-
-
-def load_exact(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load `state` into `module`; ValueError names every key that is missing, unexpected or of another shape."""
-    own = module.state_dict()
-    wrong = [f"missing {k}" for k in own if k not in state] + [f"unexpected {k}" for k in state if k not in own]
-    wrong += [
-        f"{k} is {tuple(state[k].shape)}, expected {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"the weights of {what} do not fit: {'; '.join(wrong)}. "
-            "Train it with the same features, task and model settings."
-        )
-    module.load_state_dict(state)
 
 
 def baseline(params: Params) -> tuple[str, dict[str, Any]]:

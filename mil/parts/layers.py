@@ -208,3 +208,20 @@ def weighted_softmax(logits: Tensor, log_count: Tensor | None) -> Tensor:
     """Softmax over the last axis in float32 (or wider), each entry counted exp(log_count) times."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return torch.softmax(wide if log_count is None else wide + log_count, dim=-1)
+
+
+def load_exact(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Load `state` into `module`; ValueError names every key that is missing, unexpected or of another shape."""
+    own = module.state_dict()
+    wrong = [f"missing {k}" for k in own if k not in state] + [f"unexpected {k}" for k in state if k not in own]
+    wrong += [
+        f"{k} is {tuple(state[k].shape)}, expected {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"the weights of {what} do not fit: {'; '.join(wrong)}. "
+            "Train it with the same features, task and model settings."
+        )
+    module.load_state_dict(state)

@@ -3,7 +3,7 @@
 In: a folder and a seed. Out: `slides/*.svs` (Aperio-style pyramids that OpenSlide opens), `labels.csv`, and
 `truth/` with the planted tumour and the tissue. The same seed gives the same bytes. Each look (resolution, size, stain,
 pen, site) is given to one benign and one tumour slide, so that nothing but the tumour itself tells the label.
-It knows how a slide is written, not how its tissue is painted (`demo_tissue.py`).
+It knows how a slide is written, not how its tissue is painted (`tissue.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mhim.pipeline.demo.tissue import MAP_MPP, Library, Painting, SlidePlan, build_library, map_shape, paint
+from mhim.pipeline.demo.sprites import Library, build_library
+from mhim.pipeline.demo.tissue import MAP_MPP, Painting, SlidePlan, map_shape, paint
 
 TILE_PX = 256
 DOWNSAMPLES = (1, 4, 16)

@@ -43,3 +43,8 @@ def scored(work: layout.Work, config: Config, name: str = "run") -> dict[str, An
     assert not report.failures, report.failures
     found: dict[str, Any] = json.loads((work.run(name) / "metrics.json").read_text())
     return found
+
+
+def side_of(work: layout.Work, fold: str, side: str) -> set[str]:
+    lines = [line.split(",") for line in (work.run("run") / "splits.csv").read_text().splitlines()[1:]]
+    return {p for repeat, k, p, s, _ in lines if f"fold_{k}" == fold and s == side}

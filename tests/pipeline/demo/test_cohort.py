@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mhim.pipeline.demo import cohort
-from mhim.pipeline.demo.tissue import MAP_MPP, SlidePlan, build_library, paint
+from mhim.pipeline.demo.sprites import build_library
+from mhim.pipeline.demo.tissue import MAP_MPP, SlidePlan, paint
 
 
 @pytest.fixture(scope="module")

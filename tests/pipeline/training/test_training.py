@@ -1,20 +1,15 @@
-"""The Train and Score stages on tiny feature stores: bytes, teachers, fallbacks, grids."""
+"""The Train and Score stages on tiny feature stores: what a run holds, teachers, fallbacks, grids."""
 
 from __future__ import annotations
 
 import csv
 import json
-import shutil
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from mhim.configs.load import ConfigError
-from mhim.mil import metrics
 from mhim.mil import train as loop
 from mhim.pipeline.cli.values import grid_of
 from mhim.pipeline.cohort import patients as cases
@@ -31,94 +26,6 @@ from tests.pipeline.trained import in_turn, mhim, scored, settings, trained
 @pytest.fixture
 def work(tmp_path: Path) -> layout.Work:
     return layout.Work(tmp_path / "work")
-
-
-@pytest.mark.parametrize("student", ["abmil", "dsmil", "transmil"])
-def test_mhim_stopped_at_any_epoch_ends_in_the_same_bytes(
-    student: str, work: layout.Work, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    rows = make_features(work, 8)
-    config = settings(**mhim(student, merge="mca", teacher="ema", student_start="fresh"), epochs=3)
-    assert not trained(work, rows, config).failures
-    calm = tree(work.runs)
-    shutil.rmtree(work.runs)
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)  # a checkpoint after every epoch
-    fit, left = loop.fit, [2, 1, 2, 1, 1, 2, 1]
-
-    def killed(*args: Any) -> Any:
-        stop = left.pop(0) if left else 99
-        for n, state in enumerate(fit(*args), start=1):
-            yield state
-            if n == stop:
-                raise SystemExit(143)  # what SIGTERM does
-
-    monkeypatch.setattr(loop, "fit", killed)
-    stops = 0
-    for _ in range(12):
-        try:
-            report = trained(work, rows, config)
-            break
-        except SystemExit:
-            stops += 1
-    assert stops >= 4
-    assert not report.failures
-    assert tree(work.runs) == calm
-
-
-def test_a_training_killed_inside_its_epochs_ends_in_the_same_bytes(
-    work: layout.Work, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = make_features(work, 12)
-    config = settings(**mhim(student_start="fresh"), epochs=2, checkpoint_s=1e-9)
-    assert not trained(work, rows, config).failures
-    calm = tree(work.runs)
-    shutil.rmtree(work.runs)
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)  # a checkpoint after every step
-    save, left = training._save, [3, 1, 4, 2, 5, 1, 3, 2]
-    insides = []
-
-    def killed(state: Any, file: Path) -> None:
-        save(state, file)
-        insides.append(state["within"] is not None)
-        left[0] -= 1
-        if left[0] == 0:
-            left.pop(0)
-            if left:
-                raise SystemExit(143)
-            left.append(10**9)
-
-    monkeypatch.setattr(training, "_save", killed)
-    stops = 0
-    for _ in range(12):
-        try:
-            report = trained(work, rows, config)
-            break
-        except SystemExit:
-            stops += 1
-    assert stops >= 4  # what is told to end saves once more, which the list may also end
-    assert insides.count(True) > 15
-    assert not report.failures
-    assert tree(work.runs) == calm
-
-
-@pytest.mark.parametrize("how", [b"", b"\0" * 4000, b"PK\3\4 cut short"])
-def test_a_damaged_checkpoint_costs_time_and_not_the_fold(
-    how: bytes, work: layout.Work, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows, config = make_features(work), settings(epochs=2)
-    assert not trained(work, rows, config).failures
-    calm = tree(work.runs)
-    shutil.rmtree(work.runs)
-    read = training._checkpoint
-
-    def damaged(file: Path) -> Any:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(how)
-        return read(file)
-
-    monkeypatch.setattr(training, "_checkpoint", damaged)
-    assert not trained(work, rows, config).failures
-    assert tree(work.runs) == calm
 
 
 @pytest.mark.parametrize("student", ["abmil", "dsmil", "transmil"])
@@ -319,64 +226,6 @@ def test_mhim_cells_share_one_teacher_per_fold(work: layout.Work) -> None:
         grid_of(["mask_ratio_h"])
     found = grid_of(["merge_k=1,5 merge=mean,mca", "lr=0.1"])
     assert found == {"merge_k": [1, 5], "merge": ["mean", "mca"], "lr": [0.1]}
-
-
-@pytest.mark.parametrize("loss", ["nll", "cox"])
-def test_survival_runs_with_several_slides_per_patient(work: layout.Work, loss: str) -> None:
-    rng = np.random.default_rng(1)
-    made = make_features(work, 24, 2)
-    patients = {r.patient: (float(rng.exponential(9)) + 0.1, int(rng.random() < 0.7)) for r in made}
-    rows = [replace(r, label=None, time=patients[r.patient][0], event=patients[r.patient][1]) for r in made]
-    config = settings(task="auto", survival_loss=loss, survival_bins=3)
-    assert not trained(work, rows, config).failures
-    found = scored(work, config)
-    assert found["headline"] == "c_index"
-    assert 0 <= found["test"]["c_index"]["value"] <= 1
-    assert found["test"]["c_index"]["low"] <= found["test"]["c_index"]["value"] <= found["test"]["c_index"]["high"]
-    groups_match_the_validation_medians(work.run("run"), found, patients)
-    card = json.loads((work.run("run") / "fold_0" / "model.json").read_text())
-    assert sum(k.startswith("time_auc_") for k in card["test"]) == 3
-    if loss == "nll":
-        # edges come from the training part alone
-        events = [t for p, (t, e) in patients.items() if e and p in side_of(work, "fold_0", "train")]
-        np.testing.assert_allclose(card["task"]["edges"], np.quantile(events, [1 / 3, 2 / 3]))
-
-
-def groups_match_the_validation_medians(run: Path, found: dict[str, Any], truth: dict[str, tuple[float, int]]) -> None:
-    """The drawn groups are the test patients above and below the median risk of their fold's validation patients."""
-    high: dict[str, bool] = {}
-    for folder in sorted(run.glob("fold_*")):
-        task = bundle.read(folder).task
-        rows = training.read_predictions(folder)
-        risks = task.risk(torch.from_numpy(training.logits_of(rows))).numpy()
-        cut = np.median([r for r, row in zip(risks, rows, strict=True) if row["side"] == "val"])
-        high |= {row["patient"]: r > cut for r, row in zip(risks, rows, strict=True) if row["side"] == "test"}
-    names = sorted(truth)
-    time, event = np.array([truth[n] for n in names]).T
-    up = np.array([high[n] for n in names])
-    assert found["log_rank_p"] == pytest.approx(metrics.log_rank(time, event, up), nan_ok=True)
-    with open(run / "kaplan_meier.csv", newline="") as f:
-        rows = list(csv.DictReader(f))
-    start = {r["group"]: int(r["at_risk"]) for r in rows if float(r["time"]) == 0}
-    assert start == {k: n for k, n in (("low", int((~up).sum())), ("high", int(up.sum()))) if n}
-    assert sum(int(r["events"]) for r in rows) == event.sum()
-    assert (run / "kaplan_meier.png").read_bytes()[:4] == b"\x89PNG"
-    assert b"<svg" in (run / "kaplan_meier.svg").read_bytes()
-
-
-def test_survival_without_validation_has_no_groups(work: layout.Work) -> None:
-    """The published protocol leaves no patients for a threshold: nothing is drawn, rather than on the test fold."""
-    made = make_features(work, 12)
-    rows = [replace(r, label=None, time=float(i % 7 + 1), event=int(i % 3 > 0)) for i, r in enumerate(made)]
-    config = settings(survival_loss="cox", protocol="paper")
-    assert not trained(work, rows, config).failures
-    assert scored(work, config)["log_rank_p"] is None
-    assert not (work.run("run") / "kaplan_meier.png").exists()
-
-
-def side_of(work: layout.Work, fold: str, side: str) -> set[str]:
-    lines = [line.split(",") for line in (work.run("run") / "splits.csv").read_text().splitlines()[1:]]
-    return {p for repeat, k, p, s, _ in lines if f"fold_{k}" == fold and s == side}
 
 
 def test_the_paper_protocol_selects_on_test_and_says_so(work: layout.Work) -> None:
