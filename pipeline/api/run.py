@@ -25,8 +25,7 @@ from mhim.pipeline.api.bags import Bag, Features, arrays_of
 from mhim.pipeline.api.slide import Slide
 from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort.labels import table as label_table
-from mhim.pipeline.cohort.labels.rows import Row
-from mhim.pipeline.cohort.slides import CohortError
+from mhim.pipeline.cohort.labels.rows import CohortError, Row
 from mhim.pipeline.exchange import bag_table
 from mhim.pipeline.pictures.layers import save_png
 from mhim.pipeline.results import ensemble, known, predictions

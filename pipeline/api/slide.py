@@ -76,7 +76,8 @@ class Slide:
 
     def tile(self, row: int) -> npt.NDArray[np.uint8]:
         """uint8 RGB (tile_px, tile_px, 3): one tile as the encoder received it. Raises SlideError."""
-        return next(self.tiles([row]))[0]
+        pixels: npt.NDArray[np.uint8] = next(self.tiles([row]))[0]
+        return pixels
 
     def tiles(self, rows: Sequence[int] | None = None, batch: int = 64) -> Iterator[npt.NDArray[np.uint8]]:
         """Tiles as the encoder received them, uint8 RGB (B, tile_px, tile_px, 3), up to `batch` at a time, in the order

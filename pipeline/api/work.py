@@ -18,7 +18,7 @@ from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort import slides as cohort
 from mhim.pipeline.cohort.labels import match
 from mhim.pipeline.cohort.labels import table as label_table
-from mhim.pipeline.cohort.slides import CohortError
+from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.exchange import bag_table
 from mhim.pipeline.stages import runs, verbs
 from mhim.pipeline.stages.session import Session

@@ -23,7 +23,7 @@ from mhim.pipeline.resume import console
 from mhim.pipeline.resume.stage import Stage
 from mhim.pipeline.stages.session import Session, run_stage, submit, tell, to_do
 from mhim.pipeline.store import reading
-from mhim.pipeline.store.layout import Work
+from mhim.pipeline.store.layout import CARD, Work
 from mhim.pipeline.store.names import readable
 
 if TYPE_CHECKING:
@@ -119,7 +119,6 @@ def foresee(session: Session, source: Path, labels: Path, name: str | None) -> i
     yet. Changes nothing."""
     from mhim.pipeline.stages import runs
     from mhim.pipeline.stages.tile import Tile
-    from mhim.pipeline.training import bundle
 
     config = session.config
     run = session.work.run(runs.named(name, config.train.model))
@@ -133,7 +132,7 @@ def foresee(session: Session, source: Path, labels: Path, name: str | None) -> i
         codes.append(train(session, labels, name))
     else:
         console.out.print(f"train: {_trainings(config)} items, once `extract` is done")
-    if any(run.rglob(bundle.CARD)):
+    if any(run.rglob(CARD)):
         codes.append(score(session, run.name))
     else:
         console.out.print("score: 1 item, once `train` is done")
