@@ -73,14 +73,14 @@ def test_a_private_place_is_gone_however_its_block_ends(tmp_path: Path) -> None:
 # The program is killed where the third file of its kind is flushed: half-made things lie there then.
 KILLED = """
 import os, sys
-from pipeline import store
-real, left = store.{name}, [2]
+from mhim.pipeline.store import writing
+real, left = writing.{name}, [2]
 def ends(*args, **more):
     left[0] -= 1
     if left[0] < 0:
         os._exit(137)
     return real(*args, **more)
-store.{name} = ends
+writing.{name} = ends
 from mhim.pipeline.cli.main import main
 main(sys.argv[1:])
 """

@@ -197,7 +197,7 @@ def test_fatal_errors_stop_where_nothing_can_be_mounted(
         return real(out, final)
 
     real = writing.commit
-    monkeypatch.setattr(layout, "commit", refuse)
+    monkeypatch.setattr(writing, "commit", refuse)
     report = run(Toy(tmp_path / "t", n=4))
     assert report.count(State.DONE) == 2
     assert "item_002" in report.stopped
@@ -211,6 +211,6 @@ def test_other_errors_of_the_system_are_the_items_own(tmp_path: Path, monkeypatc
         return real(out, final)
 
     real = writing.commit
-    monkeypatch.setattr(layout, "commit", refuse)
+    monkeypatch.setattr(writing, "commit", refuse)
     report = run(Toy(tmp_path / "t", n=4))
     assert (report.count(State.DONE), report.count(State.FAILED), report.stopped) == (3, 1, "")
