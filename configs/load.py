@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mhim.configs import texts, trust
+from mhim.configs import named, texts, trust
 from mhim.configs.errors import UserError
 from mhim.configs.lookup import explain
 from mhim.configs.schema import Config
@@ -35,12 +35,19 @@ def resolve(sources: Iterable[str], overrides: Iterable[str] = (), flags: Mappin
 
     sources: names of presets or paths of YAML files. overrides: texts like `tile.mpp=0.5`, the value read as YAML.
     flags: dotted key -> value; None means not given. Raises ConfigError."""
-    settings = merged(sources, overrides, flags)
-    # all of it was typed in this command, or stands in a file that was named there
+    return validate(typed(sources, overrides, flags))
+
+
+def typed(
+    sources: Iterable[str], overrides: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """`merged` settings that were typed in this command, or stand in a file that was named there: the plug-ins that
+    they name are allowed, and stand under the names that records know. Raises ConfigError or LookupFailed."""
+    settings = named.settled(merged(sources, overrides, flags))
     trust.allow_typed(settings)
     if _remote_code(settings):
         trust.allow(remote_code=True)  # no file says so, see `_read`
-    return validate(settings)
+    return settings
 
 
 def merged(

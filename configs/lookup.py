@@ -1,8 +1,9 @@
 """From a configured name to the module of that file name: the plug-in mechanism of every folder.
 
 In: a package such as `mhim.mil.models` and a name. Out: the imported module, or the names that exist (listed without
-importing any). There is no registry: a new file is a new name. What does not ship is imported only as `trust` allows.
-Knows nothing of what the modules do.
+importing any). There is no registry: a new file is a new name. What does not ship is imported only as `trust` allows,
+and follows one contract for all kinds (`KINDS`): an entry point, a module, or an object in one, so that one file may
+hold several. A person may also name the file (`named`). Knows nothing of what the modules do.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from mhim.configs import source, trust
 from mhim.configs.errors import UserError
+from mhim.configs.schema import Settings
 
 
 class LookupFailed(UserError, ValueError):
@@ -40,25 +43,130 @@ def names(package: str) -> list[str]:
     return sorted(m.name for m in found if not m.name.startswith("_"))
 
 
-def find(package: str, name: str) -> ModuleType:
-    """The module `name` of `package`: one that ships, an installed plug-in, or the user's own module.
+@dataclass(frozen=True)
+class Kind:
+    """What a plug-in that does not ship must offer. called: the object in its file that is meant where none is named
+    and the file itself does not offer it. offers: one of these functions; none where the object is called itself."""
+
+    called: str
+    offers: tuple[str, ...] = ()
+
+
+# the one contract of own plug-ins: package of plug-ins -> kind
+KINDS = {
+    "mhim.extract.encoders": Kind("encoder"),
+    "mhim.extract.tissue": Kind("segmenter", ("segment",)),
+    "mhim.mil.models": Kind("model", ("build",)),
+    "mhim.pipeline.backends": Kind("backend", ("run", "submit")),
+}
+
+
+@dataclass(frozen=True)
+class Own:
+    """A plug-in that does not ship and is allowed: `object` of `module`, "" where none is named. name: as called."""
+
+    package: str
+    name: str
+    module: str
+    object: str
+
+    @property
+    def file(self) -> Path:
+        """The file of its code. Raises LookupFailed."""
+        file = source.file_of(self.module)
+        if file is None:
+            raise LookupFailed(f"{self._what}: there is no file of module {self.module!r}")
+        return file
+
+    @property
+    def code(self) -> str:
+        """Hash of its code, as hex. Runs none of it."""
+        return source.code_hash(self.file, self.module)
+
+    def load(self) -> Any:
+        """The object, or the module where that is the plug-in, found to offer what its kind must.
+
+        Raises LookupFailed. What a module only imported from elsewhere is not its own: a name out of a file could
+        otherwise call anything that an allowed module happens to know."""
+        module, kind = own_module(self.module), KINDS[self.package]
+        if self.object:
+            found = getattr(module, self.object, None)
+            home = str(getattr(found, "__module__", self.module)).partition(".")[0]
+            if found is not None and home != self.module.partition(".")[0] and self._full not in trust.current().names:
+                raise LookupFailed(
+                    f"{self._what}: {self.object!r} is not of {self.module!r} but of {home!r}: name it there"
+                )
+        else:
+            found = module if _offers(module, kind) else getattr(module, kind.called, None)
+        if found is None:
+            what = f"object {self.object!r}" if self.object else f"object called {kind.called!r}"
+            also = "" if self.object or not kind.offers else f", and no function {' or '.join(map(repr, kind.offers))}"
+            raise LookupFailed(f"{self._what}: module {self.module!r} has no {what}{also}")
+        if not _offers(found, kind):
+            lacks = " or ".join(map(repr, kind.offers)) if kind.offers else "a call: it is no function"
+            raise LookupFailed(f"{self._what}: {self._full!r} does not offer {lacks}")
+        return found
+
+    @property
+    def _full(self) -> str:
+        return f"{self.module}.{self.object}" if self.object else self.module
+
+    @property
+    def _what(self) -> str:
+        return f"{KINDS[self.package].called} {self.name!r}"
+
+
+def _offers(thing: Any, kind: Kind) -> bool:
+    if not kind.offers:
+        return callable(thing)
+    return any(callable(getattr(thing, name, None)) for name in kind.offers)
+
+
+def own(package: str, name: str) -> Own | None:
+    """The plug-in called `name` that does not ship: an installed one, or a module, or an object in one, that this
+    command allows. None where the name can be none. Imports at most the packages above it.
+
+    Raises NotTrusted for what nobody named in this command, LookupFailed where there is nothing of that name."""
+    entry = trust.installed(package).get(name)
+    if entry is not None:
+        return Own(package, name, entry.module, entry.attr)
+    if "." not in name and not trust.allows(name):
+        return None
+    permitted(name)
+    try:
+        module, rest = source.split(name)
+    except Exception as error:  # whatever the packages above it may raise
+        raise LookupFailed(f"cannot import {name!r}: {type(error).__name__}: {error}") from error
+    if not module or "." in rest:
+        if "." not in name:
+            return None
+        raise LookupFailed(
+            f"{KINDS[package].called} {name!r}: there is no module {name.rpartition('.')[0]!r}; is its folder on "
+            "PYTHONPATH? Or name its file: FOLDER/FILE.py"
+        )
+    return Own(package, name, module, rest)
+
+
+def find(package: str, name: str) -> Any:
+    """The plug-in `name`: the module of one that ships, else what the user's own names (`Own.load`).
 
     Raises LookupFailed with the list of existing names and the path of the file to add, and NotTrusted for a module
     that nobody named in this command.
     """
-    known = names(package)
     plain = _plain(package, name)
-    if plain in known:
+    if plain in names(package):
         return importlib.import_module(f"{package}.{plain}")
-    if name in trust.installed(package):
-        return own_module(trust.installed(package)[name].module)
-    if "." in name or trust.allows(name):
-        permitted(name)
-        if "." in name or source.file_of(name) is not None:
-            return own_module(name)
+    found = own(package, name)
+    if found is None:
+        raise _unknown(package, name)
+    return found.load()
+
+
+def _unknown(package: str, name: str) -> LookupFailed:
     where = Path(*package.split(".")[1:]) / f"{name}.py"
-    own = "; a module of your own is allowed by typing its name here, or --allow-plugin NAME"
-    raise LookupFailed(f"unknown name {name!r}; there is: {', '.join(known)} (or add {where}{own})")
+    one = "; one of your own is allowed by typing it here, as module, module.object or FILE.py, or by --allow-plugin"
+    known = ", ".join(names(package))
+    return LookupFailed(f"unknown {KINDS[package].called} {name!r}; there is: {known} (or add {where}{one})")
 
 
 def _plain(package: str, name: str) -> str:
@@ -77,7 +185,7 @@ def permitted(name: str) -> None:
         )
     raise NotTrusted(
         f"{name!r} is not part of this program, and a name out of a file imports nothing. If you know and trust that "
-        f"code, say so in this command: --allow-plugin {name}"
+        f"code, say so in this command: --allow-plugin {name} (or its file, FOLDER/FILE.py)"
     )
 
 
@@ -96,19 +204,25 @@ def code_of(package: str, name: str) -> str | None:
     """Hash of the code of a plug-in that does not ship, as hex; None for one that ships, whose version counts."""
     if _plain(package, name) in names(package):
         return None
-    module = find(package, name)
-    file = Path(str(module.__file__))
-    return source.code_hash(file, module.__name__)
+    found = own(package, name)
+    if found is None:
+        raise _unknown(package, name)
+    return found.code
 
 
-def params(module: ModuleType, raw: dict[str, Any]) -> Any:
-    """`raw` validated by the module's own `Params`; an unknown key is refused by name."""
-    model: type[BaseModel] = module.Params
+class NoParams(Settings):
+    """Of a plug-in that takes no settings."""
+
+
+def params(module: Any, raw: dict[str, Any]) -> Any:
+    """`raw` validated by the plug-in's own `Params`, if it has any; an unknown key is refused by name."""
+    model: type[BaseModel] = getattr(module, "Params", NoParams)
     try:
         return model(**raw)
     except ValidationError as error:
+        name = str(getattr(module, "__name__", type(module).__name__))
         raise LookupFailed(
-            f"{module.__name__.rsplit('.', 1)[-1]}: {explain(error)}; it takes: {', '.join(model.model_fields)}"
+            f"{name.rsplit('.', 1)[-1]}: {explain(error)}; it takes: {', '.join(model.model_fields) or 'no settings'}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""`--allow-plugin my.module`, wherever it stands in a command: code beside the program that this command may import.
+"""`--allow-plugin my.module` or `./mine.py`, wherever it stands in a command: other code that it may import.
 
 In: the arguments of a command. Out: the same without these, their modules allowed; what an earlier command in this
 process allowed is forgotten. Knows no verb: every one of them takes the option.
@@ -33,11 +33,13 @@ def taken_out(args: Sequence[str]) -> list[str]:
 
 
 def allow(name: str) -> None:
-    """Allow one module. Raises ConfigError."""
-    from mhim.configs.load import ConfigError  # with it comes the schema, which `pipeline --help` does without
+    """Allow one module, by its name or its file. Raises ConfigError, or LookupFailed for a file that cannot be one."""
+    from mhim.configs import named  # with it comes the schema, which `pipeline --help` does without
+    from mhim.configs.load import ConfigError
 
+    name = named.typed(name)
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
-        raise ConfigError(f"{FLAG} {name!r}: give the name of a module, for example {FLAG} my_module")
+        raise ConfigError(f"{FLAG} {name!r}: give a module or its file, for example {FLAG} my_module, {FLAG} ./mine.py")
     if name.partition(".")[0] in sys.stdlib_module_names:
         raise ConfigError(f"{FLAG} {name}: that is part of Python itself and no plug-in")
     trust.allow(name)
@@ -47,4 +49,7 @@ def flags() -> list[str]:
     """The options that allow in another process what is allowed in this one."""
     current = trust.current()
     remote = ["--set", f"extract.encoder_params.{trust.REMOTE_CODE}=true"] if current.remote_code else []
-    return [*(part for name in sorted(current.names) for part in (FLAG, name)), *remote]
+    files = dict(current.files)
+    named_by_file = [files[name] for name in sorted(files)]
+    others = sorted(current.names - files.keys())
+    return [*(part for name in (*named_by_file, *others) for part in (FLAG, name)), *remote]

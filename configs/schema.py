@@ -74,7 +74,8 @@ class TileConfig(Settings):
     overlap_um: float = Field(0.0, ge=0, description="overlap of neighbouring tiles in µm")
     min_tissue: float = Field(0.3, ge=0, le=1, description="smallest fraction of a tile that must be tissue")
     segmenter: str = Field(
-        "stain", description="tissue segmenter: a file name in extract/tissue/, or a dotted name of your own module"
+        "stain",
+        description="tissue segmenter: a file name in extract/tissue/, or your own: my_module, ./mine.py or ./mine.py:object",
     )
     segmenter_params: dict[str, Any] = Field(default_factory=dict, description="settings of the segmenter itself")
     fallback_segmenter: str = Field(
@@ -116,7 +117,7 @@ class ExtractConfig(Settings):
 
     encoder: str = Field(
         "texture",
-        description="encoder: a name listed by `pipeline encoders`, `timm:<model>`, or a dotted name of your own function",
+        description="encoder: a name listed by `pipeline encoders`, `timm:<model>`, or your own: my_module.function or ./mine.py:function",
     )
     encoder_params: dict[str, Any] = Field(default_factory=dict, description="settings of the encoder itself")
     dtype: Literal["float16", "float32"] = Field("float16", description="number type of the stored features")
@@ -153,7 +154,10 @@ class ExtractConfig(Settings):
 class TrainConfig(Settings):
     """Training (`pipeline train`)."""
 
-    model: str = Field("mhim", description="MIL model: a file name in mil/models/, or a dotted name of your own module")
+    model: str = Field(
+        "mhim",
+        description="MIL model: a file name in mil/models/, or your own: my_module, ./mine.py or ./mine.py:object",
+    )
     model_params: dict[str, Any] = Field(default_factory=dict, description="settings of the model itself")
     task: Literal["auto", "classification", "survival"] = Field(
         "auto", description="auto: survival if the labels have time and event"
@@ -334,7 +338,10 @@ class ScoreConfig(Settings):
 class ClusterConfig(Settings):
     """Where items run. Nothing here changes a result."""
 
-    backend: str = speed("local", "local, slurm or dask: a file name in pipeline/backends/")
+    backend: str = speed(
+        "local",
+        "local, slurm or dask: a file name in pipeline/backends/, or your own: my_module, ./mine.py or ./mine.py:object",
+    )
     workers: int = speed(0, "parallel processes; 0 is one per core", ge=0)
     backend_params: dict[str, Any] = speed(
         {}, "settings of the back end itself (partition, account, walltime, container ...)"

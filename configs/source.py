@@ -17,12 +17,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from mhim.configs import trust
+
 
 def reach(module: str) -> None:
-    """Make a module of the working folder importable where no installed one has its name.
+    """Make a module of the working folder, or one that was named by its file, importable where no installed one has
+    its name.
 
     The folder goes to the end of the path: nothing in it ever stands before the program or a library."""
-    top, here = module.partition(".")[0], os.getcwd()
+    top = module.partition(".")[0]
+    file = dict(trust.current().files).get(top)
+    here = os.path.dirname(file) if file else os.getcwd()
     if top in sys.modules or here in sys.path:
         return
     importlib.invalidate_caches()
@@ -38,6 +43,24 @@ def file_of(module: str) -> Path | None:
     except (ModuleNotFoundError, ValueError):
         return None
     return Path(spec.origin) if spec and spec.origin and Path(spec.origin).is_file() else None
+
+
+def split(name: str) -> tuple[str, str]:
+    """The module that a dotted name begins with, and what is left of the name; "" and the name if there is none.
+
+    Imports the packages above the module, as an import would, and not the module itself."""
+    parts = name.split(".")
+    reach(name)
+    for k in range(1, len(parts) + 1):
+        try:
+            spec = importlib.util.find_spec(".".join(parts[:k]))
+        except (ModuleNotFoundError, ValueError):
+            spec = None
+        if spec is None:
+            return ".".join(parts[: k - 1]), ".".join(parts[k - 1 :])
+        if spec.submodule_search_locations is None:
+            return ".".join(parts[:k]), ".".join(parts[k:])
+    return name, ""
 
 
 def code_hash(file: Path, module: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 # package of plug-ins -> group of entry points in which an installed distribution offers more of them
@@ -26,15 +27,17 @@ GROUPS = {
 REMOTE_CODE = "trust_remote_code"  # runs code that comes with weights: typed in the command itself, or not at all
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _PLAIN = re.compile(r"[A-Za-z_]\w*")
-_KEYS = ("encoder", "segmenter", "fallback_segmenter", "model", "student", "backend")  # settings that name a plug-in
+KEYS = ("encoder", "segmenter", "fallback_segmenter", "model", "student", "backend")  # settings that name a plug-in
 
 
 @dataclass(frozen=True)
 class Trust:
-    """names: dotted names that may be imported, each with all below it. remote_code: code that comes with weights."""
+    """names: dotted names that may be imported, each with all below it. remote_code: code that comes with weights.
+    files: module and file of each that was named by its file; the folder is searched behind all others."""
 
     names: frozenset[str] = frozenset()
     remote_code: bool = False
+    files: frozenset[tuple[str, str]] = frozenset()
 
 
 _now = Trust()
@@ -51,9 +54,10 @@ def adopt(trust: Trust) -> None:
     _now = trust
 
 
-def allow(*names: str, remote_code: bool = False) -> None:
-    """Add names that a person has named in this command."""
-    adopt(Trust(_now.names | set(names), _now.remote_code or remote_code))
+def allow(*names: str, remote_code: bool = False, file: Path | None = None) -> None:
+    """Add names that a person has named in this command. file: where the one module of `names` lies."""
+    files = {(names[0], str(file))} if file is not None else set()
+    adopt(Trust(_now.names | set(names), _now.remote_code or remote_code, _now.files | files))
 
 
 def allow_typed(settings: Mapping[str, Any]) -> None:
@@ -88,5 +92,5 @@ def _names(value: Any, key: str = "") -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for below in value:
             yield from _names(below, key)
-    elif isinstance(value, str) and (_DOTTED.fullmatch(value) or (key in _KEYS and _PLAIN.fullmatch(value))):
+    elif isinstance(value, str) and (_DOTTED.fullmatch(value) or (key in KEYS and _PLAIN.fullmatch(value))):
         yield value

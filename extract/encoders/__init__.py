@@ -1,17 +1,17 @@
 """Patch encoders: one file each (or one table for a family listed as data). Pixels in, one vector per tile out.
 
 A name resolves in this order: a row of `table.csv`; `timm:<model>`; a file of this folder (`texture`); the user's own
-function, `my_module.my_function`, called with `encoder_params` as keyword arguments and returning an `Encoder`.
+function, `my_module.my_function` or `./mine.py:my_function` (`configs.lookup.KINDS`), called with `encoder_params` as
+keyword arguments and returning an `Encoder`.
 A file offers `Params`, `VERSION` (raise it when the features change) and `build(params) -> Encoder`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from mhim.configs import lookup, source, trust
+from mhim.configs import lookup
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import weights
 from mhim.extract.encoders import _table
@@ -23,6 +23,7 @@ from mhim.extract.encoders._contract import resolved_precision as resolved_preci
 from mhim.extract.encoders._table import Row as Row
 from mhim.extract.encoders._table import rows as rows
 
+ENCODERS = "mhim.extract.encoders"
 MPP_TOLERANCE = 0.05  # tiles within 5 % of the trained mpp are the same resolution for an encoder
 
 
@@ -34,7 +35,7 @@ def build(config: ExtractConfig) -> Encoder:
 
         return _families.build(config)
     if (own := _own(name)) is not None:
-        return _users_own(config, own)
+        return _users_own(config, own.load())
     module = _file(name)
     encoder: Encoder = module.build(lookup.params(module, config.encoder_params))
     return encoder
@@ -64,7 +65,7 @@ def identity(config: ExtractConfig) -> dict[str, Any]:
             "mpp": list(row.mpp) if row else [],
         }
     if (own := _own(name)) is not None:
-        code = source.code_hash(_source_of(own), own.rpartition(".")[0])
+        code = own.code
         if config.weights is not None:
             from mhim.extract import weights
 
@@ -100,12 +101,12 @@ def known(name: str) -> None:
     if own is None:
         _file(name)
     else:
-        own_function(own)
+        own.load()
 
 
 def names() -> list[str]:
     """Every encoder known by name: the table's and this folder's. `timm:<model>` and the user's own come on top."""
-    return sorted({*_table.rows(), *lookup.names("mhim.extract.encoders")})
+    return sorted({*_table.rows(), *lookup.names(ENCODERS)})
 
 
 def check_tiles(known: dict[str, Any], tile_px: int, mpp: float, allow_mismatch: bool) -> str:
@@ -131,13 +132,13 @@ def check_tiles(known: dict[str, Any], tile_px: int, mpp: float, allow_mismatch:
 
 
 def _file(name: str) -> Any:
-    known = lookup.names("mhim.extract.encoders")
+    known = lookup.names(ENCODERS)
     if name not in known:
         raise EncoderError(
             f"unknown encoder {name!r}; there is: {', '.join(names())}; timm:<any timm model>; or your own function as "
-            "my_module.my_function"
+            "my_module.my_function or ./my_file.py:my_function"
         )
-    return lookup.find("mhim.extract.encoders", name)
+    return lookup.find(ENCODERS, name)
 
 
 def _recipe_text(row: _table.Row) -> str:
@@ -157,46 +158,15 @@ def _timm_hub(config: ExtractConfig) -> tuple[str, tuple[str, ...]]:
     return _families.timm_hub_id(config.encoder), weights.HUB_FILES
 
 
-def _own(name: str) -> str | None:
-    """`module.function` of an encoder that does not ship, allowed in this command; None for one that ships."""
-    found = trust.installed("mhim.extract.encoders").get(name) if name not in names() else None
-    if found is not None:
-        return found.value.replace(":", ".")
-    if "." not in name or name.startswith("timm:"):
-        return None
-    lookup.permitted(name)
-    return name
+def _own(name: str) -> lookup.Own | None:
+    """The user's own encoder of this name, allowed in this command; None for one that ships, or where there is none."""
+    return None if name in names() or name.startswith("timm:") else lookup.own(ENCODERS, name)
 
 
-def _source_of(name: str) -> Path:
-    """The file of the user's function. Imports the packages above it, not the module itself."""
-    module, _, function = name.rpartition(".")
-    file = source.file_of(module) if module and function else None
-    if file is None:
-        raise EncoderError(f"encoder {name!r}: there is no module {module!r}; is its folder on PYTHONPATH?")
-    return file
-
-
-def own_function(name: str) -> Callable[..., Any]:
-    """The user's function `module.function`, which is allowed. Raises EncoderError or LookupFailed.
-
-    What a module only imported from another package is not its own: a name out of a file could otherwise call it."""
-    module, _, function = name.rpartition(".")
-    _source_of(name)
-    made = getattr(lookup.own_module(module), function, None)
-    if not callable(made):
-        raise EncoderError(f"encoder {name!r}: module {module!r} has no function {function!r}")
-    home = str(getattr(made, "__module__", module)).partition(".")[0]
-    if home != module.partition(".")[0] and name not in trust.current().names:
-        raise EncoderError(f"encoder {name!r}: {function!r} is not of {module!r} but of {home!r}: name it there")
-    own: Callable[..., Any] = made
-    return own
-
-
-def _users_own(config: ExtractConfig, name: str) -> Encoder:
-    made = own_function(name)
+def _users_own(config: ExtractConfig, function: Callable[..., Any]) -> Encoder:
+    name = config.encoder
     try:
-        encoder = made(**config.encoder_params)
+        encoder = function(**config.encoder_params)
     except TypeError as error:
         raise EncoderError(
             f"encoder {name!r} does not take encoder_params {sorted(config.encoder_params)}: {error}"

@@ -239,6 +239,7 @@ def _program(params: Params, of: Resources, work: Path, step: Step) -> str:
         # -P: the folder it is started in must not stand before the program
         return f"{shlex.quote(sys.executable)} -P -m mhim.pipeline"
     paths = [a for a in step.args if a.startswith("/")]
+    paths += [os.path.dirname(file) for _, file in sorted(trust.current().files)]  # own plug-ins
     parts = ["apptainer", "exec", *(["--nv"] if of.gpus else [])]
     for bind in dict.fromkeys([str(work), os.getcwd(), *paths, *params.bind]):
         parts += ["--bind", bind]

@@ -71,8 +71,8 @@ def retry(
     if not failed:
         raise ConfigError("say --failed: to make what is missing, too, give the verb's command again")
     folder = Work(work)
-    typed = load.merged(config, set_)
-    load.resolve(config, set_)  # what is typed here is allowed here
+    typed = load.typed(config, set_)  # what is typed here is allowed here
+    load.validate(typed)
     codes = [0]
     found = again.commands(folder, parsed)
     for one in found:

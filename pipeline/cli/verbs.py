@@ -105,10 +105,12 @@ def score(
     session: Session,
 ) -> int:
     """Held-out predictions, metrics with intervals and heatmaps of a run; or predictions for new slides."""
-    from mhim.configs import trust
+    from mhim.configs import named, trust
     from mhim.pipeline.stages import verbs
 
-    if name and "." in name and not (Path(name).exists() or session.work.run(name).exists()):
+    if name and named.is_file(name) and not Path(name).is_dir():
+        name = named.typed(name)  # `--model ./mine.py` finds the run `mine`
+    elif name and "." in name and not (Path(name).exists() or session.work.run(name).exists()):
         trust.allow(name)  # a module's name and no folder's: `--model my.module` finds the run `module`
     return verbs.score(session, name, features, slides, labels, called)
 

@@ -34,6 +34,7 @@ def tile(session: Session, source: Path, labels: Path | None = None) -> int:
     """Slides to tiles, with the mpp and regions that `labels` (or a manifest) tell of them."""
     from mhim.pipeline.stages.tile import Tile
 
+    plugins_there(session.config, "tile")
     slides = _slides(session, source, labels)
     if not session.dry_run:
         cohort.remember(session.work, slides)
@@ -65,6 +66,7 @@ def extract(session: Session) -> int:
     """Tiles to features."""
     from mhim.pipeline.stages.extract import Extract
 
+    plugins_there(session.config, "extract")
     slides = cohort.read_cohort(session.work)
     untiled = [s.id for s in slides if reading.stored(session.work.tile_store(s.id)) is None]
     if len(untiled) == len(slides):
@@ -79,27 +81,30 @@ def extract(session: Session) -> int:
     return run_stage(session, Extract(session.work, config, slides))
 
 
-def plugins_there(config: Config) -> None:
-    """Raise LookupFailed or EncoderError unless every plug-in that the settings name is there. What ships is told by
-    its name; only a user's own is imported."""
+def plugins_there(config: Config, *verbs: str) -> None:
+    """Raise LookupFailed or EncoderError unless every plug-in that `verbs` use is there. What ships is told by its
+    name; only a user's own is imported."""
     from mhim.extract import encoders
 
-    encoders.known(config.extract.encoder)
-    named = (
-        ("mhim.extract.tissue", config.tile.segmenter),
-        ("mhim.extract.tissue", config.tile.fallback_segmenter),
-        ("mhim.mil.models", config.train.model),
-        ("mhim.pipeline.backends", config.cluster.backend),
-    )
+    if "extract" in verbs:
+        encoders.known(config.extract.encoder)
+    named = [("mhim.pipeline.backends", config.cluster.backend)]
+    if "tile" in verbs:
+        named += [("mhim.extract.tissue", n) for n in (config.tile.segmenter, config.tile.fallback_segmenter) if n]
+    if "train" in verbs:
+        student = config.train.model_params.get("student")
+        named += [("mhim.mil.models", n) for n in (config.train.model, student) if isinstance(n, str)]
     for package, name in named:
-        if name and name.removeprefix(f"{package}.") not in lookup.names(package):
+        if name.removeprefix(f"{package}.") not in lookup.names(package):
             lookup.find(package, name)
 
 
 def run_all(session: Session, source: Path, labels: Path | None, name: str | None) -> int:
     """The four verbs in order. Failed items do not stop the next verb; the worst exit code is returned. Raises Stopped
     at the first verb that can make nothing more."""
-    plugins_there(session.config)  # told before hours of tiling, as is a wrong or missing table
+    plugins_there(
+        session.config, "tile", "extract", "train"
+    )  # told before hours of tiling, as is a wrong or missing table
     # whose mpp and regions decide the tiles
     if labels is None:
         own = use.of_manifest(source, session.config.labels)
@@ -172,6 +177,7 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
     from mhim.pipeline.stages import runs
     from mhim.pipeline.stages.train import Train
 
+    plugins_there(session.config, "train")
     config = session.config
     run = runs.named(name, config.train.model)
     found, data, config = to_train_on(session, labels)
@@ -230,6 +236,7 @@ def score(
     from mhim.pipeline.stages import external, newcomers, runs
     from mhim.pipeline.training import bundle
 
+    plugins_there(session.config)
     run = runs.find(session.work, name, session.config.train.model)
     bundle.permitted(predictions.folds_of(run))  # told before hours of tiling
     if session.submits and not session.dry_run:

@@ -31,6 +31,25 @@ OWN = {
     "own_mil.py": "from mhim.mil.models.mean import Params, build\n",
     "own_backend.py": "from mhim.pipeline.backends.local import Params, run\n",
 }
+ALL_FOUR = (  # one file, in a folder of its own
+    ENCODER
+    + """
+import neighbour
+from mhim.mil.models import mean
+from mhim.pipeline.backends import local
+
+class segmenter:
+    segment = staticmethod(neighbour.segment)
+    Params = neighbour.Params
+
+class model:
+    Params, build = mean.Params, mean.build
+
+class backend:
+    run = local.run
+"""
+)
+NEIGHBOUR = "from mhim.extract.tissue.otsu import Params, segment\n"
 SHADOWS = ("configs/__init__.py", "extract/__init__.py", "mil.py", "pipeline.py", "numpy.py", "torch.py", "typer.py")
 KINDS = [
     "--encoder",
@@ -106,6 +125,38 @@ def test_all_four_kinds_go_through_every_verb_in_a_folder_of_shadows(folder: Pat
     assert call(folder, "train", "--labels", "labels.csv", *KINDS[:4], *FEW)[0] == 3
 
 
+def test_all_four_kinds_by_one_file_go_through_every_verb(folder: Path) -> None:
+    (folder / "plug").mkdir()
+    (folder / "plug" / "mine.py").write_text(ALL_FOUR)
+    (folder / "plug" / "neighbour.py").write_text(NEIGHBOUR)
+    (folder / "plug" / "numpy.py").write_text("raise SystemExit('a plug-in shadows a library')\n")
+    tiling = ["--set", "tile.segmenter=plug/mine.py", "--backend", "plug/mine.py"]
+    kinds = [*tiling, "--encoder", "./plug/mine.py:mean_colour", "--model", "./plug/mine.py"]
+    code, text = call(folder, "run", "slides", "--labels", "labels.csv", *kinds, *FEW, "--set", "score.heatmaps=none")
+    assert code == 0, text
+    work = layout.Work(folder / "work")
+    assert [p.name for p in (work.root / "features").iterdir()] == ["mine.mean_colour"]
+    card = json.loads((work.run("mine") / "fold_0" / "model.json").read_text())
+    assert (card["model"], card["features"]["encoder"]) == ("mine", "mine.mean_colour")
+
+    # by the module's name from the file's own folder it is the same, so nothing is made anew or refused
+    there = ["--work", "../work", "--set", "tile.segmenter=mine", "--set", "cluster.backend=mine", *FEW]
+    code, text = call(folder / "plug", "tile", "../slides", *there)
+    assert (code, "8 skipped" in text) == (0, True), text  # and numpy.py of that folder is passed over
+
+    # a received name wants the file, or is refused before any work
+    shutil.rmtree(work.run("mine") / "scores")
+    again = ["score", "--name", "mine", *FEW, "--set", "score.heatmaps=none"]
+    assert call(folder, *again)[0] == 2
+    code, text = call(folder, *again, "--allow-plugin", "plug/mine.py")
+    assert code == 0, text
+    assert (work.run("mine") / "scores").is_dir()
+
+    # the code of the file, and of what it imports from its folder, is in the fingerprint
+    (folder / "plug" / "neighbour.py").write_text(NEIGHBOUR + "# changed\n")
+    assert call(folder, "tile", "slides", *tiling, *FEW)[0] == 3
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -118,6 +169,18 @@ def test_all_four_kinds_go_through_every_verb_in_a_folder_of_shadows(folder: Pat
         ["--set", "tile.fallback_segmenter=no.such_seg"],
         ["--backend", "no_such_backend"],
         ["--backend", "no.such"],
+        *(
+            [flag, f"{before}{name}"]
+            for flag, before in (
+                ("--encoder", ""),
+                ("--model", ""),
+                ("--set", "tile.segmenter="),
+                ("--set", "tile.fallback_segmenter="),
+                ("--set", "train.model_params.student="),
+                ("--backend", ""),
+            )
+            for name in ("./no_such.py", "./own_enc.py:missing", "./numpy.py")
+        ),
     ],
 )
 def test_a_misspelt_plug_in_is_one_usage_error_before_work(
@@ -144,12 +207,19 @@ def test_job_scripts_start_behind_the_folder_and_say_what_is_allowed(tmp_path: P
     from mhim.configs import trust
     from mhim.pipeline.backends import slurm
 
-    trust.adopt(trust.Trust(frozenset({"own.enc"}), remote_code=True))
+    files = frozenset({("own", "/plug/own.py")})
+    trust.adopt(trust.Trust(frozenset({"own", "own.enc"}), remote_code=True, files=files))
     step = slurm.Step("extract", [], 3, ["a"])
     params = slurm.Params()
     script = slurm.job_script(step, tmp_path, tmp_path, params, params.of("extract"), 1)
     assert f"{sys.executable} -P -m mhim.pipeline extract" in script
-    assert "--allow-plugin own.enc --set extract.encoder_params.trust_remote_code=true" in script
+    assert (
+        "--allow-plugin /plug/own.py --allow-plugin own.enc --set extract.encoder_params.trust_remote_code=true"
+        in script
+    )
+    boxed = slurm.Params(container="/images/x.sif")
+    script = slurm.job_script(step, tmp_path, tmp_path, boxed, boxed.of("extract"), 1)
+    assert "--bind /plug " in script  # the container sees the plug-in's folder
     from mhim.configs.lookup import LookupFailed
 
     odd = slurm.Params(partition="x\nrm -rf ~")
