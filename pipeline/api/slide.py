@@ -102,7 +102,6 @@ class Slide:
         (N, 2) level-0 px; uns["mhim"] slide, encoder, mpp, tile_px. Needs the extra `anndata`: MissingPackage."""
         try:
             import anndata
-            import pandas as pd
         except ImportError as error:
             raise MissingPackage(
                 f"to_anndata needs a package that is not installed ({error.name}): pip install 'mhim-pipeline[anndata]'"
@@ -110,9 +109,9 @@ class Slide:
         store = self._store(encoder)
         attrs = reading.read_attrs(store)
         coords = np.asarray(reading.read_array(store, "coords"))
-        names = [f"{self.id}:{x}:{y}" for x, y in coords.tolist()]
-        table = pd.DataFrame({"x_l0": coords[:, 0], "y_l0": coords[:, 1]}, index=names)
+        table = {"x_l0": coords[:, 0], "y_l0": coords[:, 1]}
         made = anndata.AnnData(reading.read_array(store, "features").astype(np.float32), obs=table)
+        made.obs_names = [f"{self.id}:{x}:{y}" for x, y in coords.tolist()]
         edge = np.broadcast_to(np.asarray(attrs.get("tile_l0") or 0.0, dtype=np.float64), (2,))
         made.obsm["spatial"] = coords + edge / 2
         facts = {k: v for k, v in cases.facts_of(attrs).items() if k in ("encoder", "weights_id", "mpp", "tile_px")}
