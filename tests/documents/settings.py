@@ -20,6 +20,7 @@ from mhim import configs
 from mhim.configs import lookup
 from mhim.configs.load import presets
 from mhim.configs.schema import Config, marked
+from tests.documents.commands import flags
 
 NAMED = {  # settings whose value is the name of a file of that package
     ("tile", "segmenter"): "mhim.extract.tissue",
@@ -79,11 +80,12 @@ pipeline config --presets                         # names of the presets
 Order: default < preset or file (`--config`, repeatable, later ones win) < `--set section.key=value` < named flags such
 as `--mpp`. An unknown key is refused by name. Outputs remember every setting that decides a result; settings marked
 *speed* change how fast it comes, never the result, and may differ between runs. Those marked *later* are thresholds on
-stored measurements: a change is applied without reading a slide."""
+stored measurements: a change is applied without reading a slide. A flag beside a setting's name sets the same."""
 
 
 def _table(model: type[BaseModel], section: str) -> str:
     lines = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
+    short = flags()
     fast, later = marked(model, "speed"), marked(model, "later")
     for name, field in model.model_fields.items():
         mark = " *(speed)*" if name in fast else " *(later)*" if name in later else ""
@@ -94,7 +96,9 @@ def _table(model: type[BaseModel], section: str) -> str:
         if (section, name) == ("tile", "fallback_segmenter"):
             allowed += ", or empty"
         meaning = _cell(field.description or "")
-        lines.append(f"| `{name}` | {_default(field, section, name)} | {allowed} | {meaning}{mark} |")
+        flag = short.get(f"{section}.{name}" if section else f"cluster.backend_params.{name}")
+        typed = f"`{name}`" + (f" `{flag}`" if flag else "")
+        lines.append(f"| {typed} | {_default(field, section, name)} | {allowed} | {meaning}{mark} |")
     return "\n".join(lines)
 
 

@@ -12,12 +12,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.documents import settings, tables
+from tests.documents import commands, settings, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = "configs/README.md"
 PART = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PARTS: dict[str, Callable[[], str]] = {
+    "commands": commands.commands,
     "models": tables.models,
     "masking-abmil": lambda: tables.masking("abmil"),
     "masking-dsmil": lambda: tables.masking("dsmil"),
