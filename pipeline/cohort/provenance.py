@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -127,12 +127,11 @@ def _unlike(made: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
     )
 
 
-def of_run(cards: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Made:
+def of_run(recorded: Made | None, facts: Mapping[str, Any], config: Mapping[str, Any]) -> Made:
     """The record of a trained run: its models' own (`made` in `model.json`); of runs of version 0.1, which kept none,
-    the settings beside them (`config.yaml`), corrected by what the models tell of their features."""
-    if "made" in cards[0]:
-        return dict(cards[0]["made"])
-    facts = cards[0]["features"]
+    the settings beside them (`config.yaml`), corrected by what the models tell of their features (`facts`)."""
+    if recorded is not None:
+        return dict(recorded)
     made = {f"{s}.{k}": v for s in _SECTIONS for k, v in (config.get(s) or {}).items()}
     if facts.get("mpp") and facts["mpp"] not in (made.get("tile.mpp") or [])[:1]:
         made["tile.mpp"] = [facts["mpp"]]

@@ -17,6 +17,7 @@ from rich.table import Table
 from mhim.configs.load import resolve
 from mhim.pipeline.demo import cohort
 from mhim.pipeline.results import numbers
+from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.resume import console
 from mhim.pipeline.stages import session as session_
 from mhim.pipeline.stages import verbs
@@ -75,9 +76,9 @@ def _show_metrics(work: layout.Work, folder: Path) -> None:
     rows: list[tuple[str, list[str]]] = []
     counted: list[str] = []
     for model in MODELS:
-        metrics = reading.read_json(work.run(model) / "metrics.json")
-        rows.append((model, [numbers.text_of(metrics["test"][k]) for k in ("auc", "balanced_accuracy", "f1")]))
-        counted += [f"{model}: {line}" for line in choices.lines(metrics["choices"])]
+        metrics = Metrics.read(work.run(model))
+        rows.append((model, [numbers.text_of(metrics.test[k]) for k in ("auc", "balanced_accuracy", "f1")]))
+        counted += [f"{model}: {line}" for line in choices.lines(metrics.choices)]
     for name in ("AUC", "balanced accuracy", "F1", "AUC of tile scores against the planted tumour"):
         table.add_column(name, justify="right")
     for model, cells in rows:

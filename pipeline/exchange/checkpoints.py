@@ -19,6 +19,7 @@ from mhim.pipeline.resume import leftovers
 from mhim.pipeline.store import disk, layout, writing
 from mhim.pipeline.training import bundle
 from mhim.pipeline.training import fold as training
+from mhim.pipeline.training.card import Card
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # names under which a checkpoint may hold the weights
 
@@ -113,6 +114,7 @@ def _one(file: Path, out: Path, fold: int, task: tasks.Task, features: dict[str,
         raise ImportRefused(f"{file}: {error}") from error
     digest = layout.sha256(file)
     card = {
+        "format": layout.FORMAT,
         "model": name,
         "model_params": params,
         "in_dim": in_dim,
@@ -129,7 +131,7 @@ def _one(file: Path, out: Path, fold: int, task: tasks.Task, features: dict[str,
         "test": {},
         "imported": {"file": file.name, "sha256": digest},
     }
-    bundle.write(out, card, model.float().state_dict(), None)
+    bundle.write(out, Card.of(card, out / bundle.CARD), model.float().state_dict(), None)
     header = {"side": "", "patient": "", "slides": ""}  # no patient was held out here, so there is no row
     (out / training.PREDICTIONS).write_text(training.table([header]).splitlines()[0] + "\n")
     writing.seal(out, {"stage": "import-model", "sha256": digest, "activation": activation})

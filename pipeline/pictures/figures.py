@@ -5,7 +5,7 @@ Drawn with matplotlib without a display. It reads no work folder; `report.py` ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from mhim.mil import metrics, resampling
 from mhim.pipeline.results.estimand import Answers
+from mhim.pipeline.results.metrics_file import Reliability
 from mhim.pipeline.store import disk
 
 Row = dict[str, Any]
@@ -124,23 +125,23 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Callab
     return draw
 
 
-def reliability(found: dict[str, Any]) -> Callable[[Any], None]:
+def reliability(found: Mapping[str, Reliability]) -> Callable[[Any], None]:
     """Confidence against accuracy before and after the temperature; marker area is the number of patients."""
 
     def draw(axes: Any) -> None:
         axes.plot([0, 1], [0, 1], color="#999", linestyle=":", linewidth=1)
         for colour, (name, one) in zip(COLOURS, found.items(), strict=False):
-            bins = one["bins"]
+            bins = one.bins
             axes.plot(
-                [b["confidence"] for b in bins],
-                [b["accuracy"] for b in bins],
+                [b.confidence for b in bins],
+                [b.accuracy for b in bins],
                 color=colour,
-                label=f"{name} (ECE {one['ece']:.3f})",
+                label=f"{name} (ECE {one.ece:.3f})",
             )
             axes.scatter(
-                [b["confidence"] for b in bins],
-                [b["accuracy"] for b in bins],
-                s=[8 + 4 * b["n"] for b in bins],
+                [b.confidence for b in bins],
+                [b.accuracy for b in bins],
+                s=[8 + 4 * b.n for b in bins],
                 color=colour,
             )
         axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(-0.02, 1.05))

@@ -16,6 +16,7 @@ import numpy as np
 from mhim.configs.schema import ScoreConfig
 from mhim.mil import heatmap
 from mhim.mil.heatmap import Frame, Scaled
+from mhim.mil.tasks import Task
 from mhim.pipeline.store import layout
 
 PICTURE_PX = 1600  # long side of an overlay
@@ -35,7 +36,7 @@ class Layer:
         return heatmap.scaled(self.scores, "share" if self.share else how, self.signed)
 
 
-def layers(arrays: dict[str, np.ndarray], task: dict[str, Any], which: str) -> list[Layer]:
+def layers(arrays: dict[str, np.ndarray], task: Task, which: str) -> list[Layer]:
     """The layers of one slide that `which` (a value of score.heatmaps) asks for and the model can give.
 
     arrays: attention (n,) and, if the model has it, evidence (n, C), as the store of scores holds them.
@@ -51,10 +52,10 @@ def layers(arrays: dict[str, np.ndarray], task: dict[str, Any], which: str) -> l
     if evidence is None or which in ("none", "attention"):
         return made
     evidence = evidence.astype(np.float64)
-    names = [str(c) for c in task["classes"]]
-    if task["kind"] != "classification":
-        hazard = 1 / (1 + np.exp(-evidence)) if task["kind"] == "nll" else evidence
-        risk = -np.cumprod(1 - hazard, axis=1).sum(1) if task["kind"] == "nll" else evidence[:, 0]
+    names = task.classes
+    if task.survival:
+        hazard = 1 / (1 + np.exp(-evidence)) if task.kind == "nll" else evidence
+        risk = -np.cumprod(1 - hazard, axis=1).sum(1) if task.kind == "nll" else evidence[:, 0]
         share = Layer("contribution_risk", arrays["attention"] * (risk - risk.mean()), True)
         return [*made, Layer("risk", risk), share]
     shown = range(1, 2) if len(names) == 2 else range(len(names))

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from mhim.mil import tasks
 from mhim.pipeline.pictures import figures
 from mhim.pipeline.results import again, ensemble, estimand, numbers, operating_point, predictions
 from mhim.pipeline.results import risk_groups as risk
+from mhim.pipeline.results.metrics_file import METRICS, Estimate, Metrics
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import bundle, choices
@@ -35,13 +35,13 @@ ASSETS = Path(__file__).parent / "assets"
 
 def write(work: layout.Work, run: Path) -> Path:
     """Write the report of a scored run. Raises StoreError if it is not scored."""
-    if not (run / "metrics.json").exists() or not (run / "predictions.csv").exists():
+    if not (run / METRICS).exists() or not (run / "predictions.csv").exists():
         raise layout.StoreError(f"{run} is not scored; run `pipeline score --name {run.name}` first")
     reading.check_scored(run)
     leftovers.sweep_work(work)
-    found = reading.read_json(run / "metrics.json")
+    found = Metrics.read(run)
     style, script = ((ASSETS / name).read_text() for name in ("report.css", "report.js"))
-    if found.get("numbers") != layout.NUMBERS:
+    if found.counted_otherwise:
         raise layout.StoreError(
             f"the numbers of {run.name} are of version 0.1, which counted otherwise; run `pipeline "
             f"score --name {run.name}` first, which takes seconds"
@@ -49,10 +49,10 @@ def write(work: layout.Work, run: Path) -> Path:
     each = estimand.read(run / "predictions.csv")
     rows = ensemble.ensemble(each)
     rows = [row | {"mistake": wrong} for row, wrong in zip(rows, _mistakes(rows, found), strict=True)]
-    classes = found["task"]["classes"]
+    classes = found.task.classes
     rows.sort(key=lambda row: (not _wrong(row, classes), -row["mistake"]))
     svg = figures.save_all(run / "report", _figures(run, found, rows, each))
-    head = [f"<h1>{_e(run.name)}</h1>", _summary(found), *(f'<p class="note">{_e(w)}</p>' for w in found["warnings"])]
+    head = [f"<h1>{_e(run.name)}</h1>", _summary(found), *(f'<p class="note">{_e(w)}</p>' for w in found.warnings)]
     parts = [
         *head,
         "<h2>Results</h2>",
@@ -83,10 +83,8 @@ def write(work: layout.Work, run: Path) -> Path:
     return run / "report.html"
 
 
-def _figures(
-    run: Path, found: dict[str, Any], rows: Sequence[Row], each: Sequence[Row]
-) -> dict[str, Callable[[Any], None]]:
-    classes = found["task"]["classes"]
+def _figures(run: Path, found: Metrics, rows: Sequence[Row], each: Sequence[Row]) -> dict[str, Callable[[Any], None]]:
+    classes = found.task.classes
     histories = {}
     for folder in predictions.folds_of(run):
         if (folder / "history.csv").exists():
@@ -94,55 +92,56 @@ def _figures(
                 histories[folder.name] = list(csv.DictReader(f))
     made: dict[str, Callable[[Any], None]] = {}
     if classes:
-        answers = estimand.answers(each, tasks.from_json(found["task"]))
+        answers = estimand.answers(each, found.task.value)
         made |= {
             "roc": figures.curve("roc", answers, classes),
             "pr": figures.curve("pr", answers, classes),
-            "confusion": figures.confusion(found["confusion"], classes),
+            "confusion": figures.confusion(found.confusion or [], classes),
         }
-        if "reliability" in found:
-            made["reliability"] = figures.reliability(found["reliability"])
+        if found.reliability:
+            made["reliability"] = figures.reliability(found.reliability)
     else:
         grouped = risk.groups(rows)
         if grouped is not None:
-            made[risk.NAME] = figures.kaplan_meier(*grouped, found.get("log_rank_p"))
+            made[risk.NAME] = figures.kaplan_meier(*grouped, found.log_rank_p)
     made["loss"] = figures.training(histories, "loss")
-    made["validation"] = figures.training(histories, found["headline"])
+    made["validation"] = figures.training(histories, found.headline)
     return made
 
 
-def _summary(found: dict[str, Any]) -> str:
+def _summary(found: Metrics) -> str:
     shown = ("c_index", "auc", "balanced_accuracy", "f1", "ece")
     cells = "".join(
-        f"<div>{_interval(found['test'][k])}<small>{_e(k.replace('_', ' '))}</small></div>"
+        f"<div>{_interval(found.test[k])}<small>{_e(k.replace('_', ' '))}</small></div>"
         for k in shown
-        if k in found["test"]
+        if k in found.test
     )
-    what = f"{found['model']} on {found['features'].get('encoder')} features"
-    size = f"{found['patients']} held-out {found['unit']}s, {found['folds']} folds, {found['seeds']} seed(s)"
-    level = f"{100 * found['confidence']:.0f} %"
-    told = f"{what}; {size}; split {found['split_hash']}; {level} intervals over "
+    what = f"{found.model} on {found.features.encoder} features"
+    size = f"{found.patients} held-out {found.unit}s, {found.folds} folds, {found.seeds} seed(s)"
+    level = f"{100 * found.confidence:.0f} %"
+    told = f"{what}; {size}; split {found.split_hash}; {level} intervals over "
     told += "patients drawn inside their folds; ranking is of pairs of patients whom the same training held out."
     return f'<p class="soft">{_e(told)}</p><div class="big">{cells}</div>'
 
 
-def _metrics_table(found: dict[str, Any]) -> str:
+def _metrics_table(found: Metrics) -> str:
     made = _table(("metric", "mean ± sd over trainings", "inside trainings, with interval"), numbers.lines(found))
-    counted = choices.lines(found["choices"])
-    if "decision_rule" in found:
-        counted.insert(0, f"Decisions: {found['decision_rule']}.")
-    if found.get("log_rank_stratified_p") is not None:
+    counted = choices.lines(found.choices)
+    if found.decision_rule is not None:
+        counted.insert(0, f"Decisions: {found.decision_rule}.")
+    if found.log_rank_stratified_p is not None:
         counted.append(
-            f"log-rank test of the risk groups: p = {found['log_rank_p']:.3g}; stratified by fold: p = "
-            f"{found['log_rank_stratified_p']:.3g}"
+            f"log-rank test of the risk groups: p = {found.log_rank_p:.3g}; stratified by fold: p = "
+            f"{found.log_rank_stratified_p:.3g}"
         )
     made += "".join(f"<p>{_e(line)}</p>" for line in counted)
-    told = found.get("decisions")
-    if told:
-        shares = [f"{k} {told[k]:.3f}" for k in ("sensitivity", "specificity") if told.get(k) is not None]
+    told = found.decisions
+    if told is not None and told.undecided is not None:
+        rates = {"sensitivity": told.sensitivity, "specificity": told.specificity}
+        shares = [f"{name} {rate:.3f}" for name, rate in rates.items() if rate is not None]
         made += (
-            f"<p>At the frozen thresholds: {', '.join(shares)}; {100 * told['undecided']:.0f} % left undecided, "
-            f"of {told['patients']} patients.</p>"
+            f"<p>At the frozen thresholds: {', '.join(shares)}; {100 * told.undecided:.0f} % left undecided, "
+            f"of {told.patients} patients.</p>"
         )
     return made
 
@@ -165,8 +164,8 @@ def _pictures(svg: dict[str, bytes]) -> str:
     return f'<div class="figures">{"".join(each)}</div>'
 
 
-def _patients(rows: Sequence[Row], found: dict[str, Any]) -> str:
-    classes = found["task"]["classes"]
+def _patients(rows: Sequence[Row], found: Metrics) -> str:
+    classes = found.task.classes
     columns = [
         "patient",
         "slides",
@@ -199,7 +198,7 @@ def _patients(rows: Sequence[Row], found: dict[str, Any]) -> str:
     )
 
 
-def _cohort(work: layout.Work, found: dict[str, Any]) -> str:
+def _cohort(work: layout.Work, found: Metrics) -> str:
     try:
         tile = status.read(work)[0]
     except Exception as error:  # features may have come without slides
@@ -215,8 +214,8 @@ def _cohort(work: layout.Work, found: dict[str, Any]) -> str:
         ("scanner format", ", ".join(f"{k}: {n}" for k, n in sorted(vendors.items()))),
         ("tissue, mm²", f"{sum(t.get('tissue_um2', 0) for t in tiles) / 1e6:.1f}"),
     ]
-    if "class_patients" in found:
-        counts = (f"{c}: {n}" for c, n in sorted(found["class_patients"].items()))
+    if found.class_patients is not None:
+        counts = (f"{c}: {n}" for c, n in sorted(found.class_patients.items()))
         rows.append(("patients per class", ", ".join(counts)))
     return _table(("", ""), rows)
 
@@ -241,32 +240,32 @@ def _splits(run: Path) -> str:
     return _table(("repeat", "fold", "train", "validation", "test"), rows)
 
 
-def _trainings(found: dict[str, Any]) -> str:
+def _trainings(found: Metrics) -> str:
     """One line per training, with the plain model that took over where masking hurt."""
-    headline = found["headline"]
+    headline = found.headline
     rows = []
-    for one in found.get("per_fold", []):
-        value = one["metrics"].get(headline)
+    for one in found.per_fold:
+        value = one.metrics.get(headline)
         rows.append(
             (
-                one["repeat"],
-                one["fold"],
-                one["seed"],
-                one["patients"],
-                one["epoch"],
-                one["cell"] or "",
+                one.repeat,
+                one.fold,
+                one.seed,
+                one.patients,
+                one.epoch,
+                one.cell or "",
                 "undefined" if value is None else f"{value:.3f}",
-                one.get("fallback", {}).get("why", ""),
+                one.fallback.why if one.fallback else "",
             )
         )
     measured = headline.replace("_", " ")
-    counted = "".join(f"<p>{_e(line)}</p>" for line in choices.lines(found["choices"]))
+    counted = "".join(f"<p>{_e(line)}</p>" for line in choices.lines(found.choices))
     columns = ("repeat", "fold", "seed", "patients", "epoch", "cell of the grid", measured, "fell back")
     return counted + _table(columns, rows)
 
 
-def _gallery(run: Path, rows: Sequence[Row], found: dict[str, Any], room: int) -> str:
-    classes = found["task"]["classes"]
+def _gallery(run: Path, rows: Sequence[Row], found: Metrics, room: int) -> str:
+    classes = found.task.classes
     made, left = [], 0
     for r in rows:
         for slide in r["slide"].split(";"):
@@ -298,11 +297,11 @@ def _gallery(run: Path, rows: Sequence[Row], found: dict[str, Any], room: int) -
     return f'<div class="gallery">{"".join(made)}</div>{note}'
 
 
-def _settings(run: Path, found: dict[str, Any]) -> str:
+def _settings(run: Path, found: Metrics) -> str:
     card = bundle.card_of(predictions.folds_of(run)[0])
-    versions = _table(("program", "version"), list(card["versions"].items()))
+    versions = _table(("program", "version"), list(card.versions.items()))
     config = (run / "config.yaml").read_text() if (run / "config.yaml").exists() else ""
-    facts = _table(("features", ""), [(k, str(v)) for k, v in found["features"].items()])
+    facts = _table(("features", ""), [(k, str(v)) for k, v in found.features.plain().items()])
     return f"{versions}{facts}<details><summary>config.yaml</summary><pre>{_e(config)}</pre></details>"
 
 
@@ -322,10 +321,10 @@ def _small_jpeg(path: Path) -> bytes:
     return bytes(data)
 
 
-def _mistakes(rows: Sequence[Row], found: dict[str, Any]) -> list[float]:
+def _mistakes(rows: Sequence[Row], found: Metrics) -> list[float]:
     """How wrong each prediction is: the probability that is missing for the true class; for survival the share of the
     comparable patients of the same fold with whom the risks stand in the wrong order."""
-    if found["task"]["classes"]:
+    if found.task.classes:
         return [1.0 - float(row[f"p_{row['label']}"]) for row in rows]
     time, event, risk = (np.array([float(r[k]) for r in rows]) for k in ("time", "event", "risk"))
     fold = np.array([r.get("fold", 0) for r in rows])
@@ -344,11 +343,11 @@ def _decision(row: Row, classes: Sequence[str]) -> str:
     return str(row.get("decision") or operating_point.called(row, classes))
 
 
-def _interval(value: dict[str, Any]) -> str:
-    if value["value"] is None:
+def _interval(value: Estimate) -> str:
+    if value.value is None:
         return "undefined"
-    low = value.get("low")
-    return f"{value['value']:.3f}" + (f" <small>{low:.3f} to {value['high']:.3f}</small>" if low is not None else "")
+    bounds = value.low is not None and value.high is not None
+    return f"{value.value:.3f}" + (f" <small>{value.low:.3f} to {value.high:.3f}</small>" if bounds else "")
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

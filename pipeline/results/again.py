@@ -28,8 +28,8 @@ def commands(work: layout.Work, run: Path) -> list[str]:
     given = ["--work", FOLDER, "--config", _at(run / "config.yaml")]
     labels = ["--labels", _at(run / known.PATIENTS) if (run / known.PATIENTS).exists() else "LABELS.csv"]
     lines = []
-    if card["features"].get("weights_id") == "imported":
-        encoder = card["features"]["encoder"]
+    if card.features.weights_id == "imported":
+        encoder = card.features.encoder
         lines.append(f"# the features were imported: pipeline import FEATURES/ --work {FOLDER} --encoder {encoder}")
     else:
         roots = _roots(read_cohort(work)) if work.cohort.exists() else {}
@@ -38,8 +38,9 @@ def commands(work: layout.Work, run: Path) -> list[str]:
         ]
         if len(roots) > _MOST_ROOTS:
             lines.append(f"# and {len(roots) - _MOST_ROOTS} more folders of slides, which {work.cohort} names")
-        if card.get("made", {}).get("encoder.weights_id") and card["features"]["encoder"] != "texture":
-            lines.append(f"# weights or code of the encoder: {card['made']['encoder.weights_id']}")
+        weights = (card.made or {}).get("encoder.weights_id")
+        if weights and card.features.encoder != "texture":
+            lines.append(f"# weights or code of the encoder: {weights}")
         lines.append(_line("extract", *given))
     name = ["--name", run.name]
     return [

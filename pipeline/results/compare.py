@@ -19,6 +19,7 @@ from mhim.configs.schema import ScoreConfig
 from mhim.mil import resampling, tasks
 from mhim.pipeline.results import estimand, numbers, operating_point
 from mhim.pipeline.results.estimand import Row
+from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.resume.console import escape
 from mhim.pipeline.store import reading
 from mhim.pipeline.store.layout import CARD, StoreError
@@ -38,9 +39,9 @@ def compare(one: Path, two: Path, config: ScoreConfig, only: str | None = None) 
     """
     told, rows = zip(*(_scored(run) for run in (one, two)), strict=True)
     refuse_others((one.name, two.name), told, rows)
-    task = tasks.from_json(told[0]["task"])
+    task = told[0].task.value
     sides = [estimand.answers(sorted(r, key=_order), task) for r in rows]
-    horizons = told[0].get("horizons") or _horizons(one, task)
+    horizons = told[0].horizons or _horizons(one, task)
     measures = [estimand.metric(side, horizons) for side in sides]
     return _paired(measures, sides[0], config, only)
 
@@ -62,22 +63,22 @@ def _paired(
     return {k: resampling.verdict(v, drawn[k], config.confidence) for k, v in point.items()}
 
 
-def refuse_others(names: Sequence[str], told: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[Row]]) -> None:
+def refuse_others(names: Sequence[str], told: Sequence[Metrics], rows: Sequence[Sequence[Row]]) -> None:
     """Raise StoreError, saying what differs, unless two runs answered the same question about the same patients."""
     one, two = names
-    kinds = ["classification" if t["task"]["kind"] == "classification" else "survival" for t in told]
+    kinds = ["classification" if t.task.kind == "classification" else "survival" for t in told]
     if kinds[0] != kinds[1]:
         raise StoreError(f"{one} is of {kinds[0]}, {two} of {kinds[1]}: they answer different questions")
-    classes = [list(t["task"]["classes"]) for t in told]
+    classes = [t.task.classes for t in told]
     if classes[0] != classes[1]:
         told_classes = [", ".join(c) for c in classes]
         raise StoreError(
             f"{one} has the classes {told_classes[0]}, {two} {told_classes[1]} (the last is "
             "the positive one): only runs of the same classes in the same order can be compared"
         )
-    if told[0]["split_hash"] != told[1]["split_hash"]:
+    if told[0].split_hash != told[1].split_hash:
         raise StoreError(
-            f"{one} has split {told[0]['split_hash']}, {two} {told[1]['split_hash']}: only "
+            f"{one} has split {told[0].split_hash}, {two} {told[1].split_hash}: only "
             "runs on the same splits can be compared (same labels, train.seed and train.folds)"
         )
     held = [{(r["patient"], r["repeat"], r["fold"]) for r in side} for side in rows]
@@ -106,7 +107,7 @@ def tell(one: Path, two: Path, config: ScoreConfig, out: Console) -> None:
     table = Table(title=f"{two.name} minus {one.name}: same patients, paired bootstrap inside folds")
     for column in ("metric", f"difference, {100 * config.confidence:.0f} % interval", "p", "so"):
         table.add_column(column)
-    horizons = told[0][0].get("horizons") or _horizons(one, tasks.from_json(told[0][0]["task"]))
+    horizons = told[0][0].horizons or _horizons(one, told[0][0].task.value)
     for name, verdict in found.items():
         d = verdict["difference"]
         said = f"{two.name} is {verdict['verdict']}" if verdict["verdict"] != "no difference" else "no difference"
@@ -120,17 +121,17 @@ def tell(one: Path, two: Path, config: ScoreConfig, out: Console) -> None:
         trainings, seeds = len({estimand.place(r) for r in rows}), len({r["seed"] for r in rows})
         out.print(escape(f"{run.name}: {trainings} trainings, {seeds} seed(s)"))
         for line in [
-            *choices.lines(summary["choices"] if "choices" in summary else _counted(summary)),
+            *choices.lines(summary.choices or _counted(summary)),
             *numbers.one_class([r for r in rows if r.get("decision") != operating_point.UNDECIDED]),
         ]:
             out.print(escape(f"{run.name}: {line}"))
 
 
-def _scored(run: Path) -> tuple[dict[str, Any], list[Row]]:
+def _scored(run: Path) -> tuple[Metrics, list[Row]]:
     """A run's metrics.json and predictions.csv."""
     reading.check_scored(run)
     try:
-        return reading.read_json(run / "metrics.json"), estimand.read(run / training.PREDICTIONS)
+        return Metrics.read(run), estimand.read(run / training.PREDICTIONS)
     except FileNotFoundError as error:
         raise StoreError(f"{run.name} is not scored; run `pipeline score --name {run.name}` first") from error
 
@@ -146,18 +147,17 @@ def _horizons(run: Path, task: tasks.Task) -> list[float]:
     return numbers.mean_horizons(cards, task)
 
 
-def _counted(summary: Mapping[str, Any]) -> dict[str, Any]:
+def _counted(summary: Metrics) -> choices.Choices:
     """The choices of a run that was scored by version 0.1, as far as its metrics.json tells them."""
-    fallen = [f["fallback"] for f in summary["per_fold"] if "fallback" in f]
-    by = [choices.why_fallen(f) for f in fallen]
-    n = len(summary["per_fold"])
-    return {
-        "trainings": n,
-        "watched": n if fallen else 0,
-        "taught": n if fallen else 0,
-        choices.ALARM: by.count(choices.ALARM),
-        choices.VALIDATION: by.count(choices.VALIDATION),
-    }
+    by = [choices.why_fallen(f.fallback) for f in summary.per_fold if f.fallback]
+    n = len(summary.per_fold)
+    return choices.Choices(
+        trainings=n,
+        watched=n if by else 0,
+        taught=n if by else 0,
+        alarm=by.count(choices.ALARM),
+        validation=by.count(choices.VALIDATION),
+    )
 
 
 def _unit(truths: Sequence[Mapping[str, Sequence[Any]]], other: Sequence[str], kind: str) -> str:

@@ -188,7 +188,7 @@ def _seen(work: layout.Work, run: Path, folders: Sequence[Path]) -> list[_Seen]:
     slides: dict[str, str] = {}
     encoder = ""
     for folder in folders:
-        encoder = bundle.card_of(folder)["features"].get("encoder", "")
+        encoder = bundle.card_of(folder).features.encoder or ""
         if (folder / fold.PREDICTIONS).exists():
             slides |= {s: r["patient"] for r in fold.read_predictions(folder) for s in json.loads(r["slides"])}
     stores = feature_stores(work.features(encoder)) if encoder else {}

@@ -21,14 +21,16 @@ from mhim.mil import metrics
 from mhim.mil.resampling import Interval
 from mhim.mil.tasks import Task
 from mhim.pipeline.results import ensemble, estimand, operating_point, predictions, risk_groups
+from mhim.pipeline.results.metrics_file import METRICS, Estimate, Metrics
 from mhim.pipeline.store import layout
 from mhim.pipeline.training import bundle, choices
+from mhim.pipeline.training.card import Card
 
 Row = dict[str, Any]
 NAMES = {"c_index": "C-index", "auc": "AUC"}
 
 
-def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: ScoreConfig) -> dict[str, Any]:
+def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: ScoreConfig) -> Metrics:
     """The content of `metrics.json`. folders: the trainings; rows: their `scoring.predictions`."""
     cards = [bundle.card_of(f) for f in folders]
     horizons = mean_horizons(cards, task)
@@ -37,7 +39,7 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
     per_fold = [_per_fold(folder, card, each, found) for folder, card in zip(folders, cards, strict=True)]
     over = metrics.over_folds([f["metrics"] for f in per_fold])
     told = estimand.intervals(found, horizons, config.bootstrap, config.confidence)
-    hashes = sorted({c["split"]["hash"] for c in cards})
+    hashes = sorted({c.split.hash for c in cards})
     cells = [f["cell"] for f in per_fold]
     offered = len(list((folders[0].parents[1]).iterdir())) if cells[0] else 0
     together = ensemble.ensemble(rows)
@@ -45,15 +47,15 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
         "numbers": layout.NUMBERS,
         "unit": "patient",
         "patients": len(found.patients),
-        "model": choices.model_of(cards[0]),
+        "model": cards[0].asked,
         "task": task.to_json(),
         "headline": task.headline,
         "split_hash": hashes[0] if len(hashes) == 1 else hashes,
         "folds": len({(t.repeat, t.fold) for t in found.trainings}),
         "seeds": len(found.seeds),
         "trainings": len(found.trainings),
-        "protocol": cards[0]["protocol"],
-        "features": cards[0]["features"],
+        "protocol": cards[0].protocol,
+        "features": cards[0].features.plain(),
         "warnings": [],
         "over_folds": {k: {"mean": m, "sd": sd, "n": n} for k, (m, sd, n) in over.items()},
         "test": {k: asdict(v) for k, v in told.items()},
@@ -62,7 +64,7 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
         "confidence": config.confidence,
         "bootstrap": config.bootstrap,
         "per_fold": per_fold,
-        "choices": choices.count(cards, cells, offered),
+        "choices": choices.count(cards, cells, offered).plain(),
     }
     if len(found.seeds) > 1:
         made["ensemble"] = _intervals(ensemble.of_seeds(rows), task, horizons, config)
@@ -89,8 +91,7 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
         *undefined(found, over, told, config, task),
         *one_class(rows),
     ]
-    plain: dict[str, Any] = no_nan(made)
-    return plain
+    return Metrics.of(no_nan(made), METRICS)
 
 
 def pooled(rows: Sequence[Row]) -> list[Row]:
@@ -98,10 +99,10 @@ def pooled(rows: Sequence[Row]) -> list[Row]:
     return [{**row, "repeat": 0, "seed": 0, "fold": 0} for row in rows]
 
 
-def mean_horizons(cards: Sequence[Mapping[str, Any]], task: Task) -> list[float]:
+def mean_horizons(cards: Sequence[Card], task: Task) -> list[float]:
     """The times of the time-dependent AUCs: each fold has its own, from its training part; all are looked at in their
     mean, so that one name is one time."""
-    known = [c["horizons"] for c in cards if c.get("horizons")]
+    known = [c.horizons for c in cards if c.horizons]
     return [float(v) for v in np.mean(known, axis=0)] if task.survival and known else []
 
 
@@ -114,31 +115,28 @@ def label(name: str, horizons: Sequence[float]) -> str:
     return name
 
 
-def lines(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def lines(found: Metrics) -> list[tuple[str, str, str]]:
     """(metric, mean ± sd over trainings, value inside trainings with interval) for a table; what is of other things
     follows under its own name."""
-    n = found.get("trainings", len(found["per_fold"]))
+    n = len(found.per_fold) if found.trainings is None else found.trainings
     made = []
-    for name, over in found["over_folds"].items():
-        mean = (
-            "undefined"
-            if over["mean"] is None
-            else f"{over['mean']:.3f}" + (f" ± {over['sd']:.3f}" if over["sd"] is not None else "")
-        )
-        mean += f" ({over['n']} of {n})" if 0 < over["n"] < n else ""
-        made.append((label(name, found.get("horizons", [])), mean, text_of(found["test"].get(name))))
-    for key, what in (("pooled", "folds pooled"), ("ensemble", "ensemble of seeds")):
-        shown = [k for k in (*estimand.RANKING, "balanced_accuracy") if k in found.get(key, {})]
-        made += [(f"{k}, {what}", "", text_of(found[key][k])) for k in shown]
+    for name, over in found.over_folds.items():
+        spread = "" if over.sd is None else f" ± {over.sd:.3f}"
+        mean = "undefined" if over.mean is None else f"{over.mean:.3f}{spread}"
+        mean += f" ({over.n} of {n})" if 0 < over.n < n else ""
+        made.append((label(name, found.horizons), mean, text_of(found.test.get(name))))
+    for told, what in ((found.pooled, "folds pooled"), (found.ensemble, "ensemble of seeds")):
+        shown = [k for k in (*estimand.RANKING, "balanced_accuracy") if k in told]
+        made += [(f"{k}, {what}", "", text_of(told[k])) for k in shown]
     return made
 
 
-def text_of(value: Mapping[str, Any] | None) -> str:
+def text_of(value: Estimate | None) -> str:
     """value [low, high] of an interval as `metrics.json` holds it."""
-    if not value or value["value"] is None:
+    if value is None or value.value is None:
         return "undefined"
-    low = value.get("low")
-    return f"{value['value']:.3f}" + (f" [{low:.3f}, {value['high']:.3f}]" if low is not None else "")
+    bounds = f" [{value.low:.3f}, {value.high:.3f}]" if value.low is not None and value.high is not None else ""
+    return f"{value.value:.3f}{bounds}"
 
 
 def one_class(rows: Sequence[Row]) -> list[str]:
@@ -210,31 +208,31 @@ def _intervals(rows: Sequence[Row], task: Task, horizons: Sequence[float], confi
 
 
 def _per_fold(
-    folder: Path, card: Mapping[str, Any], each: Mapping[estimand.Place, dict[str, float]], found: estimand.Answers
+    folder: Path, card: Card, each: Mapping[estimand.Place, dict[str, float]], found: estimand.Answers
 ) -> dict[str, Any]:
-    place = (card["split"]["repeat"], card["split"]["fold"], card["seed"])
+    place = card.place
     (own,) = (t for t in found.trainings if (t.repeat, t.fold, t.seed) == place)
     return {
         "repeat": place[0],
         "fold": place[1],
         "seed": place[2],
         "patients": len(own.who),
-        "epoch": card["epoch"],
+        "epoch": card.epoch,
         "cell": folder.parent.name if folder.parent.parent.name == "grid" else "",
-        **({"fallback": card["fallback"]} if "fallback" in card else {}),
+        **({"fallback": card.fallback.plain()} if card.fallback else {}),
         "metrics": each[place],
     }
 
 
-def _missing(folders: Sequence[Path], cards: Sequence[dict[str, Any]]) -> list[str]:
+def _missing(folders: Sequence[Path], cards: Sequence[Card]) -> list[str]:
     """Folds of the splits that have no model: their patients are in no number."""
     file = next((p / "splits.csv" for p in folders[0].parents[:3] if (p / "splits.csv").exists()), None)
     if file is None:
         return []  # weights that were brought in
     with open(file, newline="") as f:
         wanted = {(int(r["repeat"]), int(r["fold"])) for r in csv.DictReader(f)}
-    seeds = {c["seed"] for c in cards}
-    there = {((c["split"]["repeat"], c["split"]["fold"]), c["seed"]) for c in cards}
+    seeds = {c.seed for c in cards}
+    there = {(c.place[:2], c.seed) for c in cards}
     lacking = sorted((*place, s) for place in wanted for s in seeds if (place, s) not in there)
     if not lacking:
         return []
@@ -248,16 +246,16 @@ def _missing(folders: Sequence[Path], cards: Sequence[dict[str, Any]]) -> list[s
     ]
 
 
-def _warnings(cards: Sequence[dict[str, Any]], task: Task) -> list[str]:
+def _warnings(cards: Sequence[Card], task: Task) -> list[str]:
     """What a reader must know before believing the numbers."""
     said = []
-    if cards[0]["protocol"] == "paper":
+    if cards[0].protocol == "paper":
         said.append("optimistic: the epoch was chosen on the test fold (train.protocol=paper)")
-    if len({c["seed"] for c in cards}) == 1:
+    if len({c.seed for c in cards}) == 1:
         what = NAMES[task.headline]
         said.append(f"one seed: differences of about one point of {what} between models mean nothing")
-    fallen = [c for c in cards if "fallback" in c]
+    fallen = [c.fallback for c in cards if c.fallback]
     if fallen:
-        why = fallen[0]["fallback"]["why"]
+        why = fallen[0].why
         said.append(f"{len(fallen)} of {len(cards)} trainings fell back to the plain model: {why}")
     return said

@@ -19,6 +19,7 @@ from mhim.configs.schema import ScoreConfig
 from mhim.mil import metrics
 from mhim.mil.tasks import Task
 from mhim.pipeline.training import fold
+from mhim.pipeline.training.card import Card
 
 UNDECIDED = "undecided"
 
@@ -32,7 +33,7 @@ class Point:
     high: float
 
 
-def point(folder: Path, card: dict[str, Any], task: Task, config: ScoreConfig) -> Point | None:
+def point(folder: Path, card: Card, task: Task, config: ScoreConfig) -> Point | None:
     """The operating point of a fold, or None where there is none (survival, more than two classes, no validation).
 
     Youden's J, or the wished-for sensitivity or specificity, on the fold's validation patients with its own
@@ -45,7 +46,7 @@ def point(folder: Path, card: dict[str, Any], task: Task, config: ScoreConfig) -
     rows = [r for r in fold.read_predictions(folder) if r["side"] == "val"]
     if not rows:
         return None
-    logits = fold.logits_of(rows) / (card.get("temperature", 1.0) if config.calibrate else 1.0)
+    logits = fold.logits_of(rows) / (card.softening if config.calibrate else 1.0)
     p = task.probabilities(torch.from_numpy(logits)).numpy()[:, 1]
     labels = fold.targets_of(rows)
     if config.sensitivity is not None and config.specificity is not None:
@@ -54,8 +55,8 @@ def point(folder: Path, card: dict[str, Any], task: Task, config: ScoreConfig) -
         cut = metrics.at_sensitivity(labels, p, config.sensitivity)
     elif config.specificity is not None:
         cut = metrics.at_specificity(labels, p, config.specificity)
-    elif config.calibrate and "threshold" in card:
-        cut = float(card["threshold"])
+    elif config.calibrate and card.threshold is not None:
+        cut = float(card.threshold)
     else:
         cut = metrics.youden(labels, p)
     near = np.sort(np.abs(p - cut))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mhim.configs.schema import ScoreConfig
-from mhim.mil import metrics, mining, tasks
+from mhim.mil import metrics, mining
 from mhim.mil import train as loop
 from mhim.mil.feed import Feed
 from mhim.mil.tasks import Task
@@ -25,6 +25,7 @@ from mhim.pipeline.results import ensemble, estimand, operating_point
 from mhim.pipeline.store.layout import CARD, StoreError
 from mhim.pipeline.store.reading import array_names, read_array, stored
 from mhim.pipeline.training import bundle, fold, plan
+from mhim.pipeline.training.card import Card
 
 Row = dict[str, Any]
 UNLIKE = (
@@ -39,14 +40,8 @@ def folds_of(run: Path) -> list[Path]:
     if not cells:
         return bundle.find(run)
     cards = {str(cell): [bundle.card_of(f) for f in bundle.find(cell)] for cell in cells}
-    headline = "c_index" if next(iter(cards.values()))[0]["task"]["kind"] != "classification" else "auc"
-    chosen = plan.choose(cards, headline)
-    return [
-        f
-        for cell in cells
-        for f in bundle.find(cell)
-        if chosen[estimand.place(_place(bundle.card_of(f)))[:2]] == str(cell)
-    ]
+    chosen = plan.choose(cards, next(iter(cards.values()))[0].headline)
+    return [f for cell in cells for f in bundle.find(cell) if chosen[bundle.card_of(f).place[:2]] == str(cell)]
 
 
 def predictions(folders: Sequence[Path], config: ScoreConfig) -> tuple[list[Row], Task]:
@@ -55,7 +50,7 @@ def predictions(folders: Sequence[Path], config: ScoreConfig) -> tuple[list[Row]
     task: Task | None = None
     for folder in folders:
         card = bundle.card_of(folder)
-        task = tasks.from_json(card["task"])
+        task = card.task.value
         test = [r for r in fold.read_predictions(folder) if r["side"] == "test"]
         at = operating_point.point(folder, card, task, config)
         for row, answer in zip(test, answers(fold.logits_of(test), task, card, config), strict=True):
@@ -73,13 +68,13 @@ def predictions(folders: Sequence[Path], config: ScoreConfig) -> tuple[list[Row]
     return rows, task
 
 
-def answers(logits: np.ndarray, task: Task, card: dict[str, Any], config: ScoreConfig) -> list[Row]:
+def answers(logits: np.ndarray, task: Task, card: Card, config: ScoreConfig) -> list[Row]:
     """Logits (n, n_out) as what a person reads: one probability per class; for survival the risk, and for the
     discrete form the probability of being event-free after each time bin."""
     scaled = torch.from_numpy(logits)
     if not task.survival:
         if config.calibrate:
-            scaled = scaled / card.get("temperature", 1.0)
+            scaled = scaled / card.softening
         p = task.probabilities(scaled).numpy()
         return [{f"p_{name}": float(v) for name, v in zip(task.classes, row, strict=True)} for row in p]
     rows: list[Row] = [{"risk": float(r)} for r in task.risk(scaled).numpy()]
@@ -100,11 +95,11 @@ def slide_scores(
     """
     logits, attention, evidence, unlike = [], [], [], []
     hidden: dict[str, list[np.ndarray]] = {}
-    case = fold.cases([patient], float(models[0].card["features"].get("mpp") or 0.0))
+    case = fold.cases([patient], float(models[0].card.features.mpp or 0.0))
     features = case[0].load()[0]
     for one in models:
         model = one.model().to(fold.device(gpu))
-        with loop.isolated(None, fold.device(gpu), one.card["train"]["threads"]):
+        with loop.isolated(None, fold.device(gpu), one.card.train["threads"]):
             (found,) = loop.predict(model, case, one.task, one.scale)
             feed = Feed(case, one.task, fold.device(gpu), scale=one.scale)
             for name, values in mining.of(model, feed.batch([0]).bag).items():
@@ -155,13 +150,13 @@ def each_of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str]
                 unlike[name] = max(far, unlike.get(name, 0.0))
     each: dict[str, list[Row]] = {name: [] for name in groups}
     cards = {folder: bundle.card_of(folder) for folders in stage.models.values() for folder in folders}
-    points = {f: operating_point.point(f, card, tasks.from_json(card["task"]), config) for f, card in cards.items()}
+    points = {f: operating_point.point(f, card, card.task.value, config) for f, card in cards.items()}
     for name, bags in groups.items():
         slides = ";".join(s for bag, _ in bags for s in bag.slides)
         # every fold scores a new patient; one that the run knows is scored by those that held it out
         for k, folder in enumerate(stage.models[bags[0][0].id]):
             card = cards[folder]
-            task = tasks.from_json(card["task"])
+            task = card.task.value
             found = answers(np.stack([logits[k] for _, logits in bags]), task, card, config)
             verdict = _verdict(_joined(found, task, config.several_slides), points[folder], card, task)
             strange = {"unlike": unlike[name]} if name in unlike else {}
@@ -177,8 +172,8 @@ def held_out_risks(folders: Sequence[Path]) -> dict[estimand.Place, np.ndarray]:
         card = bundle.card_of(folder)
         test = [r for r in fold.read_predictions(folder) if r["side"] == "test"]
         if test:
-            risks = tasks.from_json(card["task"]).risk(torch.from_numpy(fold.logits_of(test))).numpy()
-            made[estimand.place(_place(card))] = risks
+            risks = card.task.value.risk(torch.from_numpy(fold.logits_of(test))).numpy()
+            made[card.place] = risks
     return made
 
 
@@ -214,8 +209,8 @@ def cell_table(run: Path) -> list[str]:
     made = []
     for cell in cells:
         cards = [bundle.card_of(f) for f in bundle.find(cell)]
-        headline = "c_index" if cards[0]["task"]["kind"] != "classification" else "auc"
-        values = [c["validation"].get(headline) for c in cards]
+        headline = cards[0].headline
+        values = [c.validation.get(headline) for c in cards]
         mean, sd, n = metrics.over_folds([{"v": math.nan if v is None else v} for v in values])["v"]
         made.append(
             f"{cell.name}: validation {headline} {mean:.3f} ± {sd:.3f} ({n} trainings), "
@@ -230,10 +225,10 @@ def calibration(rows: Sequence[Row], task: Task) -> dict[str, Any]:
     return operating_point.reliability(labels, np.array([[r[f"p_{c}"] for c in task.classes] for r in rows]))
 
 
-def _verdict(answer: Row, at: operating_point.Point | None, card: dict[str, Any], task: Task) -> Row:
+def _verdict(answer: Row, at: operating_point.Point | None, card: Card, task: Task) -> Row:
     """An answer with what it decides: a class by the frozen rule, or the risk that divides high from low."""
     if task.survival:
-        return {**answer, "risk_threshold": float(card.get("risk_threshold", math.nan))}
+        return {**answer, "risk_threshold": math.nan if card.risk_threshold is None else float(card.risk_threshold)}
     found = answer | operating_point.columns(at, _positive(answer, task), task.classes)
     return found | {"decision": operating_point.called(found, task.classes)}
 
@@ -248,5 +243,5 @@ def _truth(row: Row, task: Task) -> Row:
     return {"label": task.classes[int(row["target"])]}
 
 
-def _place(card: dict[str, Any]) -> Row:
-    return {"repeat": card["split"]["repeat"], "fold": card["split"]["fold"], "seed": card["seed"]}
+def _place(card: Card) -> Row:
+    return dict(zip(("repeat", "fold", "seed"), card.place, strict=True))

@@ -20,12 +20,13 @@ from mhim.configs.load import ConfigError
 from mhim.configs.schema import Config, TrainConfig
 from mhim.pipeline.cohort import patients
 from mhim.pipeline.results import compare, estimand, numbers, predictions
+from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.resume import console
 from mhim.pipeline.stages import runs, verbs
 from mhim.pipeline.stages import session as session_
 from mhim.pipeline.stages.session import Session
 from mhim.pipeline.stages.train import Train
-from mhim.pipeline.store import layout, reading, writing
+from mhim.pipeline.store import layout, writing
 from mhim.pipeline.training import choices, fold
 
 SHOWN = ("auc", "auprc", "balanced_accuracy", "f1", "kappa", "c_index", "time_auc_1", "time_auc_2", "time_auc_3")
@@ -125,40 +126,42 @@ def _here(config: Config) -> Config:
 def _line(row: str, folder: Path) -> Line:
     """What the table says of one run."""
     try:
-        found = reading.read_json(folder / "metrics.json")
+        found = Metrics.read(folder)
     except FileNotFoundError:
         return {"model": row, "trainings": 0}
     line: Line = {
         "model": row,
-        "trainings": len(found["per_fold"]),
-        "headline": found["headline"],
-        "patients": found["patients"],
-        "folds": found["folds"],
-        "seeds": found["seeds"],
-        "split": found["split_hash"],
-        "encoder": found["features"].get("encoder"),
-        "protocol": found["protocol"],
-        "fell_back": sum("fallback" in f for f in found["per_fold"]),
-        "horizons": found.get("horizons", []),
-        "counted": choices.lines(found["choices"]),
+        "trainings": len(found.per_fold),
+        "headline": found.headline,
+        "patients": found.patients,
+        "folds": found.folds,
+        "seeds": found.seeds,
+        "split": found.split_hash,
+        "encoder": found.features.encoder,
+        "protocol": found.protocol,
+        "fell_back": sum(f.fallback is not None for f in found.per_fold),
+        "horizons": found.horizons,
+        "counted": choices.lines(found.choices),
         "one_class": numbers.one_class(estimand.read(folder / fold.PREDICTIONS)),
-        "rule": found.get("decision_rule", ""),
+        "rule": found.decision_rule or "",
     }
     for key in estimand.RANKING:
-        if key in found.get("pooled", {}):
-            line[f"{key}_pooled"] = found["pooled"][key]["value"]
+        if key in found.pooled:
+            line[f"{key}_pooled"] = found.pooled[key].value
     for metric in SHOWN:
-        if metric in found["over_folds"]:
-            over, test = found["over_folds"][metric], found["test"][metric]
+        if metric in found.over_folds:
+            over, test = found.over_folds[metric], found.test[metric]
             line |= {
-                f"{metric}_mean": over["mean"],
-                f"{metric}_sd": over["sd"],
-                f"{metric}_all": test["value"],
-                f"{metric}_low": test["low"],
-                f"{metric}_high": test["high"],
+                f"{metric}_mean": over.mean,
+                f"{metric}_sd": over.sd,
+                f"{metric}_all": test.value,
+                f"{metric}_low": test.low,
+                f"{metric}_high": test.high,
             }
     cells = predictions.cell_table(folder)
-    line |= {k: found["choices"][k] for k in ("watched", choices.ALARM, choices.VALIDATION)}
+    counted = found.choices
+    told = (counted.watched, counted.alarm, counted.validation) if counted else (0, 0, 0)
+    line |= dict(zip(("watched", choices.ALARM, choices.VALIDATION), told, strict=True))
     return line | ({"cells": cells} if cells else {})
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mhim.configs.schema import Config
+from mhim.mil.tasks import Task
 from mhim.pipeline.cohort.identities import Identities
 from mhim.pipeline.cohort.labels import match
 from mhim.pipeline.cohort.labels.rows import some
@@ -41,7 +42,7 @@ def drawing(session_work: layout.Work, config: Config, scored: Any) -> tuple[Dra
     known = {s.id: s for s in read_cohort(session_work)} if session_work.cohort.exists() else {}
     stores = {s: p for patient in scored.data.patients for s, p in zip(patient.slides, patient.stores, strict=True)}
     folders = next(iter(scored.models.values()))
-    task = bundle.card_of(folders[0])["task"]
+    task = bundle.card_of(folders[0]).task.value
     file_of = {s: s for s in stores if s in known} | match.files_of((s for s in stores if s not in known), known)
     slides, lacking = [], {"their files are not in cohort.csv": [s for s in sorted(stores) if s not in file_of]}
     for slide in sorted(file_of):
@@ -63,7 +64,7 @@ class Draw(Stage):
     out: Path  # folder with scores/
     slides: list[SlideEntry]
     stores: dict[str, Path]  # slide id -> feature store, whose attributes tell the tiles' geometry
-    task: dict[str, Any]
+    task: Task
     untrusted = True
 
     def __post_init__(self) -> None:

@@ -8,7 +8,6 @@ otherwise; each slide keeps its own tile scores and pictures.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,8 +25,9 @@ from mhim.pipeline.cohort.labels import table as label_table
 from mhim.pipeline.cohort.labels.rows import CohortError, Row
 from mhim.pipeline.cohort.patients import Dataset
 from mhim.pipeline.results import ensemble, estimand, numbers, operating_point, predictions
+from mhim.pipeline.results.metrics_file import METRICS, ExternalMetrics, Metrics
 from mhim.pipeline.resume import console
-from mhim.pipeline.store import layout, reading, writing
+from mhim.pipeline.store import layout, writing
 from mhim.pipeline.training import bundle, choices, fold
 
 BY_MODEL = "predictions_by_model.csv"
@@ -100,7 +100,7 @@ def compare(
     run: Path,
     config: Config,
     held_out: bool = False,
-) -> dict[str, Any]:
+) -> ExternalMetrics:
     """Metrics of new patients with known labels beside the run's own. Raises CohortError when none can be used.
 
     each: predictions, one row per patient and model; before: the same without temperature scaling. As inside, a number
@@ -112,7 +112,7 @@ def compare(
     counted as the internal ones are."""
     folders = predictions.folds_of(run)
     cards = [bundle.card_of(f) for f in folders]
-    task = tasks.from_json(cards[0]["task"])
+    task = cards[0].task.value
     told, other = with_truth(each, known, task)
     patients = len({r["patient"] for r in each})
     labelled = len({r["patient"] for r in told})
@@ -129,7 +129,7 @@ def compare(
     models = estimand.intervals(found if held_out else _one_seed(found), horizons, *how)
     joint = estimand.intervals(as_one, horizons, *how)
     over = metrics.over_folds(list(estimand.per_training(found, horizons).values()))
-    inside = reading.read_json(run / "metrics.json") if (run / "metrics.json").exists() else {}
+    inside = Metrics.read(run) if (run / METRICS).exists() else None
     made: dict[str, Any] = {
         "numbers": layout.NUMBERS,
         "unit": "patient",
@@ -145,12 +145,12 @@ def compare(
         "external": {k: asdict(joint[k] if k in estimand.DECIDED and not held_out else v) for k, v in models.items()},
         "external_models": {k: {"mean": m, "sd": sd, "n": n} for k, (m, sd, n) in over.items()},
         "external_ensemble": {k: asdict(v) for k, v in joint.items()},
-        "internal": inside.get("test", {}),
-        "internal_patients": inside.get("patients"),
-        "choices": choices.count(cards),
+        "internal": {k: v.plain() for k, v in inside.test.items()} if inside else {},
+        "internal_patients": inside.patients if inside else None,
+        "choices": choices.count(cards).plain(),
         "warnings": [*_times(joined, folders, task), *numbers.one_class(numbers.pooled(joined))],
     }
-    if inside and inside.get("numbers") != layout.NUMBERS:
+    if inside is not None and inside.counted_otherwise:
         made["warnings"].append(
             "the internal numbers are of version 0.1, which counted otherwise (pairs across "
             f"folds): run `pipeline score --name {run.name}` again"
@@ -160,14 +160,13 @@ def compare(
         made["confusion"] = estimand.confusion(as_one)
         made["decisions"] = {
             "external": operating_point.counts(joined, task.classes),
-            "internal": inside.get("decisions", {}),
+            "internal": inside.decisions.plain() if inside and inside.decisions else {},
         }
         made["reliability"] = {
             name: predictions.calibration(with_truth(predictions.together(some, folders), known, task)[0], task)
             for name, some in (("before", before), ("after", each))
         }
-    plain: dict[str, Any] = numbers.no_nan(made)
-    return plain
+    return ExternalMetrics.of(numbers.no_nan(made), METRICS)
 
 
 def _one_seed(found: estimand.Answers) -> estimand.Answers:
@@ -201,14 +200,14 @@ def _times(rows: Sequence[predictions.Row], folders: Sequence[Path], task: tasks
     return said
 
 
-def show(found: dict[str, Any]) -> Table:
+def show(found: ExternalMetrics) -> Table:
     """Internal against external, one metric per line."""
-    sizes = f"{found['internal_patients']} held-out patients; external: {found['patients']} patients"
-    known = found.get("known")
+    sizes = f"{found.internal_patients} held-out patients; external: {found.patients} patients"
+    known = found.known
     if known:
-        sizes += f"; of the run's own: {known['patients']}"
-    table = Table(title=f"internal: {sizes}; {found['models']} models")
-    strangers = bool(found["external"])
+        sizes += f"; of the run's own: {known.patients}"
+    table = Table(title=f"internal: {sizes}; {found.models} models")
+    strangers = bool(found.external)
     columns = [
         "metric",
         "internal",
@@ -218,19 +217,19 @@ def show(found: dict[str, Any]) -> Table:
     ]
     for column in columns:
         table.add_column(column, no_wrap=column == "metric")
-    for name in found["external"] or (known or {}).get("metrics", {}):
+    for name in found.external or (known.metrics if known else {}):
         outside = (
-            [numbers.text_of(found[key].get(name)) for key in ("external", "external_ensemble")]
+            [numbers.text_of(told.get(name)) for told in (found.external, found.external_ensemble)]
             if strangers
             else ["none"]
         )
-        apart = [numbers.text_of(known["metrics"].get(name))] if known else []
-        inside = numbers.text_of(found["internal"].get(name))
-        table.add_row(numbers.label(name, found["horizons"]), inside, *outside, *apart)
-    decisions = found.get("decisions", {})
+        apart = [numbers.text_of(known.metrics.get(name))] if known else []
+        inside = numbers.text_of(found.internal.get(name))
+        table.add_row(numbers.label(name, found.horizons), inside, *outside, *apart)
+    decided = found.decisions
     for name in ("sensitivity", "specificity", "undecided"):
-        if decisions.get("external"):
-            cells = (decisions[side].get(name) for side in ("internal", "external"))
+        if decided is not None and decided.external.plain():
+            cells = (getattr(side, name) for side in (decided.internal, decided.external))
             table.add_row(f"{name}, frozen thresholds", *("undefined" if v is None else f"{v:.3f}" for v in cells))
     return table
 
@@ -242,7 +241,7 @@ def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, 
     rows = predictions.together(each, folders)
     for note in stage.data.notes:
         console.err.print(console.escape(note))
-    task = tasks.from_json(bundle.card_of(folders[0])["task"])
+    task = bundle.card_of(folders[0]).task.value
     truth = {r["patient"]: r for r in with_truth(rows, known, task)[0]} if labels is not None else {}
     columns = ("time", "event") if task.survival else ("label",)
     out = stage.out
@@ -269,20 +268,20 @@ def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, 
     if labels is not None:
         before = predict(stage, known_as, config.score.model_copy(update={"calibrate": False}))[0]
         found = _apart(each, before, known, run, config)
-        found["warnings"] = [*stage.data.notes, *found.get("warnings", [])]
-        writing.write_atomic(out / "metrics.json", json.dumps(found, indent=1) + "\n")
+        found = found.model_copy(update={"warnings": [*stage.data.notes, *found.warnings]})
+        writing.write_atomic(out / METRICS, found.text())
         console.out.print(show(found))
-        if "decision_rule" in found:
-            console.out.print(console.escape(f"decisions: {found['decision_rule']}"))
-        for line in choices.lines(found["choices"]):
+        if found.decision_rule is not None:
+            console.out.print(console.escape(f"decisions: {found.decision_rule}"))
+        for line in choices.lines(found.choices):
             console.out.print(console.escape(line))
-        for warning in [w for w in found["warnings"] if w not in stage.data.notes]:
+        for warning in [w for w in found.warnings if w not in stage.data.notes]:
             console.err.print(f"[yellow]note[/]: {console.escape(warning)}")
 
 
 def _apart(
     rows: Sequence[predictions.Row], before: Sequence[predictions.Row], known: dict[str, Row], run: Path, config: Config
-) -> dict[str, Any]:
+) -> ExternalMetrics:
     """`compare` of the strangers alone; under `known` the same numbers of those whom the run knows, which are held-out
     numbers like the internal ones and never external."""
 
@@ -293,13 +292,13 @@ def _apart(
         return mine, early
 
     (strangers, early), (familiar, familiar_early) = of(False), of(True)
-    task = tasks.from_json(bundle.card_of(predictions.folds_of(run)[0])["task"])
+    task = bundle.card_of(predictions.folds_of(run)[0]).task.value
     told = with_truth(familiar, known, task)[0]
-    inside = compare(familiar, familiar_early, known, run, config, held_out=True) if told else {}
-    if with_truth(strangers, known, task)[0] or not inside:
-        found = compare(strangers, early, known, run, config)
+    inside = compare(familiar, familiar_early, known, run, config, held_out=True) if told else None
+    if with_truth(strangers, known, task)[0] or inside is None:
+        found = compare(strangers, early, known, run, config).plain()
     else:
-        found = {k: v for k, v in inside.items() if k not in ("confusion", "reliability", "decisions")}
+        found = {k: v for k, v in inside.plain().items() if k not in ("confusion", "reliability", "decisions")}
         found |= {
             "patients": 0,
             "slides": 0,
@@ -309,6 +308,7 @@ def _apart(
             "external_models": {},
             "external_ensemble": {},
         }
-    if inside:
-        found["known"] = {k: inside[k] for k in ("patients", "slides")} | {"metrics": inside["external"]}
-    return found
+    if inside is not None:
+        told_inside = inside.plain()
+        found["known"] = {k: told_inside[k] for k in ("patients", "slides")} | {"metrics": told_inside["external"]}
+    return ExternalMetrics.of(found, METRICS)

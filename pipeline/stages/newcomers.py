@@ -20,6 +20,7 @@ from mhim.pipeline.cohort.slides import read_cohort
 from mhim.pipeline.results import predictions
 from mhim.pipeline.store import layout, writing
 from mhim.pipeline.training import bundle
+from mhim.pipeline.training.card import Card
 
 SOURCE = ".source"  # in that folder: the hash of the place that its slides or features came from
 
@@ -71,9 +72,9 @@ def settings_of(run: Path, own: Config) -> tuple[Config, list[str]]:
     but what this command allows, and must agree with each other. Raises StoreError, ConfigError, LookupFailed,
     EncoderError or CohortError."""
     card, file = card_of(run), run / "config.yaml"
-    said = _sections(file) if "made" not in card or file.exists() else {}
+    said = _sections(file) if card.made is None or file.exists() else {}
     _permitted(said)
-    made = provenance.of_run([card], said)
+    made = provenance.of_run(card.made, card.features.plain(), said)
     known = provenance.sections(made)
     if "mpp" not in known.get("tile", {}):
         raise CohortError(
@@ -82,7 +83,7 @@ def settings_of(run: Path, own: Config) -> tuple[Config, list[str]]:
             "give them with --features"
         )
     for name, value in {f"{s}.{k}": v for s, values in said.items() for k, v in values.items()}.items():
-        if "made" in card and made.get(name, "nothing") != value:
+        if card.made is not None and made.get(name, "nothing") != value:
             raise layout.StoreError(
                 f"{file} says {name}={value!r}, the models beside it were trained on slides made "
                 f"with {made.get(name, 'nothing')!r}: copy the run again from where it was trained"
@@ -125,6 +126,6 @@ def _permitted(sections: Mapping[str, Mapping[str, Any]]) -> None:
         encoders.known(str(encoder))
 
 
-def card_of(run: Path) -> dict[str, Any]:
+def card_of(run: Path) -> Card:
     """The card of a run's first model. Raises BundleError."""
     return bundle.card_of(predictions.folds_of(run)[0])

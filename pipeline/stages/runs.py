@@ -22,10 +22,11 @@ from mhim.pipeline.cohort.labels.rows import CohortError, Row
 from mhim.pipeline.cohort.patients import Dataset
 from mhim.pipeline.results import known, predictions
 from mhim.pipeline.results import numbers as numbers_
+from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.resume.console import escape
 from mhim.pipeline.stages import external
 from mhim.pipeline.stages.score import Score
-from mhim.pipeline.store import layout, reading
+from mhim.pipeline.store import layout
 from mhim.pipeline.training import bundle, choices, fold
 
 
@@ -66,8 +67,7 @@ def held_out(work: layout.Work, config: Config, run: Path) -> Score:
     slides: dict[str, list[str]] = {}
     facts: dict[str, Any] = {}
     for folder in folders:
-        card = bundle.card_of(folder)
-        facts = card["features"]
+        facts = bundle.card_of(folder).features.plain()
         for row in fold.read_predictions(folder):
             if row["side"] == "test" and row["patient"] not in members:
                 members[row["patient"]] = [folder]
@@ -88,7 +88,7 @@ def held_out(work: layout.Work, config: Config, run: Path) -> Score:
 def numbers(work: layout.Work, config: Config, run: Path) -> Score:
     """The held-out predictions and metrics of a run alone, without the scores of its tiles."""
     folders = predictions.folds_of(run)
-    facts = bundle.card_of(folders[0])["features"]
+    facts = bundle.card_of(folders[0]).features.plain()
     return Score(work, config, run, Dataset((), (), facts), {}, folders)
 
 
@@ -112,7 +112,7 @@ def new_slides(
     allowed = config.score.allow_known
     members = {p.id: list(found[p.id].folders) if p.id in found and not allowed else folders for p in data.patients}
     unscored = [i for i, by in members.items() if not by]
-    otherwise = provenance.differences(bundle.card_of(folders[0]).get("made", {}), data.made, run.name)
+    otherwise = provenance.differences(bundle.card_of(folders[0]).made or {}, data.made, run.name)
     scored = replace(
         data,
         patients=tuple(p for p in data.patients if members[p.id]),
@@ -124,22 +124,22 @@ def new_slides(
 def tell(stage: Score, out: Console) -> None:
     """The table of a scored run; for new slides the predictions, which are written first."""
     if stage.folds:
-        found = reading.read_json(stage.out / "metrics.json")
-        percent = f"{100 * found['confidence']:.0f} %"
+        found = Metrics.read(stage.out)
+        percent = f"{100 * found.confidence:.0f} %"
         table = Table(
-            title=f"{stage.out.name}: {found['patients']} held-out patients, {found['folds']} folds, "
-            f"{found['seeds']} seed(s), split {found['split_hash']}"
+            title=f"{stage.out.name}: {found.patients} held-out patients, {found.folds} folds, "
+            f"{found.seeds} seed(s), split {found.split_hash}"
         )
         for column in ("metric", "mean ± sd over trainings", f"inside trainings, {percent} interval"):
             table.add_column(column, no_wrap=column == "metric")
         for row in numbers_.lines(found):
             table.add_row(*(escape(cell) for cell in row))
         out.print(table)
-        if "decision_rule" in found:
-            out.print(escape(f"decisions: {found['decision_rule']}"))
-        for line in choices.lines(found["choices"]):
+        if found.decision_rule is not None:
+            out.print(escape(f"decisions: {found.decision_rule}"))
+        for line in choices.lines(found.choices):
             out.print(escape(line))
-        for warning in found["warnings"]:
+        for warning in found.warnings:
             out.print(f"[yellow]note[/]: {escape(warning)}")
         return
 
@@ -151,17 +151,17 @@ def show_folds(run: Path, out: Console) -> None:
     except layout.StoreError:
         return  # every fold failed, which the stage has told
     cards = [bundle.card_of(f) for f in folders]
-    headline = "c_index" if cards[0]["task"]["kind"] != "classification" else "auc"
+    headline = cards[0].headline
     table = Table(title=f"{run.name}: {headline} per training")
     for column in ("training", "epoch", "validation", "test"):
         table.add_column(column)
     for folder, card in zip(folders, cards, strict=True):
-        values = [card[side].get(headline) for side in ("validation", "test")]
+        values = [side.get(headline) for side in (card.validation, card.test)]
         cells = ["undefined" if v is None else f"{v:.3f}" for v in values]
-        table.add_row(folder.relative_to(run).as_posix(), f"{card['epoch']}/{card['epochs']}", *cells)
+        table.add_row(folder.relative_to(run).as_posix(), f"{card.epoch}/{card.epochs}", *cells)
     out.print(table)
     for row in predictions.cell_table(run):
         out.print(row)
     for folder, card in zip(folders, cards, strict=True):
-        if "fallback" in card:
-            out.print(f"[yellow]note[/] {folder.name}: {card['fallback']['why']}")
+        if card.fallback:
+            out.print(f"[yellow]note[/] {folder.name}: {escape(card.fallback.why)}")

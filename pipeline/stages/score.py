@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +75,7 @@ class Score(Stage):
     def make(self, item: Item, out: Path, partial: Path) -> Made:
         from mhim.pipeline.pictures import risk_curves
         from mhim.pipeline.results import ensemble, numbers, predictions
+        from mhim.pipeline.results.metrics_file import METRICS
         from mhim.pipeline.training import bundle, fold
 
         if item.seal:
@@ -83,7 +83,7 @@ class Score(Stage):
             out.mkdir(parents=True)
             (out / fold.PREDICTIONS).write_text(fold.table(rows))
             found = numbers.summary(self.folds, rows, task, self.config.score)
-            (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+            (out / METRICS).write_text(found.text())
             if task.survival:
                 risk_curves.draw(out, ensemble.ensemble(rows))
             return Made()

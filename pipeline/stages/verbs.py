@@ -299,7 +299,7 @@ def prepare(
         console.err.print(console.escape(line))
     there = replace(session, work=Work(out), config=config)
     now = Tile(there.work, config, []).settings() | Extract(there.work, config, []).settings()
-    provenance.demand_same(newcomers.card_of(run).get("made", {}), now, run.name)
+    provenance.demand_same(newcomers.card_of(run).made or {}, now, run.name)
     codes = [tile(there, slides, labels)]
     try:
         codes.append(extract(there))

@@ -7,7 +7,6 @@ size), the hash of the split, seed, versions, validation predictions, thresholds
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from contextlib import suppress
@@ -26,6 +25,7 @@ from mhim.mil.feed import Scale
 from mhim.mil.novelty import Profile
 from mhim.pipeline.store import reading, seals
 from mhim.pipeline.store.layout import CARD, FORMAT, StoreError
+from mhim.pipeline.training.card import Card
 
 WEIGHTS = "model.safetensors"
 _MEAN, _SD = "input.mean", "input.sd"
@@ -38,39 +38,39 @@ class BundleError(StoreError):
 
 @dataclass(frozen=True)
 class Bundle:
-    """card: plain values of `model.json`. weights: the model's state dict. scale: standardisation, or None. profile: of
+    """card: what `model.json` says. weights: the model's state dict. scale: standardisation, or None. profile: of
     the training bags, or None where none is known (weights that were brought in)."""
 
-    card: dict[str, Any]
+    card: Card
     weights: dict[str, Tensor]
     scale: Scale | None
     profile: Profile | None = None
 
     @property
     def task(self) -> tasks.Task:
-        return tasks.from_json(self.card["task"])
+        return self.card.task.value
 
     def model(self) -> Any:
         """The trained model in eval mode, on the CPU."""
-        module = lookup.find("mhim.mil.models", self.card["model"])
-        params = lookup.params(module, self.card["model_params"])
-        model = module.build(self.card["in_dim"], self.task.n_out, params)
+        module = lookup.find("mhim.mil.models", self.card.model)
+        params = lookup.params(module, self.card.model_params)
+        model = module.build(self.card.in_dim, self.task.n_out, params)
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:
-            raise BundleError(f"the weights do not fit model {self.card['model']!r}: {error}") from error
+            raise BundleError(f"the weights do not fit model {self.card.model!r}: {error}") from error
         return model.eval()
 
     def unlike(self, features: np.ndarray) -> float:
         """How far a bag, features (N, D), lies from the training bags, over the distance from which on it is unlike all
         that the model was trained and tested on; NaN where that is not known."""
-        farthest = self.card.get("unlike_from")
+        farthest = self.card.unlike_from
         return math.nan if self.profile is None or farthest is None else self.profile.distance(features) / farthest
 
     def check(self, facts: dict[str, Any]) -> None:
         """Refuse features of another encoder, weights, mpp or tile size. Raises BundleError naming each difference."""
         wrong = []
-        for key, mine in self.card["features"].items():
+        for key, mine in self.card.features.plain().items():
             if key == "encoder_name" or (key == "encoder" and mine == facts.get("encoder_name")):
                 continue  # a model of version 0.1 says how a user's own encoder calls itself
             if key in facts and facts[key] != mine:
@@ -91,7 +91,7 @@ def versions() -> dict[str, str]:
 
 
 def write(
-    folder: Path, card: dict[str, Any], weights: dict[str, Tensor], scale: Scale | None, profile: Profile | None = None
+    folder: Path, card: Card, weights: dict[str, Tensor], scale: Scale | None, profile: Profile | None = None
 ) -> None:
     """Write a bundle into `folder`, without safetensors metadata: several keys come out in no fixed order."""
     from safetensors.torch import save_file
@@ -103,7 +103,7 @@ def write(
         tensors |= {_BAGS_MEAN: torch.from_numpy(profile.mean), _BAGS_SD: torch.from_numpy(profile.sd)}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS)
-    (folder / CARD).write_text(json.dumps({"format": FORMAT, **card}, indent=1) + "\n")
+    (folder / CARD).write_text(card.text())
 
 
 def read(folder: Path) -> Bundle:
@@ -111,16 +111,13 @@ def read(folder: Path) -> Bundle:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    card = card_of(folder)
     try:
-        card = texts.read_json(seals.read_small(folder / CARD), f"{folder / CARD}")
         tensors = load_file(folder / WEIGHTS)
     except FileNotFoundError as error:
-        raise BundleError(f"{folder} holds no model ({Path(str(error.filename)).name} is missing)") from error
+        raise BundleError(f"{folder} holds no model ({WEIGHTS} is missing)") from error
     except (ValueError, SafetensorError) as error:
         raise BundleError(f"the model in {folder} is damaged: {error}") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        found = card.get("format") if isinstance(card, dict) else "none"
-        raise BundleError(f"the model in {folder} has format {found}, this program reads {FORMAT}")
     mean, sd = tensors.pop(_MEAN, None), tensors.pop(_SD, None)
     scale = (mean.numpy(), sd.numpy()) if mean is not None and sd is not None else None
     mean, sd = tensors.pop(_BAGS_MEAN, None), tensors.pop(_BAGS_SD, None)
@@ -128,21 +125,34 @@ def read(folder: Path) -> Bundle:
     return Bundle(card, tensors, scale, profile)
 
 
-def card_of(folder: Path) -> dict[str, Any]:
+def card_of(folder: Path) -> Card:
     """The card of the bundle in `folder`, without its weights. Raises BundleError."""
+    found = _plain_card(folder)
+    if found.get("format") != FORMAT:
+        raise BundleError(f"the model in {folder} has format {found.get('format')}, this program reads {FORMAT}")
     try:
-        card = texts.read_json(seals.read_small(folder / CARD), f"{folder / CARD}")
+        return Card.of(found, folder / CARD)
+    except StoreError as error:
+        raise BundleError(str(error)) from error
+
+
+def _plain_card(folder: Path) -> dict[str, Any]:
+    """The values of `model.json`, whatever they are. Raises BundleError where there are none."""
+    try:
+        found = texts.read_json(seals.read_small(folder / CARD), f"{folder / CARD}")
+    except FileNotFoundError as error:
+        raise BundleError(f"{folder} holds no model ({CARD} is missing)") from error
     except (OSError, ValueError) as error:
         raise BundleError(f"the model in {folder} cannot be read: {error}") from error
-    if not isinstance(card, dict):
+    if not isinstance(found, dict):
         raise BundleError(f"{folder / CARD} is no card of a model; copy the run again from where it was trained")
-    return card
+    return found
 
 
 def permitted(folders: Iterable[Path]) -> None:
     """Look up the code of every model, before any work is done with one. Raises LookupFailed naming the card."""
     for folder in folders:
-        card = card_of(folder)
+        card = _plain_card(folder)  # code that may not run is told before anything else is wrong with the card
         try:
             params = card.get("model_params")
             named = [card.get("model"), params.get("student") if isinstance(params, dict) else None]

@@ -8,59 +8,78 @@ line per kind of choice for every table, how many of how many. No test patient h
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from mhim.pipeline.store.records import Record
+from mhim.pipeline.training.card import Card, Fallback
 
 ALARM, VALIDATION = "alarm", "validation"
 
 
-def model_of(card: Mapping[str, Any]) -> str:
-    """The model that was asked for, also where a training fell back to its plain model."""
-    return str(card.get("fallback", {}).get("from", card["model"]))
+class GridChoice(Record):
+    """How many cells a grid has, of how many folds, and which cell was chosen in how many."""
+
+    cells: int
+    folds: int
+    chosen: dict[str, int]
 
 
-def why_fallen(fallback: Mapping[str, Any]) -> str:
+class Choices(Record):
+    """The counts. watched: trainings that could have fallen back (taught by a plain model, `train.fallback` set).
+    alarm, validation: those that did, and by which check."""
+
+    trainings: int
+    watched: int
+    taught: int
+    alarm: int
+    validation: int
+    grid: GridChoice | None = None
+
+
+def why_fallen(fallback: Fallback) -> str:
     """Which check decided a fallback; cards of version 0.1 tell it in words only."""
-    return str(fallback.get("by") or (ALARM if fallback["why"].startswith("training loss") else VALIDATION))
+    return fallback.by or (ALARM if fallback.why.startswith("training loss") else VALIDATION)
 
 
-def count(cards: Sequence[Mapping[str, Any]], cells: Sequence[str] = (), offered: int = 0) -> dict[str, Any]:
-    """The counts. cells: the grid cell of each training ("" without a grid); offered: how many cells there are.
+def count(cards: Sequence[Card], cells: Sequence[str] = (), offered: int = 0) -> Choices:
+    """The counts. cells: the grid cell of each training ("" without a grid); offered: how many cells there are."""
+    watched = [c for c in cards if c.fallback or (_taught(c) and c.train.get("fallback") is not None)]
+    by = Counter(why_fallen(c.fallback) for c in cards if c.fallback)
+    folds = {c.place[:2]: cell for c, cell in zip(cards, cells, strict=False) if cell}
+    made = Choices(
+        trainings=len(cards),
+        watched=len(watched),
+        taught=sum(map(_taught, cards)),
+        alarm=by[ALARM],
+        validation=by[VALIDATION],
+    )
+    if not folds:
+        return made
+    chosen = dict(sorted(Counter(folds.values()).items()))
+    return made.model_copy(update={"grid": GridChoice(cells=offered, folds=len(folds), chosen=chosen)})
 
-    watched: trainings that could have fallen back (taught by a plain model, `train.fallback` set)."""
-    watched = [c for c in cards if "fallback" in c or (_taught(c) and c.get("train", {}).get("fallback") is not None)]
-    by = Counter(why_fallen(c["fallback"]) for c in cards if "fallback" in c)
-    folds = {(c["split"]["repeat"], c["split"]["fold"]): cell for c, cell in zip(cards, cells, strict=False) if cell}
-    made: dict[str, Any] = {
-        "trainings": len(cards),
-        "watched": len(watched),
-        "taught": sum(map(_taught, cards)),
-        ALARM: by[ALARM],
-        VALIDATION: by[VALIDATION],
-    }
-    if folds:
-        made["grid"] = {"cells": offered, "folds": len(folds), "chosen": dict(sorted(Counter(folds.values()).items()))}
-    return made
 
-
-def lines(found: Mapping[str, Any]) -> list[str]:
+def lines(found: Choices | None) -> list[str]:
     """One line per kind of choice that the run could make; none for a plain model without a grid."""
-    made = []
-    n = found["trainings"]
-    if found["watched"]:
-        kept = found["watched"] - found[ALARM] - found[VALIDATION]
+    made: list[str] = []
+    if found is None:  # numbers of version 0.1 tell none
+        return made
+    n = found.trainings
+    if found.watched:
+        kept = found.watched - found.alarm - found.validation
         made.append(
-            f"fallback to the plain model: {found[ALARM]} of {found['watched']} trainings by the alarm, "
-            f"{found[VALIDATION]} of {found['watched']} by validation; {kept} of {n} kept their own model"
+            f"fallback to the plain model: {found.alarm} of {found.watched} trainings by the alarm, "
+            f"{found.validation} of {found.watched} by validation; {kept} of {n} kept their own model"
         )
-    elif found["taught"]:
+    elif found.taught:
         made.append(f"no fallback to the plain model was allowed (train.fallback) in {n} of {n} trainings")
-    if "grid" in found:
-        grid = found["grid"]
-        chosen = ", ".join(f"{cell} in {k} of {grid['folds']} folds" for cell, k in grid["chosen"].items())
-        made.append(f"grid of {grid['cells']} cells, cell chosen on validation fold by fold: {chosen}")
+    if (grid := found.grid) is not None:
+        chosen = ", ".join(f"{cell} in {k} of {grid.folds} folds" for cell, k in grid.chosen.items())
+        made.append(f"grid of {grid.cells} cells, cell chosen on validation fold by fold: {chosen}")
     return made
 
 
-def _taught(card: Mapping[str, Any]) -> bool:
-    return bool(card.get("taught", "fallback" in card or card.get("train", {}).get("model") == "mhim"))
+def _taught(card: Card) -> bool:
+    if card.taught is not None:
+        return card.taught
+    return card.fallback is not None or card.train.get("model") == "mhim"

@@ -33,7 +33,9 @@ from mhim.mil.tasks import Task
 from mhim.pipeline.cohort.patients import Dataset, Patient, StoredBag
 from mhim.pipeline.resume.fingerprints import own_settings
 from mhim.pipeline.store import writing
+from mhim.pipeline.store.layout import FORMAT
 from mhim.pipeline.training import bundle, choices, experiment_log
+from mhim.pipeline.training.card import Card
 
 PREDICTIONS, HISTORY, CHECKPOINT = "predictions.csv", "history.csv", "state.pt"
 # A checkpoint may cost this share of the time; with MHIM's transmil student one is 60 MB.
@@ -132,12 +134,14 @@ def train_fold(
         by = choices.VALIDATION
     if why is not None and teacher is not None:
         model, weights, scale = teacher.model().to(device(config.gpu)), teacher.weights, teacher.scale
-        named = {k: teacher.card[k] for k in named} | {"fallback": {"from": config.model, "by": by, "why": why}}
+        named = {"model": teacher.card.model, "model_params": teacher.card.model_params}
+        named["fallback"] = {"from": config.model, "by": by, "why": why}
         rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
     points = operating_points(rows, task)
     rows += _predicted(model, "test", cases(test, mpp), task, scale)
     sizes = {"train": len(train), "val": len(val), "test": len(test)}
-    card = {
+    card: dict[str, Any] = {
+        "format": FORMAT,
         **named,
         "in_dim": int(dataset.facts["dim"]),
         "task": task.to_json(),
@@ -160,7 +164,7 @@ def train_fold(
     if profile is not None:
         farthest = novelty.limit(profile.distance(c.load()[0]) for c in cases([*val, *test], mpp))
         card |= {"unlike_from": farthest} if farthest is not None else {}
-    bundle.write(out, card, weights, scale, profile)
+    bundle.write(out, Card.of(card, out / bundle.CARD), weights, scale, profile)
     (out / PREDICTIONS).write_text(table(rows))
     (out / HISTORY).write_text(table(state["history"]))
     return (f"the plain model is used instead: {why}",) if why else ()
@@ -195,7 +199,7 @@ def outdone(validation: dict[str, float], teacher: bundle.Bundle, task: Task) ->
     The plain model is one more candidate of the selection: where training on, with or without masks, only overfits, it
     was better before. A tie is no reason.
     """
-    own, plain = validation.get(task.headline), teacher.card["validation"].get(task.headline)
+    own, plain = validation.get(task.headline), teacher.card.validation.get(task.headline)
     if own is None or plain is None or not plain > own:
         return None
     what = "C-index" if task.survival else "AUC"

@@ -10,7 +10,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -19,6 +18,7 @@ from mhim.mil import splits
 from mhim.mil.splits import Fold
 from mhim.pipeline.cohort import provenance
 from mhim.pipeline.store import layout, writing
+from mhim.pipeline.training.card import Card
 from mhim.pipeline.training.fold import Job, baseline_config, table, whole_params
 
 TEACHER = "teacher"
@@ -80,18 +80,18 @@ def describe(run: Path, config: Config, folds: Sequence[Fold], made: provenance.
             writing.write_atomic(file, text)
 
 
-def choose(cards: Mapping[str, Sequence[Mapping[str, Any]]], headline: str) -> dict[tuple[int, int], str]:
+def choose(cards: Mapping[str, Sequence[Card]], headline: str) -> dict[tuple[int, int], str]:
     """(repeat, fold) -> the cell with the best mean validation metric over the seeds of that fold.
 
     Chosen fold by fold, because a patient tested in one fold validates in another: a choice over all folds would have
-    seen it. cards: cell -> `model.json` of its trainings. Undefined metrics count as the worst.
+    seen it. cards: cell -> the cards of its trainings. Undefined metrics count as the worst.
     """
     found: dict[tuple[int, int], list[tuple[float, str]]] = {}
     for cell, trained in cards.items():
         values: dict[tuple[int, int], list[float]] = {}
         for card in trained:
-            value = card["validation"].get(headline)
-            fold = (card["split"]["repeat"], card["split"]["fold"])
+            value = card.validation.get(headline)
+            fold = card.place[:2]
             values.setdefault(fold, []).append(-math.inf if value is None else value)
         for fold, each in values.items():
             found.setdefault(fold, []).append((sum(each) / len(each), cell))

@@ -18,9 +18,11 @@ import numpy as np
 
 from mhim.mil import heatmap
 from mhim.mil.heatmap import Frame
+from mhim.mil.tasks import Task
 from mhim.pipeline.cohort import slides as cohort
 from mhim.pipeline.pictures import layers
 from mhim.pipeline.results import ensemble, estimand
+from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.training import bundle
 from mhim.pipeline.viewer.pyramid import TILE_PX
@@ -46,7 +48,7 @@ class ShownRun:
 
     name: str
     folder: Path
-    task: dict[str, Any]
+    task: Task
     rows: dict[str, estimand.Row]
     seal: str
 
@@ -93,7 +95,7 @@ class Gallery:
                     "why": s.why or str((s.tiles or {}).get("empty") or ""),
                 }
             )
-        runs = [{"name": r.name, "classes": r.task["classes"]} for r in self.runs]
+        runs = [{"name": r.name, "classes": list(r.task.classes)} for r in self.runs]
         marks = [(s.id, (s.tiles or {}).get("fingerprint")) for s in self.slides]
         marks += [(r.name, r.seal) for r in self.runs]
         version = layout.fingerprint({"shown": marks})  # in every address, so that no browser shows an older slide
@@ -223,7 +225,7 @@ def _run(folder: Path) -> ShownRun | None:
     metrics = folder / "metrics.json"
     if not (folder / "predictions.csv").exists() or not metrics.exists():
         return None
-    return _shown_run(folder.name, folder, reading.read_json(metrics)["task"])
+    return _shown_run(folder.name, folder, Metrics.read(folder).task.value)
 
 
 def _new_slides(folder: Path) -> ShownRun | None:
@@ -232,10 +234,10 @@ def _new_slides(folder: Path) -> ShownRun | None:
     if folder.resolve().parent.name != "new" or not (folder / "predictions.csv").exists():
         return None
     card = bundle.card_of(bundle.find(run)[0])
-    return _shown_run(run.name, folder, card["task"])
+    return _shown_run(run.name, folder, card.task.value)
 
 
-def _shown_run(name: str, folder: Path, task: dict[str, Any]) -> ShownRun:
+def _shown_run(name: str, folder: Path, task: Task) -> ShownRun:
     file = folder / "predictions.csv"
     rows: dict[str, estimand.Row] = {}
     for row in ensemble.ensemble(estimand.read(file)):  # of several trainings the answer that the report shows too
@@ -244,9 +246,9 @@ def _shown_run(name: str, folder: Path, task: dict[str, Any]) -> ShownRun:
     return ShownRun(name, folder, task, rows, layout.sha256(file))
 
 
-def _told(row: estimand.Row, task: dict[str, Any]) -> dict[str, Any]:
+def _told(row: estimand.Row, task: Task) -> dict[str, Any]:
     """A line of predictions.csv as the list shows it."""
-    classes = task["classes"]
+    classes = task.classes
     p = {c: float(row[f"p_{c}"]) for c in classes}
     most = max(p, key=lambda c: p[c]) if p else ""
     best = row.get("decision") or most

@@ -1,0 +1,128 @@
+"""What a model's card, `model.json`, says: the trained fold it is of, and what a hospital must know to use it.
+
+In: the plain values of the file, or the fields of a new one. Out: `Card`, frozen. Cards of version 0.1 lack what has a
+default here, and have `cell`, which is not read. Knows no weights and no folder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from mhim.mil import tasks
+from mhim.pipeline.store.layout import FORMAT
+from mhim.pipeline.store.records import Number, Record
+
+Metric = Number | None  # None: undefined, which JSON has no number for
+
+
+class TaskRecord(Record):
+    """`Task.to_json` of `mil.tasks`. edges: in the labels' unit of time."""
+
+    kind: tasks.Kind
+    classes: list[str]
+    edges: list[Number]
+    weights: list[Number]
+    alpha: Number
+
+    @property
+    def value(self) -> tasks.Task:
+        """The task."""
+        return tasks.from_json(self.plain())
+
+
+class Facts(Record):
+    """What the features are that a model reads. mpp: µm per tile px, 0 for tables of bags. dim: numbers per tile."""
+
+    encoder: str | None = None
+    weights_id: str | None = None
+    mpp: Number | None = None
+    tile_px: int | None = None
+    stain_norm: str | None = None
+    dim: int | None = None
+    pooling: str | None = None
+    transform: Any = None
+    encoder_name: str | None = None  # how a user's own encoder calls itself
+
+
+class SplitRecord(Record):
+    """The fold: hash of all folds, and numbers of patients."""
+
+    hash: str
+    repeat: int
+    fold: int
+    train: int
+    val: int
+    test: int
+
+
+class Fallback(Record):
+    """The plain model took over. model: the one that was asked for. by: `alarm` or `validation`; cards of version 0.1
+    tell that in words only."""
+
+    model: str = Field(alias="from")
+    by: str | None = None
+    why: str
+
+
+class ImportedWeights(Record):
+    """The checkpoint of another program that the weights came from."""
+
+    file: str
+    sha256: str
+
+
+class Card(Record):
+    """`model.json`.
+
+    in_dim: numbers per tile. made: how the features were made, as their own records say (`tile.mpp` ...). train:
+    settings of the training. epoch: the chosen one, from 1; epochs: how many there were. validation, test: metric ->
+    value. taught: a plain model of the same fold was the teacher. temperature, threshold, risk_threshold: fitted on the
+    validation patients. horizons: times of the time-dependent AUCs, in the labels' unit. unlike_from: distance from
+    which on a bag is unlike all that the model was trained and tested on."""
+
+    format: int = FORMAT
+    model: str
+    model_params: dict[str, Any]
+    fallback: Fallback | None = None
+    in_dim: int
+    task: TaskRecord
+    features: Facts
+    made: dict[str, Any] | None = None
+    split: SplitRecord
+    seed: int
+    protocol: str
+    train: dict[str, Any]
+    versions: dict[str, str]
+    epoch: int
+    epochs: int
+    validation: dict[str, Metric]
+    test: dict[str, Metric]
+    taught: bool | None = None
+    temperature: Number | None = None
+    threshold: Number | None = None
+    risk_threshold: Number | None = None
+    horizons: list[Number] | None = None
+    unlike_from: Number | None = None
+    imported: ImportedWeights | None = None
+
+    @property
+    def asked(self) -> str:
+        """The model that was asked for, also where the training fell back to its plain model."""
+        return self.fallback.model if self.fallback else self.model
+
+    @property
+    def headline(self) -> str:
+        """The metric that selection and tables use."""
+        return "auc" if self.task.kind == "classification" else "c_index"
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """(repeat, fold, seed): which training of its run this is."""
+        return self.split.repeat, self.split.fold, self.seed
+
+    @property
+    def softening(self) -> Number:
+        """The temperature by which logits are divided before they are probabilities; 1 where none was fitted."""
+        return 1.0 if self.temperature is None else self.temperature
