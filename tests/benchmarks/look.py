@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import http.client
 import io
-import json
 import resource
 import statistics
 import sys
@@ -130,6 +129,7 @@ def report(folder: Path, n: int = 1000) -> None:
     from mhim.pipeline.pictures.layers import save_png
     from mhim.pipeline.store import layout
     from mhim.pipeline.training import fold
+    from tests.pipeline import records
 
     work = layout.Work(folder / "many")
     run = work.run("big")
@@ -154,32 +154,10 @@ def report(folder: Path, n: int = 1000) -> None:
         )
     (run / "predictions.csv").write_text(fold.table(rows))
     (run / "splits.csv").write_text("repeat,fold,patient,split\n")  # the columns that are read
-    task = {"kind": "classification", "classes": ["a", "b"], "edges": [], "weights": [], "alpha": 0.0}
-    (run / "metrics.json").write_text(
-        json.dumps(
-            {
-                "numbers": layout.NUMBERS,
-                "choices": {"trainings": 5, "watched": 0, "taught": 0, "alarm": 0, "validation": 0},
-                "per_fold": [],
-                "task": task,
-                "warnings": [],
-                "model": "abmil",
-                "features": {},
-                "patients": n,
-                "unit": "patient",
-                "folds": 5,
-                "seeds": 1,
-                "split_hash": "x",
-                "confidence": 0.95,
-                "headline": "auc",
-                "over_folds": {},
-                "test": {},
-                "confusion": [[300, 200], [200, 300]],
-            }
-        )
-    )
+    told = records.metrics(patients=n, folds=5, trainings=5, confusion=[[300, 200], [200, 300]])
+    (run / "metrics.json").write_text(told.text())
     (run / "fold_0").mkdir()
-    (run / "fold_0" / "model.json").write_text(json.dumps({"versions": {}}))
+    (run / "fold_0" / "model.json").write_text(records.card().text())
     began, worked = time.perf_counter(), time.process_time()
     file = module.write(work, run)
     seconds, cpu = time.perf_counter() - began, time.process_time() - worked

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from mhim.mil.tasks import Task
-from mhim.pipeline.store import layout
 from mhim.pipeline.training import fold
+from tests.pipeline import records
 
 Row = dict[str, Any]
 TWO = Task("classification", classes=("no", "yes"))
@@ -85,15 +84,5 @@ def written(run: Path, rows: Sequence[Row], task: Task, horizons: Sequence[float
     """The run's folder as `compare` reads it."""
     run.mkdir(parents=True)
     (run / fold.PREDICTIONS).write_text(fold.table(rows))
-    choices = {"trainings": 3, "watched": 0, "taught": 0, "alarm": 0, "validation": 0}
-    summary = {
-        "numbers": layout.NUMBERS,
-        "task": task.to_json(),
-        "split_hash": "x",
-        "headline": task.headline,
-        "horizons": list(horizons),
-        "per_fold": [],
-        "choices": choices,
-    }
-    (run / "metrics.json").write_text(json.dumps(summary | told))
+    (run / "metrics.json").write_text(records.metrics(task, horizons=list(horizons), **told).text())
     return run

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 
+from mhim.mil.tasks import Task
 from mhim.pipeline.cli.main import _main
 from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import fold
+from tests.pipeline import records
 
 NASTY = "<img src=x onerror=alert(1)>&'\"nasty.svs"
 HOT = 5  # the tile with the highest attention
@@ -47,9 +48,9 @@ def make(folder: Path, cohort: Path) -> Path:
                     "decision": "tumour" if p > 0.5 else "benign",
                 }
             )
-        task = {"kind": "classification", "classes": ["benign", "tumour"], "edges": [], "weights": [], "alpha": 0.0}
+        task = Task("classification", classes=("benign", "tumour"))
         (work.run(run) / "predictions.csv").write_text(fold.table(rows))
-        (work.run(run) / "metrics.json").write_text(json.dumps({"task": task}))
+        (work.run(run) / "metrics.json").write_text(records.metrics(task).text())
     return folder / "work"
 
 

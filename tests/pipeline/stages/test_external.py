@@ -69,7 +69,7 @@ def alone(run: Path, stores: list[Path]) -> np.ndarray:
         one = bundle.read(folder)
         patient = Patient("x", tuple(p.name for p in stores), tuple(stores), None, "")
         (got,) = loop.predict(one.model(), fold.cases([patient], 0.5), one.task, one.scale)
-        z = got.logits / one.card.get("temperature", 1.0)
+        z = got.logits / one.card.softening
         found.append(float(1 / (1 + np.exp(z[0] - z[1]))))
     return np.array(found)
 

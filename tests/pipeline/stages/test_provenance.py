@@ -149,9 +149,9 @@ def test_features_made_otherwise_than_the_run_s_are_told(tmp_path: Path, cli: Cl
 
 
 def test_a_run_of_the_first_version_is_read_from_its_settings_and_corrected_by_its_models() -> None:
-    card = {"features": {"encoder": "texture", "mpp": 0.35, "tile_px": 128, "weights_id": "w"}}
+    facts = {"encoder": "texture", "mpp": 0.35, "tile_px": 128, "weights_id": "w"}
     config = {"tile": {"mpp": [0.5], "tile_px": 256, "min_tissue": 0.4}, "extract": {"encoder": "texture"}}
-    assert provenance.of_run([card], config) == {
+    assert provenance.of_run(None, facts, config) == {
         "tile.mpp": [0.35],
         "tile.tile_px": 128,
         "tile.min_tissue": 0.4,

@@ -7,29 +7,27 @@ from typing import Any
 import pytest
 
 from mhim.pipeline.training import choices
+from mhim.pipeline.training.card import Card
+from tests.pipeline import records
 
 ALARM = {"from": "mhim", "why": "training loss 2.1 with whole bags, against 0.4 of the plain model"}
 BEATEN = {"from": "mhim", "by": "validation", "why": "validation AUC 0.6, against 0.7 of the plain model"}
 
 
-def card(
-    fold: int, fallback: dict[str, str] | None = None, allowed: float | None = 0.1, model: str = "mhim"
-) -> dict[str, Any]:
-    made: dict[str, Any] = {
-        "model": "abmil" if fallback else model,
-        "split": {"repeat": 0, "fold": fold},
-        "train": {"model": model, "fallback": allowed},
-    }
-    return made | ({"fallback": fallback} if fallback else {}) | ({"taught": True} if model == "mhim" else {})
+def card(fold: int, fallback: dict[str, str] | None = None, allowed: float | None = 0.1, model: str = "mhim") -> Card:
+    told: dict[str, Any] = {"fallback": fallback} if fallback else {}
+    told |= {"taught": True} if model == "mhim" else {}
+    used = "abmil" if fallback else model
+    return records.card(fold=fold, model=used, train={"model": model, "fallback": allowed}, **told)
 
 
 def test_both_ways_to_fall_back_are_counted_and_the_model_keeps_its_name() -> None:
     cards = [card(0, ALARM), card(1), card(2, BEATEN), card(3, BEATEN), card(4)]
     found = choices.count(cards)
-    assert (found["trainings"], found["watched"], found["alarm"], found["validation"]) == (5, 5, 1, 2)
+    assert (found.trainings, found.watched, found.alarm, found.validation) == (5, 5, 1, 2)
     (line,) = choices.lines(found)
     assert "1 of 5 trainings by the alarm, 2 of 5 by validation; 2 of 5 kept their own model" in line
-    assert choices.model_of(cards[0]) == "mhim"  # a first fold that fell back does not rename the run
+    assert cards[0].asked == "mhim"  # a first fold that fell back does not rename the run
 
 
 def test_none_of_many_is_a_count_too() -> None:
@@ -44,7 +42,7 @@ def test_none_of_many_is_a_count_too() -> None:
         ([card(0, model="abmil")], None),
     ],
 )
-def test_what_could_not_be_chosen_is_not_counted(cards: list[dict[str, Any]], said: str | None) -> None:
+def test_what_could_not_be_chosen_is_not_counted(cards: list[Card], said: str | None) -> None:
     lines = choices.lines(choices.count(cards))
     assert [said in line for line in lines] == [True] if said else lines == []
 
@@ -52,7 +50,8 @@ def test_what_could_not_be_chosen_is_not_counted(cards: list[dict[str, Any]], sa
 def test_cells_of_a_grid_are_counted_by_fold_not_by_seed() -> None:
     cards = [card(k, model="abmil") for k in (0, 0, 1, 1, 2, 2)]  # two seeds each
     found = choices.count(cards, ["lr-0.1", "lr-0.1", "lr-0.2", "lr-0.2", "lr-0.1", "lr-0.1"], offered=3)
-    assert found["grid"] == {"cells": 3, "folds": 3, "chosen": {"lr-0.1": 2, "lr-0.2": 1}}
+    assert found.grid is not None
+    assert found.grid.plain() == {"cells": 3, "folds": 3, "chosen": {"lr-0.1": 2, "lr-0.2": 1}}
     (line,) = choices.lines(found)
     assert "grid of 3 cells" in line
     assert "lr-0.1 in 2 of 3 folds, lr-0.2 in 1 of 3 folds" in line

@@ -139,10 +139,10 @@ def test_where_masking_hurts_the_plain_model_takes_over_and_says_so(work: layout
     assert fallen, "with no tolerance at all some fold must fall back"
     for key in fallen:
         mine, plain = (bundle.read(work.run("run") / p / key) for p in ("", "teacher"))
-        assert mine.card["model"] == "abmil"
-        assert mine.card["fallback"]["from"] == "mhim"
+        assert mine.card.model == "abmil"
+        assert mine.card.fallback.model == "mhim"
         assert all((mine.weights[k] == v).all() for k, v in plain.weights.items())
-        assert mine.card["test"] == plain.card["test"]
+        assert mine.card.test == plain.card.test
     found = scored(work, config)
     assert any("fell back to the plain model" in w for w in found["warnings"])
     never = trained(work, rows, settings(**mhim(student_start="fresh"), fallback=None, epochs=2), "never")
@@ -168,11 +168,11 @@ def test_where_validation_prefers_the_plain_model_it_takes_over(work: layout.Wor
                 continue
             mine, plain = (bundle.read(work.run(select) / p / outcome.key) for p in ("", "teacher"))
             if outcome.key in told:
-                assert mine.card["fallback"]["from"] == "mhim"
-                assert mine.card["test"] == plain.card["test"]
+                assert mine.card.fallback.model == "mhim"
+                assert mine.card.test == plain.card.test
             elif select == "best":
-                assert mine.card["validation"]["auc"] >= plain.card["validation"]["auc"]
-    tie = {"auc": plain.card["validation"]["auc"]}
+                assert mine.card.validation["auc"] >= plain.card.validation["auc"]
+    tie = {"auc": plain.card.validation["auc"]}
     assert training.outdone(tie, plain, plain.task) is None
     assert training.outdone({}, plain, plain.task) is None  # no validation part
 
@@ -209,7 +209,7 @@ def test_a_grid_is_chosen_on_validation_fold_by_fold(work: layout.Work) -> None:
         mean = {}
         for cell in cells:
             folders = (work.run("run") / "grid" / cell).glob(f"fold_{fold}*")
-            mean[cell] = np.mean([bundle.read(p).card["validation"]["auc"] for p in folders])
+            mean[cell] = np.mean([bundle.read(p).card.validation["auc"] for p in folders])
         chosen = {f["cell"] for f in found["per_fold"] if f["fold"] == fold}
         assert len(chosen) == 1
         assert mean[chosen.pop()] == max(mean.values())
