@@ -15,6 +15,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+from mhim.configs import processes
 from mhim.configs.schema import ExtractConfig
 
 ONE_FILE = frozenset({".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".svslide", ".czi"})  # others are many files
@@ -79,12 +80,12 @@ def make_room(folder: Path, room: int) -> None:
     for file in folder.iterdir():
         name, found, who = file.name.partition(_MARK)
         if found:
-            if _alive(int(who.split("-")[0])):
+            if processes.alive(int(who.split("-")[0])):
                 used.add(name)
             else:
                 file.unlink(missing_ok=True)
         elif file.name.startswith(".") and (maker := file.name.rpartition(".")[2]).isdigit():
-            if not _alive(int(maker)):
+            if not processes.alive(int(maker)):
                 file.unlink(missing_ok=True)  # half a copy, whose process was killed
         elif not file.name.startswith(".") and file.suffix.lower() in ONE_FILE:
             stat = file.stat()
@@ -96,13 +97,3 @@ def make_room(folder: Path, room: int) -> None:
         if file.name not in used:
             file.unlink(missing_ok=True)
             total -= size
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import cv2
 import numpy as np
 
 from mhim.extract import UnreadableSlide
+from mhim.extract.recent import Recent
 from mhim.extract.slide.formats import is_plain_image
 
 MAX_WHOLE_PX = 150_000_000  # 450 MB as RGB: what must be decoded in one piece may not be larger
@@ -38,7 +38,7 @@ class FlatImage:
     def __init__(self, path: Path, join: tuple[int, ...] = ()) -> None:
         self._name = path.name
         self._lock = threading.Lock()
-        self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._cache: Recent[tuple[int, int], np.ndarray] = Recent(_CACHE_BYTES, lambda segment: segment.nbytes)
         self._tiff: Any = None
         self._levels: list[list[Any]] = []  # the page of each level, or the three that make it up
         self._join = join
@@ -171,15 +171,8 @@ class FlatImage:
 
     def _segment(self, level: int, index: int) -> np.ndarray:
         """Strip or tile `index` as RGB, from the cache or decoded now."""
-        with self._lock:
-            if (level, index) in self._cache:
-                self._cache.move_to_end((level, index))
-                return self._cache[level, index]
-            rgb = self._decode(level, index)
-            self._cache[level, index] = rgb
-            while len(self._cache) > 1 and sum(a.nbytes for a in self._cache.values()) > _CACHE_BYTES:
-                self._cache.popitem(last=False)
-            return rgb
+        with self._lock:  # one at a time: all read from one open file
+            return self._cache.made((level, index), lambda: self._decode(level, index))
 
     def _decode(self, level: int, index: int) -> np.ndarray:
         """Strip or tile `index` of a level as RGB."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from mhim.extract import SlideError
+from mhim.extract.images import encoded
 
 MAX_SIDE_PX = 1600
 _OUTLINE = (0, 160, 0)
@@ -38,7 +38,4 @@ def draw(rgb: np.ndarray, mask: np.ndarray, corners_px: np.ndarray, tile_px: tup
 
 def jpeg(rgb: np.ndarray) -> bytes:
     """A picture, uint8 (h, w, 3), as JPEG of quality 85. Raises SlideError."""
-    ok, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
-    if not ok:
-        raise SlideError("the overlay could not be encoded as JPEG")
-    return bytes(data)
+    return encoded(rgb, ".jpg", 85)

@@ -21,6 +21,7 @@ import numpy as np
 from mhim.configs import lookup
 from mhim.configs.schema import TileConfig
 from mhim.extract import SlideError, memory
+from mhim.extract.images import encoded
 from mhim.extract.slide.slide import ReadPlan, Slide, open_slide, squared
 from mhim.extract.tiles import artefacts, overlay, regions
 from mhim.extract.tiles.clean import clean
@@ -327,12 +328,12 @@ def _save_tiles(slide: Slide, coords_l0: np.ndarray, config: TileConfig, folder:
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 90] if config.save_tiles == "jpg" else []
+    quality = 90 if config.save_tiles == "jpg" else None
     try:
         for x, y in coords_l0.tolist():
             rgb = slide.read_region(x, y, config.tile_px, config.mpp[0])
-            _, data = cv2.imencode(f".{config.save_tiles}", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), quality)
-            (aside / f"{x}_{y}.{config.save_tiles}").write_bytes(data.tobytes())
+            data = encoded(rgb, f".{config.save_tiles}", quality)
+            (aside / f"{x}_{y}.{config.save_tiles}").write_bytes(data)
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(aside, folder)
     finally:

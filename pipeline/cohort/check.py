@@ -6,8 +6,6 @@ In: a folder or manifest, the tile settings, perhaps labels. Out: a table on the
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import queue
 import time
@@ -18,6 +16,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from mhim.configs.schema import Config, LabelsConfig, TileConfig
+from mhim.extract.images import encoded
 from mhim.pipeline.cohort import check_page
 from mhim.pipeline.cohort.finding import EMPTY, NO_MPP, OK, UNFIT, UNREADABLE, UNSUPPORTED, Finding
 from mhim.pipeline.cohort.labels import match, use
@@ -26,7 +25,7 @@ from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.cohort.listing import SlideEntry
 from mhim.pipeline.resume import console, leftovers
 from mhim.pipeline.resume.child import Child, Died, Order
-from mhim.pipeline.store import names, writing
+from mhim.pipeline.store import names, tables, writing
 
 NO_SLIDE = "no slide"
 _HARMLESS = frozenset(
@@ -97,8 +96,7 @@ def inspect(entry: SlideEntry, config: TileConfig) -> Finding:
         scale = min(1.0, _THUMB_PX / max(picture.shape[:2]))
         size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-        bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-        jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 75])[1].tobytes()
+        jpeg = encoded(picture, ".jpg", 75)
         rate = 0.0
         if len(coords):
             rate = _rate(entry, config, coords[:: max(1, len(coords) // _RATE_TILES)][:_RATE_TILES].tolist())
@@ -238,13 +236,8 @@ def _summary(findings: list[Finding], workers: int, seconds: float) -> list[str]
 
 def _csv(findings: Iterable[Finding]) -> str:
     names = [f.name for f in fields(Finding) if f.name != "thumbnail"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    for finding in findings:
-        row = [getattr(finding, n) for n in names]
-        writer.writerow(["; ".join(v) if isinstance(v, tuple) else "" if v is None else v for v in row])
-    return text.getvalue()
+    rows = ([getattr(finding, n) for n in names] for finding in findings)
+    return tables.text_of(names, (["; ".join(v) if isinstance(v, tuple) else v for v in row] for row in rows))
 
 
 def _show(findings: list[Finding], summary: list[str], out: Path) -> None:

@@ -8,7 +8,6 @@ are all returned to be listed. Knows nothing of pixels.
 from __future__ import annotations
 
 import csv
-import io
 import os
 from collections import Counter
 from dataclasses import replace
@@ -22,7 +21,7 @@ from mhim.pipeline.cohort.labels.rows import CohortError, some
 from mhim.pipeline.cohort.labels.table import read_table
 from mhim.pipeline.cohort.listing import Listing, SlideEntry
 from mhim.pipeline.resume.claims import alone
-from mhim.pipeline.store import ids, layout, names, writing
+from mhim.pipeline.store import ids, layout, names, tables, writing
 
 # ---------------------------------------------------------------------------------------------- folders
 
@@ -83,13 +82,11 @@ def _merged(work: layout.Work, slides: list[SlideEntry]) -> tuple[list[SlideEntr
                 "use another --work folder, or tile a common parent folder so that the ids differ"
             )
         known[slide.id] = slide
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slide", "path", "mpp", "regions", "series"])
-    for _, slide in sorted(known.items()):
-        mpp = "" if slide.mpp is None else repr(slide.mpp)
-        writer.writerow([slide.id, names.of_path(slide.path), mpp, names.of_path(slide.regions), slide.series])
-    return list(known.values()), text.getvalue()
+    text = tables.text_of(
+        ("slide", "path", "mpp", "regions", "series"),
+        ((s.id, names.of_path(s.path), s.mpp, names.of_path(s.regions), s.series) for _, s in sorted(known.items())),
+    )
+    return list(known.values()), text
 
 
 def _same_file(one: Path, other: Path) -> bool:

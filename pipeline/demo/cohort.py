@@ -8,14 +8,12 @@ It knows how a slide is written, not how its tissue is painted (`tissue.py`).
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from io import StringIO
 from pathlib import Path
 
 import cv2
@@ -23,6 +21,7 @@ import numpy as np
 
 from mhim.pipeline.demo.sprites import Library, build_library
 from mhim.pipeline.demo.tissue import MAP_MPP, Painting, SlidePlan, map_shape, paint
+from mhim.pipeline.store import tables
 
 TILE_PX = 256
 DOWNSAMPLES = (1, 4, 16)
@@ -126,14 +125,12 @@ def make_cohort(folder: Path, seed: int = 7, n: int = 32, small: bool = False, w
         "mpp": MAP_MPP,
         "slides": {s.name: {"slide_mpp": s.plan.mpp, "tumour_um2": s.plan.tumour_um2} for s in slides},
     }
-    text = StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["slide", "patient", "label", "site"])
-    table.writerows([s.name, s.patient, LABELS[s.label], s.look.site] for s in slides)
+    rows = ([s.name, s.patient, LABELS[s.label], s.look.site] for s in slides)
+    table = tables.text_of(("slide", "patient", "label", "site"), rows)
     if fresh:  # another cohort's slides must not pass for this one's
         for slide in slides:
             (folder / "slides" / slide.name).unlink(missing_ok=True)
-    (folder / "labels.csv").write_text(text.getvalue())
+    (folder / "labels.csv").write_text(table)
     marker.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         for done in [pool.submit(_make_slide, folder, s, seed, small) for s in slides]:

@@ -6,7 +6,6 @@ not know (the planted tumour) is read only at the end, to measure how well the t
 
 from __future__ import annotations
 
-import csv
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.resume import console
 from mhim.pipeline.stages import session as session_
 from mhim.pipeline.stages import verbs
-from mhim.pipeline.store import layout, reading
+from mhim.pipeline.store import layout, reading, tables
 from mhim.pipeline.training import choices
 from mhim.pipeline.upkeep import status
 
@@ -104,8 +103,7 @@ def instance_auc(work: layout.Work, run: str, folder: Path) -> float:
 
 def tile_scores(work: layout.Work, run: str) -> dict[str, np.ndarray]:
     """Slide id -> float32 (N,) instance scores of the fold that held the slide out."""
-    with open(work.run(run) / "predictions.csv", newline="") as f:
-        slides = [s for row in csv.DictReader(f) for s in row["slide"].split(";")]
+    slides = [s for row in tables.read(work.run(run) / "predictions.csv") for s in row["slide"].split(";")]
     return {s: np.asarray(reading.read_array(work.run(run) / "scores" / f"{s}.zarr", "attention")) for s in slides}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy as np
 from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.exchange.digits import digits
 from mhim.pipeline.resume import leftovers
-from mhim.pipeline.store import disk, ids, layout, seals, writing
+from mhim.pipeline.store import disk, ids, layout, seals, tables, writing
 
 NAMED = ("label", "bag", "patient", "split", "fold", "site", "time", "event", "x", "y")
 CARRIED = ("patient", "label", "time", "event", "split", "fold", "site")
@@ -172,12 +171,7 @@ def write_bag(bag: StoredArrays, final: Path, root: Path, attrs: Mapping[str, An
 def _labels(facts: Mapping[str, Mapping[str, str]]) -> str:
     """The text of labels.csv: one row per bag."""
     columns = ["slide", *[c for c in CARRIED if any(f.get(c) for f in facts.values())]]
-    text = io.StringIO()
-    made = csv.writer(text, lineterminator="\n")
-    made.writerow(columns)
-    for bag, mine in facts.items():
-        made.writerow([bag, *(mine.get(c, "") for c in columns[1:])])
-    return text.getvalue()
+    return tables.text_of(columns, ([bag, *(mine.get(c, "") for c in columns[1:])] for bag, mine in facts.items()))
 
 
 def _number(text: str) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mhim.mil import reference, tasks
 from mhim.pipeline.resume import leftovers
-from mhim.pipeline.store import disk, layout, writing
+from mhim.pipeline.store import disk, layout, tables, writing
 from mhim.pipeline.training import bundle
 from mhim.pipeline.training import fold as training
 from mhim.pipeline.training.card import Card
@@ -133,6 +133,6 @@ def _one(file: Path, out: Path, fold: int, task: tasks.Task, features: dict[str,
     }
     bundle.write(out, Card.of(card, out / bundle.CARD), model.float().state_dict(), None)
     header = {"side": "", "patient": "", "slides": ""}  # no patient was held out here, so there is no row
-    (out / training.PREDICTIONS).write_text(training.table([header]).splitlines()[0] + "\n")
+    (out / training.PREDICTIONS).write_text(tables.of_mappings([header]).splitlines()[0] + "\n")
     writing.seal(out, {"stage": "import-model", "sha256": digest, "activation": activation})
     return f"{file.name}: {name} with student {student}" if name == "mhim" else f"{file.name}: {student}"

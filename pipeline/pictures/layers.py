@@ -14,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 
 from mhim.configs.schema import ScoreConfig
+from mhim.extract.images import encoded
 from mhim.mil import heatmap
 from mhim.mil.heatmap import Frame, Scaled
 from mhim.mil.tasks import Task
-from mhim.pipeline.store import layout
 
 PICTURE_PX = 1600  # long side of an overlay
 
@@ -171,19 +171,8 @@ def file_name(name: str) -> str:
 
 
 def save_png(path: Path, rgb: np.ndarray) -> None:
-    _save(path, rgb, ".png", [])
+    path.write_bytes(encoded(rgb, ".png"))
 
 
 def save_jpeg(path: Path, rgb: np.ndarray) -> None:
-    import cv2
-
-    _save(path, rgb, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 88])
-
-
-def _save(path: Path, rgb: np.ndarray, suffix: str, options: list[int]) -> None:
-    import cv2
-
-    ok, data = cv2.imencode(suffix, np.ascontiguousarray(rgb[..., ::-1]), options)
-    if not ok:
-        raise layout.StoreError(f"{path.name} could not be encoded")
-    path.write_bytes(bytes(data))
+    path.write_bytes(encoded(rgb, ".jpg", 88))

@@ -8,7 +8,6 @@ beyond `BUDGET`; how many there was no room for is said.
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import html
 from collections import Counter
@@ -18,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from mhim.extract.images import encoded
 from mhim.pipeline.pictures import figures
 from mhim.pipeline.results import again, ensemble, estimand, numbers, operating_point, predictions
 from mhim.pipeline.results import risk_groups as risk
 from mhim.pipeline.results.metrics_file import METRICS, Estimate, Metrics
 from mhim.pipeline.resume import leftovers
-from mhim.pipeline.store import layout, reading, writing
+from mhim.pipeline.store import layout, reading, tables, writing
 from mhim.pipeline.training import bundle, choices
 from mhim.pipeline.upkeep import status
 
@@ -88,8 +88,7 @@ def _figures(run: Path, found: Metrics, rows: Sequence[Row], each: Sequence[Row]
     histories = {}
     for folder in predictions.folds_of(run):
         if (folder / "history.csv").exists():
-            with open(folder / "history.csv", newline="") as f:
-                histories[folder.name] = list(csv.DictReader(f))
+            histories[folder.name] = tables.read(folder / "history.csv")
     made: dict[str, Callable[[Any], None]] = {}
     if classes:
         answers = estimand.answers(each, found.task.value)
@@ -233,8 +232,7 @@ def _left_out(work: layout.Work) -> str:
 
 
 def _splits(run: Path) -> str:
-    with open(run / "splits.csv", newline="") as f:
-        counts = Counter((r["repeat"], r["fold"], r["split"]) for r in csv.DictReader(f))
+    counts = Counter((r["repeat"], r["fold"], r["split"]) for r in tables.read(run / "splits.csv"))
     places = sorted({k[:2] for k in counts})
     rows = [(a, b, *(str(counts[a, b, side]) for side in ("train", "val", "test"))) for a, b in places]
     return _table(("repeat", "fold", "train", "validation", "test"), rows)
@@ -317,8 +315,7 @@ def _small_jpeg(path: Path) -> bytes:
         raise layout.StoreError(f"{path} is damaged; delete its folder and score again")
     k = min(1.0, PICTURE_PX / max(picture.shape[:2]))
     picture = np.asarray(cv2.resize(picture, None, fx=k, fy=k, interpolation=cv2.INTER_AREA))
-    _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 78])
-    return bytes(data)
+    return encoded(picture[..., ::-1], ".jpg", 78)
 
 
 def _mistakes(rows: Sequence[Row], found: Metrics) -> list[float]:

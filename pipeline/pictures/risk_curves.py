@@ -8,7 +8,7 @@ from pathlib import Path
 from mhim.mil import metrics
 from mhim.pipeline.pictures import figures
 from mhim.pipeline.results.risk_groups import NAME, Row, groups, steps
-from mhim.pipeline.training import fold
+from mhim.pipeline.store import tables
 
 
 def draw(out: Path, rows: Sequence[Row]) -> None:
@@ -17,4 +17,4 @@ def draw(out: Path, rows: Sequence[Row]) -> None:
     if found is None:
         return
     figures.save_all(out, {NAME: figures.kaplan_meier(*found, metrics.log_rank(*found))})
-    (out / f"{NAME}.csv").write_text(fold.table(steps(*found)))
+    (out / f"{NAME}.csv").write_text(tables.of_mappings(steps(*found)))

@@ -14,7 +14,6 @@ from weights (D, patients) the value of every metric in each of D draws. The rul
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 from mhim.mil import estimators, resampling
 from mhim.mil.tasks import Task
 from mhim.pipeline.results import operating_point
+from mhim.pipeline.store import tables
 
 Row = dict[str, Any]
 Place = tuple[int, int, int]
@@ -81,8 +81,7 @@ class Answers:
 
 def read(path: Path) -> list[Row]:
     """The rows of a `predictions.csv`, numbers as numbers."""
-    with open(path, newline="") as f:
-        return [{k: _number(k, v) for k, v in row.items()} for row in csv.DictReader(f)]
+    return [{k: _number(k, v) for k, v in row.items()} for row in tables.read(path)]
 
 
 def place(row: Mapping[str, Any]) -> Place:

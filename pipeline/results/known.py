@@ -8,7 +8,6 @@ a stranger. `patients.csv` of the run keeps what is needed for it, and is a labe
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 from mhim.pipeline.cohort.listing import SlideEntry
 from mhim.pipeline.cohort.patients import Dataset, Patient, feature_stores
 from mhim.pipeline.cohort.slides import read_cohort
-from mhim.pipeline.store import layout, reading, writing
+from mhim.pipeline.store import layout, reading, tables, writing
 from mhim.pipeline.training import bundle, fold
 
 PATIENTS = "patients.csv"
@@ -88,7 +87,7 @@ def table(data: Dataset, cohort: Mapping[str, SlideEntry]) -> str:
                 }
             )
     columns = list(dict.fromkeys(k for row in rows for k in row if k not in (CONTENT, "features")))
-    return fold.table([{k: row.get(k, "") for k in (*columns, CONTENT, "features")} for row in rows])
+    return tables.of_mappings([{k: row.get(k, "") for k in (*columns, CONTENT, "features")} for row in rows])
 
 
 def describe(work: layout.Work, run: Path, data: Dataset) -> None:
@@ -180,11 +179,9 @@ def _seen(work: layout.Work, run: Path, folders: Sequence[Path]) -> list[_Seen]:
     """Every slide that the run's trainings have read."""
     file = run / PATIENTS
     if file.is_file():
-        with open(file, newline="", encoding="utf-8") as f:
-            return [
-                _Seen(r["slide"], r["patient"], r.get(CONTENT) or "", r.get("features") or "")
-                for r in csv.DictReader(f)
-            ]
+        return [
+            _Seen(r["slide"], r["patient"], r.get(CONTENT) or "", r.get("features") or "") for r in tables.read(file)
+        ]
     slides: dict[str, str] = {}
     encoder = ""
     for folder in folders:
@@ -197,8 +194,7 @@ def _seen(work: layout.Work, run: Path, folders: Sequence[Path]) -> list[_Seen]:
         for s, p in slides.items()
     ]
     if (run / "splits.csv").is_file():  # patients that no training held out are named there
-        with open(run / "splits.csv", newline="", encoding="utf-8") as f:
-            there = {r["patient"] for r in csv.DictReader(f)} - set(slides.values())
+        there = {r["patient"] for r in tables.read(run / "splits.csv")} - set(slides.values())
         found += [_Seen(p, p) for p in sorted(there)]
     return found
 

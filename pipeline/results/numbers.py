@@ -6,7 +6,6 @@ the unit (patient), how many folds and seeds it is of, and how many trainings de
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from mhim.mil.resampling import Interval
 from mhim.mil.tasks import Task
 from mhim.pipeline.results import ensemble, estimand, operating_point, predictions, risk_groups
 from mhim.pipeline.results.metrics_file import METRICS, Estimate, Metrics
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, tables
 from mhim.pipeline.training import bundle, choices
 from mhim.pipeline.training.card import Card
 
@@ -229,8 +228,7 @@ def _missing(folders: Sequence[Path], cards: Sequence[Card]) -> list[str]:
     file = next((p / "splits.csv" for p in folders[0].parents[:3] if (p / "splits.csv").exists()), None)
     if file is None:
         return []  # weights that were brought in
-    with open(file, newline="") as f:
-        wanted = {(int(r["repeat"]), int(r["fold"])) for r in csv.DictReader(f)}
+    wanted = {(int(r["repeat"]), int(r["fold"])) for r in tables.read(file)}
     seeds = {c.seed for c in cards}
     there = {(c.place[:2], c.seed) for c in cards}
     lacking = sorted((*place, s) for place in wanted for s in seeds if (place, s) not in there)

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mhim.configs import processes
 from mhim.pipeline.store.owner import machine, owner
 
 _TORN_S = 10.0  # a claim without content for so long is the torn remains of a crash, not one being written
@@ -199,12 +200,8 @@ def _start_time(pid: int) -> int | None:
 
 def _alive(pid: int, start: int | None) -> bool:
     """Whether the process that started at `start` still runs under `pid` on this machine."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+    if not processes.alive(pid):
         return False
-    except PermissionError:
-        return True
     return start is None or _start_time(pid) in (None, start)
 
 

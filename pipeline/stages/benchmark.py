@@ -26,7 +26,7 @@ from mhim.pipeline.stages import runs, verbs
 from mhim.pipeline.stages import session as session_
 from mhim.pipeline.stages.session import Session
 from mhim.pipeline.stages.train import Train
-from mhim.pipeline.store import layout, writing
+from mhim.pipeline.store import layout, tables, writing
 from mhim.pipeline.training import choices, fold
 
 SHOWN = ("auc", "auprc", "balanced_accuracy", "f1", "kappa", "c_index", "time_auc_1", "time_auc_2", "time_auc_3")
@@ -245,7 +245,7 @@ def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str,
         {k: v for k, v in line.items() if k not in ("cells", "horizons", "counted", "one_class", "rule")}
         for line in made
     ]
-    writing.write_atomic(out.with_name(f"{out.name}.csv"), fold.table(flat))
+    writing.write_atomic(out.with_name(f"{out.name}.csv"), tables.of_mappings(flat))
     rich = Table(title=f"{out.name}: mean ± sd")
     for column in header:
         rich.add_column(column)

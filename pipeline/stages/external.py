@@ -27,7 +27,7 @@ from mhim.pipeline.cohort.patients import Dataset
 from mhim.pipeline.results import ensemble, estimand, numbers, operating_point, predictions
 from mhim.pipeline.results.metrics_file import METRICS, ExternalMetrics, Metrics
 from mhim.pipeline.resume import console
-from mhim.pipeline.store import layout, writing
+from mhim.pipeline.store import layout, tables, writing
 from mhim.pipeline.training import bundle, choices, fold
 
 BY_MODEL = "predictions_by_model.csv"
@@ -247,7 +247,7 @@ def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, 
     out = stage.out
     for file, some in ((fold.PREDICTIONS, rows), (BY_MODEL, each)):
         told = [{**r, **{c: truth.get(r["patient"], {}).get(c, "") for c in columns}} if truth else r for r in some]
-        writing.write_atomic(out / file, fold.table(told))
+        writing.write_atomic(out / file, tables.of_mappings(told))
     of = f"{sum(len(p.slides) for p in stage.data.patients)} slides of {len(rows)} patients"
     console.out.print(f"{of} scored: {console.escape(str(out / fold.PREDICTIONS))}")
     for row in rows[:20]:

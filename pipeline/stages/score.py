@@ -12,7 +12,7 @@ from mhim.configs.schema import Config, fingerprint_fields
 from mhim.pipeline.cohort.patients import Dataset
 from mhim.pipeline.resume import fingerprints
 from mhim.pipeline.resume.stage import Item, Made, Stage
-from mhim.pipeline.store import layout, reading, writing
+from mhim.pipeline.store import layout, reading, tables, writing
 
 if TYPE_CHECKING:
     from mhim.pipeline.results.known import Recognised
@@ -81,7 +81,7 @@ class Score(Stage):
         if item.seal:
             rows, task = predictions.predictions(self.folds, self.config.score)
             out.mkdir(parents=True)
-            (out / fold.PREDICTIONS).write_text(fold.table(rows))
+            (out / fold.PREDICTIONS).write_text(tables.of_mappings(rows))
             found = numbers.summary(self.folds, rows, task, self.config.score)
             (out / METRICS).write_text(found.text())
             if task.survival:

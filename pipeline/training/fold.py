@@ -7,7 +7,6 @@ the epoch has been chosen. Knows nothing of stages, runs and machines.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -32,7 +31,7 @@ from mhim.mil.splits import Fold
 from mhim.mil.tasks import Task
 from mhim.pipeline.cohort.patients import Dataset, Patient, StoredBag
 from mhim.pipeline.resume.fingerprints import own_settings
-from mhim.pipeline.store import writing
+from mhim.pipeline.store import tables, writing
 from mhim.pipeline.store.layout import FORMAT
 from mhim.pipeline.training import bundle, choices, experiment_log
 from mhim.pipeline.training.card import Card
@@ -165,8 +164,8 @@ def train_fold(
         farthest = novelty.limit(profile.distance(c.load()[0]) for c in cases([*val, *test], mpp))
         card |= {"unlike_from": farthest} if farthest is not None else {}
     bundle.write(out, Card.of(card, out / bundle.CARD), weights, scale, profile)
-    (out / PREDICTIONS).write_text(table(rows))
-    (out / HISTORY).write_text(table(state["history"]))
+    (out / PREDICTIONS).write_text(tables.of_mappings(rows))
+    (out / HISTORY).write_text(tables.of_mappings(state["history"]))
     return (f"the plain model is used instead: {why}",) if why else ()
 
 
@@ -246,8 +245,7 @@ def logits_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
 
 def read_predictions(folder: Path) -> list[dict[str, Any]]:
     """The rows of a fold's `predictions.csv`, all values as text."""
-    with open(folder / PREDICTIONS, newline="") as f:
-        return list(csv.DictReader(f))
+    return tables.read(folder / PREDICTIONS)
 
 
 def targets_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -255,16 +253,6 @@ def targets_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
     if "time" in rows[0]:
         return np.array([[float(r["time"]), float(r["event"])] for r in rows])
     return np.array([int(r["target"]) for r in rows], dtype=np.int64)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as CSV text; columns are the keys in the order in which they first appear."""
-    columns = list(dict.fromkeys(k for r in rows for k in r))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: repr(v) if isinstance(v, float) else v for k, v in r.items()} for r in rows)
-    return text.getvalue()
 
 
 def _fit(

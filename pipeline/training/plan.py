@@ -17,9 +17,9 @@ from mhim.configs.schema import Config, TrainConfig, fingerprint_fields
 from mhim.mil import splits
 from mhim.mil.splits import Fold
 from mhim.pipeline.cohort import provenance
-from mhim.pipeline.store import layout, writing
+from mhim.pipeline.store import layout, tables, writing
 from mhim.pipeline.training.card import Card
-from mhim.pipeline.training.fold import Job, baseline_config, table, whole_params
+from mhim.pipeline.training.fold import Job, baseline_config, whole_params
 
 TEACHER = "teacher"
 
@@ -73,7 +73,11 @@ def describe(run: Path, config: Config, folds: Sequence[Fold], made: provenance.
     digest = splits.digest(folds)
     rows = [{**row, "split_hash": digest} for row in splits.rows(folds)]
     read = yaml.safe_dump({"labels": fingerprint_fields(config.labels)}, sort_keys=False)
-    texts = {"config.yaml": yaml.safe_dump(sections, sort_keys=False), "splits.csv": table(rows), "labels.yaml": read}
+    texts = {
+        "config.yaml": yaml.safe_dump(sections, sort_keys=False),
+        "splits.csv": tables.of_mappings(rows),
+        "labels.yaml": read,
+    }
     for name, text in texts.items():
         file = run / name
         if not file.exists() or file.read_text() != text:

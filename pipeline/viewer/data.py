@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from mhim.extract.images import encoded
 from mhim.mil import heatmap
 from mhim.mil.heatmap import Frame
 from mhim.mil.tasks import Task
@@ -278,11 +279,4 @@ def _rounded(values: np.ndarray) -> list[float]:
 
 
 def _png(rgba: np.ndarray) -> bytes:
-    return _encoded(".png", rgba[..., [2, 1, 0, 3]], [cv2.IMWRITE_PNG_COMPRESSION, 3])
-
-
-def _encoded(suffix: str, bgr: np.ndarray, options: list[int]) -> bytes:
-    ok, data = cv2.imencode(suffix, np.ascontiguousarray(bgr), options)
-    if not ok:
-        raise layout.StoreError("a picture could not be encoded")
-    return bytes(data)
+    return encoded(rgba, ".png", 3)

@@ -8,21 +8,17 @@ threads. It knows no cohort and no HTTP.
 from __future__ import annotations
 
 import math
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import Any
 
 import cv2
 import numpy as np
-import simplejpeg
 
+from mhim.extract.images import viewed_jpeg
+from mhim.extract.recent import Recent
 from mhim.extract.slide.filetiles import FileLevels, FileTiles, Undecodable, paste
 from mhim.extract.slide.planes import NotDirect
 from mhim.extract.slide.slide import Slide
 
 TILE_PX = 512
-QUALITY = 82
 KEPT_BYTES = 32 << 20  # per slide and kind: tiles of the file that lie on several of ours, and tiles sent before
 READ_PX = 1 << 24  # pixels of the file that are put together at once; more are read in quarters
 TOLERANCE = 2e-3  # a level of 4.0003 counts as 4: one pixel in 500 is dropped or doubled at a tile's edge
@@ -43,8 +39,8 @@ class Pyramid:
         self.size_px = (round(w * self.stretch[0]), round(h * self.stretch[1]))
         self.top = math.ceil(math.log2(max(self.size_px)))
         self.note = ""
-        self._decoded = _Kept(lambda pixels: int(pixels.nbytes))
-        self._sent = _Kept(len)
+        self._decoded = Recent(KEPT_BYTES, lambda pixels: int(pixels.nbytes))
+        self._sent = Recent(KEPT_BYTES, len)
         source = slide.source
         self._file = source.levels if isinstance(source, FileTiles) else FileLevels(slide.path, source)
 
@@ -63,7 +59,7 @@ class Pyramid:
             raise LookupError(f"no tile {column}, {row}")
         size = min(TILE_PX, w - x), min(TILE_PX, h - y)
         down = 2 ** (self.top - level)
-        made: bytes = self._sent.get((level, column, row), lambda: jpeg(self._read(down, x, y, *size)))
+        made: bytes = self._sent.made((level, column, row), lambda: viewed_jpeg(self._read(down, x, y, *size)))
         return made
 
     def _read(self, down: int, x: int, y: int, w: int, h: int) -> np.ndarray:
@@ -111,38 +107,8 @@ class Pyramid:
         out = np.empty((bottom - top, right - left, 3), np.uint8)
 
         def tile(index: int) -> np.ndarray:
-            kept: np.ndarray = self._decoded.get((level, index, k), lambda: self._file.tile(plane, index, k))
+            kept: np.ndarray = self._decoded.made((level, index, k), lambda: self._file.tile(plane, index, k))
             return kept
 
         paste(plane, k, left, top, out, tile)
         return cv2.resize(out, (w, h), interpolation=cv2.INTER_AREA) if out.shape[:2] != (h, w) else out
-
-
-class _Kept:
-    """What was made lately, within KEPT_BYTES. Two threads that want the same at once both make it."""
-
-    def __init__(self, size: Callable[[Any], int]) -> None:
-        self._size = size
-        self._held: OrderedDict[Hashable, Any] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        with self._lock:
-            if key in self._held:
-                self._held.move_to_end(key)
-                return self._held[key]
-        made = make()
-        with self._lock:
-            if key not in self._held:
-                self._held[key] = made
-                self._bytes += self._size(made)
-            while self._bytes > KEPT_BYTES:
-                self._bytes -= self._size(self._held.popitem(last=False)[1])
-        return made
-
-
-def jpeg(rgb: np.ndarray) -> bytes:
-    """uint8 (h, w, 3) as JPEG."""
-    made: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), QUALITY, "RGB", "420", fastdct=True)
-    return made

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,12 @@ import cv2
 import numpy as np
 
 from mhim.extract import SlideError
+from mhim.extract.images import viewed_jpeg
+from mhim.extract.recent import Recent
 from mhim.extract.slide.slide import Slide, open_slide
 from mhim.pipeline.resume.child import Child, Died, Order
 from mhim.pipeline.resume.stage import Stopped
-from mhim.pipeline.viewer.pyramid import Pyramid, jpeg
+from mhim.pipeline.viewer.pyramid import Pyramid
 
 PROCESSES = 4  # at most; a browser asks for six tiles at once
 OPEN_SLIDES = 2  # in each process: each keeps up to twice pyramid.KEPT_BYTES
@@ -62,7 +63,7 @@ class Slides:
         n = processes or max(1, min(PROCESSES, os.cpu_count() or 1))
         self._team = [Child(Order(None, call=_answer)) for _ in range(n)]
         self._idle = list(self._team)
-        self._has: dict[Child, OrderedDict[Path, None]] = {child: OrderedDict() for child in self._team}
+        self._has: dict[Child, Recent[Path, bool]] = {child: Recent(OPEN_SLIDES) for child in self._team}
         self._changed = threading.Condition()
         self._broken: dict[Path, str] = {}
 
@@ -122,7 +123,7 @@ class Slides:
             child = min(self._idle, key=cost)
             self._idle.remove(child)
             if question and question.what != "thumbnail":
-                _touch(self._has[child], question.path)
+                self._has[child].put(question.path, True)
             return child
 
     def _give(self, child: Child) -> None:
@@ -131,17 +132,9 @@ class Slides:
             self._changed.notify()
 
 
-def _touch(recent: OrderedDict[Path, Any], path: Path, value: Any = None) -> None:
-    """Make `path` the latest of at most OPEN_SLIDES."""
-    recent[path] = value
-    recent.move_to_end(path)
-    while len(recent) > OPEN_SLIDES:
-        recent.popitem(last=False)  # what falls out is closed with its last reference
-
-
 # ---------------------------------------------------------------------------------------------- in their processes
 
-_open: OrderedDict[Path, Pyramid] = OrderedDict()
+_open: Recent[Path, Pyramid] = Recent(OPEN_SLIDES)
 
 
 def _answer(question: Question | None) -> tuple[str, Any]:
@@ -157,7 +150,7 @@ def _answer(question: Question | None) -> tuple[str, Any]:
                 return "made", _thumbnail(slide)
         if pyramid is None:
             pyramid = Pyramid(open_slide(question.path, question.mpp, file_tiles=True))
-        _touch(_open, question.path, pyramid)
+        _open.put(question.path, pyramid)
         if question.what == "tile":
             try:
                 return "made", pyramid.tile(*question.tile)
@@ -175,4 +168,4 @@ def _thumbnail(slide: Slide) -> bytes:
     h_px, w_px = rgb.shape[0] * px_y / px_x, rgb.shape[1]
     k = _THUMBNAIL_PX / max(w_px, h_px)
     size = (max(1, round(w_px * k)), max(1, round(h_px * k)))
-    return jpeg(np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)))
+    return viewed_jpeg(np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)))

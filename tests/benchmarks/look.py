@@ -127,8 +127,7 @@ def report(folder: Path, n: int = 1000) -> None:
     """The report of a made-up run of `n` slides with a picture each."""
     from mhim.pipeline.pictures import report as module
     from mhim.pipeline.pictures.layers import save_png
-    from mhim.pipeline.store import layout
-    from mhim.pipeline.training import fold
+    from mhim.pipeline.store import layout, tables
     from tests.pipeline import records
 
     work = layout.Work(folder / "many")
@@ -152,7 +151,7 @@ def report(folder: Path, n: int = 1000) -> None:
                 "p_b": p,
             }
         )
-    (run / "predictions.csv").write_text(fold.table(rows))
+    (run / "predictions.csv").write_text(tables.of_mappings(rows))
     (run / "splits.csv").write_text("repeat,fold,patient,split\n")  # the columns that are read
     told = records.metrics(patients=n, folds=5, trainings=5, confusion=[[300, 200], [200, 300]])
     (run / "metrics.json").write_text(told.text())

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mhim.mil.tasks import Task
+from mhim.pipeline.store import tables
 from mhim.pipeline.training import fold
 from tests.pipeline import records
 
@@ -83,6 +84,6 @@ def class_rows(
 def written(run: Path, rows: Sequence[Row], task: Task, horizons: Sequence[float] = (), **told: Any) -> Path:
     """The run's folder as `compare` reads it."""
     run.mkdir(parents=True)
-    (run / fold.PREDICTIONS).write_text(fold.table(rows))
+    (run / fold.PREDICTIONS).write_text(tables.of_mappings(rows))
     (run / "metrics.json").write_text(records.metrics(task, horizons=list(horizons), **told).text())
     return run

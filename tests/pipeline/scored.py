@@ -9,8 +9,7 @@ import numpy as np
 
 from mhim.mil.tasks import Task
 from mhim.pipeline.cli.main import _main
-from mhim.pipeline.store import layout, reading, writing
-from mhim.pipeline.training import fold
+from mhim.pipeline.store import layout, reading, tables, writing
 from tests.pipeline import records
 
 NASTY = "<img src=x onerror=alert(1)>&'\"nasty.svs"
@@ -49,7 +48,7 @@ def make(folder: Path, cohort: Path) -> Path:
                 }
             )
         task = Task("classification", classes=("benign", "tumour"))
-        (work.run(run) / "predictions.csv").write_text(fold.table(rows))
+        (work.run(run) / "predictions.csv").write_text(tables.of_mappings(rows))
         (work.run(run) / "metrics.json").write_text(records.metrics(task).text())
     return folder / "work"
 

@@ -11,6 +11,7 @@ from mhim.configs.schema import ScoreConfig
 from mhim.mil import tasks
 from mhim.mil.tasks import Task
 from mhim.pipeline.results import operating_point
+from mhim.pipeline.store import tables
 from mhim.pipeline.training import fold as training
 
 Validated = tuple[Path, np.ndarray, np.ndarray]
@@ -26,7 +27,7 @@ def fold(folder: Path, p: np.ndarray, labels: np.ndarray) -> Path:
     ]
     rows.append({"side": "test", "patient": "t", "slides": "[]", "target": 0, "logit_0": -50.0, "logit_1": 50.0})
     folder.mkdir(exist_ok=True)
-    (folder / training.PREDICTIONS).write_text(training.table(rows))
+    (folder / training.PREDICTIONS).write_text(tables.of_mappings(rows))
     return folder
 
 

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from mhim.pipeline.cohort.patients import StoredBag
 from mhim.pipeline.stages import external
-from mhim.pipeline.store import layout, reading
+from mhim.pipeline.store import layout, reading, tables
 from mhim.pipeline.training import bundle, fold
 from tests.pipeline.bags import make_features, write_labels
 from tests.pipeline.numbered import COX
@@ -197,7 +197,7 @@ def test_times_in_another_unit_are_told(tmp_path: Path, factor: float, says: lis
     folder.mkdir()
     times = [float(t) for t in range(10, 22)]
     rows = [{"side": "test", "patient": f"p{t}", "time": t, "event": 1, "logit_0": 0.0} for t in times]
-    (folder / fold.PREDICTIONS).write_text(fold.table(rows))
+    (folder / fold.PREDICTIONS).write_text(tables.of_mappings(rows))
     told = external._times([{"time": factor * t} for t in times], [folder], COX)
     assert len(told) == len(says)
     for said, expected in zip(told, says, strict=True):

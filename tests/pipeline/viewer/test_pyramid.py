@@ -96,11 +96,3 @@ def test_a_damaged_tile_is_left_to_openslide(tmp_path: Path, monkeypatch: pytest
 def test_there_is_nothing_beyond_the_slide(tmp_path: Path, level: int, column: int, row: int) -> None:
     with pytest.raises(LookupError):
         Pyramid(open_slide(write_svs(tmp_path / "s.svs", tissue_rgb()))).tile(level, column, row)
-
-
-def test_what_is_kept_stays_within_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KEPT_BYTES", 10)
-    kept, made = module._Kept(len), []
-    for key in (1, 2, 3, 3, 1):
-        kept.get(key, lambda key=key: made.append(key) or b"1234")
-    assert made == [1, 2, 3, 1]  # two of four bytes fit; 1 had to go
