@@ -53,6 +53,12 @@ class Recent(Generic[K, V]):
             while self._total > self._limit and len(self._held) > 1:
                 self._total -= self._size(self._held.popitem(last=False)[1])
 
+    def clear(self) -> None:
+        """Hold nothing any more."""
+        with self._lock:
+            self._held.clear()
+            self._total = 0
+
     def made(self, key: K, make: Callable[[], V]) -> V:
         """The value, made now if it is not held. Two threads that want the same at once may both make it."""
         found = self.get(key)

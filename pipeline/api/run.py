@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from mhim.configs.errors import UserError
 from mhim.configs.schema import Config
-from mhim.mil import tasks
 from mhim.pipeline.api.bags import Bag, Features, arrays_of
 from mhim.pipeline.api.slide import Slide
 from mhim.pipeline.cohort import patients as cases
@@ -84,7 +83,7 @@ class Run:
         self._folders = predictions.folds_of(folder)
         bundle.permitted(self._folders)
         self._card = bundle.card_of(self._folders[0])
-        self._task = tasks.from_json(self._card["task"])
+        self._task = self._card.task.value
 
     def __repr__(self) -> str:
         return f"Run({self.name!r}, {self.model}, {len(self._folders)} models)"
@@ -97,7 +96,7 @@ class Run:
     @property
     def model(self) -> str:
         """The MIL model's name."""
-        return str(self._card["model"])
+        return self._card.model
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -123,7 +122,7 @@ class Run:
         with tempfile.TemporaryDirectory(prefix="mhim-") as private:
             features = Path(private) / "features"
             for name, bag in arrays.items():
-                attrs = {**self._card["features"], **bag.sizes, "fingerprint": bag.digest}
+                attrs = {**self._card.features.plain(), **bag.sizes, "fingerprint": bag.digest}
                 bag_table.write_bag(bag, features / f"{name}.zarr", features, attrs)
             made = self._scored(Path(private), features, (), None)
             return {p.patient: p for p in self._answers(made)}
@@ -150,7 +149,7 @@ class Run:
         name = slide if isinstance(slide, str) else slide.id
         arrays = self._arrays(name)
         store = self._features() / f"{name}.zarr"
-        picture = draw.picture(self._work, self._config, name, store, arrays, self._card["task"], layer)
+        picture = draw.picture(self._work, self._config, name, store, arrays, self._task, layer)
         if path is not None:
             save_png(Path(path), picture)
         return picture
@@ -158,7 +157,7 @@ class Run:
     # ------------------------------------------------------------------------------------------ the stage `score`
 
     def _features(self) -> Path:
-        return cases.features_of(self._work, self._card["features"])
+        return cases.features_of(self._work, self._card.features.plain())
 
     def _rows(self) -> list[Row]:
         """Whose the run's own slides are; of a run of version 0.1, which kept no such table, nothing."""

@@ -17,6 +17,7 @@ from mhim.configs import load
 from mhim.configs.schema import Config, ExtractConfig, Settings, TileConfig, marked
 from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.store import layout, reading, seals
+from mhim.pipeline.store.attributes import settings_of
 
 TILING = "tiling"  # attribute of a feature store: the settings of the tiles that it was made from
 OF_THE_SLIDES = ("mpp_of_slides", "assume_mpp_from_power", "overlay")  # about the slides at hand, not about the model
@@ -25,22 +26,26 @@ _SECTIONS: dict[str, type[Settings]] = {"tile": TileConfig, "extract": ExtractCo
 Made = dict[str, Any]
 
 
-def tiling_of(tiles: Mapping[str, Any]) -> Made:
-    """The settings in the attributes of a tile store, for the features that are made from it."""
-    return {k: v for k, v in tiles.get("settings", {}).items() if k.startswith("tile.")}
+def tiling_of(tiles: Mapping[str, Any], path: Path) -> Made:
+    """The settings in the attributes of the tile store at `path`, for the features that are made from it. Raises
+    StoreError."""
+    return {k: v for k, v in settings_of(tiles, path).items() if k.startswith("tile.")}
 
 
 def of_features(slide: str, path: Path, features: Path) -> Made:
     """The record of one feature store in the folder `features`. Raises StoreError."""
     attrs = reading.read_attrs(path)
-    settings = attrs.get("settings", {})
+    settings = settings_of(attrs, path)
     made = {k: v for k, v in settings.items() if k.startswith(("extract.", "encoder."))}
     tiling = attrs.get(TILING)
+    if tiling is not None and not isinstance(tiling, dict):
+        raise layout.StoreError(f"{path}: its attribute `{TILING}` is no mapping; extract or copy it again")
     if tiling is None and "input.tiles" in settings:
         # made by version 0.1: its tiles tell, if they are still those that were read
-        found = seals.look(layout.Work(features.parent.parent).tile_store(slide))  # damaged or not there: unknown
+        tiles = layout.Work(features.parent.parent).tile_store(slide)
+        found = seals.look(tiles)  # damaged or not there: unknown
         sure = found is not None and not found.wrong and found.fingerprint == settings["input.tiles"]
-        tiling = tiling_of(found.attrs) if found is not None and sure else {}
+        tiling = tiling_of(found.attrs, tiles) if found is not None and sure else {}
     return made | (tiling or {})
 
 

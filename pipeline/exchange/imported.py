@@ -6,11 +6,13 @@ What a file of features did not tell is taken from the slide at hand; what both 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mhim.pipeline.store import layout
+from mhim.pipeline.store.attributes import Geometry
 
 
 def unplaced(attrs: dict[str, Any]) -> str:
@@ -26,11 +28,12 @@ def is_imported(attrs: dict[str, Any]) -> bool:
     return attrs.get("weights_id") == "imported"
 
 
-def placed(attrs: dict[str, Any], slide: Any, coords: np.ndarray) -> dict[str, Any]:
-    """`attrs` with slide_mpp, size_l0, tile_px and mpp, which features of other programs may lack. coords: int (N, 2),
-    level-0 px. Raises StoreError where the tiles are not those of this slide."""
+def placed(attrs: dict[str, Any], slide: Any, coords: np.ndarray, called: str | Path) -> Geometry:
+    """Where the tiles of the store `called` lie, with slide_mpp, size_l0, tile_px and mpp out of the slide where
+    features of other programs lack them. coords: int (N, 2), level-0 px. Raises StoreError where the tiles are not
+    those of this slide."""
     if attrs.get("slide_mpp"):
-        return attrs
+        return Geometry.of(attrs, called)
     said = attrs.get("imported", {})
     width, height = slide.size_l0
     for name, is_ in (("level0_width", width), ("level0_height", height)):
@@ -48,11 +51,11 @@ def placed(attrs: dict[str, Any], slide: Any, coords: np.ndarray) -> dict[str, A
         )
     mx, my = slide.slide_mpp
     tile_px = int(attrs.get("tile_px") or round(tile_w))
-    return {
-        **attrs,
-        "slide_mpp": [mx, my],
-        "size_l0": [width, height],
-        "tile_px": tile_px,
-        "mpp": attrs.get("mpp") or tile_w * mx / tile_px,
-        "tile_l0": [tile_w, tile_h],
-    }
+    return Geometry(
+        slide_mpp=(mx, my),
+        size_l0=(width, height),
+        bounds_l0=(0, 0, width, height),
+        tile_l0=(tile_w, tile_h),
+        tile_px=tile_px,
+        mpp=attrs.get("mpp") or tile_w * mx / tile_px,
+    )

@@ -15,6 +15,7 @@ from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.cohort.slides import read_cohort
 from mhim.pipeline.resume import console, leftovers
 from mhim.pipeline.store import layout, reading, writing
+from mhim.pipeline.store.attributes import Geometry, MaskPlace
 
 
 def export(work: layout.Work, out: Path | None, tiles: bool = True) -> int:
@@ -54,12 +55,11 @@ def _features(path: Path, tiles: bool, slide: str) -> list[dict[str, Any]]:
     from mhim.extract.tiles.tiling import ARTEFACTS, unpack_mask
 
     attrs = reading.read_attrs(path)
-    bounds = tuple(attrs["bounds_l0"])
-    per_px = tuple(m / s for m, s in zip(attrs["mask_mpp"], attrs["slide_mpp"], strict=True))
-    mask = unpack_mask(reading.read_array(path, "mask"), attrs["mask_px"][0])
-    features = tissue_features(mask, per_px)
+    place, stored = Geometry.of(attrs, path), MaskPlace.of(attrs, path)
+    per_px = (stored.mpp[0] / place.slide_mpp[0], stored.mpp[1] / place.slide_mpp[1])
+    features = tissue_features(unpack_mask(reading.read_array(path, "mask"), stored.px[0]), per_px)
     if tiles:
         numbers = {n: np.asarray(reading.read_array(path, n)) for n in ("tissue", *ARTEFACTS)}
         coords = np.asarray(reading.read_array(path, "coords"))
-        features += tile_features(coords, tuple(attrs["tile_l0"]), numbers, bounds[:2], slide, "Tile")
+        features += tile_features(coords, place.tile_l0, numbers, place.bounds_l0[:2], slide, "Tile")
     return features

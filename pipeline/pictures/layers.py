@@ -18,6 +18,7 @@ from mhim.extract.images import encoded
 from mhim.mil import heatmap
 from mhim.mil.heatmap import Frame, Scaled
 from mhim.mil.tasks import Task
+from mhim.pipeline.store.attributes import Geometry
 
 PICTURE_PX = 1600  # long side of an overlay
 
@@ -84,22 +85,20 @@ def overlay(
     frame: Frame,
     layer: Layer,
     arrays: dict[str, np.ndarray],
-    tiles: dict[str, Any],
+    tiles: Geometry,
     config: ScoreConfig,
     title: str,
 ) -> np.ndarray:
     """The layer on the picture with title, colour bar and scale bar: uint8 (h, w, 3)."""
     scale = layer.scaled(config.heatmap_scale)
-    values = heatmap.raster(scale.values, arrays["coords"], tiles["tile_l0"], frame)
+    values = heatmap.raster(scale.values, arrays["coords"], tiles.tile_l0, frame)
     laid = heatmap.laid_over(rgb, heatmap.colour(values, 0.5))
     how = "of the training" if layer.share else config.heatmap_scale
     what = f"{title}: {layer.name.replace('_', ' ')} ({how})"
     return heatmap.legend(laid, frame.mpp, what, scale.low, scale.high)
 
 
-def write_tiff(
-    path: Path, layer: Layer, arrays: dict[str, np.ndarray], tiles: dict[str, Any], config: ScoreConfig
-) -> None:
+def write_tiff(path: Path, layer: Layer, arrays: dict[str, np.ndarray], tiles: Geometry, config: ScoreConfig) -> None:
     """The layer alone over the whole level-0 plane as a tiled RGB pyramid, an integer number of level-0 px per pixel.
 
     Its corner is the slide's, its resolution tags give the size: programs that overlay by µm place it right.
@@ -107,12 +106,12 @@ def write_tiff(
     import cv2
     import tifffile
 
-    down = max(1, round(min(tiles["tile_l0"]) / 8))
-    w, h = (-(-s // down) for s in tiles["size_l0"])
-    mx, my = tiles["slide_mpp"]
+    down = max(1, round(min(tiles.tile_l0) / 8))
+    w, h = (-(-s // down) for s in tiles.size_l0)
+    mx, my = tiles.slide_mpp
     frame = Frame((0, 0), (down, down), (w, h), mx * down)
     scale = layer.scaled(config.heatmap_scale)
-    rgba = heatmap.colour(heatmap.raster(scale.values, arrays["coords"], tiles["tile_l0"], frame))
+    rgba = heatmap.colour(heatmap.raster(scale.values, arrays["coords"], tiles.tile_l0, frame))
     rgb = np.where(rgba[..., 3:] > 0, rgba[..., :3], 255).astype(np.uint8)
     levels = [rgb]
     while max(levels[-1].shape[:2]) > 512:
@@ -136,29 +135,29 @@ def write_tiff(
             )
 
 
-def geojson(every: list[Layer], coords_l0: np.ndarray, tiles: dict[str, Any], slide: str) -> str:
+def geojson(every: list[Layer], coords_l0: np.ndarray, tiles: Geometry, slide: str) -> str:
     """The tiles as QuPath tile objects, as `pipeline qupath` writes them, their scores as measurements."""
     from mhim.extract.tiles.geojson import dumps, tile_features
 
     ranks = heatmap.scaled(every[0].scores, "percentile").values
     measured = {layer.name: layer.scores for layer in every} | {f"{every[0].name} percentile": 100.0 * ranks}
-    origin = tuple(tiles.get("bounds_l0", (0, 0))[:2])
-    return dumps(tile_features(coords_l0, tuple(tiles["tile_l0"]), measured, origin, slide))
+    origin = tiles.bounds_l0[:2]
+    return dumps(tile_features(coords_l0, tiles.tile_l0, measured, origin, slide))
 
 
-def contact_sheet(slide: Any, layer: Layer, coords_l0: np.ndarray, tiles: dict[str, Any], k: int) -> np.ndarray:
+def contact_sheet(slide: Any, layer: Layer, coords_l0: np.ndarray, tiles: Geometry, k: int) -> np.ndarray:
     """The k highest and the k lowest tiles at the resolution the model saw: two rows, uint8 RGB."""
     import cv2
 
     order = np.argsort(-layer.scores, kind="stable")
     k = min(k, len(order))
-    edge, gap, strip = int(tiles["tile_px"]), 6, 22
+    edge, gap, strip = tiles.tile_px, 6, 22
     sheet = np.full((2 * (edge + strip + gap), k * (edge + gap), 3), 255, np.uint8)
     for row, chosen in enumerate((order[:k], order[::-1][:k])):
         for column, i in enumerate(chosen.tolist()):
             x, y = coords_l0[i].tolist()
             top, left = row * (edge + strip + gap), column * (edge + gap)
-            sheet[top : top + edge, left : left + edge] = slide.read_region(x, y, edge, float(tiles["mpp"]))
+            sheet[top : top + edge, left : left + edge] = slide.read_region(x, y, edge, tiles.mpp)
             text = f"{'highest' if row == 0 else 'lowest'} {column + 1}: {layer.scores[i]:.3g} at {x}, {y}"
             at = (left, top + edge + 15)
             cv2.putText(sheet, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (40, 40, 40), 1, cv2.LINE_AA)

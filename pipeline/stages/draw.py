@@ -31,6 +31,7 @@ from mhim.pipeline.pictures.layers import (
 )
 from mhim.pipeline.resume.stage import Item, Made, Stage
 from mhim.pipeline.store import layout, reading, seals
+from mhim.pipeline.store.attributes import Geometry
 from mhim.pipeline.training import bundle
 
 PICTURES = ("heatmaps", "heatmap_scale", "top_tiles", "geojson", "tiff")
@@ -102,8 +103,8 @@ class Draw(Stage):
         config = self.config.score
         wanted = layers(arrays, self.task, config.heatmaps)
         every = layers(arrays, self.task, "all")
-        attrs = reading.read_attrs(self.stores[item.key])
-        with _placed_on(item.data, attrs, arrays["coords"], self.identities, self.config) as (opened, tiles):
+        store = self.stores[item.key]
+        with _placed_on(item.data, store, arrays["coords"], self.identities, self.config) as (opened, tiles):
             out.mkdir(parents=True)
             if wanted:
                 picture, frame = low_resolution(opened)
@@ -127,16 +128,18 @@ class Draw(Stage):
 
 @contextmanager
 def _placed_on(
-    slide: SlideEntry, attrs: dict[str, Any], coords: np.ndarray, identities: Identities, config: Config
-) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The opened slide, found to be the one that was tiled, and where the tiles of features with `attrs` lie on it."""
+    slide: SlideEntry, store: Path, coords: np.ndarray, identities: Identities, config: Config
+) -> Iterator[tuple[Any, Geometry]]:
+    """The opened slide, found to be the one that was tiled, and where the tiles of the features in `store` lie on
+    it."""
     from mhim.extract.slide.slide import open_slide
 
+    attrs = reading.read_attrs(store)
     identities.check_same(slide.path, attrs)
     told = attrs.get("slide_mpp")
     mpp = (float(told[0]), float(told[1])) if told else slide.mpp
     with open_slide(slide.path, mpp, config.tile, file_tiles=True) as opened:
-        yield opened, imported.placed(attrs, opened, coords)
+        yield opened, imported.placed(attrs, opened, coords, store)
 
 
 def picture(
@@ -145,7 +148,7 @@ def picture(
     slide: str,
     store: Path,
     arrays: dict[str, np.ndarray],
-    task: dict[str, Any],
+    task: Task,
     layer: str,
 ) -> np.ndarray:
     """One layer on one slide as `Draw` draws it, uint8 (h, w, 3). store: of its features; arrays: its scores. Raises
@@ -159,6 +162,6 @@ def picture(
     why = imported.unplaced(attrs) if entry else f"its file is not in {work.cohort}"
     if entry is None or why:
         raise layout.StoreError(f"no picture of {slide}: {why}")
-    with _placed_on(entry, attrs, arrays["coords"], Identities(work.root), config) as (opened, tiles):
+    with _placed_on(entry, store, arrays["coords"], Identities(work.root), config) as (opened, tiles):
         below, frame = low_resolution(opened)
         return overlay(below, frame, every[layer], arrays, tiles, config.score, slide)

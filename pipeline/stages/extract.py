@@ -16,6 +16,7 @@ from mhim.pipeline.cohort.listing import SlideEntry
 from mhim.pipeline.resume import fingerprints
 from mhim.pipeline.resume.stage import Item, Made, Stage
 from mhim.pipeline.store import kept_chunks, layout, reading, seals, writing
+from mhim.pipeline.store.attributes import Geometry
 
 if TYPE_CHECKING:
     pass
@@ -77,11 +78,12 @@ class Extract(Stage):
         config = self.config.extract
         tiles = reading.read_attrs(self.work.tile_store(item.key))
         self.identities.check_same(item.data.path, tiles)
-        mismatch = check_tiles(self.identity, tiles["tile_px"], tiles["mpp"], config.allow_mismatch)
+        place = Geometry.of(tiles, self.work.tile_store(item.key))
+        mismatch = check_tiles(self.identity, place.tile_px, place.mpp, config.allow_mismatch)
         extractor = self.encoding.ready()
         job = self._job(item)
         rows = writing.even_chunk(len(job.coords_l0), config.chunk_rows)
-        writer = writing.StoreWriter(out, self._attrs(tiles, mismatch))
+        writer = writing.StoreWriter(out, self._attrs(item, tiles, mismatch))
         features = writer.create(
             "features",
             (len(job.coords_l0), extractor.encoder.dim),
@@ -109,13 +111,13 @@ class Extract(Stage):
         from mhim.extract import SlideJob
 
         path = self.work.tile_store(item.key)
-        attrs = reading.read_attrs(path)
+        place = Geometry.of(reading.read_attrs(path), path)
         coords = np.asarray(reading.read_array(path, "coords"))
-        return SlideJob(item.data.path, coords, attrs["tile_px"], attrs["mpp"], tuple(attrs["slide_mpp"]))
+        return SlideJob(item.data.path, coords, place.tile_px, place.mpp, place.slide_mpp)
 
-    def _attrs(self, tiles: dict[str, Any], mismatch: str) -> dict[str, Any]:
+    def _attrs(self, item: Item, tiles: dict[str, Any], mismatch: str) -> dict[str, Any]:
         """What the features carry: the tiles' own facts, and the encoder's."""
         keep = ("mpp", "mpp_source", "slide_mpp", "tile_px", "tile_l0", "overlap_um", "size_l0", "bounds_l0", "content")
         attrs = {k: tiles[k] for k in keep if k in tiles} | self.encoding.ready().attrs()
-        attrs[provenance.TILING] = provenance.tiling_of(tiles)
+        attrs[provenance.TILING] = provenance.tiling_of(tiles, self.work.tile_store(item.key))
         return attrs | ({"mismatch": mismatch} if mismatch else {})

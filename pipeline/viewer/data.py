@@ -25,6 +25,7 @@ from mhim.pipeline.pictures import layers
 from mhim.pipeline.results import ensemble, estimand
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.store import layout, reading, seals
+from mhim.pipeline.store.attributes import Geometry, MaskPlace
 from mhim.pipeline.training import bundle
 from mhim.pipeline.viewer.pyramid import TILE_PX
 from mhim.pipeline.viewer.slides import Question, Slides, What
@@ -41,6 +42,11 @@ class Shown:
     path: Path
     tiles: dict[str, Any] | None
     why: str = ""
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where its tiles lie. Raises StoreError, also where there are none."""
+        return Geometry.of(self.tiles or {}, self.id)
 
 
 @dataclass(frozen=True)
@@ -120,10 +126,10 @@ class Gallery:
             "height": h,
             "mpp": mpp,
             "tileSize": TILE_PX,
-            "tile_l0": shown.tiles["tile_l0"],
+            "tile_l0": list(shown.geometry.tile_l0),
             "coords": np.asarray(coords).tolist(),
             "runs": runs,
-            "bounds": shown.tiles["bounds_l0"],
+            "bounds": list(shown.geometry.bounds_l0),
             "layer_l0": place.px_l0[0] * place.size_px[0],
             "stretch": list(stretch),
         }
@@ -137,7 +143,7 @@ class Gallery:
         """Where the pictures of a slide's layers lie."""
         shown = self._shown(number)
         assert shown.tiles is not None
-        return layer_frame(shown.tiles)
+        return layer_frame(shown.geometry)
 
     def _layer_png(self, run: int, layer: int, number: int, how: str) -> bytes:
         """A layer as RGBA PNG."""
@@ -149,18 +155,19 @@ class Gallery:
         coords = reading.read_array(self.work.tile_store(shown.id), "coords")
         one = found[layer]
         values = one.scaled("raw" if how == "raw" else "percentile").values
-        rgba = heatmap.colour(heatmap.raster(values, coords, shown.tiles["tile_l0"], self.layer_place(number)))
+        rgba = heatmap.colour(heatmap.raster(values, coords, shown.geometry.tile_l0, self.layer_place(number)))
         return _png(rgba)
 
     def tissue_png(self, number: int) -> bytes:
         """The outline of the tissue as RGBA PNG over the slide's bounds."""
         shown = self._shown(number)
         assert shown.tiles is not None
-        w, h = shown.tiles["mask_px"]
+        place = MaskPlace.of(shown.tiles, self.work.tile_store(shown.id))
+        w, h = place.px
         packed = reading.read_array(self.work.tile_store(shown.id), "mask")
         mask = np.unpackbits(np.asarray(packed), axis=1)[:h, :w]
         k = max(1, round(1400 / max(w, h)))
-        mx, my = shown.tiles["mask_mpp"]
+        mx, my = place.mpp
         size = (w * k, max(1, round(h * k * my / mx)))
         big = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
         lines, _ = cv2.findContours(big, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
@@ -192,22 +199,22 @@ class Gallery:
         """What the slide's reading processes say. Raises Unknown, and SlideError where the slide cannot be read."""
         shown = self._shown(number)
         assert shown.tiles is not None
-        x, y = map(float, shown.tiles["slide_mpp"])
+        x, y = map(float, shown.geometry.slide_mpp)
         try:
             return self.read.ask(Question(shown.path, (x, y), what, tile))
         except LookupError as error:
             raise Unknown(str(error)) from error
 
 
-def layer_frame(tiles: dict[str, Any]) -> Frame:
+def layer_frame(tiles: Geometry) -> Frame:
     """Where the pictures of a slide's layers lie: from the slide's corner, a whole number of level-0 px per px. It
     divides the tile's edge where such a number is near: tiles are then coloured to their very edge. (Where level 0 has
     oblong pixels that number counts along the finer of its axes: the picture's are squares.)"""
-    mpp = tiles["slide_mpp"]
+    mpp = tiles.slide_mpp
     sx, sy = (m / min(mpp) for m in mpp)
-    w, h = tiles["size_l0"]
+    w, h = tiles.size_l0
     least = max(1, math.ceil(max(w * sx, h * sy) / LAYER_PX))
-    edges = [edge * s for edge, s in zip(tiles["tile_l0"], (sx, sy), strict=True)]
+    edges = [edge * s for edge, s in zip(tiles.tile_l0, (sx, sy), strict=True)]
     down = next((d for d in range(least, 2 * least + 1) if all(edge % d == 0 for edge in edges)), least)
     size = (math.ceil(w * sx / down), math.ceil(h * sy / down))
     return Frame((0, 0), (down / sx, down / sy), size, down * min(mpp))

@@ -39,8 +39,8 @@ class Pyramid:
         self.size_px = (round(w * self.stretch[0]), round(h * self.stretch[1]))
         self.top = math.ceil(math.log2(max(self.size_px)))
         self.note = ""
-        self._decoded = Recent(KEPT_BYTES, lambda pixels: int(pixels.nbytes))
-        self._sent = Recent(KEPT_BYTES, len)
+        self._decoded: Recent[tuple[int, int, int], np.ndarray] = Recent(KEPT_BYTES, lambda pixels: int(pixels.nbytes))
+        self._sent: Recent[tuple[int, int, int], bytes] = Recent(KEPT_BYTES, len)
         source = slide.source
         self._file = source.levels if isinstance(source, FileTiles) else FileLevels(slide.path, source)
 
@@ -59,8 +59,7 @@ class Pyramid:
             raise LookupError(f"no tile {column}, {row}")
         size = min(TILE_PX, w - x), min(TILE_PX, h - y)
         down = 2 ** (self.top - level)
-        made: bytes = self._sent.made((level, column, row), lambda: viewed_jpeg(self._read(down, x, y, *size)))
-        return made
+        return self._sent.made((level, column, row), lambda: viewed_jpeg(self._read(down, x, y, *size)))
 
     def _read(self, down: int, x: int, y: int, w: int, h: int) -> np.ndarray:
         """uint8 (h, w, 3) from (x, y), all in px of a plane `down` times as coarse as the finest."""
@@ -107,8 +106,7 @@ class Pyramid:
         out = np.empty((bottom - top, right - left, 3), np.uint8)
 
         def tile(index: int) -> np.ndarray:
-            kept: np.ndarray = self._decoded.made((level, index, k), lambda: self._file.tile(plane, index, k))
-            return kept
+            return self._decoded.made((level, index, k), lambda: self._file.tile(plane, index, k))
 
         paste(plane, k, left, top, out, tile)
         return cv2.resize(out, (w, h), interpolation=cv2.INTER_AREA) if out.shape[:2] != (h, w) else out

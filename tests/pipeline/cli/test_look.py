@@ -21,6 +21,7 @@ from mhim.mil.tasks import Task
 from mhim.pipeline.cli.main import _main
 from mhim.pipeline.pictures import layers
 from mhim.pipeline.store import layout, reading
+from mhim.pipeline.store.attributes import Geometry
 from tests.extract.slides import write_svs
 from tests.pipeline.browser import page
 
@@ -140,7 +141,7 @@ def test_golden_a_planted_tile_is_red_where_the_slide_is_black(
         slide.bounds_l0 = bounds
         picture, frame = layers.low_resolution(slide)
     assert frame.origin_l0 == bounds[:2]
-    tiles = {"tile_l0": [tile, tile], "size_l0": [1531, 1003], "slide_mpp": [mpp, mpp]}
+    tiles = Geometry((mpp, mpp), (1531, 1003), bounds, (tile, tile), tile, mpp)
     config = ScoreConfig(heatmap_scale="raw")
     layer = layers.Layer("attention", arrays["attention"])
     drawn = layers.overlay(picture, frame, layer, arrays, tiles, config, "s")[: picture.shape[0], : picture.shape[1]]
@@ -163,7 +164,7 @@ def test_golden_a_planted_tile_is_red_where_the_slide_is_black(
 def test_tiles_for_qupath_count_from_the_scanned_bounds() -> None:
     """As QuPath does, as `pipeline qupath` writes and as `regions` are read."""
     coords = np.array([[2501, 1727], [2725, 1727]])
-    tiles = {"tile_l0": [224.0, 224.0], "bounds_l0": [2501, 1503, 5000, 4000]}
+    tiles = Geometry((0.5, 0.5), (9000, 9000), (2501, 1503, 5000, 4000), (224.0, 224.0), 224, 0.5)
     layer = layers.Layer("attention", np.array([0.25, 0.75]))
     features = json.loads(layers.geojson([layer], coords, tiles, "b0.scn"))["features"]
     assert [f["geometry"]["coordinates"][0][0] for f in features] == [[0, 224], [224, 224]]

@@ -142,12 +142,12 @@ class _Slide:
 
 def test_imported_tiles_are_placed_on_the_slide_at_hand_or_refused() -> None:
     bare = {"weights_id": "imported", "tile_l0": [512, 512], "mpp": 0.0, "imported": {"level0_width": 4000}}
-    found = imported.placed(bare, _Slide(), CORNERS)
-    assert (found["slide_mpp"], found["size_l0"]) == ([0.25, 0.25], [4000, 3000])
-    assert (found["tile_px"], found["mpp"]) == (512, 0.25)
+    found = imported.placed(bare, _Slide(), CORNERS, "a.zarr")
+    assert (found.slide_mpp, found.size_l0, found.bounds_l0) == ((0.25, 0.25), (4000, 3000), (0, 0, 4000, 3000))
+    assert (found.tile_px, found.mpp) == (512, 0.25)
     with pytest.raises(store.StoreError, match="made of a slide of 4100 px"):
-        imported.placed({**bare, "imported": {"level0_width": 4100}}, _Slide(), CORNERS)
+        imported.placed({**bare, "imported": {"level0_width": 4100}}, _Slide(), CORNERS, "a.zarr")
     with pytest.raises(store.StoreError, match="outside of this slide"):
-        imported.placed(bare, _Slide(), CORNERS + 4000)
+        imported.placed(bare, _Slide(), CORNERS + 4000, "a.zarr")
     assert "without coordinates" in imported.unplaced({"coords_frame": "none: the file has no coordinates"})
     assert "--slide-mpp" in imported.unplaced({"imported": {"coords_frame": "px of 1.14 µm"}})

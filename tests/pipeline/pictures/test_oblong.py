@@ -12,6 +12,7 @@ from mhim.configs.schema import TileConfig
 from mhim.extract.slide.slide import open_slide, squared
 from mhim.extract.tiles.tiling import Tiled, tile_slide
 from mhim.pipeline.pictures import layers
+from mhim.pipeline.store.attributes import Geometry
 from mhim.pipeline.viewer import data
 from mhim.pipeline.viewer.pyramid import Pyramid
 from tests.extract.containers import Traits, write
@@ -40,7 +41,7 @@ def test_contact_sheet(tmp_path: Path, mpp: tuple[float, float]) -> None:
     coords = tiled.arrays["coords"]
     layer = layers.Layer("attention", -np.arange(len(coords), dtype=np.float64))
     with open_slide(path, tuple(tiled.attrs["slide_mpp"]), file_tiles=True) as slide:
-        sheet = layers.contact_sheet(slide, layer, coords, tiled.attrs, 2)
+        sheet = layers.contact_sheet(slide, layer, coords, Geometry.of(tiled.attrs, path), 2)
     np.testing.assert_array_equal(sheet[:256, :256], saved)
 
 
@@ -53,7 +54,7 @@ def test_viewer(tmp_path: Path, mpp: tuple[float, float]) -> None:
     np.testing.assert_array_equal(pyramid._read(2, x, y, 256, 256), saved)
     fine = pyramid._read(1, 2 * x, 2 * y, 512, 512)
     assert np.abs(cv2.resize(fine, (256, 256), interpolation=cv2.INTER_AREA).astype(int) - saved).mean() < 3
-    place = data.layer_frame(tiled.attrs)
+    place = data.layer_frame(Geometry.of(tiled.attrs, path))
     w, h = place.size_px
     assert w == h
     assert [a / b for a, b in zip(place.px_l0, place.px_l0[::-1], strict=True)] == [mpp[1] / mpp[0], mpp[0] / mpp[1]]

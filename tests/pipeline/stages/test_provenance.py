@@ -80,7 +80,7 @@ def test_new_slides_are_made_as_the_run_s_were(made: Path, demo_cohort: Path, cl
     assert "tile.min_tissue=0.95 is not used" in " ".join(text.split())
     new = layout.Work(work.run("abmil") / "new" / "stranger")
     theirs, ours = (reading.read_attrs(w.tile_store(name)) for w, name in ((work, slide.name), (new, "stranger.svs")))
-    assert provenance.tiling_of(theirs) == provenance.tiling_of(ours)
+    assert provenance.tiling_of(theirs, Path("theirs")) == provenance.tiling_of(ours, Path("ours"))
     for array in ("features", "coords"):
         assert (
             reading.read_array(work.feature_store("texture", slide.name), array)
