@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -188,7 +189,7 @@ def test_the_report_s_commands_do_it_again(
     block = re.search(r"Do it again</h2>.*?<pre>(.*?)</pre>", html, re.S)
     assert block
     monkeypatch.chdir(tmp_path)
-    commands = [line for line in block.group(1).replace("&#x27;", "'").splitlines() if line.startswith("pipeline ")]
+    commands = [line for line in unescape(block.group(1)).splitlines() if line.startswith("pipeline ")]
     assert len(commands) >= 4
     for line in commands:
         code, text = cli(*shlex.split(line)[1:])
