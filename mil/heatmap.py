@@ -12,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from mhim.mil import captions
+
 BAND_ROWS = 256  # a heatmap of 25 Mpx is summed up in bands that fit the cache: 3 times faster, a tenth of the memory
 # position, red, green, blue: dark blue, teal, yellow-green, orange, dark red
 _STOPS = np.array(
@@ -194,28 +196,22 @@ def laid_over(rgb: np.ndarray, layer: np.ndarray) -> np.ndarray:
 
 def legend(rgb: np.ndarray, mpp: float, title: str, low: str, high: str) -> np.ndarray:
     """The image with a strip below it: title, colour bar with its two ends, and a scale bar in µm."""
-    import cv2
-
     h, w = rgb.shape[:2]
     width, strip = max(w, 480), 56
     out = np.full((h + strip, width, 3), 255, np.uint8)
     out[:h, :w] = rgb
 
-    def write(text: str, x: int, y: int, size: float = 0.45) -> None:
-        plain = text.replace("µ", "u").encode("ascii", "replace").decode()
-        cv2.putText(out, plain, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, (40, 40, 40), 1, cv2.LINE_AA)
-
-    write(title, 10, h + 20)
+    captions.write(out, title, 10, h + 20, 13)
     bar = np.repeat(palette()[None, ::2], 12, axis=0)  # 128 px wide
     left = 18 + 7 * len(low)
     out[h + 30 : h + 42, left : left + 128] = bar
-    write(low, 10, h + 41, 0.4)
-    write(high, left + 136, h + 41, 0.4)
+    captions.write(out, low, 10, h + 41, 12)
+    captions.write(out, high, left + 136, h + 41, 12)
     um = nice_length_um(w * mpp)
     long_px = max(1, round(um / mpp))
     x0 = width - long_px - 14
     out[h + 36 : h + 40, x0 : x0 + long_px] = 20
-    write(f"{um:g} um" if um < 1000 else f"{um / 1000:g} mm", x0, h + 28, 0.4)
+    captions.write(out, f"{um:g} µm" if um < 1000 else f"{um / 1000:g} mm", x0, h + 28, 12)
     return out
 
 

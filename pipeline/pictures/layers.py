@@ -15,7 +15,7 @@ import numpy as np
 
 from mhim.configs.schema import ScoreConfig
 from mhim.extract.images import encoded
-from mhim.mil import heatmap
+from mhim.mil import captions, heatmap
 from mhim.mil.heatmap import Frame, Scaled
 from mhim.mil.tasks import Task
 from mhim.pipeline.store.attributes import Geometry
@@ -147,8 +147,6 @@ def geojson(every: list[Layer], coords_l0: np.ndarray, tiles: Geometry, slide: s
 
 def contact_sheet(slide: Any, layer: Layer, coords_l0: np.ndarray, tiles: Geometry, k: int) -> np.ndarray:
     """The k highest and the k lowest tiles at the resolution the model saw: two rows, uint8 RGB."""
-    import cv2
-
     order = np.argsort(-layer.scores, kind="stable")
     k = min(k, len(order))
     edge, gap, strip = tiles.tile_px, 6, 22
@@ -159,8 +157,7 @@ def contact_sheet(slide: Any, layer: Layer, coords_l0: np.ndarray, tiles: Geomet
             top, left = row * (edge + strip + gap), column * (edge + gap)
             sheet[top : top + edge, left : left + edge] = slide.read_region(x, y, edge, tiles.mpp)
             text = f"{'highest' if row == 0 else 'lowest'} {column + 1}: {layer.scores[i]:.3g} at {x}, {y}"
-            at = (left, top + edge + 15)
-            cv2.putText(sheet, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (40, 40, 40), 1, cv2.LINE_AA)
+            captions.write(sheet, text, left, top + edge + 15, 12)
     return sheet
 
 
