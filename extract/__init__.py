@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mhim.configs.errors import UserError
+from mhim.extract.units import Mpp
 
 
 class SlideError(UserError):
@@ -44,5 +45,5 @@ class SlideJob:
     path: Path
     coords_l0: np.ndarray
     tile_px: int
-    mpp: float
-    slide_mpp: tuple[float, float]
+    mpp: Mpp
+    slide_mpp: tuple[Mpp, Mpp]

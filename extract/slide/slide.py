@@ -25,6 +25,7 @@ from mhim.extract.slide.formats import SUFFIXES, may_be_dicom, suffix
 from mhim.extract.slide.mpp import Resolved, resolve
 from mhim.extract.slide.source import Source, _OpenSlideSource
 from mhim.extract.slide.tiffcheck import missing_bytes, vast_tile
+from mhim.extract.units import Mpp
 
 _BLOCK_PX = 1 << 22  # pixels read at once: 16 MiB as RGBA
 _MAX_SIDE_L0 = 1 << 22  # the largest scans are 2.5 million px high (whole-slide stacks); more is a damaged header
@@ -71,7 +72,7 @@ class Slide:
         return self._resolved.mpp is not None
 
     @property
-    def slide_mpp(self) -> tuple[float, float]:
+    def slide_mpp(self) -> tuple[Mpp, Mpp]:
         """µm per px of level 0, (x, y). Raises MissingMpp."""
         if self._resolved.mpp is None:
             why = "; ".join(self.notes) or "no vendor key, resolution tag or OME-XML tells it"
@@ -79,9 +80,10 @@ class Slide:
                 f"{self.path.name} opens, but its µm per pixel is unknown ({why}); write it into the column `mpp` "
                 "of the manifest, or pass --mpp-of-slides for all slides"
             )
-        return self._resolved.mpp
+        x, y = self._resolved.mpp
+        return Mpp(x), Mpp(y)
 
-    def plan_read(self, mpp: float, tile_px: int) -> ReadPlan:
+    def plan_read(self, mpp: Mpp, tile_px: int) -> ReadPlan:
         """The coarsest level that is not coarser than `mpp` (to 1 %), and the reduction from there."""
         mx, my = self.slide_mpp
         level = self._level_for(mpp * 1.01)
@@ -89,7 +91,7 @@ class Slide:
         read = (max(1, round(tile_px * mpp / (mx * scale))), max(1, round(tile_px * mpp / (my * scale))))
         return ReadPlan(level, read, tile_px / math.sqrt(read[0] * read[1]))
 
-    def read_region(self, x_l0: int, y_l0: int, size_px: int | tuple[int, int], mpp: float) -> np.ndarray:
+    def read_region(self, x_l0: int, y_l0: int, size_px: int | tuple[int, int], mpp: Mpp) -> np.ndarray:
         """uint8 (h, w, 3): `size_px` (edge, or (w, h)) pixels of `mpp`, whose top-left corner is (x_l0, y_l0).
 
         Area-averaged from the level of `plan_read`, from its pixel nearest to that corner on (`corners_on_level`);
@@ -107,7 +109,7 @@ class Slide:
         """uint8 (h, w, 3): `w` x `h` pixels of a level, as they are, whose corner is at level-0 (x_l0, y_l0)."""
         return self.source.read(x_l0, y_l0, level, w, h)
 
-    def image_at(self, mpp: float, max_px: int = 1 << 40) -> tuple[np.ndarray, tuple[float, float]]:
+    def image_at(self, mpp: Mpp, max_px: int = 1 << 40) -> tuple[np.ndarray, tuple[Mpp, Mpp]]:
         """The bounds as one low-resolution image, uint8 (h, w, 3), with its true µm per px (x, y).
 
         The image is an integer reduction of one level, the one nearest to `mpp`, by area average: pixel (0, 0) starts
@@ -131,7 +133,7 @@ class Slide:
                     rgb = cv2.copyMakeBorder(rgb, 0, out_h * ky - bh, 0, out_w * kx - bw, cv2.BORDER_REPLICATE)
                 rgb = cv2.resize(rgb, (out_w, out_h), interpolation=cv2.INTER_AREA)
             out[y // ky : y // ky + out_h, x // kx : x // kx + out_w] = rgb
-        return out, (mx * scale * kx, my * scale * ky)
+        return out, (Mpp(mx * scale * kx), Mpp(my * scale * ky))
 
     def close(self) -> None:
         self.source.close()
@@ -169,7 +171,7 @@ def resized(rgb: np.ndarray, size: tuple[int, int], out: np.ndarray | None = Non
     return cv2.resize(rgb, size, dst=out, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
 
 
-def squared(rgb: np.ndarray, mpp: tuple[float, float]) -> tuple[np.ndarray, tuple[float, float]]:
+def squared(rgb: np.ndarray, mpp: tuple[Mpp, Mpp]) -> tuple[np.ndarray, tuple[Mpp, Mpp]]:
     """A picture, uint8 (h, w, 3), of `mpp` (x, y) and the same with square pixels, as coarse as the coarser axis, with
     its true µm per px. Untouched where its pixels are squares to 1 %."""
     coarse = max(mpp)
@@ -177,7 +179,7 @@ def squared(rgb: np.ndarray, mpp: tuple[float, float]) -> tuple[np.ndarray, tupl
         return rgb, mpp
     h, w = rgb.shape[:2]
     size = (max(1, round(w * mpp[0] / coarse)), max(1, round(h * mpp[1] / coarse)))
-    return resized(rgb, size), (mpp[0] * w / size[0], mpp[1] * h / size[1])
+    return resized(rgb, size), (Mpp(mpp[0] * w / size[0]), Mpp(mpp[1] * h / size[1]))
 
 
 def open_slide(

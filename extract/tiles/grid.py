@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mhim.extract.units import Microns, Mpp, PxL0
+
 _BAND_ROWS = 256
+_NO_OVERLAP = Microns(0.0)
 
 
 @dataclass(frozen=True)
@@ -20,23 +23,23 @@ class Grid:
     """Where tiles lie on one slide. bounds_l0: (x, y, w, h). slide_mpp: µm per level-0 px, (x, y)."""
 
     bounds_l0: tuple[int, int, int, int]
-    slide_mpp: tuple[float, float]
+    slide_mpp: tuple[Mpp, Mpp]
     tile_px: int
-    overlap_um: float = 0.0
+    overlap_um: Microns = _NO_OVERLAP
 
-    def tile_l0(self, mpp: float) -> tuple[float, float]:
+    def tile_l0(self, mpp: Mpp) -> tuple[PxL0, PxL0]:
         """Exact size of a tile in level-0 px, (w, h)."""
         mx, my = self.slide_mpp
-        return self.tile_px * mpp / mx, self.tile_px * mpp / my
+        return PxL0(self.tile_px * mpp / mx), PxL0(self.tile_px * mpp / my)
 
-    def axes(self, mpp: float) -> tuple[np.ndarray, np.ndarray]:
+    def axes(self, mpp: Mpp) -> tuple[np.ndarray, np.ndarray]:
         """int64 (Nx,), (Ny,): corners along x and y, level-0 px. The grids of all mpp share their first corner."""
         (w, h), (mx, my) = self.tile_l0(mpp), self.slide_mpp
         x0, y0, extent_x, extent_y = self.bounds_l0
-        x = positions(x0, extent_x, w, w - self.overlap_um / mx)
-        return x, positions(y0, extent_y, h, h - self.overlap_um / my)
+        x = positions(x0, extent_x, w, PxL0(w - self.overlap_um / mx))
+        return x, positions(y0, extent_y, h, PxL0(h - self.overlap_um / my))
 
-    def parents(self, fine_l0: np.ndarray, fine_mpp: float, coarse_l0: np.ndarray, coarse_mpp: float) -> np.ndarray:
+    def parents(self, fine_l0: np.ndarray, fine_mpp: Mpp, coarse_l0: np.ndarray, coarse_mpp: Mpp) -> np.ndarray:
         """int32 (N,): for each fine tile the row in `coarse_l0` (M, 2) of the tile whose centre is nearest among those
         that hold the fine tile's centre; -1 where that one is not kept, or none is there."""
         x, y = self.axes(coarse_mpp)
@@ -59,7 +62,7 @@ def _holder(corners: np.ndarray, size: float, centre: np.ndarray) -> tuple[np.nd
     return nearest, (centre >= corners[nearest] - 0.5) & (centre < corners[nearest] + size + 0.5)
 
 
-def positions(start_l0: int, extent_l0: int, tile_l0: float, step_l0: float) -> np.ndarray:
+def positions(start_l0: int, extent_l0: int, tile_l0: PxL0, step_l0: PxL0) -> np.ndarray:
     """int64 (K,): corners along one axis, `start_l0 + round(k * step_l0)`, so that rounding never adds up."""
     if tile_l0 > extent_l0 + 0.5:
         return np.zeros(0, np.int64)

@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from mhim.extract.tiles import artefacts, overlay, regions
 from mhim.extract.tiles.clean import clean
 from mhim.extract.tiles.grid import Grid, box_means
 from mhim.extract.tissue.stain import background
+from mhim.extract.units import Microns, Mpp
 
 # The tissue image is held to so many px, which bounds the memory of a slide of any size: 110 MB at 1.6 million px, 180
 # at 5 million. Those are 20 x 16 mm at 8 µm/px; what is larger is segmented coarser, and says so.
@@ -97,12 +98,12 @@ def tile_slide(
     """
     memory.keep_freed()  # each slide needs the same planes again: a sixth of its time went into faulting them in
     with open_slide(path, mpp, config, file_tiles=True) as slide:
-        plans = {m: _checked_plan(slide, m, config) for m in config.mpp}
+        plans = {m: _checked_plan(slide, m, config) for m in map(Mpp, config.mpp)}
         seen = find_tissue(slide, config, regions)
-        grid = Grid(slide.bounds_l0, slide.slide_mpp, config.tile_px, config.overlap_um)
+        grid = Grid(slide.bounds_l0, slide.slide_mpp, config.tile_px, Microns(config.overlap_um))
         arrays: dict[str, np.ndarray] = {"mask": np.packbits(seen.mask, axis=1)}
         probes: tuple[np.ndarray, np.ndarray] | None = None
-        for m in config.mpp:
+        for m in map(Mpp, config.mpp):
             tiles = _tiles(slide, seen, grid, m, config)
             centres = tiles["coords"] + np.array(grid.tile_l0(m)) / 2
             if probes is None and len(centres):  # of the main magnification, for all of them
@@ -126,9 +127,9 @@ def drawn_again(
 
     arrays, attrs: of a `Tiled`. mpp: the manifest's µm per px for the slide."""
     with open_slide(path, mpp, config) as slide:
-        rgb, image_mpp = slide.image_at(config.segment_mpp, MAX_IMAGE_PX)
+        rgb, image_mpp = slide.image_at(Mpp(config.segment_mpp), MAX_IMAGE_PX)
         seen = _Seen(rgb, unpack_mask(arrays["mask"], rgb.shape[1]), image_mpp, "")
-        grid = Grid(slide.bounds_l0, slide.slide_mpp, config.tile_px, config.overlap_um)
+        grid = Grid(slide.bounds_l0, slide.slide_mpp, config.tile_px, Microns(config.overlap_um))
         return _picture(seen, slide, grid, arrays["coords"], config)
 
 
@@ -137,7 +138,7 @@ def refilter(arrays: Mapping[str, np.ndarray], attrs: dict[str, Any], config: Ti
 
     arrays, attrs: of a `Tiled`, filtered or not, in any order. Pure; the result has no overlay.
     """
-    mpps = [float(m) for m in attrs["mpps"]]
+    mpps = [Mpp(float(m)) for m in attrs["mpps"]]
     out = {"mask": np.asarray(arrays["mask"])}
     notes: list[str] = []
     dropped = 0
@@ -161,7 +162,7 @@ def refilter(arrays: Mapping[str, np.ndarray], attrs: dict[str, Any], config: Ti
                     f"the artefact thresholds drop {dropped} of {len(keep)} tissue tiles ({most}): look at the "
                     "overlay, and raise tile.max_* if the tissue is good"
                 )
-    geometry = Grid(_four(attrs["bounds_l0"]), _two(attrs["slide_mpp"]), attrs["tile_px"], attrs["overlap_um"])
+    geometry = Grid(_four(attrs["bounds_l0"]), _two(attrs["slide_mpp"]), attrs["tile_px"], Microns(attrs["overlap_um"]))
     for fine, coarse in itertools.pairwise(sorted(mpps)):
         ends = _suffix(fine, mpps), _suffix(coarse, mpps)
         out["parent" + ends[0]] = geometry.parents(out["coords" + ends[0]], fine, out["coords" + ends[1]], coarse)
@@ -180,7 +181,7 @@ def unpack_mask(packed: np.ndarray, width: int) -> np.ndarray:
 
 def find_tissue(slide: Slide, config: TileConfig, regions_file: Path | None = None) -> _Seen:
     """Segment at `segment_mpp`, trying the second segmenter where the first finds nothing; artefacts; drawn regions."""
-    rgb, image_mpp = slide.image_at(config.segment_mpp, MAX_IMAGE_PX)
+    rgb, image_mpp = slide.image_at(Mpp(config.segment_mpp), MAX_IMAGE_PX)
     notes = []
     scale = math.sqrt(image_mpp[0] * image_mpp[1])
     if scale > 1.5 * config.segment_mpp and scale > 1.5 * max(slide.slide_mpp):
@@ -225,7 +226,7 @@ def _segmenters(config: TileConfig) -> list[str]:
     return list(dict.fromkeys(n for n in (config.segmenter, config.fallback_segmenter) if n))
 
 
-def _checked_plan(slide: Slide, mpp: float, config: TileConfig) -> ReadPlan:
+def _checked_plan(slide: Slide, mpp: Mpp, config: TileConfig) -> ReadPlan:
     plan = slide.plan_read(mpp, config.tile_px)
     if plan.resize > config.max_upsample:
         raise SlideError(
@@ -239,7 +240,7 @@ def _checked_plan(slide: Slide, mpp: float, config: TileConfig) -> ReadPlan:
     return plan
 
 
-def _tiles(slide: Slide, seen: _Seen, grid: Grid, mpp: float, config: TileConfig) -> dict[str, np.ndarray]:
+def _tiles(slide: Slide, seen: _Seen, grid: Grid, mpp: Mpp, config: TileConfig) -> dict[str, np.ndarray]:
     """`coords` and the fractions of the tiles of one magnification with at least `min_tissue`."""
     x, y = grid.axes(mpp)
     per_px = seen.per_px(slide.slide_mpp)
@@ -265,7 +266,7 @@ def _probe(
     coarsest = max(slide.slide_mpp)
     if config.blur_probe_um == 0 or coarsest > _PROBE_MPP * 1.5:
         return None  # beyond 1.5 µm/px focus cannot be told from the scanner's own softness
-    mpp = max(_PROBE_MPP, coarsest)
+    mpp = Mpp(max(_PROBE_MPP, coarsest))
     square = np.floor(centre * np.array(slide.slide_mpp) / config.blur_probe_um).astype(np.int64)
     order = np.lexsort((-tissue, square[:, 0], square[:, 1]))
     first = np.ones(len(order), bool)
@@ -297,7 +298,7 @@ def _picture(seen: _Seen, slide: Slide, grid: Grid, coords_l0: np.ndarray, confi
         mask = cv2.resize(mask.astype(np.uint8), rgb.shape[1::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
     per_px = np.array(mpp) / slide.slide_mpp
     corners = (coords_l0 - np.array(slide.bounds_l0[:2])) / per_px
-    w, h = (np.array(grid.tile_l0(config.mpp[0])) / per_px).tolist()
+    w, h = (np.array(grid.tile_l0(Mpp(config.mpp[0]))) / per_px).tolist()
     return overlay.draw(rgb, mask, corners, (w, h))
 
 
@@ -331,7 +332,7 @@ def _save_tiles(slide: Slide, coords_l0: np.ndarray, config: TileConfig, folder:
     quality = 90 if config.save_tiles == "jpg" else None
     try:
         for x, y in coords_l0.tolist():
-            rgb = slide.read_region(x, y, config.tile_px, config.mpp[0])
+            rgb = slide.read_region(x, y, config.tile_px, Mpp(config.mpp[0]))
             data = encoded(rgb, f".{config.save_tiles}", quality)
             (aside / f"{x}_{y}.{config.save_tiles}").write_bytes(data)
         shutil.rmtree(folder, ignore_errors=True)
@@ -340,12 +341,12 @@ def _save_tiles(slide: Slide, coords_l0: np.ndarray, config: TileConfig, folder:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _suffix(mpp: float, mpps: tuple[float, ...] | list[float]) -> str:
+def _suffix(mpp: float, mpps: Sequence[float]) -> str:
     """What is added to array names: nothing for the main magnification."""
     return "" if mpp == mpps[0] else f"_mpp{mpp:g}"
 
 
-def _attrs(slide: Slide, seen: _Seen, grid: Grid, plans: dict[float, ReadPlan], config: TileConfig) -> dict[str, Any]:
+def _attrs(slide: Slide, seen: _Seen, grid: Grid, plans: dict[Mpp, ReadPlan], config: TileConfig) -> dict[str, Any]:
     tissue_px = int(np.count_nonzero(seen.mask))
     mpp = config.mpp[0]
     reading: dict[str, Any] = {}
@@ -390,8 +391,8 @@ def _why_empty(slide: Slide, seen: _Seen, config: TileConfig) -> str:
     return f"tissue found, but no tile has {config.min_tissue:.0%} of it{left} (tile.min_tissue)"
 
 
-def _two(values: list[float]) -> tuple[float, float]:
-    return values[0], values[1]
+def _two(values: list[float]) -> tuple[Mpp, Mpp]:
+    return Mpp(values[0]), Mpp(values[1])
 
 
 def _four(values: list[int]) -> tuple[int, int, int, int]:

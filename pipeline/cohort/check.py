@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mhim.configs.schema import Config, LabelsConfig, TileConfig
 from mhim.extract.images import encoded
+from mhim.extract.units import Mpp
 from mhim.pipeline.cohort import check_page
 from mhim.pipeline.cohort.finding import EMPTY, NO_MPP, OK, UNFIT, UNREADABLE, UNSUPPORTED, Finding
 from mhim.pipeline.cohort.labels import match, use
@@ -119,7 +120,7 @@ def _rate(entry: SlideEntry, config: TileConfig, corners: list[list[int]]) -> fl
     with open_slide(entry.path, entry.mpp, config, file_tiles=True) as slide:
         started = time.perf_counter()
         for x, y in corners:
-            slide.read_region(x, y, config.tile_px, config.mpp[0])
+            slide.read_region(x, y, config.tile_px, Mpp(config.mpp[0]))
         return round(len(corners) / max(time.perf_counter() - started, 1e-6), 1)
 
 

@@ -131,7 +131,7 @@ def _one(file: Path, out: Path, fold: int, task: tasks.Task, features: dict[str,
         "test": {},
         "imported": {"file": file.name, "sha256": digest},
     }
-    bundle.write(out, Card.of(card, out / bundle.CARD), model.float().state_dict(), None)
+    bundle.write(out, Card.of(card, out / layout.CARD), model.float().state_dict(), None)
     header = {"side": "", "patient": "", "slides": ""}  # no patient was held out here, so there is no row
     (out / training.PREDICTIONS).write_text(tables.of_mappings([header]).splitlines()[0] + "\n")
     writing.seal(out, {"stage": "import-model", "sha256": digest, "activation": activation})

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mhim.extract.units import Mpp, PxL0
 from mhim.pipeline.store import layout
 from mhim.pipeline.store.attributes import Geometry
 
@@ -52,10 +53,10 @@ def placed(attrs: dict[str, Any], slide: Any, coords: np.ndarray, called: str | 
     mx, my = slide.slide_mpp
     tile_px = int(attrs.get("tile_px") or round(tile_w))
     return Geometry(
-        slide_mpp=(mx, my),
+        slide_mpp=(Mpp(mx), Mpp(my)),
         size_l0=(width, height),
         bounds_l0=(0, 0, width, height),
-        tile_l0=(tile_w, tile_h),
+        tile_l0=(PxL0(tile_w), PxL0(tile_h)),
         tile_px=tile_px,
-        mpp=attrs.get("mpp") or tile_w * mx / tile_px,
+        mpp=Mpp(attrs.get("mpp") or tile_w * mx / tile_px),
     )

@@ -15,6 +15,7 @@ import numpy as np
 
 from mhim.configs.schema import ScoreConfig
 from mhim.extract.images import encoded
+from mhim.extract.units import Mpp
 from mhim.mil import captions, heatmap
 from mhim.mil.heatmap import Frame, Scaled
 from mhim.mil.tasks import Task
@@ -76,7 +77,7 @@ def low_resolution(slide: Any) -> tuple[np.ndarray, Frame]:
 
     x0, y0, w_l0, h_l0 = slide.bounds_l0
     mx, my = slide.slide_mpp
-    rgb, mpp = squared(*slide.image_at(max(w_l0 * mx, h_l0 * my) / PICTURE_PX))
+    rgb, mpp = squared(*slide.image_at(Mpp(max(w_l0 * mx, h_l0 * my) / PICTURE_PX)))
     return rgb, Frame((x0, y0), (mpp[0] / mx, mpp[1] / my), (rgb.shape[1], rgb.shape[0]), mpp[0])
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mhim.extract.units import Mpp, PxL0
 from mhim.pipeline.store.layout import StoreError
 
 
@@ -21,12 +22,12 @@ class Geometry:
     slide_mpp: µm per level-0 px, (x, y). size_l0: (w, h) and bounds_l0: (x, y, w, h) of the scanned part, level-0 px.
     tile_l0: (w, h) of a tile in level-0 px. tile_px: its edge as the encoder saw it, px of `mpp` µm."""
 
-    slide_mpp: tuple[float, float]
+    slide_mpp: tuple[Mpp, Mpp]
     size_l0: tuple[int, int]
     bounds_l0: tuple[int, int, int, int]
-    tile_l0: tuple[float, float]
+    tile_l0: tuple[PxL0, PxL0]
     tile_px: int
-    mpp: float
+    mpp: Mpp
 
     @classmethod
     def of(cls, attrs: Mapping[str, Any], called: str | Path) -> Geometry:
@@ -39,7 +40,7 @@ class Geometry:
             bounds_l0=bounds,
             tile_l0=_numbers(attrs, "tile_l0", 2, called),
             tile_px=int(_number(attrs, "tile_px", called)),
-            mpp=float(_number(attrs, "mpp", called)),
+            mpp=Mpp(float(_number(attrs, "mpp", called))),
         )
 
 
@@ -48,7 +49,7 @@ class MaskPlace:
     """The stored mask of the tissue. px: (w, h). mpp: µm per px of it, (x, y)."""
 
     px: tuple[int, int]
-    mpp: tuple[float, float]
+    mpp: tuple[Mpp, Mpp]
 
     @classmethod
     def of(cls, attrs: Mapping[str, Any], called: str | Path) -> MaskPlace:

@@ -32,7 +32,7 @@ from mhim.mil.tasks import Task
 from mhim.pipeline.cohort.patients import Dataset, Patient, StoredBag
 from mhim.pipeline.resume.fingerprints import own_settings
 from mhim.pipeline.store import tables, writing
-from mhim.pipeline.store.layout import FORMAT
+from mhim.pipeline.store.layout import CARD, FORMAT
 from mhim.pipeline.training import bundle, choices, experiment_log
 from mhim.pipeline.training.card import Card
 
@@ -163,7 +163,7 @@ def train_fold(
     if profile is not None:
         farthest = novelty.limit(profile.distance(c.load()[0]) for c in cases([*val, *test], mpp))
         card |= {"unlike_from": farthest} if farthest is not None else {}
-    bundle.write(out, Card.of(card, out / bundle.CARD), weights, scale, profile)
+    bundle.write(out, Card.of(card, out / CARD), weights, scale, profile)
     (out / PREDICTIONS).write_text(tables.of_mappings(rows))
     (out / HISTORY).write_text(tables.of_mappings(state["history"]))
     return (f"the plain model is used instead: {why}",) if why else ()

@@ -17,6 +17,7 @@ from mhim.extract.recent import Recent
 from mhim.extract.slide.filetiles import FileLevels, FileTiles, Undecodable, paste
 from mhim.extract.slide.planes import NotDirect
 from mhim.extract.slide.slide import Slide
+from mhim.extract.units import Mpp
 
 TILE_PX = 512
 KEPT_BYTES = 32 << 20  # per slide and kind: tiles of the file that lie on several of ours, and tiles sent before
@@ -82,7 +83,7 @@ class Pyramid:
             except (Undecodable, OSError) as error:  # an odd tile: OpenSlide has the last word
                 self.note = f"some tiles through OpenSlide: {error}"
         x_l0, y_l0 = round(x * down / self.stretch[0]), round(y * down / self.stretch[1])
-        return self.slide.read_region(x_l0, y_l0, (w, h), self.mpp * down)
+        return self.slide.read_region(x_l0, y_l0, (w, h), Mpp(self.mpp * down))
 
     def _source(self, down: int) -> tuple[int, int, float]:
         """The coarsest level of the file from which halving leads to `down` (-1: none), how often, its own scale."""

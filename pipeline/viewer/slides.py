@@ -21,6 +21,7 @@ from mhim.extract import SlideError
 from mhim.extract.images import viewed_jpeg
 from mhim.extract.recent import Recent
 from mhim.extract.slide.slide import Slide, open_slide
+from mhim.extract.units import Mpp
 from mhim.pipeline.resume.child import Child, Died, Order
 from mhim.pipeline.resume.stage import Stopped
 from mhim.pipeline.viewer.pyramid import Pyramid
@@ -164,7 +165,7 @@ def _answer(question: Question | None) -> tuple[str, Any]:
 def _thumbnail(slide: Slide) -> bytes:
     """JPEG of the slide's bounds, its pixels squares."""
     (w, h), (mx, my) = slide.bounds_l0[2:], slide.slide_mpp
-    rgb, (px_x, px_y) = slide.image_at(max(w * mx, h * my) / 320)
+    rgb, (px_x, px_y) = slide.image_at(Mpp(max(w * mx, h * my) / 320))
     h_px, w_px = rgb.shape[0] * px_y / px_x, rgb.shape[1]
     k = _THUMBNAIL_PX / max(w_px, h_px)
     size = (max(1, round(w_px * k)), max(1, round(h_px * k)))
