@@ -70,7 +70,7 @@ class _Seen:
 
     rgb: np.ndarray
     mask: np.ndarray
-    mpp: tuple[float, float]
+    mpp: tuple[Mpp, Mpp]
     segmenter: str
     spoiled: dict[str, np.ndarray] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

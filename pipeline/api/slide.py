@@ -21,6 +21,7 @@ from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort.identities import Identities
 from mhim.pipeline.cohort.listing import SlideEntry
 from mhim.pipeline.store import layout, reading
+from mhim.pipeline.store.attributes import Geometry
 
 if TYPE_CHECKING:
     import anndata
@@ -139,8 +140,8 @@ class Slide:
             raise layout.StoreError(f"slide {self.id} is not in {self._work.cohort}: only its features are here")
         tiles = self.attributes
         Identities(self._work.root).check_same(self._entry.path, tiles)
-        mpp = (float(tiles["slide_mpp"][0]), float(tiles["slide_mpp"][1]))
-        return SlideJob(self._entry.path, np.asarray(self.coords), int(tiles["tile_px"]), float(tiles["mpp"]), mpp)
+        place = Geometry.of(tiles, self._work.tile_store(self.id))
+        return SlideJob(self._entry.path, np.asarray(self.coords), place.tile_px, place.mpp, place.slide_mpp)
 
 
 @dataclass(frozen=True)
