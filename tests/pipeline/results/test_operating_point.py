@@ -13,6 +13,7 @@ from mhim.mil.tasks import Task
 from mhim.pipeline.results import operating_point
 from mhim.pipeline.store import tables
 from mhim.pipeline.training import fold as training
+from tests.pipeline import records
 
 Validated = tuple[Path, np.ndarray, np.ndarray]
 TWO = Task("classification", classes=("benign", "tumour"))
@@ -42,7 +43,7 @@ def validated(tmp_path: Path) -> Validated:
 @pytest.mark.parametrize("wish", [0.8, 0.9, 1.0])
 def test_the_wished_for_sensitivity_is_kept_on_validation(validated: Validated, wish: float) -> None:
     folder, p, labels = validated
-    at = operating_point.point(folder, {}, TWO, ScoreConfig(sensitivity=wish))
+    at = operating_point.point(folder, records.card(), TWO, ScoreConfig(sensitivity=wish))
     assert at is not None
     assert (p[labels == 1] >= at.threshold).mean() >= wish
     better = [t for t in np.unique(p) if (p[labels == 1] >= t).mean() >= wish]  # all other thresholds that keep it
@@ -52,7 +53,7 @@ def test_the_wished_for_sensitivity_is_kept_on_validation(validated: Validated, 
 @pytest.mark.parametrize("wish", [0.8, 0.95])
 def test_the_wished_for_specificity_is_kept_on_validation(validated: Validated, wish: float) -> None:
     folder, p, labels = validated
-    at = operating_point.point(folder, {}, TWO, ScoreConfig(specificity=wish))
+    at = operating_point.point(folder, records.card(), TWO, ScoreConfig(specificity=wish))
     assert at is not None
     assert (p[labels == 0] < at.threshold).mean() >= wish
 
@@ -62,7 +63,9 @@ def test_between_a_sensitivity_and_a_specificity_nothing_is_called(
     validated: Validated, sensitivity: float, specificity: float
 ) -> None:
     folder, p, labels = validated
-    at = operating_point.point(folder, {}, TWO, ScoreConfig(sensitivity=sensitivity, specificity=specificity))
+    at = operating_point.point(
+        folder, records.card(), TWO, ScoreConfig(sensitivity=sensitivity, specificity=specificity)
+    )
     assert at is not None
     told = np.array([operating_point.columns(at, float(v), TWO.classes)["decision"] for v in p])
     assert (told[labels == 1] != "benign").mean() >= sensitivity
@@ -77,14 +80,14 @@ def test_a_band_by_both_wishes_and_by_share_is_refused() -> None:
 
 
 def test_the_frozen_threshold_is_used_as_it_stands(validated: Validated) -> None:
-    at = operating_point.point(validated[0], {"threshold": 0.123, "temperature": 1.0}, TWO, ScoreConfig())
+    at = operating_point.point(validated[0], records.card(threshold=0.123, temperature=1.0), TWO, ScoreConfig())
     assert at == operating_point.Point(0.123, 0.123, 0.123)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3])
 def test_the_band_holds_the_wished_for_share_of_validation(validated: Validated, share: float) -> None:
     folder, p, _ = validated
-    at = operating_point.point(folder, {"threshold": 0.5}, TWO, ScoreConfig(abstain=share))
+    at = operating_point.point(folder, records.card(threshold=0.5), TWO, ScoreConfig(abstain=share))
     assert at is not None
     told = [operating_point.columns(at, float(v), TWO.classes)["decision"] for v in p]
     assert told.count(operating_point.UNDECIDED) / len(told) == pytest.approx(share, abs=0.011)
@@ -95,8 +98,8 @@ def test_the_band_holds_the_wished_for_share_of_validation(validated: Validated,
 def test_the_temperature_is_applied_before_the_threshold(tmp_path: Path) -> None:
     p, labels = np.array([0.2, 0.3, 0.7, 0.9]), np.array([0, 0, 1, 1])
     folder = fold(tmp_path / "f", p, labels)
-    plain = operating_point.point(folder, {"temperature": 4.0}, TWO, ScoreConfig(calibrate=False))
-    scaled = operating_point.point(folder, {"temperature": 4.0}, TWO, ScoreConfig())
+    plain = operating_point.point(folder, records.card(temperature=4.0), TWO, ScoreConfig(calibrate=False))
+    scaled = operating_point.point(folder, records.card(temperature=4.0), TWO, ScoreConfig())
     assert plain is not None
     assert scaled is not None
     assert plain.threshold == pytest.approx(0.5)
@@ -106,8 +109,8 @@ def test_the_temperature_is_applied_before_the_threshold(tmp_path: Path) -> None
 
 def test_no_operating_point_without_two_classes() -> None:
     three = tasks.Task("classification", classes=("a", "b", "c"))
-    assert operating_point.point(Path("nowhere"), {}, three, ScoreConfig()) is None
-    assert operating_point.point(Path("nowhere"), {}, Task("cox"), ScoreConfig()) is None
+    assert operating_point.point(Path("nowhere"), records.card(), three, ScoreConfig()) is None
+    assert operating_point.point(Path("nowhere"), records.card(), Task("cox"), ScoreConfig()) is None
     assert operating_point.columns(None, 0.4, three.classes) == {}
 
 
