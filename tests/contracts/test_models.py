@@ -45,8 +45,9 @@ def make(name, extra, n_out=2, seed=0):
     raw = {k: v for k, v in SMALL.items() if k in module.Params.model_fields} | extra
     if name == "mhim":
         student = lookup.find("mhim.mil.models", raw.get("student", "abmil"))
-        raw["student_params"] = {k: v for k, v in SMALL.items() if k in student.Params.model_fields}
-        raw["heads"] = "mean"
+        small = {k: v for k, v in SMALL.items() if k in student.Params.model_fields}
+        raw["student_params"] = small | extra.get("student_params", {})
+        raw["heads"] = extra.get("heads", "mean")  # of this name, the students have a number
     params = lookup.params(module, raw)
     torch.manual_seed(seed)
     model = module.build(DIM, n_out, params)

@@ -188,6 +188,11 @@ def test_the_learning_rate_follows_the_recorded_schedule():
         np.testing.assert_allclose([train.learning_rate(config, e) for e in range(epochs)], rates[name], rtol=1e-9)
 
 
+def test_a_constant_schedule_keeps_the_learning_rate():
+    config = TrainConfig(lr=2e-4, epochs=40, schedule="constant")
+    assert [train.learning_rate(config, e) for e in range(40)] == [2e-4] * 40
+
+
 def test_progress_runs_from_zero_towards_one():
     model = build()
     list(train.fit(model, cases(4), [], TWO, CONFIG, 1))

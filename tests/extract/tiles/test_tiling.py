@@ -115,6 +115,33 @@ def test_filtering_later_equals_filtering_at_once(inked: Path) -> None:
     assert later.arrays["pen"].max() <= 0.2
 
 
+@pytest.mark.parametrize("limit", [{"max_pen": 0.5}, {"max_blur": 0.5}, {"max_fold": 0.5}, {"max_haze": 0.5}])
+def test_each_artefact_has_its_own_threshold(svs: Path, limit: dict[str, float]) -> None:
+    (artefact,) = (name.removeprefix("max_") for name in limit)
+    tiled = tile_slide(svs, SMALL.model_copy(update={"overlay": False}))
+    share = np.zeros(len(tiled.arrays[artefact]), np.float32)
+    share[:7] = 0.6
+    clean = {name: np.zeros_like(share) for name in ARTEFACTS}
+    kept = refilter(tiled.arrays | clean | {artefact: share}, tiled.attrs, SMALL.model_copy(update=limit))
+    assert np.array_equal(kept.arrays["coords"], tiled.arrays["coords"][7:])
+
+
+@pytest.mark.parametrize("setting", [{"segment_mpp": 4.0}, {"smooth_um": 40.0}])
+def test_how_tissue_is_looked_at_moves_the_mask(svs: Path, setting: dict[str, float]) -> None:
+    before, after = tile_slide(svs, SMALL), tile_slide(svs, SMALL.model_copy(update=setting))
+    assert not np.array_equal(before.arrays["mask"], after.arrays["mask"])
+    if "segment_mpp" in setting:
+        assert after.attrs["mask_mpp"] == pytest.approx([4.0, 4.0])
+
+
+def test_a_slide_too_coarse_is_refused_or_enlarged_as_allowed(svs: Path) -> None:
+    fine = SMALL.model_copy(update={"mpp": (0.3,)})  # 1.67 times the slide's own
+    with pytest.raises(SlideError, match=r"tile.max_upsample is 1\.25"):
+        tile_slide(svs, fine)
+    tiled = tile_slide(svs, fine.model_copy(update={"max_upsample": 2.0}))
+    assert len(tiled.arrays["coords"]) > 0
+
+
 def test_a_filter_that_takes_most_warns_and_one_that_takes_all_is_empty(inked: Path) -> None:
     tiled = tile_slide(inked, SMALL.model_copy(update={"overlay": False}))
     arrays = tiled.arrays | {"pen": np.linspace(0.1, 1, len(tiled.arrays["pen"]), dtype=np.float32)}

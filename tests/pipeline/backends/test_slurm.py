@@ -53,6 +53,26 @@ def test_a_script_asks_for_what_is_configured(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
+def test_what_a_site_asks_for_and_how_often_a_task_comes_back(tmp_path: Path) -> None:
+    text = script(tmp_path, qos="high", constraint="a100", requeues=7, restarts=5)
+    assert "#SBATCH --qos=high\n" in text
+    assert "#SBATCH --constraint=a100\n" in text
+    assert "  again 7 && exit 0\n" in text
+    assert "  again 5 && exit 0  #" in text
+
+
+def test_few_items_get_few_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho 17\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for items_per_task, tasks in ((1, 7), (3, 3), (10, 1)):
+        params = {"tasks": 20, "items_per_task": items_per_task}
+        config = Config(cluster=ClusterConfig(backend="slurm", backend_params=params))
+        work = Work(tmp_path / f"w{items_per_task}")
+        folder = slurm.submit(work, config, [Step("tile", ["/slides"], 7)])[0]
+        assert f"#SBATCH --array=1-{tasks}\n" in (folder / "tile.sh").read_text().replace("%", "\n")
+
+
 def test_a_container_gets_the_folders_it_needs(tmp_path: Path) -> None:
     p = Params(container="/images/mhim.sif", gpus=1, bind=("/scratch",))
     text = slurm.job_script(Step("tile", ["/data/slides"], 1), tmp_path, tmp_path, p, p.of("tile"), 1)

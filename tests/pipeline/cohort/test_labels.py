@@ -381,3 +381,10 @@ def test_imported_features_find_the_slide_of_their_name(tmp_path: Path) -> None:
     ]
     assert [s.name for s in status.read(work)][:2] == ["tile", "import e"]
     assert status.read(work)[1].keys["done"] == ["a", "b", "c"]
+
+
+def test_the_separator_can_be_declared(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.csv", "slide;label\ns1;a\ns2;b\n", "utf-8")
+    assert [(r.slide, r.label) for r in read_table(path, LabelsConfig(separator="semicolon")).rows] == PLAIN
+    with pytest.raises(CohortError):
+        read_table(path, LabelsConfig(separator="comma"))

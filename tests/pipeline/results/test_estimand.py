@@ -274,3 +274,12 @@ def test_a_thousand_draws_of_a_thousand_patients_take_seconds(tmp_path: Path) ->
     began = clock.process_time()
     compare.compare(one, two, ScoreConfig(bootstrap=1000))
     assert clock.process_time() - began < 20
+
+
+def test_differences_are_told_at_the_level_asked_for(tmp_path: Path) -> None:
+    one, two = (written(tmp_path / str(signal), class_rows(TWO, signal=signal), TWO) for signal in (0.2, 1.0))
+    narrow, wide = (
+        compare.compare(one, two, ScoreConfig(bootstrap=200, confidence=level))["auc"]["difference"]
+        for level in (0.6, 0.95)
+    )
+    assert wide.low < narrow.low < narrow.high < wide.high
