@@ -1,4 +1,4 @@
-"""Verbs as SLURM arrays: freezes settings and items in `work/jobs/<id>/`, writes readable job scripts, submits them.
+"""Verbs as SLURM arrays: readable job scripts, `sbatch`, and what `squeue` says of the tasks.
 
 In: the verbs to submit in order. Out: job numbers, at once; the work is done by the same command line on the nodes, one
 share of the items per task, which anybody can run again by hand. Nothing about a job decides what is finished: outputs
@@ -7,25 +7,23 @@ do, so a job that is killed, requeued or submitted twice costs time and no resul
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-import time
-import uuid
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
-from mhim.configs import load, lookup, plugins_named, trust
-from mhim.configs.schema import ClusterConfig, Config, Settings
+from mhim.configs import lookup
+from mhim.configs.schema import Config, Settings
+from mhim.pipeline.backends import ArrayState, JobFolder, SchedulerParams, Step, Submitted
 from mhim.pipeline.resume.stage import Stopped
-from mhim.pipeline.store import layout, reading, writing
+from mhim.pipeline.store import layout, writing
+
+NAME = "slurm"
 
 
 class Resources(Settings):
@@ -45,7 +43,7 @@ class Resources(Settings):
     extra: tuple[str, ...] = Field((), description="further sbatch options, one each: --exclude=node7")
 
 
-class Params(Resources):
+class Params(Resources, SchedulerParams):
     """What `cluster.backend_params` may hold. tile, extract, train, score: other resources of that verb."""
 
     tile: dict[str, Any] = Field({}, description="resources that differ for tile")
@@ -59,8 +57,6 @@ class Params(Resources):
     warn_s: int = Field(120, ge=10, description="so long before the walltime a task stops, gives back and requeues, s")
     requeues: int = Field(20, ge=0, description="how often a task goes on after walltime or preemption")
     restarts: int = Field(2, ge=0, description="how often a task is started again after its process was killed")
-    wait: bool = Field(False, description="follow the jobs until they end")
-    poll_s: float = Field(10.0, gt=0, description="how often --wait looks, s")
 
     def of(self, verb: str) -> Resources:
         """The resources of one verb. Raises LookupFailed when one of its own is unknown."""
@@ -72,28 +68,6 @@ class Params(Resources):
             raise lookup.LookupFailed(f"slurm, {verb}: {lookup.explain(error)}; it takes: {known}") from error
 
 
-@dataclass(frozen=True)
-class Step:
-    """One verb to submit. args: its own arguments. items: keys to make, or None for whatever is there by then.
-    most: the number of items, as far as it can be known now."""
-
-    verb: str
-    args: list[str]
-    most: int
-    items: list[str] | None = None
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """One array as `job.json` remembers it."""
-
-    verb: str
-    job: str
-    tasks: int
-    items: int
-    script: str
-
-
 def submit(work: layout.Work, config: Config, steps: list[Step], replace: bool = False) -> tuple[Path, list[Submitted]]:
     """Submit `steps`, each after the one before. Returns the job folder and the arrays.
 
@@ -102,46 +76,31 @@ def submit(work: layout.Work, config: Config, steps: list[Step], replace: bool =
     resources = {step.verb: params.of(step.verb) for step in steps}
     if shutil.which("sbatch") is None:
         raise Stopped("there is no `sbatch` on this machine; submit from a login node, or leave out --backend slurm")
-    folder = work.root.resolve() / "jobs" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:4]}"
-    (folder / "logs").mkdir(parents=True)
-    made: list[Submitted] = []
+    folder = JobFolder.new(work)
+    arrays: list[Submitted] = []
     for step in steps:
         of = resources[step.verb]
         tasks = max(1, min(of.tasks, -(-step.most // of.items_per_task)))
-        # the tasks run on one machine each: every core one process
-        cluster = ClusterConfig(workers=of.cpus, lease_s=config.cluster.lease_s)
-        settings = folder / f"{step.verb}.yaml"
-        writing.write_atomic(settings, load.template(_for_a_file(config, cluster)))
-        if step.items is not None:
-            writing.write_atomic(folder / f"{step.verb}.items", "".join(f"{key}\n" for key in step.items))
-        script = folder / f"{step.verb}.sh"
-        writing.write_atomic(script, job_script(step, folder, work.root.resolve(), params, of, tasks, replace))
+        folder.freeze(step, config, workers=of.cpus)  # the tasks run on one machine each: every core one process
+        script = folder.path / f"{step.verb}.sh"
+        writing.write_atomic(script, job_script(step, folder, params, of, tasks, replace))
         script.chmod(0o755)
-        after = [f"--dependency=afterany:{made[-1].job}"] if made else []
+        after = [f"--dependency=afterany:{arrays[-1].job}"] if arrays else []
         try:
             job = _said(["sbatch", "--parsable", *after, str(script)]).split(";")[0].strip()
         except Stopped as error:
-            if made:
-                _said(["scancel", *(m.job for m in made)])
-            shutil.rmtree(folder)
+            if arrays:
+                _said(["scancel", *(array.job for array in arrays)])
+            folder.drop()
             raise Stopped(f"{step.verb}: {error}; nothing was submitted") from error
-        made.append(Submitted(step.verb, job, tasks, step.most, str(script)))
-        card = {"submitted": time.time(), "command": sys.argv, "arrays": [asdict(m) for m in made]}
-        writing.write_atomic(folder / "job.json", json.dumps(card, indent=2) + "\n")
-    return folder, made
+        arrays.append(Submitted(step.verb, job, tasks, step.most, str(script)))
+        folder.remember(NAME, arrays)
+    return folder.path, arrays
 
 
-def _for_a_file(config: Config, cluster: ClusterConfig) -> Config:
-    """The settings of the tasks; what no file may say stands in the command line (`plugins_named.flags`)."""
-    params = {k: v for k, v in config.extract.encoder_params.items() if k != trust.REMOTE_CODE}
-    extract = config.extract.model_copy(update={"encoder_params": params})
-    return config.model_copy(update={"cluster": cluster, "extract": extract})
-
-
-def job_script(
-    step: Step, folder: Path, work: Path, params: Params, of: Resources, tasks: int, replace: bool = False
-) -> str:
+def job_script(step: Step, job: JobFolder, params: Params, of: Resources, tasks: int, replace: bool = False) -> str:
     """The text of one verb's job script."""
+    folder, work = job.path, job.work
     asked = {
         "job-name": f"{step.verb}-{work.name}",
         "array": f"1-{tasks}" + (f"%{of.at_once}" if of.at_once else ""),
@@ -161,11 +120,7 @@ def job_script(
     }
     options = [f"#SBATCH --{name}={_quoted(value)}" for name, value in asked.items() if value]
     options += ["#SBATCH --requeue", *(f"#SBATCH {_one_line(option)}" for option in of.extra)]
-    given = ["--work", str(work), "--config", str(folder / f"{step.verb}.yaml")]
-    given += ["--items", str(folder / f"{step.verb}.items")] if step.items is not None else []
-    given += ["--replace"] if replace else []
-    given += plugins_named.flags()
-    command = f"{_program(params, of, work, step)} {shlex.join([step.verb, *step.args, *given])}"
+    command = f"{_program(params, of, work, step)} {shlex.join(job.arguments(step, replace))}"
     before = [f"module load {shlex.join(params.modules)}"] if params.modules else []
     share = f'--shard "${{SLURM_ARRAY_TASK_ID:-1}}/{tasks}"'
     return f"""#!/bin/bash
@@ -179,6 +134,7 @@ cd {shlex.quote(os.getcwd())} || exit 2
 folder={shlex.quote(str(folder))}
 task="{step.verb} ${{SLURM_ARRAY_TASK_ID:-1}}"
 tries=${{SLURM_RESTART_COUNT:-0}}
+export PIPELINE_SUBMITTED_BY={NAME}
 export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"  # one process per core already
 
 note() {{ echo "$task $tries $1 $(hostname) $(date -u +%Y-%m-%dT%H:%M:%SZ)" >>"$folder/ends"; }}
@@ -259,103 +215,18 @@ def _said(command: list[str]) -> str:
 # ---------------------------------------------------------------------------------------------- looking
 
 
-@dataclass
-class ArrayState:
-    """What the tasks of one array are doing. ended: task -> exit code, as its script noted it."""
-
-    array: Submitted
-    folder: Path
-    running: dict[int, str]  # task -> node
-    waiting: dict[int, str]  # task -> SLURM's reason
-    ended: dict[int, int]
-    requeued: int
-
-    @property
-    def lost(self) -> list[int]:
-        """Tasks that SLURM does not know any more and that never said how they ended: cancelled, or a dead node."""
-        known = self.running.keys() | self.waiting.keys() | self.ended.keys()
-        return [t for t in range(1, self.array.tasks + 1) if t not in known]
-
-    @property
-    def over(self) -> bool:
-        return not self.running and not self.waiting
-
-    def line(self) -> str:
-        """One line for a person."""
-        nodes = ", ".join(sorted(set(self.running.values())))
-        reasons = ", ".join(sorted(set(self.waiting.values()) - {"None"}))
-        bad = sum(code != 0 for code in self.ended.values())
-        parts = [f"{len(self.running)} running" + (f" on {nodes}" if nodes else "")]
-        parts += [f"{len(self.waiting)} waiting" + (f" ({reasons})" if reasons else "")]
-        parts += [f"{len(self.ended)} ended" + (f", {bad} of them not well" if bad else "")]
-        parts += [f"{len(self.lost)} lost (cancelled, or their node died)"] if self.lost else []
-        parts += [f"requeued {self.requeued} times"] if self.requeued else []
-        return f"job {self.array.job} {self.array.verb}: {'; '.join(parts)}"
-
-
-def jobs(work: layout.Work, folder: Path | None = None) -> list[ArrayState]:
-    """The state of every array submitted from this work folder (or of one job folder), oldest first."""
-    folders = [folder] if folder else sorted(p.parent for p in (work.root / "jobs").glob("*/job.json"))
-    arrays: list[ArrayState] = []
-    for at in folders:
-        card = reading.read_json(at / "job.json")
-        ends = _ends(at)
-        for raw in card["arrays"]:
-            array = Submitted(**raw)
-            mine = ends.get(array.verb, [])
-            ended = {task: int(code) for task, code in mine if not code.startswith("requeued")}
-            arrays.append(ArrayState(array, at, {}, {}, ended, sum(code.startswith("requeued") for _, code in mine)))
-    if not arrays or shutil.which("squeue") is None:
-        return arrays
-    by_job = {a.array.job: a for a in arrays}
+def look(states: list[ArrayState]) -> str:
+    """What `squeue` says of the tasks of these arrays; "" or why it cannot be asked."""
+    if shutil.which("squeue") is None:
+        return "there is no `squeue` on this machine"
+    by_job = {state.array.job: state for state in states}
     for line in _said(["squeue", "-h", "-r", "-o", "%F|%K|%T|%N|%r", "--me"]).splitlines():
         job, task, state, node, reason = line.split("|", 4)
         if job in by_job and task.isdigit():
-            array_state = by_job[job]
-            array_state.ended.pop(int(task), None)  # it was started again
+            array = by_job[job]
+            array.ended.pop(int(task), None)  # it was started again
             if state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED"):
-                array_state.waiting[int(task)] = reason
+                array.waiting[int(task)] = reason
             else:
-                array_state.running[int(task)] = node
-    return arrays
-
-
-def _ends(folder: Path) -> dict[str, list[tuple[int, str]]]:
-    """Per verb, (task, code) as the scripts noted them, in order; a torn line is ignored."""
-    found: dict[str, list[tuple[int, str]]] = {}
-    try:
-        lines = (folder / "ends").read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return found
-    for line in lines:
-        words = line.split()
-        if len(words) == 6 and words[1].isdigit() and (words[3].isdigit() or words[3].startswith("requeued:")):
-            found.setdefault(words[0], []).append((int(words[1]), words[3]))
-    return found
-
-
-def follow(work: layout.Work, folder: Path, poll_s: float, say: Any) -> int:
-    """Tell how the jobs of `folder` go on until all are over. 0: every task ended well; 1: not; 3: refused."""
-    last: list[str] = []
-    misses = 0
-    while True:
-        try:
-            states = jobs(work, folder)
-            misses = 0
-        except Stopped:
-            misses += 1  # a busy controller may not answer for minutes; the jobs do not mind
-            if misses > 30:
-                raise
-            time.sleep(poll_s)
-            continue
-        lines = [state.line() for state in states]
-        for line in lines:
-            if line not in last:
-                say(line)
-        last = lines
-        if all(state.over for state in states):
-            break
-        time.sleep(poll_s)
-    if (folder / "refused").exists():
-        return 3
-    return 0 if all(not s.lost and not any(s.ended.values()) for s in states) else 1
+                array.running[int(task)] = node
+    return ""

@@ -33,6 +33,7 @@ PACKAGES = ("mhim-pipeline", "numpy", "torch", "timm", "openslide-python", "zarr
 
 _NAMED = 500  # a plan of so many items at most names them in the log: a training's folds, not an archive's slides
 
+SUBMITTED_BY = "PIPELINE_SUBMITTED_BY"  # set in the tasks of a scheduler: the name of the back end that submitted them
 MIRROR = "PIPELINE_LOG_JSON"  # set by `pipeline --log-json`, so that jobs and workers inherit it
 
 
@@ -79,6 +80,8 @@ class RunLog:
         slurm = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
         self._place = {name: os.environ[name] for name in slurm if name in os.environ}
         self._head |= self._place
+        if SUBMITTED_BY in os.environ:
+            self._head["submitted_by"] = os.environ[SUBMITTED_BY]
         self._begun = False
 
     @property
@@ -103,11 +106,9 @@ class RunLog:
 
     def planned(self, plan: Plan) -> None:
         """Note the plan. A command with nothing to do leaves no log."""
-        todo = len(plan.todo) + len(plan.remake) + len(plan.differ)
-        if todo:
-            few = [i.key for i in (*plan.todo, *(i for i, _ in plan.differ), *plan.remake)] if todo <= _NAMED else []
-            named = {"keys": few} if few else {}
-            self.event({"event": "plan", "stage": self.verb, "todo": todo, "done_before": len(plan.done), **named})
+        if keys := plan.keys:
+            named = {"keys": keys} if len(keys) <= _NAMED else {}
+            self.event({"event": "plan", "stage": self.verb, "todo": len(keys), "done_before": len(plan.done), **named})
 
     def watch(self, outcome: Outcome) -> None:
         """Note one outcome."""

@@ -34,10 +34,9 @@ from mhim.pipeline.resume.stage import (
     as_recorded,
     fields_beside,
     fits,
-    plan,
-    refusal,
     told,
 )
+from mhim.pipeline.resume.stage import plan as look_again
 from mhim.pipeline.store import disk, layout, names, seals, writing
 
 _SETTINGS = ".settings"  # key of the claim that says with which settings a folder is being worked in
@@ -230,7 +229,7 @@ def _wait(stage: Stage, busy: list[Item], lease_s: float) -> tuple[list[Item], l
             free: list[Item] = []
             held: list[Item] = []
             for item in busy:
-                finished = plan(stage, [item]).done
+                finished = look_again(stage, [item]).done
                 if finished:
                     made += finished
                 elif claims.holder(item.key) is None:
@@ -257,56 +256,59 @@ Backend = Callable[[Stage, list[Item], bool, bool], Iterator[Outcome]]
 
 
 def run(
-    stage: Stage,
+    plan: Plan,
     backend: Backend,
     lease_s: float = 300.0,
     replace: bool = False,
-    only: Callable[[list[Item]], list[Item]] | None = None,
     watch: Callable[[Outcome], None] | None = None,
     planned: Callable[[Plan], None] | None = None,
 ) -> Report:
-    """Plan, make what is missing, wait for what others are making, report.
+    """Make what a plan says is missing, wait for what others are making, report.
 
-    only: picks a share of the items (`--shard`). watch: sees each outcome as it comes. planned: sees the plan first.
+    watch: sees each outcome as it comes. planned: sees the plan when it is about to be carried out.
     Raises Refused when outputs of other parameters exist and `replace` is False.
     """
-    items = stage.items()
-    items = only(items) if only else items
-    tell = watch or (lambda outcome: None)
-    todo = plan(stage, items)
-    if todo.differ and not replace:
-        raise Refused(refusal(stage, todo.differ))
-    outcomes = list(todo.done)
-    anew = [item for item, _ in todo.differ]
-    report = Report(stage.name, outcomes)
-    if not (todo.todo or anew or todo.remake):
-        if planned:
-            planned(todo)
+    plan.permit(replace)
+    stage = plan.stage
+    report = Report(stage.name, list(plan.done))
+    begin = planned or (lambda plan: None)
+    if not plan.keys:
+        begin(plan)
         return report
     try:
         with _agreed(stage, lease_s):
-            if planned:
-                planned(todo)
+            begin(plan)
             sweep(stage, lease_s)
-            for batch, again, redo in ((todo.todo, False, False), (anew, True, False), (todo.remake, False, True)):
-                waiting = list(batch)
-                while waiting:
-                    busy: list[Item] = []
-                    by_key = {i.key: i for i in waiting}
-                    for outcome in backend(stage, waiting, again, redo):
-                        if outcome.state is State.CLAIMED:
-                            busy.append(by_key[outcome.key])
-                        else:
-                            outcomes.append(outcome)
-                            tell(outcome)
-                    waiting, theirs = _wait(stage, busy, lease_s) if busy else ([], [])
-                    for outcome in theirs:
-                        outcomes.append(outcome)
-                        tell(outcome)
+            for items, again, redo in (
+                (plan.todo, False, False),
+                (plan.anew, True, False),
+                (plan.remake, False, True),
+            ):
+                for outcome in _every(stage, items, backend, again, redo, lease_s):
+                    report.outcomes.append(outcome)
+                    if watch:
+                        watch(outcome)
         sweep(stage, lease_s)
     except Stopped as error:
         report.stopped = str(error)
     return report
+
+
+def _every(
+    stage: Stage, items: list[Item], backend: Backend, replace: bool, remake: bool, lease_s: float
+) -> Iterator[Outcome]:
+    """The outcome of every item: of those made by `backend`, and of those that another command is making."""
+    waiting = list(items)
+    while waiting:
+        busy: list[Item] = []
+        by_key = {item.key: item for item in waiting}
+        for outcome in backend(stage, waiting, replace, remake):
+            if outcome.state is State.CLAIMED:
+                busy.append(by_key[outcome.key])
+            else:
+                yield outcome
+        waiting, theirs = _wait(stage, busy, lease_s) if busy else ([], [])
+        yield from theirs
 
 
 def _inherit(claims: Claims, mine: dict[str, Any], every_s: float, over: threading.Event) -> None:

@@ -183,15 +183,34 @@ class Stage(ABC):
 
 @dataclass
 class Plan:
-    """What a run will do. todo: missing. remake: to be derived from the existing output. done: committed before.
-    differ: (item, {field: (old, new)}) that exist with other parameters. damaged: key -> what is wrong with what is
-    there, of those among `todo` that are made anew for it."""
+    """What a command does with a stage: made once, before anything else, and read by the dry run, the submission, the
+    runner, the progress on the terminal and the log.
 
+    todo: missing. remake: to be derived from the existing output. done: committed before. differ: (item, {field: (old,
+    new)}) that exist with other parameters. damaged: key -> what is wrong with what is there, of those among `todo`
+    that are made anew for it."""
+
+    stage: Stage
     todo: list[Item] = field(default_factory=list)
     remake: list[Item] = field(default_factory=list)
     done: list[Outcome] = field(default_factory=list)
     differ: list[tuple[Item, dict[str, tuple[Any, Any]]]] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def anew(self) -> list[Item]:
+        """What is made anew, where that is permitted, since it exists with other parameters."""
+        return [item for item, _ in self.differ]
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of all that is not done, in the order in which it is made."""
+        return [item.key for item in (*self.todo, *self.anew, *self.remake)]
+
+    def permit(self, replace: bool) -> None:
+        """Raises Refused where outputs of other parameters exist that must not be replaced."""
+        if self.differ and not replace:
+            raise Refused(refusal(self.stage, self.differ))
 
 
 @dataclass
@@ -221,7 +240,7 @@ _AT_ONCE = 1024  # seals held in memory while planning: 3 MB
 def plan(stage: Stage, items: Iterable[Item]) -> Plan:
     """Compare each item with what is there. Reads one small file per item, looks at the sizes of its others and writes
     nothing: 0.25 ms of the processor for a slide's features, which are 4 files, and 0.04 for what is not there."""
-    result = Plan()
+    result = Plan(stage)
     stage.settings()  # a plug-in that does not exist is told once, and not by every item
     every = iter(items)
     while some := list(islice(every, _AT_ONCE)):
@@ -231,12 +250,13 @@ def plan(stage: Stage, items: Iterable[Item]) -> Plan:
             if found is None:
                 result.todo.append(item)
             else:
-                _compare(stage, item, found, result)
+                _compare(item, found, result)
     return result
 
 
-def _compare(stage: Stage, item: Item, found: Found, result: Plan) -> None:
+def _compare(item: Item, found: Found, result: Plan) -> None:
     """Put one item that is there where it belongs in `result`."""
+    stage = result.stage
     fields = fields_beside(stage, item, found)
     if not found.wrong and found.fingerprint == layout.fingerprint(fields) and stage.lacks(item):
         result.remake.append(item)

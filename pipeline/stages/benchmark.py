@@ -22,6 +22,7 @@ from mhim.pipeline.cohort import patients
 from mhim.pipeline.results import compare, estimand, numbers, predictions
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.resume import console
+from mhim.pipeline.resume.stage import Plan
 from mhim.pipeline.stages import runs, verbs
 from mhim.pipeline.stages import session as session_
 from mhim.pipeline.stages.session import Session
@@ -83,36 +84,34 @@ def run(session: Session, labels: Path | None, name: str | None, picked: Sequenc
     wanted = rows(config, picked)
     runs.named(name, "benchmark")
     found, data, config = verbs.to_train_on(session, labels)
-    stages = {}
+    plans: dict[str, tuple[Session, Plan]] = {}
     for row, settings in wanted.items():
-        own = config.model_copy(update={"train": settings})
+        mine = replace(session, config=config.model_copy(update={"train": settings}))
         called = f"{name}-{row}" if name else row
-        stages[row] = (
-            replace(session, config=own),
-            Train(session.work, own, called, data, patients.make_folds(data, settings)),
-        )
+        stage = Train(session.work, mine.config, called, data, patients.make_folds(data, settings))
+        plans[row] = mine, mine.plan(stage)
+        if not session.dry_run:
+            plans[row][1].permit(session.replace)  # refused before any work
+    runs_of = {row: plan.stage.root for row, (_, plan) in plans.items()}
     codes = [0]
-    if not session.dry_run:
-        for mine, stage in stages.values():  # refused before any work
-            session_.to_do(mine, stage)
-    for row, (mine, stage) in stages.items():
+    for row, (mine, plan) in plans.items():
         console.err.print(f"[bold]{row}[/]")
-        codes.append(session_.run_stage(mine, stage, ["--labels", str(found.resolve()), "--name", stage.run]))
-        submitted = session.submits and session_.to_do(mine, stage)
+        codes.append(session_.carry_out(mine, plan, ["--labels", str(found.resolve()), "--name", runs_of[row].name]))
+        submitted = session.submits and plan.keys
         if session.dry_run or submitted:
             continue
         try:
             codes.append(
                 session_.run_stage(
-                    replace(mine, config=_here(mine.config)), runs.numbers(session.work, mine.config, stage.root)
+                    replace(mine, config=_here(mine.config)), runs.numbers(session.work, mine.config, runs_of[row])
                 )
             )
         except layout.StoreError as error:
             console.err.print(f"no numbers of {row}: {console.escape(str(error))}")
             codes.append(1)
     if not session.dry_run:
-        lines = [_line(row, stage.root) for row, (_, stage) in stages.items()]
-        _against_plain(lines, wanted, {row: stage.root for row, (_, stage) in stages.items()}, config)
+        lines = [_line(row, folder) for row, folder in runs_of.items()]
+        _against_plain(lines, wanted, runs_of, config)
         _tell(lines, session.work.runs / (name or "benchmark"), config, wanted)
     return max(codes)
 

@@ -77,8 +77,9 @@ def _again(label: str, start: dict[str, Any], keys: list[str], read_line: Callab
             asked, labels = _of_a_line([str(a) for a in said[1:]] if isinstance(said, list) else [], read_line)
         except ConfigError as error:
             return Again("", {}, _shown(str(error)), "", line, tuple(keys))
-    if "SLURM_ARRAY_JOB_ID" in start:  # a task's own settings say local, as it is on its node
-        asked = {**asked, "cluster": {**_section(asked, "cluster"), "backend": "slurm"}}
+    by = start.get("submitted_by", "slurm" if "SLURM_ARRAY_JOB_ID" in start else "")  # version 0.1 knew SLURM only
+    if by:  # a task's own settings say local, as it is on its node
+        asked = {**asked, "cluster": {**_section(asked, "cluster"), "backend": str(by)}}
     verb = "" if start.get("new") else VERBS.get(stage, "")
     name = called if verb in ("train", "score") else ""
     return Again(verb, asked, name, labels, line, tuple(keys), Path(str(start.get("folder", "."))))

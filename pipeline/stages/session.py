@@ -6,21 +6,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mhim.configs import lookup
 from mhim.configs.schema import Config
-from mhim.pipeline.backends import slurm
+from mhim.pipeline import backends
 from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.resume import console, leftovers, runner
-from mhim.pipeline.resume import stage as stages_core
 from mhim.pipeline.resume.runlog import RunLog, label
-from mhim.pipeline.resume.stage import Item, Outcome, Plan, Stage
+from mhim.pipeline.resume.stage import Item, Outcome, Plan, Stage, Stopped, plan
 from mhim.pipeline.store import layout
-
-if TYPE_CHECKING:
-    pass
-
 
 FEW = 20  # so many items a dry run lists by itself
 
@@ -62,31 +57,47 @@ class Session:
     @property
     def submits(self) -> bool:
         """Whether the back end hands the commands to a scheduler instead of making the items itself."""
-        return hasattr(lookup.find("mhim.pipeline.backends", self.config.cluster.backend), "submit")
+        return backends.submits(self.config.cluster.backend)
+
+    def plan(self, stage: Stage) -> Plan:
+        """What there is to do of this session's share of a stage. Changes nothing."""
+        return plan(stage, self.share(stage.items()))
 
 
 def run_stage(session: Session, stage: Stage, args: list[str] | None = None) -> int:
-    """Run one stage through the configured back end and tell how it went; or submit its verb, called with `args`.
+    """Plan one stage and carry that out; `args` are its verb's own arguments. Raises as `carry_out`."""
+    return carry_out(session, session.plan(stage), args or [])
 
-    Raises Stopped where nothing more can be made (a full disk, say): what follows the stage is not to begin either."""
+
+def carry_out(session: Session, plan: Plan, args: list[str]) -> int:
+    """Show a plan (dry run), submit its verb, called with `args`, or make its items through the configured back end and
+    tell how it went.
+
+    Raises Refused where outputs of other parameters exist and are not to be replaced, and Stopped where nothing more
+    can be made (a full disk, say): what follows the stage is not to begin either."""
+    if session.dry_run:
+        return show(session, plan)
+    if session.submits:
+        plan.permit(session.replace)
+        if not plan.keys:
+            console.err.print(f"[bold]{plan.stage.name}[/]: nothing to do")
+            return 0
+        return submit(session, [backends.Step(plan.stage.name, args, len(plan.keys), plan.keys)])
+    return make(session, plan, args)
+
+
+def make(session: Session, plan: Plan, args: list[str]) -> int:
+    """Make what a plan says is missing. Returns and raises as `carry_out`."""
     cluster = session.config.cluster
     module = lookup.find("mhim.pipeline.backends", cluster.backend)
-    if session.dry_run:
-        return show_plan(session, stage)
-    if session.submits:
-        keys = to_do(session, stage)
-        if not keys:
-            console.err.print(f"[bold]{stage.name}[/]: nothing to do")
-            return 0
-        return submit(session, [slurm.Step(stage.name, args or [], len(keys), keys)])
 
     def backend(stage: Stage, items: list[Item], replace: bool, remake: bool) -> Iterator[Outcome]:
         outcomes: Iterator[Outcome] = module.run(stage, items, replace, remake, cluster)
         return outcomes
 
     leftovers.sweep_work(session.work, cluster.lease_s)
-    log = RunLog(session.work.runs, label(stage), session.config, about=_about(stage, args or []))
-    with runner.leaving(), log, console.Progressing(stage.name) as progress:
+    log = RunLog(session.work.runs, label(plan.stage), session.config, about=_about(plan.stage, args))
+    with runner.leaving(), log, console.Progressing(plan.stage.name) as progress:
 
         def planned(plan: Plan) -> None:
             progress.planned(plan)
@@ -96,19 +107,11 @@ def run_stage(session: Session, stage: Stage, args: list[str] | None = None) -> 
             log.watch(outcome)
             progress.watch(outcome)
 
-        report = runner.run(
-            stage,
-            backend,
-            lease_s=cluster.lease_s,
-            replace=session.replace,
-            only=session.share,
-            watch=watch,
-            planned=planned,
-        )
+        report = runner.run(plan, backend, cluster.lease_s, session.replace, watch, planned)
         log.finished(report)
     console.finish(report)
     if report.stopped:
-        raise stages_core.Stopped(report.stopped)
+        raise Stopped(report.stopped)
     if log.broken:
         console.err.print(f"[yellow]the log of this run is incomplete[/]: {console.escape(log.broken)}")
     return report.exit_code
@@ -120,35 +123,29 @@ def _about(stage: Stage, args: list[str]) -> dict[str, str]:
     return new | ({"labels": args[args.index("--labels") + 1]} if "--labels" in args else {})
 
 
-def to_do(session: Session, stage: Stage) -> list[str]:
-    """Keys of the items that are not done. Raises Refused before anything is submitted."""
-    todo = stages_core.plan(stage, session.share(stage.items()))
-    if todo.differ and not session.replace:
-        raise stages_core.Refused(stages_core.refusal(stage, todo.differ))
-    return [item.key for item in (*todo.todo, *(item for item, _ in todo.differ), *todo.remake)]
-
-
-def submit(session: Session, steps: list[slurm.Step]) -> int:
+def submit(session: Session, steps: list[backends.Step]) -> int:
     """Hand `steps` to the scheduler, print the job numbers, and follow them if asked to."""
-    params = lookup.params(slurm, session.config.cluster.backend_params)
-    folder, arrays = slurm.submit(session.work, session.config, steps, session.replace)
+    cluster = session.config.cluster
+    scheduler = lookup.find("mhim.pipeline.backends", cluster.backend)
+    params: backends.SchedulerParams = lookup.params(scheduler, cluster.backend_params)
+    folder, arrays = scheduler.submit(session.work, session.config, steps, session.replace)
     for array in arrays:
         tasks = f"{array.tasks} task{'s' * (array.tasks != 1)}, {array.items} item{'s' * (array.items != 1)}"
         console.out.print(f"{array.verb}: job {array.job} ({tasks})")
     console.out.print(f"scripts, settings and logs: {folder}; look with `pipeline status --work {session.work.root}`")
-    return slurm.follow(session.work, folder, params.poll_s, console.err.print) if params.wait else 0
+    return backends.follow(session.work, folder, params.poll_s, console.err.print) if params.wait else 0
 
 
-def show_plan(session: Session, stage: Stage) -> int:
+def show(session: Session, plan: Plan) -> int:
     """What a run would do: how many items for which reason, then the items, where they are few or asked for. Changes
     nothing."""
-    plan = stages_core.plan(stage, session.share(stage.items()))
     replace = "replace" if session.replace else "refuse"
     lines = [("make", item.key, item.wrong or plan.damaged.get(item.key, "missing")) for item in plan.todo]
     lines += [("derive", item.key, "only filter thresholds differ") for item in plan.remake]
     lines += [(replace, item.key, _difference(fields)) for item, fields in plan.differ]
     lines += [("skip", o.key, f"{o.state.value}, same fingerprint") for o in plan.done]
-    console.out.print(f"{stage.name}: {len(lines)} items" if lines else f"{stage.name}: nothing to do")
+    name = plan.stage.name
+    console.out.print(f"{name}: {len(lines)} items" if lines else f"{name}: nothing to do")
     groups = Counter((what, why) for what, _, why in lines if what != replace)
     # what an item is made from differs from item to item: counted by its name
     groups.update((replace, _difference(fields, values=False)) for _, fields in plan.differ)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mhim.configs import lookup
 from mhim.configs.schema import Config
-from mhim.pipeline.backends import slurm
+from mhim.pipeline.backends import Step
 from mhim.pipeline.cohort import listing
 from mhim.pipeline.cohort import slides as cohort
 from mhim.pipeline.cohort.labels import match, of_patients, use
@@ -21,7 +21,7 @@ from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.cohort.listing import SlideEntry
 from mhim.pipeline.resume import console
 from mhim.pipeline.resume.stage import Stage
-from mhim.pipeline.stages.session import Session, run_stage, submit, tell, to_do
+from mhim.pipeline.stages.session import Session, run_stage, submit, tell
 from mhim.pipeline.store import reading
 from mhim.pipeline.store.layout import CARD, Work
 from mhim.pipeline.store.names import readable
@@ -159,14 +159,19 @@ def submit_all(session: Session, source: Path, labels: Path, name: str | None) -
     found = labels.resolve()
     tiled = _slides(session, source, found)
     cohort.remember(session.work, tiled)
-    keys = to_do(session, Tile(session.work, config, tiled))
+    tiles = session.plan(Tile(session.work, config, tiled))
+    tiles.permit(session.replace)
     slides = [s.id for s in cohort.read_cohort(session.work)]
     called = ["--name", runs.named(name, config.train.model)]
-    steps = [slurm.Step("tile", [str(source.resolve()), "--labels", str(found)], len(keys), keys)] if keys else []
+    steps = (
+        [Step("tile", [str(source.resolve()), "--labels", str(found)], len(tiles.keys), tiles.keys)]
+        if tiles.keys
+        else []
+    )
     steps += [
-        slurm.Step("extract", [], len(slides), slides),
-        slurm.Step("train", ["--labels", str(found), *called], _trainings(config)),
-        slurm.Step("score", called, 1),
+        Step("extract", [], len(slides), slides),
+        Step("train", ["--labels", str(found), *called], _trainings(config)),
+        Step("score", called, 1),
     ]
     return submit(session, steps)
 
@@ -245,7 +250,7 @@ def score(
         args += ["--name", str(run.resolve())]
         args += [part for flag, path in given if path for part in (flag, str(path.resolve()))]
         args += ["--as", called] if called else []
-        return submit(session, [slurm.Step("score", args, 1)])
+        return submit(session, [Step("score", args, 1)])
     codes = []
     if labels is not None and slides is None and features is None:
         raise CohortError(

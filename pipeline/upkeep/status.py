@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from mhim.pipeline.backends import slurm
+from mhim.pipeline import backends
 from mhim.pipeline.cohort import slides as cohort
 from mhim.pipeline.cohort.patients import feature_stores
 from mhim.pipeline.exchange.imported import is_imported
@@ -155,7 +155,7 @@ def show(root: Path) -> int:
         if stage.keys["missing"]:
             names = ", ".join(stage.keys["missing"][:5])
             console.out.print(f"{stage.name}: {len(stage.keys['missing'])} missing ({console.escape(names)} ...)")
-    for job in slurm.jobs(work):
+    for job in backends.jobs(work):
         if not job.over or job.lost or any(job.ended.values()):
             console.out.print(console.escape(job.line()))
     sizes = list(files(root))

@@ -118,7 +118,7 @@ def timed_items(folder: Path, n: int, backend_name: str, workers: int) -> dict[s
 
     stage = Imported(folder / "tiles", n)
     cpu = time.process_time()
-    report = runner.run(stage, backend, watch=lambda outcome: seen.append(time.perf_counter()))
+    report = runner.run(plan(stage, stage.items()), backend, watch=lambda outcome: seen.append(time.perf_counter()))
     cpu = time.process_time() - cpu
     assert report.exit_code == 0, report
     skip = n // 10

@@ -14,7 +14,7 @@ from typing import Any
 from mhim.configs.schema import ClusterConfig
 from mhim.pipeline.backends import local
 from mhim.pipeline.resume import runner
-from mhim.pipeline.resume.stage import Item, Made, Stage
+from mhim.pipeline.resume.stage import Item, Made, Stage, plan
 from mhim.pipeline.store import writing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +64,7 @@ class Toy(Stage):
         return Made(empty="nothing in it" if item.key in self.none else None, numbers={"parts": 3})
 
 
-def run(stage: Stage, workers: int = 1, lease_s: float = 60.0, **more: Any) -> Any:
+def run(stage: Stage, workers: int = 1, lease_s: float = 60.0, only: Any = list, **more: Any) -> Any:
     """The stage through the local back end, as the verbs do it."""
     cluster = ClusterConfig(workers=workers, lease_s=lease_s)
 
@@ -72,7 +72,7 @@ def run(stage: Stage, workers: int = 1, lease_s: float = 60.0, **more: Any) -> A
         return local.run(stage, items, replace, remake, cluster)
 
     with runner.leaving():
-        return runner.run(stage, backend, lease_s=lease_s, **more)
+        return runner.run(plan(stage, only(stage.items())), backend, lease_s=lease_s, **more)
 
 
 def start(stage: Toy, workers: int = 1, lease_s: float = 60.0) -> subprocess.Popen[str]:

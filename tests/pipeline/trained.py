@@ -32,14 +32,18 @@ def in_turn(stage_: stage.Stage, items: list[stage.Item], again: bool, redo: boo
     return runner.run_items(stage_, items, 60.0, again, redo)
 
 
+def carried_out(made: stage.Stage) -> stage.Report:
+    return runner.run(stage.plan(made, made.items()), in_turn)
+
+
 def trained(work: layout.Work, rows: Any, config: Config, name: str = "run", replace_: bool = False) -> stage.Report:
     data = patients.labelled(rows, work.features("texture"), config.train)
     made = Train(work, config, name, data, patients.make_folds(data, config.train))
-    return runner.run(made, in_turn, replace=replace_)
+    return runner.run(stage.plan(made, made.items()), in_turn, replace=replace_)
 
 
 def scored(work: layout.Work, config: Config, name: str = "run") -> dict[str, Any]:
-    report = runner.run(runs.held_out(work, config, work.run(name)), in_turn)
+    report = carried_out(runs.held_out(work, config, work.run(name)))
     assert not report.failures, report.failures
     found: dict[str, Any] = json.loads((work.run(name) / "metrics.json").read_text())
     return found

@@ -22,7 +22,7 @@ from mhim.configs.schema import ClusterConfig
 from mhim.pipeline.backends import dask as backend
 from mhim.pipeline.backends import local
 from mhim.pipeline.resume import runner
-from mhim.pipeline.resume.stage import Item, Made, Outcome, Report, Stage, State
+from mhim.pipeline.resume.stage import Item, Made, Outcome, Report, Stage, State, plan
 from mhim.pipeline.store.may_differ import results
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -69,7 +69,7 @@ def run(stage: Stage, make: Any, **settings: Any) -> Report:
     def on(stage: Stage, items: list[Item], replace: bool, remake: bool) -> Iterator[Outcome]:
         yield from make.run(stage, items, replace, remake, cluster)
 
-    return runner.run(stage, on, lease_s=cluster.lease_s)
+    return runner.run(plan(stage, stage.items()), on, lease_s=cluster.lease_s)
 
 
 def tree(root: Path) -> dict[str, bytes]:

@@ -17,8 +17,9 @@ import pytest
 
 from mhim.configs.lookup import LookupFailed
 from mhim.configs.schema import ClusterConfig, Config
-from mhim.pipeline.backends import slurm
-from mhim.pipeline.backends.slurm import Params, Step
+from mhim.pipeline.backends import JobFolder, Step, slurm
+from mhim.pipeline.backends._submission import ends_of
+from mhim.pipeline.backends.slurm import Params
 from mhim.pipeline.resume.stage import Stopped
 from mhim.pipeline.store.layout import Work
 from mhim.pipeline.store.may_differ import results, unfinished
@@ -35,7 +36,7 @@ QUICK = ["--set", "train.epochs=2", "--set", "train.folds=2", "--set", "train.se
 def script(tmp_path: Path, **params: object) -> str:
     p = Params(**params)  # type: ignore[arg-type]
     step = Step("extract", ["--offline"], 7, ["a b.svs", "c.svs"])
-    return slurm.job_script(step, tmp_path / "jobs", tmp_path, p, p.of("extract"), 7)
+    return slurm.job_script(step, JobFolder(tmp_path / "jobs", Work(tmp_path)), p, p.of("extract"), 7)
 
 
 def test_a_script_asks_for_what_is_configured(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_few_items_get_few_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_container_gets_the_folders_it_needs(tmp_path: Path) -> None:
     p = Params(container="/images/mhim.sif", gpus=1, bind=("/scratch",))
-    text = slurm.job_script(Step("tile", ["/data/slides"], 1), tmp_path, tmp_path, p, p.of("tile"), 1)
+    text = slurm.job_script(Step("tile", ["/data/slides"], 1), JobFolder(tmp_path, Work(tmp_path)), p, p.of("tile"), 1)
     assert "apptainer exec --nv" in text
     for folder in (tmp_path, "/data/slides", "/scratch"):
         assert f"--bind {folder}" in text
@@ -84,7 +85,9 @@ def test_a_container_gets_the_folders_it_needs(tmp_path: Path) -> None:
 
 def test_folders_with_blanks_and_percent_signs_stay_whole(tmp_path: Path) -> None:
     p, work = Params(cpus=1), tmp_path / "my work 50%"
-    text = slurm.job_script(Step("tile", ["/my slides"], 1), work / "jobs" / "x", work, p, p.of("tile"), 1)
+    text = slurm.job_script(
+        Step("tile", ["/my slides"], 1), JobFolder(work / "jobs" / "x", Work(work)), p, p.of("tile"), 1
+    )
     assert f'#SBATCH --output="{tmp_path}/my work 50%%/jobs/x/logs/tile-%a.log"\n' in text
     assert '#SBATCH --job-name="tile-my work 50%"\n' in text
     assert "tile '/my slides' --work" in text
@@ -112,18 +115,18 @@ def test_a_refused_step_stops_the_steps_after_it(demo_cohort: Path, tmp_path: Pa
     (folder / "tile.yaml").write_text("tile: {}\n")
     p = Params(cpus=1)
     for verb, args in (("tile", [str(demo_cohort / "nowhere")]), ("extract", [])):
-        text = slurm.job_script(Step(verb, args, 1), folder, tmp_path, p, p.of(verb), 1)
+        text = slurm.job_script(Step(verb, args, 1), JobFolder(folder, Work(tmp_path)), p, p.of(verb), 1)
         (folder / f"{verb}.sh").write_text(text)
     codes = [
         subprocess.run(["bash", str(folder / f"{v}.sh")], cwd=ROOT, check=False).returncode for v in ("tile", "extract")
     ]
     assert codes == [2, 3]
-    assert slurm._ends(folder) == {"tile": [(1, "2")], "extract": [(1, "3")]}
+    assert ends_of(folder) == {"tile": [(1, "2")], "extract": [(1, "3")]}
 
 
 def test_torn_notes_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "ends").write_text("tile 1 0 requeued:143 n1 2026\ntile 1 1 0 n1 2026\nnonsense\ntile 2 0")
-    assert slurm._ends(tmp_path) == {"tile": [(1, "requeued:143"), (1, "0")]}
+    assert ends_of(tmp_path) == {"tile": [(1, "requeued:143"), (1, "0")]}
 
 
 # ------------------------------------------------------------------------------------------------ a real SLURM
@@ -244,7 +247,7 @@ def test_scancel_in_the_middle_and_the_same_command_again(
     wait_for(lambda: over(cluster, job))
     made = len(stores(tmp_path))
     assert made < 9, "the cancellation came too late to test anything"
-    assert not any(code.startswith("requeued") for _, code in slurm._ends(folder).get("tile", [])), "it wants to go"
+    assert not any(code.startswith("requeued") for _, code in ends_of(folder).get("tile", [])), "it wants to go"
     assert re.search(r"lost \(cancelled|not well", pipeline("status", "--work", tmp_path, env=cluster, code=None))
     job, _ = submit(cluster, demo_cohort, tmp_path, 0, tasks=2)
     wait_for(lambda: over(cluster, job))
@@ -283,8 +286,8 @@ def test_a_killed_task_and_a_requeued_task_go_on(
     said(cluster, "scontrol", "requeue", f"{job}_2")
     os.kill(of[1], signal.SIGKILL)
     wait_for(lambda: over(cluster, job))
-    assert (1, "requeued:137") in slurm._ends(folder)["tile"]
-    assert sorted(t for t, code in slurm._ends(folder)["tile"] if code in "01") == [1, 2]
+    assert (1, "requeued:137") in ends_of(folder)["tile"]
+    assert sorted(t for t, code in ends_of(folder)["tile"] if code in "01") == [1, 2]
     assert results(tmp_path) == slow
     assert not unfinished(tmp_path)
 
@@ -295,7 +298,7 @@ def test_walltime_gives_back_what_is_under_way_and_goes_on(
     job, folder, work = timed
     assert f"job {job} tile: " in pipeline("status", "--work", work, env=cluster, code=None)
     wait_for(lambda: over(cluster, job), 200)
-    codes = [code for _, code in slurm._ends(folder)["tile"]]
+    codes = [code for _, code in ends_of(folder)["tile"]]
     assert codes[0] == "requeued:143"
     assert codes[-1] == "1", "the broken slides"
     assert "requeued" in pipeline("status", "--work", work, env=cluster, code=None)

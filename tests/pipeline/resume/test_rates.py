@@ -11,6 +11,7 @@ import pytest
 from mhim.pipeline.resume import console, rates
 from mhim.pipeline.resume.runlog import RunLog
 from mhim.pipeline.resume.stage import Item, Outcome, Plan, Report, State
+from tests.pipeline.toys import Toy
 
 SLOW_MODEL = {"tiles": 1000, "read_s": 0.25, "encode_s": 40.0, "waited_s": 0.1, "work_s": 40.5}
 SLOW_DISK = {"tiles": 1000, "read_s": 19.0, "encode_s": 4.0, "waited_s": 16.0, "work_s": 20.0}
@@ -31,7 +32,7 @@ def test_log_summary_and_lines_tell_them(tmp_path: Path, capsys: pytest.CaptureF
     console.err.file = sys.stderr
     try:
         with RunLog(tmp_path, "extract") as log, console.Progressing("extract") as progress:
-            todo = Plan()
+            todo = Plan(Toy(tmp_path))
             todo.todo = [Item(o.key, tmp_path / o.key) for o in outcomes]
             log.planned(todo)
             progress.planned(todo)

@@ -205,23 +205,24 @@ def test_python_m_is_rescued_from_the_folder_it_is_started_in(folder: Path) -> N
 
 def test_job_scripts_start_behind_the_folder_and_say_what_is_allowed(tmp_path: Path) -> None:
     from mhim.configs import trust
-    from mhim.pipeline.backends import slurm
+    from mhim.pipeline.backends import JobFolder, Step, slurm
+    from mhim.pipeline.store.layout import Work
 
     files = frozenset({("own", "/plug/own.py")})
     trust.adopt(trust.Trust(frozenset({"own", "own.enc"}), remote_code=True, files=files))
-    step = slurm.Step("extract", [], 3, ["a"])
+    step = Step("extract", [], 3, ["a"])
     params = slurm.Params()
-    script = slurm.job_script(step, tmp_path, tmp_path, params, params.of("extract"), 1)
+    script = slurm.job_script(step, JobFolder(tmp_path, Work(tmp_path)), params, params.of("extract"), 1)
     assert f"{sys.executable} -P -m mhim.pipeline extract" in script
     assert (
         "--allow-plugin /plug/own.py --allow-plugin own.enc --set extract.encoder_params.trust_remote_code=true"
         in script
     )
     boxed = slurm.Params(container="/images/x.sif")
-    script = slurm.job_script(step, tmp_path, tmp_path, boxed, boxed.of("extract"), 1)
+    script = slurm.job_script(step, JobFolder(tmp_path, Work(tmp_path)), boxed, boxed.of("extract"), 1)
     assert "--bind /plug " in script  # the container sees the plug-in's folder
     from mhim.configs.lookup import LookupFailed
 
     odd = slurm.Params(partition="x\nrm -rf ~")
     with pytest.raises(LookupFailed, match="one line"):
-        slurm.job_script(step, tmp_path, tmp_path, odd, odd.of("extract"), 1)
+        slurm.job_script(step, JobFolder(tmp_path, Work(tmp_path)), odd, odd.of("extract"), 1)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from mhim.pipeline.resume.stage import Report, Stage
+from mhim.pipeline.resume.stage import Plan, Report
 from mhim.pipeline.store import disk, layout
 from mhim.pipeline.upkeep import pack
 from tests.extract.slides import tissue_rgb, write_svs
@@ -174,9 +174,9 @@ def test_a_verb_that_stopped_is_told_once_and_the_next_does_not_begin(
     (tmp_path / "labels.csv").write_text("slide,label\na.svs,x\n")
     begun: list[str] = []
 
-    def stopped(stage: Stage, *args: Any, **more: Any) -> Report:
-        begun.append(stage.name)
-        return Report(stage.name, [], f"{stage.name}: cannot write to {tmp_path}: the disk is full")
+    def stopped(plan: Plan, *args: Any, **more: Any) -> Report:
+        begun.append(plan.stage.name)
+        return Report(plan.stage.name, [], f"{plan.stage.name}: cannot write to {tmp_path}: the disk is full")
 
     monkeypatch.setattr("mhim.pipeline.resume.runner.run", stopped)
     code, text = cli("run", tmp_path / "slides", "--labels", tmp_path / "labels.csv", "--work", tmp_path / "w")

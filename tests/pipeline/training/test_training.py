@@ -14,13 +14,13 @@ from mhim.mil import train as loop
 from mhim.pipeline.cli.values import grid_of
 from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.results import predictions
-from mhim.pipeline.resume import runner, stage
+from mhim.pipeline.resume import stage
 from mhim.pipeline.stages import runs
 from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.training import bundle, plan
 from mhim.pipeline.training import fold as training
 from tests.pipeline.bags import WIDTH, make_features, tree
-from tests.pipeline.trained import in_turn, mhim, scored, settings, trained
+from tests.pipeline.trained import carried_out, mhim, scored, settings, trained
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def test_new_slides_are_scored_without_labels_and_strangers_refused(work: layout
     make_features(other, 3, seed=5, prefix="x")
     out = work.run("run") / "new" / "texture"
     stage_ = runs.new_slides(config, work, work.run("run"), other.features("texture"), out)
-    assert not runner.run(stage_, in_turn).failures
+    assert not carried_out(stage_).failures
     rows = predictions.of_new_slides(stage_, config.score)
     assert [r["slide"] for r in rows] == ["xs00_0.svs", "xs01_0.svs", "xs02_0.svs"]
     assert all(r["p_no"] + r["p_yes"] == pytest.approx(1) for r in rows)
@@ -268,11 +268,11 @@ def test_slides_unlike_the_training_slides_are_told(work: layout.Work, tmp_path:
         stage_ = runs.new_slides(
             config, work, work.run("run"), other.features("texture"), work.run("run") / "new" / str(shift)
         )
-        report = runner.run(stage_, in_turn)
+        report = carried_out(stage_)
         assert not report.failures
         assert [predictions.UNLIKE in o.notes for o in report.outcomes] == [strange] * 3
         assert [r["unlike"] > 1 for r in predictions.of_new_slides(stage_, config.score)] == [strange] * 3
-    own = runner.run(runs.held_out(work, config, work.run("run")), in_turn)
+    own = carried_out(runs.held_out(work, config, work.run("run")))
     assert not any(predictions.UNLIKE in o.notes for o in own.outcomes)
 
 

@@ -17,9 +17,10 @@ import numpy as np
 
 from mhim.pipeline.resume import runlog
 from mhim.pipeline.resume.claims import Claims
-from mhim.pipeline.resume.stage import Outcome, State
+from mhim.pipeline.resume.stage import Item, Outcome, Plan, Report, State
 from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.upkeep import pack
+from tests.pipeline.toys import Toy
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -149,7 +150,6 @@ def test_the_newest_outcome_counts_and_torn_lines_do_not(tmp_path: Path) -> None
 
 def test_status_tells_the_folds_that_an_interrupted_training_misses(tmp_path: Path) -> None:
     from mhim.configs.schema import Config
-    from mhim.pipeline.resume.stage import Item, Plan
     from mhim.pipeline.upkeep import status
 
     work = stocked(tmp_path / "w", n=1)
@@ -160,7 +160,7 @@ def test_status_tells_the_folds_that_an_interrupted_training_misses(tmp_path: Pa
     def command(epochs: int, todo: list[str]) -> None:
         config = Config.model_validate({"train": {"epochs": epochs}})
         log = runlog.RunLog(work.runs, "train abmil", config)
-        log.planned(Plan(todo=[Item(key, work.run("abmil") / key) for key in todo]))
+        log.planned(Plan(Toy(tmp_path), todo=[Item(key, work.run("abmil") / key) for key in todo]))
 
     command(1, ["fold_0", "fold_8"])  # an older command, of other settings: what it wanted is nobody's wish any more
     time.sleep(0.01)
@@ -193,7 +193,6 @@ def test_watched_status_shows_what_changes(tmp_path: Path) -> None:
 
 def test_a_log_and_its_summary_tell_what_ran_and_what_failed(tmp_path: Path) -> None:
     from mhim.configs.schema import Config
-    from mhim.pipeline.resume.stage import Item, Plan, Report
 
     outcomes = [
         Outcome("a.svs", State.DONE, 2.0, numbers={"tiles": 10}),
@@ -201,7 +200,7 @@ def test_a_log_and_its_summary_tell_what_ran_and_what_failed(tmp_path: Path) -> 
         Outcome("c|d.svs", State.FAILED, 1.0, "cannot be\nread", trace="Traceback ..."),
     ]
     with runlog.RunLog(tmp_path, "tile", Config()) as log:
-        log.planned(Plan(todo=[Item(o.key, tmp_path / o.key) for o in outcomes]))
+        log.planned(Plan(Toy(tmp_path), todo=[Item(o.key, tmp_path / o.key) for o in outcomes]))
         for outcome in outcomes:
             log.watch(outcome)
         log.finished(Report("tile", [*outcomes, Outcome("e.svs", State.SKIPPED)]))
@@ -219,10 +218,8 @@ def test_a_log_and_its_summary_tell_what_ran_and_what_failed(tmp_path: Path) -> 
 
 
 def test_a_command_with_nothing_to_do_leaves_no_log(tmp_path: Path) -> None:
-    from mhim.pipeline.resume.stage import Plan
-
     with runlog.RunLog(tmp_path / "runs", "tile") as log:
-        log.planned(Plan())
+        log.planned(Plan(Toy(tmp_path)))
     assert not (tmp_path / "runs").exists()
 
 
