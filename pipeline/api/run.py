@@ -187,7 +187,7 @@ class Run:
         def here(of: stage.Stage, items: list[stage.Item], again: bool, redo: bool) -> Iterator[stage.Outcome]:
             return runner.run_items(of, items, self._config.cluster.lease_s, again, redo)
 
-        report = runner.run(made, here)
+        report = runner.run(stage.plan(made, made.items()), here)
         if report.stopped or report.failures:
             first = report.failures[0] if report.failures else None
             raise RunFailed(report.stopped or f"{first.key}: {first.message}" if first else report.stopped)
