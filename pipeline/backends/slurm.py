@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from mhim.configs import lookup
+from mhim.configs import lookup, trust
 from mhim.configs.schema import Config, Settings
 from mhim.pipeline.backends import ArrayState, JobFolder, SchedulerParams, Step, Submitted
 from mhim.pipeline.resume.stage import Stopped
