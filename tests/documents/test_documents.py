@@ -14,6 +14,7 @@ from tests.documents import blocks, write
 ROOT = write.ROOT
 README_BYTES = 9_000
 # the order in which a reader comes to them: all in one folder, each goes on from what the ones before have left
+# (so one of them alone, picked by its name, may miss what it goes on from)
 ORDER = (
     "README.md",
     "pipeline/README.md",
