@@ -11,13 +11,14 @@ is an alias of `merge.global_q_mm`, and dsmil's `predictor` is never used there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor
 
 from mhim.configs import lookup
 from mhim.configs.errors import UserError
 from mhim.mil.models import MIL
+from mhim.mil.reference_heads import ROWS
 
 Student = Literal["abmil", "transmil", "dsmil"]
 
@@ -138,26 +139,50 @@ def outputs(state: Mapping[str, Tensor], student: Student) -> int:
 
 def load_reference(
     state_dict: Mapping[str, Tensor],
-    student: Student,
+    student: str,
     n_classes: int,
     in_dim: int,
-    activation: str = "gelu",
+    activation: str | None = None,
+    **options: Any,
 ) -> MIL:
     """The model that these weights are, in eval mode and in their dtype; as its own teacher, the student's weights.
 
-    activation: after the embedding, gelu as in the published configurations, or relu, the program's default; no name
-    tells. Raises NotReference for a student that is not known and for every missing, unexpected or misshapen name.
+    student: one of the MHIM-MIL program's, or a row of `reference_heads.ROWS`, whose names are its authors'.
+    activation: after the embedding: gelu as in the published configurations (the default here), or relu, the program's
+    default; no name tells. Of a row, that model's own default. options: of a row, settings of the model that no weight tells. Raises NotReference for a student that is not
+    known and for every missing, unexpected or misshapen name.
     """
+    if student in ROWS:
+        given = options if activation is None else options | {"activation": activation}
+        return _load_row(state_dict, student, n_classes, in_dim, given)
     if student not in _NAMES:
-        raise NotReference(f"unknown student {student!r}; there is: {', '.join(_NAMES)}")
+        raise NotReference(f"unknown student {student!r}; there is: {', '.join([*_NAMES, *ROWS])}")
     state = {k: v for k, v in _plain(state_dict).items() if k not in _UNUSED[student]}
-    name, params = settings(state, student, activation)
+    name, params = settings(state, cast(Student, student), activation or "gelu")
     module = lookup.find("mhim.mil.models", name)
     model: MIL = module.build(in_dim, n_classes, lookup.params(module, params))
     names = {ours: theirs for theirs, ours in _NAMES[student].items()}
     if name == "mhim":
         names = {f"{part}.{ours}": theirs for part in ("student", "teacher") for ours, theirs in names.items()}
         names |= {f"recycle.{ours}": theirs for theirs, ours in _RECYCLE.items()}
+    return _fill(model, state, names, f"a {student} of {n_classes} classes on {in_dim} features")
+
+
+def _load_row(state_dict: Mapping[str, Tensor], row: str, n_classes: int, in_dim: int, options: dict[str, Any]) -> MIL:
+    state = _plain(state_dict)
+    try:
+        naming = ROWS[row](state)
+    except KeyError as error:
+        raise NotReference(f"missing {error.args[0]}: these are not weights of {row}") from error
+    module = lookup.find("mhim.mil.models", naming.model)
+    model: MIL = module.build(in_dim, n_classes, lookup.params(module, naming.settings | options))
+    state = {k: v for k, v in state.items() if k not in naming.unused}
+    names = {ours: theirs for theirs, ours in naming.names.items()}
+    return _fill(model, state, names, f"a {row} of {n_classes} classes on {in_dim} features")
+
+
+def _fill(model: MIL, state: Mapping[str, Tensor], names: Mapping[str, str], what: str) -> MIL:
+    """`model` with the weights `state`, in eval mode and in their dtype. names: ours -> theirs. Raises NotReference."""
     own = model.state_dict()
     filled = {ours: _fitting(state, theirs, own[ours]) for ours, theirs in names.items() if ours in own}
     wrong = [f"missing {theirs}" for theirs in dict.fromkeys(names.values()) if theirs not in state]
@@ -168,10 +193,8 @@ def load_reference(
         if t is None and names[ours] in state and not ours.startswith("teacher.")
     ]
     if wrong:
-        raise NotReference(
-            f"these are not the weights of a {student} of {n_classes} classes on {in_dim} features: {'; '.join(wrong)}"
-        )
-    model.to(state["feature.0.weight"].dtype)
+        raise NotReference(f"these are not the weights of {what}: {'; '.join(wrong)}")
+    model.to(next(iter(state.values())).dtype)
     model.load_state_dict({k: v for k, v in filled.items() if v is not None})
     return model.eval()
 
