@@ -149,8 +149,8 @@ def load_reference(
 
     student: one of the MHIM-MIL program's, or a row of `reference_heads.ROWS`, whose names are its authors'.
     activation: after the embedding: gelu as in the published configurations (the default here), or relu, the program's
-    default; no name tells. Of a row, that model's own default. options: of a row, settings of the model that no weight tells. Raises NotReference for a student that is not
-    known and for every missing, unexpected or misshapen name.
+    default; no name tells. Of a row, that model's own default. options: of a row, settings of the model that no weight
+    tells. Raises NotReference for a student that is not known and for every missing, unexpected or misshapen name.
     """
     if student in ROWS:
         given = options if activation is None else options | {"activation": activation}

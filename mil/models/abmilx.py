@@ -57,15 +57,17 @@ class AbMilX(MIL):
             self.alpha = nn.Parameter(torch.tensor(float(params.alpha)))
 
     def embed(self, x: Tensor) -> Tensor:
-        return self.feature(x)
+        embedded: Tensor = self.feature(x)
+        return embedded
 
     def embed_rows(self, x: Tensor, rows: Tensor) -> Tensor:
-        return self.feature(x, rows)
+        embedded: Tensor = self.feature(x, rows)
+        return embedded
 
     def attention_logits(self, z: Tensor, log_count: Tensor | None) -> Tensor:
         """(N, h) -> (heads, N) before the softmax."""
         by_head = z.view(len(z), self.heads, -1).transpose(0, 1)  # (m, N, d)
-        local = self.score(F.gelu(self.attend(by_head)))[..., 0]  # (m, N)
+        local: Tensor = self.score(F.gelu(self.attend(by_head)))[..., 0]  # (m, N)
         if not self.refine:
             return local
         q, k = self.query_key(self.norm(by_head)).chunk(2, dim=-1)

@@ -55,7 +55,8 @@ class AcMil(MIL):
 
     def attention_logits(self, z: Tensor) -> Tensor:
         """(N, h) -> (K, N) before the softmax, nothing hidden."""
-        return self.score(torch.tanh(self.attend(z)) * torch.sigmoid(self.gate(z))).T
+        logits: Tensor = self.score(torch.tanh(self.attend(z)) * torch.sigmoid(self.gate(z))).T
+        return logits
 
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         return self._pool(instances, self.attention_logits(instances.z), detail)[0]

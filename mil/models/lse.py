@@ -40,10 +40,12 @@ class LseMil(MIL):
         initialise(self)
 
     def embed(self, x: Tensor) -> Tensor:
-        return self.feature(x)
+        embedded: Tensor = self.feature(x)
+        return embedded
 
     def embed_rows(self, x: Tensor, rows: Tensor) -> Tensor:
-        return self.feature(x, rows)
+        embedded: Tensor = self.feature(x, rows)
+        return embedded
 
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         z, log_count = instances.z, instances.log_count
