@@ -48,6 +48,11 @@ class Slide:
     _work: layout.Work = field(repr=False, compare=False)
     _entry: SlideEntry | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def tiled(self) -> bool:
+        """Whether its tiles are here; `pipeline status` tells why they are not."""
+        return reading.stored(self._work.tile_store(self.id)) is not None
+
     @cached_property
     def attributes(self) -> dict[str, Any]:
         """What its tiling recorded: mpp and tile_px of its tiles, slide_mpp, size_l0, bounds_l0, tile_l0 ... Raises
