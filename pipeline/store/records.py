@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mhim.pipeline.store.layout import StoreError
 
+_ALTERNATIVES = ("int", "float", "str", "list[str]")  # of one key: pydantic tells each as an error of its own
+
 Number = int | float  # an int of a file stays one: it is written as it was read
 
 
@@ -31,11 +33,14 @@ class Record(BaseModel):
         try:
             return cls.model_validate(found)
         except ValidationError as error:
-            first, *more = error.errors(include_url=False, include_context=False)
-            key = ".".join(map(str, first["loc"])) or "the whole"
+            wrong: dict[str, str] = {}
+            for one in error.errors(include_url=False, include_context=False):
+                key = ".".join(str(part) for part in one["loc"] if part not in _ALTERNATIVES)
+                wrong.setdefault(key or "the whole", one["msg"])
+            (key, message), *more = wrong.items()
             others = f", and {len(more)} more" if more else ""
             raise StoreError(
-                f"{called} does not hold what this program reads: {key}: {first['msg']}{others}. Copy it from its "
+                f"{called} does not hold what this program reads: {key}: {message}{others}. Copy it from its "
                 "source once more; if a newer version wrote it, read it with that one"
             ) from error
 

@@ -38,10 +38,10 @@ class Facts(Record):
     encoder: str | None = None
     weights_id: str | None = None
     mpp: Number | None = None
-    tile_px: int | None = None
+    tile_px: Number | None = None
     stain_norm: str | None = None
     dim: int | None = None
-    pooling: str | None = None
+    pooling: Any = None  # this and the next: what an encoder, perhaps a user's own, says of itself
     transform: Any = None
     encoder_name: str | None = None  # how a user's own encoder calls itself
 
