@@ -127,13 +127,15 @@ def submit(session: Session, steps: list[backends.Step]) -> int:
     """Hand `steps` to the scheduler, print the job numbers, and follow them if asked to."""
     cluster = session.config.cluster
     scheduler = lookup.find("mhim.pipeline.backends", cluster.backend)
-    params: backends.SchedulerParams = lookup.params(scheduler, cluster.backend_params)
+    params = lookup.params(scheduler, cluster.backend_params)
     folder, arrays = scheduler.submit(session.work, session.config, steps, session.replace)
     for array in arrays:
         tasks = f"{array.tasks} task{'s' * (array.tasks != 1)}, {array.items} item{'s' * (array.items != 1)}"
         console.out.print(f"{array.verb}: job {array.job} ({tasks})")
     console.out.print(f"scripts, settings and logs: {folder}; look with `pipeline status --work {session.work.root}`")
-    return backends.follow(session.work, folder, params.poll_s, console.err.print) if params.wait else 0
+    if not (isinstance(params, backends.SchedulerParams) and params.wait):
+        return 0
+    return backends.follow(session.work, folder, params.poll_s, console.err.print)
 
 
 def show(session: Session, plan: Plan) -> int:
