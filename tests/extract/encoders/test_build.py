@@ -299,7 +299,7 @@ def test_own_encoder_that_lies_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "liar_module.py").write_text("def nothing():\n    return 3\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     trust.allow("liar_module", "no_such_module_x")
-    with pytest.raises(EncoderError, match="must return an extract"):
+    with pytest.raises(EncoderError, match="must return an mhim.extract"):
         encoders.build(ExtractConfig(encoder="liar_module.nothing"))
     with pytest.raises(EncoderError, match="no function 'missing'"):
         encoders.build(ExtractConfig(encoder="liar_module.missing"))
