@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mhim.configs import trust
+from mhim.configs import lookup, trust
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import encoders, weights
 from mhim.extract.encoders import EncoderError, GpuFailed, NoGpu, _families, _remap, _table, _torch
@@ -299,11 +299,11 @@ def test_own_encoder_that_lies_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "liar_module.py").write_text("def nothing():\n    return 3\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     trust.allow("liar_module", "no_such_module_x")
-    with pytest.raises(EncoderError, match="must return an mhim.extract"):
+    with pytest.raises(EncoderError, match=r"must return an? .*Encoder"):
         encoders.build(ExtractConfig(encoder="liar_module.nothing"))
-    with pytest.raises(EncoderError, match="no function 'missing'"):
+    with pytest.raises(lookup.LookupFailed, match="no object 'missing'"):
         encoders.build(ExtractConfig(encoder="liar_module.missing"))
-    with pytest.raises(EncoderError, match="PYTHONPATH"):
+    with pytest.raises((EncoderError, lookup.LookupFailed), match="PYTHONPATH"):
         encoders.identity(ExtractConfig(encoder="no_such_module_x.f"))
 
 
