@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Settings(BaseModel):
@@ -75,6 +75,7 @@ class TileConfig(Settings):
     min_tissue: float = Field(0.3, ge=0, le=1, description="smallest fraction of a tile that must be tissue")
     segmenter: str = Field(
         "stain",
+        min_length=1,
         description="tissue segmenter: a file name in extract/tissue/, or your own: my_module, ./mine.py or ./mine.py:object",
     )
     segmenter_params: dict[str, Any] = Field(default_factory=dict, description="settings of the segmenter itself")
@@ -110,6 +111,13 @@ class TileConfig(Settings):
     max_haze: float = later(1.0, "drop tiles with a larger fraction of bubbles or haze", ge=0, le=1)
     save_tiles: Literal["none", "jpg", "png"] = Field("none", description="also write every tile as an image file")
     overlay: bool = Field(True, description="write an overlay JPEG per slide")
+
+    @field_validator("mpp")
+    @classmethod
+    def _each_once(cls, mpp: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(mpp)) < len(mpp):
+            raise ValueError("each µm per px once: the same tiles twice would count twice in every bag")
+        return mpp
 
 
 class ExtractConfig(Settings):

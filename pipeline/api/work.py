@@ -5,9 +5,12 @@ In: the folder. Out: slides, patients, runs. Every rule is the command line's: t
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
+
+import numpy as np
 
 from mhim.configs import load, plugins_named
 from mhim.configs.schema import Config
@@ -151,13 +154,13 @@ class Work:
         lacking = sorted(arrays.keys() - labels.keys()) or sorted(labels.keys() - arrays.keys())
         if lacking:
             raise CohortError(f"bag {lacking[0]} ({len(lacking)} in all) stands in only one of bags and labels")
+        if patients and (strangers := sorted(patients.keys() - arrays.keys(), key=str)):
+            raise CohortError(f"patients names {strangers[0]!r} ({len(strangers)} in all), which is no bag")
         facts = {}
         for name in arrays:
-            label = labels[name]
-            known = (
-                {"time": repr(label[0]), "event": str(label[1])} if isinstance(label, tuple) else {"label": str(label)}
-            )
-            facts[name] = known | ({"patient": patients[name]} if patients and name in patients else {})
+            facts[name] = _cells(name, labels[name])
+            if patients and name in patients:
+                facts[name]["patient"] = str(patients[name])
         return bag_table.store_bags(facts, arrays, self._paths, encoder)
 
     def _encoder(self, encoder: str | None) -> str:
@@ -169,3 +172,17 @@ class Work:
                 else f"{self.folder} holds no features; run `pipeline tile`, then `pipeline extract` first"
             )
         return encoder or there[0]
+
+
+def _cells(name: str, label: Label) -> dict[str, str]:
+    """A label as the cells of a table of labels. Raises CohortError for what would become a class by accident."""
+    pair = label if isinstance(label, tuple) else None
+    if pair is not None and len(pair) == 2 and all(isinstance(v, (numbers.Real, np.bool_)) for v in pair):
+        return {"time": repr(float(pair[0])), "event": str(pair[1])}
+    number = isinstance(label, (numbers.Real, np.bool_)) and label == label  # NaN is no class
+    if pair is None and (number or (isinstance(label, str) and label.strip())):
+        return {"label": str(label)}
+    raise CohortError(
+        f"bag {name}: its label is {label!r}; expected a class (text or number) or a pair (time, event). A bag without "
+        "a label is left out of bags"
+    )

@@ -27,7 +27,9 @@ app = typer.Typer(
 )
 
 
-WorkDir = Annotated[Path, typer.Option("--work", help="folder of all outputs; the next verb finds them there")]
+WorkDir = Annotated[
+    Path, typer.Option("--work", file_okay=False, help="folder of all outputs; the next verb finds them there")
+]
 
 
 ConfigFiles = Annotated[

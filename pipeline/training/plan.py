@@ -12,7 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
 
+from mhim.configs.load import ConfigError
+from mhim.configs.lookup import explain
 from mhim.configs.schema import Config, TrainConfig, fingerprint_fields
 from mhim.mil import splits
 from mhim.mil.splits import Fold
@@ -25,7 +28,8 @@ TEACHER = "teacher"
 
 
 def cells(config: TrainConfig) -> dict[str, TrainConfig]:
-    """Folder -> settings of every grid cell; without a grid, one cell in the run's own folder ("")."""
+    """Folder -> settings of every grid cell; without a grid, one cell in the run's own folder (""). Raises
+    ConfigError for a value that its setting does not take."""
     if not config.grid:
         return {"": whole_params(config)}
     found: dict[str, TrainConfig] = {}
@@ -36,9 +40,11 @@ def cells(config: TrainConfig) -> dict[str, TrainConfig]:
         raw = config.model_dump() | own
         raw["model_params"] = dict(raw["model_params"]) | params
         label = "_".join(f"{k}-{v}" for k, v in chosen.items())
-        found["grid/" + "".join(c if c.isalnum() or c in "-_." else "-" for c in label)] = whole_params(
-            TrainConfig.model_validate(raw)
-        )
+        try:
+            cell = TrainConfig.model_validate(raw)
+        except ValidationError as error:
+            raise ConfigError(f"settings: train.grid, {label}: {explain(error)}") from error
+        found["grid/" + "".join(c if c.isalnum() or c in "-_." else "-" for c in label)] = whole_params(cell)
     return found
 
 

@@ -36,7 +36,9 @@ class Packed:
 
 
 def pack(work: layout.Work) -> Packed:
-    """Turn every finished tile and feature store into one file. Raises OSError when the disk is full or read-only."""
+    """Turn every finished tile and feature store into one file. Raises StoreError where there is no work
+    folder, OSError when the disk is full or read-only."""
+    _there(work)
     result = Packed()
     leftovers.sweep_work(work)
     for root in _roots(work):
@@ -64,8 +66,14 @@ def pack(work: layout.Work) -> Packed:
     return result
 
 
+def _there(work: layout.Work) -> None:
+    if not work.root.is_dir():
+        raise layout.StoreError(f"{work.root} does not exist; say which work folder with --work")
+
+
 def unpack(work: layout.Work) -> Packed:
-    """Turn every packed store back into a folder."""
+    """Turn every packed store back into a folder. Raises as `pack`."""
+    _there(work)
     result = Packed()
     leftovers.sweep_work(work)
     for root in _roots(work):

@@ -33,6 +33,12 @@ def tiled(tiled_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["tile", "slides", "--tile-px", "many"], "--tile-px"),
         (["tile", "slides", "--tile-pxl", "256"], "--tile-pxl"),
         (["extract", "--gpus", "first"], "--gpus"),
+        (["tile", ".", "--mpp", "0.5,1,0.5"], "tile.mpp: each µm per px once"),
+        (["tile", ".", "--segmenter", ""], "tile.segmenter"),
+        (["tile", ".", "--work", __file__], "--work"),
+        (["status", "--work", __file__], "--work"),
+        (["pack", "--work", "not_there"], "not_there does not exist"),
+        (["unpack", "--work", "not_there"], "not_there does not exist"),
     ],
 )
 def test_a_mistyped_command_is_a_mistake_and_no_fault(cli: Cli, args: list[str], words: str) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mhim.configs.load import ConfigError
 from mhim.mil.splits import SplitError
 from mhim.pipeline.cohort import patients
 from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.results import compare
 from mhim.pipeline.store import layout, reading, writing
+from mhim.pipeline.training import plan
 from tests.pipeline.bags import WIDTH, make_features
 from tests.pipeline.trained import scored, settings, trained
 
@@ -157,3 +159,8 @@ def test_no_event_in_the_training_part_fails_that_fold_and_says_why(work: layout
     (failed,) = report.failures
     assert failed.key == "fold_1"
     assert "no event" in failed.message
+
+
+def test_a_value_to_try_that_its_setting_does_not_take_is_a_mistake_of_the_user() -> None:
+    with pytest.raises(ConfigError, match=r"train\.grid, lr-abc: lr: Input should be a valid number"):
+        plan.cells(settings(grid={"lr": (0.001, "abc")}).train)
