@@ -127,7 +127,7 @@ def test_the_command_its_job_scripts_retry_and_the_library_run_among_strangers(i
     code, text = run(["bash", script], folder, SLURM_ARRAY_TASK_ID="1")
     assert (code, (folder / "work" / "tiles" / "case_01.svs.zarr").is_dir()) == (1, True), text  # one slide is broken
 
-    code, text = run([pipeline, "retry", "--failed", "--dry-run"], folder)
+    code, text = run([pipeline, "retry", "--failed", "--dry-run", "--set", "cluster.backend=local"], folder)
     assert (code, "1 failed: pipeline tile" in text) == (0, True), text
 
     # as a notebook imports it: the working folder is the first on the path

@@ -68,7 +68,8 @@ def test_slides_their_tiles_and_features_are_those_of_the_store(scored: Path) ->
     assert work.runs == ["abmil"]
     tiled = [s for s in work.slides if s.encoders]
     assert len(tiled) == 8
-    assert [s.id for s in work.slides if s.tiled] == [s.id for s in tiled]  # and not the broken ones
+    without_features = {s.id for s in work.slides if s.tiled} - {s.id for s in tiled}
+    assert without_features == {"no_tissue.svs"}  # an empty result; the broken slides have none
     slide = work.slide(tiled[0].id)
     features = slide.features()
     store = paths.feature_store("texture", slide.id)

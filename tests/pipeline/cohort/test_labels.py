@@ -24,6 +24,7 @@ from mhim.pipeline.stages import draw
 from mhim.pipeline.store.layout import Work
 from mhim.pipeline.store.writing import StoreWriter
 from mhim.pipeline.upkeep import status
+from tests.pipeline import records
 from tests.pipeline.bags import make_features
 
 PLAIN = [("s1", "a"), ("s2", "b")]
@@ -370,7 +371,7 @@ def test_imported_features_find_the_slide_of_their_name(tmp_path: Path) -> None:
         writer.write("features", np.zeros((2, 3), np.float32))
         stores[name] = work.feature_store("e", name)
     (tmp_path / "fold").mkdir()
-    (tmp_path / "fold" / "model.json").write_text('{"task": {}}')
+    (tmp_path / "fold" / "model.json").write_text(records.card().text())
     patients = [SimpleNamespace(slides=(n,), stores=(p,)) for n, p in stores.items()]
     scored = SimpleNamespace(data=SimpleNamespace(patients=patients), models={"a": [tmp_path / "fold"]}, out=tmp_path)
     stage, told = draw.drawing(work, Config(), scored)
