@@ -29,7 +29,7 @@ TEACHER = "teacher"
 
 def cells(config: TrainConfig) -> dict[str, TrainConfig]:
     """Folder -> settings of every grid cell; without a grid, one cell in the run's own folder (""). Raises
-    ConfigError for a value that its setting does not take."""
+    ConfigError for a value that its setting does not take, and for two cells whose folders would have one name."""
     if not config.grid:
         return {"": whole_params(config)}
     found: dict[str, TrainConfig] = {}
@@ -44,7 +44,10 @@ def cells(config: TrainConfig) -> dict[str, TrainConfig]:
             cell = TrainConfig.model_validate(raw)
         except ValidationError as error:
             raise ConfigError(f"settings: train.grid, {label}: {explain(error)}") from error
-        found["grid/" + "".join(c if c.isalnum() or c in "-_." else "-" for c in label)] = whole_params(cell)
+        place, whole = "grid/" + "".join(c if c.isalnum() or c in "-_." else "-" for c in label), whole_params(cell)
+        if found.get(place, whole) != whole:
+            raise ConfigError(f"settings: train.grid: two cells would share the folder {place}; write other values")
+        found[place] = whole
     return found
 
 

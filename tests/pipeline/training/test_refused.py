@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mhim.configs.load import ConfigError
+from mhim.configs.schema import TrainConfig
 from mhim.mil.splits import SplitError
 from mhim.pipeline.cohort import patients
 from mhim.pipeline.cohort.labels.rows import CohortError
@@ -164,3 +165,11 @@ def test_no_event_in_the_training_part_fails_that_fold_and_says_why(work: layout
 def test_a_value_to_try_that_its_setting_does_not_take_is_a_mistake_of_the_user() -> None:
     with pytest.raises(ConfigError, match=r"train\.grid, lr-abc: lr: Input should be a valid number"):
         plan.cells(settings(grid={"lr": (0.001, "abc")}).train)
+
+
+def test_two_cells_of_a_grid_never_share_a_folder() -> None:
+    """Signs that no folder's name should hold become `-`: the second cell would have taken the first one's place."""
+    same = TrainConfig(model="mhim", grid={"student": ["a b", "a-b"]})
+    with pytest.raises(ConfigError, match="share the folder grid/student-a-b"):
+        plan.cells(same)
+    assert len(plan.cells(TrainConfig(model="mhim", grid={"student": ["a", "b"], "merge_k": [2, 3, 3]}))) == 4
