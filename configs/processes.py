@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def alive(pid: int) -> bool:
-    """Whether a process has this number; whose it is does not matter. Numbers are used again, see `claims.py`."""
+    """Whether a process has this number; whose it is does not matter. Numbers are used again, see `claims.py`.
+
+    One that has ended and that its parent has not asked for yet (a zombie) does nothing any more: a container whose
+    first process asks for none would keep what a killed worker left for ever."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return not Path("/proc/self/stat").exists()  # it has ended since, or this system has no /proc
+    return state not in ("Z", "X")

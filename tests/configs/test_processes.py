@@ -18,6 +18,15 @@ def test_a_process_is_alive_until_it_has_ended() -> None:
     assert not processes.alive(child.pid)
 
 
+def test_an_ended_process_that_nobody_asked_for_is_not_alive() -> None:
+    """In a container whose first process reaps none, a killed worker stays such a zombie for good."""
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is not asked for
+    os.kill(child.pid, 0)  # its number still stands
+    assert not processes.alive(child.pid)
+    child.wait()
+
+
 def test_freed_blocks_stay_in_the_heap_once_told() -> None:
     """In a process of its own: a block of 64 MiB, freed and asked for again, is not faulted in a second time."""
     code = (
