@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
+from itertools import pairwise
 
 import typer
 
@@ -25,11 +26,22 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(ends.last_words(_main(argv)))
 
 
+def _refuse_empty(args: list[str]) -> None:
+    """No command means anything by an empty text: as a path it would be the working folder. Raises ConfigError."""
+    from mhim.configs.load import ConfigError
+
+    for before, arg in pairwise(["", *args]):
+        if arg == "" or (arg.startswith("--") and arg.endswith("=") and arg.count("=") == 1):
+            where = arg.rstrip("=") or (before if before.startswith("-") else "an argument")
+            raise ConfigError(f"{where} is empty (a shell variable that is not set?): name it, or leave it out")
+
+
 def _main(argv: list[str] | None) -> int:
     from mhim.configs.plugins_named import taken_out
 
     try:
         args = taken_out(sys.argv[1:] if argv is None else argv)
+        _refuse_empty(args)
         code = int(app(args=args, standalone_mode=False) or 0)
         return ends.interrupted() if code == 130 else code  # typer turns Ctrl-C into this code and says nothing
     except (typer.Abort, KeyboardInterrupt):

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -200,10 +201,26 @@ def leaving() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers; the program around it decides then
         return
+    others = sys.unraisablehook
+
+    def swallowed(what: sys.UnraisableHookArgs) -> None:
+        """A signal that came while a destructor ran was raised there, and Python drops it: it is sent once more."""
+        if not isinstance(what.exc_value, (SystemExit, KeyboardInterrupt)):
+            others(what)
+            return
+        number = signal.SIGINT if isinstance(what.exc_value, KeyboardInterrupt) else signal.SIGTERM
+        again = threading.Timer(
+            0.01, os.kill, (os.getpid(), number)
+        )  # not from in here, where it would be dropped, too
+        again.daemon = True
+        again.start()
+
     before = {number: signal.signal(number, leave) for number in numbers}
+    sys.unraisablehook = swallowed
     try:
         yield
     finally:
+        sys.unraisablehook = others
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -291,6 +308,9 @@ def run(
         sweep(stage, lease_s)
     except Stopped as error:
         report.stopped = str(error)
+        with suppress(OSError):  # a stage that never began leaves no folder that looks like one with items missing
+            sweep(stage, lease_s)
+            stage.root.rmdir()
     return report
 
 

@@ -95,6 +95,10 @@ def make(session: Session, plan: Plan, args: list[str]) -> int:
         outcomes: Iterator[Outcome] = module.run(stage, items, replace, remake, cluster)
         return outcomes
 
+    takes = getattr(module, "Params", None)
+    if cluster.backend_params and not (takes and takes.model_fields):  # others refuse what they do not know
+        names = ", ".join(sorted(cluster.backend_params))
+        tell([f"the back end {cluster.backend} has no settings; not used of cluster.backend_params: {names}"])
     leftovers.sweep_work(session.work, cluster.lease_s)
     log = RunLog(session.work.runs, label(plan.stage), session.config, about=_about(plan.stage, args))
     with runner.leaving(), log, console.Progressing(plan.stage.name) as progress:

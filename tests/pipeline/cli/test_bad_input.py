@@ -34,7 +34,8 @@ def tiled(tiled_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["tile", "slides", "--tile-pxl", "256"], "--tile-pxl"),
         (["extract", "--gpus", "first"], "--gpus"),
         (["tile", ".", "--mpp", "0.5,1,0.5"], "tile.mpp: each µm per px once"),
-        (["tile", ".", "--segmenter", ""], "tile.segmenter"),
+        (["tile", ".", "--set", "tile.segmenter=''"], "tile.segmenter"),
+        (["tile", ".", "--segmenter", ""], "--segmenter is empty"),
         (["tile", ".", "--work", __file__], "--work"),
         (["status", "--work", __file__], "--work"),
         (["pack", "--work", "not_there"], "not_there does not exist"),
@@ -246,3 +247,40 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(demo_cohort: Path, tmp_path: Path
         reading.read_array(done, "coords")
     assert subprocess.run([str(c) for c in command], capture_output=True).returncode == 1
     assert len(list((work / "tiles").glob("*.zarr"))) == 9
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["status", "--work", ""],
+        ["tile", ""],
+        ["tile", "slides", "--work="],
+        ["weights", "fetch", "uni", "--to", ""],
+        ["train", "--labels", "", "--work", "w"],
+    ],
+)
+def test_an_empty_path_is_refused_and_is_not_the_working_folder(
+    cli: Cli, line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text = cli(*line)
+    assert code == 2
+    assert "is empty (a shell variable that is not set?)" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_may_be_set_to_nothing(cli: Cli) -> None:
+    assert "is empty (a shell variable" not in cli("config", "--set", "cluster.backend=")[1]
+
+
+def test_settings_that_the_local_back_end_does_not_have_are_told(cli: Cli, tiled: Path) -> None:
+    code, text = cli("extract", "--work", tiled, "--workers", "1", "--wait")
+    assert code == 0
+    assert "the back end local has no settings; not used of cluster.backend_params: wait" in " ".join(text.split())
+
+
+def test_a_stage_that_cannot_begin_leaves_no_folder(cli: Cli, tiled: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken_enc.py").write_text("def encoder(missing):\n    return missing\n")
+    code, text = cli("extract", "--work", tiled, "--encoder", f"{tmp_path}/broken_enc.py", "--workers", "1")
+    assert code != 0, text
+    assert [p.name for p in (tiled / "features").iterdir()] == ["texture"]

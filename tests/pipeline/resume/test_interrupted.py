@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -159,3 +160,24 @@ def test_workers_end_with_the_command_that_was_killed(tmp_path: Path) -> None:
     if not Path("/proc/self/stat").exists():
         pytest.skip("no /proc here")
     wait_for(lambda: not any(alive(pid) for pid in workers), 15)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
+def test_a_signal_that_comes_while_a_destructor_runs_is_not_lost(number: signal.Signals, code: int) -> None:
+    """Python drops what is raised there: the command would go on, and a walltime would end it hard."""
+    program = (
+        "import os, signal, time\n"
+        "from mhim.pipeline.resume.runner import leaving\n"
+        "class Closed:\n"
+        "    def __del__(self):\n"
+        f"        os.kill(os.getpid(), {int(number)}); time.sleep(0.1)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "with leaving():\n"
+        "    Closed()\n"
+        "    time.sleep(20)\n"
+    )
+    began = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == code, ended.stderr
+    assert time.monotonic() - began < 15
+    assert "Exception ignored" not in ended.stderr
