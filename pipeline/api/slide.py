@@ -81,13 +81,14 @@ class Slide:
         return Bag(features, coords, tile_l0)
 
     def tile(self, row: int) -> npt.NDArray[np.uint8]:
-        """uint8 RGB (tile_px, tile_px, 3): one tile as the encoder received it. Raises SlideError."""
+        """uint8 RGB (tile_px, tile_px, 3): one tile, as in `tiles`. Raises SlideError."""
         pixels: npt.NDArray[np.uint8] = next(self.tiles([row]))[0]
         return pixels
 
     def tiles(self, rows: Sequence[int] | None = None, batch: int = 64) -> Iterator[npt.NDArray[np.uint8]]:
-        """Tiles as the encoder received them, uint8 RGB (B, tile_px, tile_px, 3), up to `batch` at a time, in the order
-        of `coords`, or those of `rows`. The file is opened in this process. Raises SlideError, and IdentityError for
+        """The slide's own pixels of its tiles at their mpp, uint8 RGB (B, tile_px, tile_px, 3), up to `batch` at a time,
+        in the order of `coords`, or those of `rows`; without the stain normalisation that `extract.stain_norm` adds for
+        an encoder. The file is opened in this process. Raises SlideError, and IdentityError for
         another file than the one that was tiled."""
         from mhim.extract.reading.readers import open_reader
 
