@@ -86,10 +86,10 @@ class Slide:
         return pixels
 
     def tiles(self, rows: Sequence[int] | None = None, batch: int = 64) -> Iterator[npt.NDArray[np.uint8]]:
-        """The slide's own pixels of its tiles at their mpp, uint8 RGB (B, tile_px, tile_px, 3), up to `batch` at a time,
-        in the order of `coords`, or those of `rows`; without the stain normalisation that `extract.stain_norm` adds for
-        an encoder. The file is opened in this process. Raises SlideError, and IdentityError for
-        another file than the one that was tiled."""
+        """The slide's own pixels of its tiles at their mpp, uint8 RGB (B, tile_px, tile_px, 3), up to `batch` at a
+        time, in the order of `coords`, or those of `rows`; without the stain normalisation of `extract.stain_norm`.
+        The file is opened in this process. Raises SlideError, and IdentityError for another file than the one that was
+        tiled."""
         from mhim.extract.reading.readers import open_reader
 
         job = self._job()

@@ -209,9 +209,8 @@ def leaving() -> Iterator[None]:
             others(what)
             return
         number = signal.SIGINT if isinstance(what.exc_value, KeyboardInterrupt) else signal.SIGTERM
-        again = threading.Timer(
-            0.01, os.kill, (os.getpid(), number)
-        )  # not from in here, where it would be dropped, too
+        # not from in here, where it would be dropped, too
+        again = threading.Timer(0.01, os.kill, (os.getpid(), number))
         again.daemon = True
         again.start()
 
