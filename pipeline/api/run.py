@@ -201,12 +201,19 @@ class Run:
         with self._scores_at(slide) as at:
             return {name: np.array(reading.read_array(at, name)) for name in reading.array_names(at)}
 
+    def _stands(self, slide: str, own: Path) -> bool:
+        """Whether the stored scores of a slide are what `pipeline score` would leave as they are."""
+        if seals.look(own) is None:
+            return False
+        made = runs.held_out(self._work, self._config, self.folder)
+        return any(stage.is_made(made, item) for item in made.items() if item.key == slide and not item.wrong)
+
     @contextmanager
     def _scores_at(self, slide: str) -> Iterator[Path]:
-        """The store of a slide's scores: the run's own where it is whole, else one made now."""
+        """The store of a slide's scores: the run's own where it is whole and of the models that are there now, else one
+        made now."""
         own = self.folder / "scores" / f"{slide}.zarr"
-        found = seals.look(own)
-        if found is not None and not found.wrong:
+        if self._stands(slide, own):
             yield own
             return
         with tempfile.TemporaryDirectory(prefix="mhim-") as private:

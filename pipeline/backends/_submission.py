@@ -61,7 +61,8 @@ class Submitted:
 @dataclass
 class ArrayState:
     """What the tasks (1 to `array.tasks`) of one array are doing. ended: task -> exit code, as its script noted it.
-    unasked: why the scheduler could not be asked; nothing is known then of tasks that did not end."""
+    unasked: why the scheduler could not be asked; nothing is known then of tasks that did not end. damaged: why the
+    folder's own record tells nothing."""
 
     array: Submitted
     folder: Path
@@ -70,6 +71,7 @@ class ArrayState:
     ended: dict[int, int] = field(default_factory=dict)
     requeued: int = 0
     unasked: str = ""
+    damaged: str = ""
 
     @property
     def lost(self) -> list[int]:
@@ -80,12 +82,16 @@ class ArrayState:
 
     @property
     def over(self) -> bool:
+        if self.damaged:
+            return False
         if self.unasked:
             return len(self.ended) >= self.array.tasks
         return not self.running and not self.waiting
 
     def line(self) -> str:
         """One line for a person."""
+        if self.damaged:
+            return f"jobs/{self.folder.name}: {self.damaged}"
         nodes = ", ".join(sorted(set(self.running.values())))
         reasons = ", ".join(sorted(set(self.waiting.values()) - {"None"}))
         bad = sum(code != 0 for code in self.ended.values())
@@ -159,15 +165,21 @@ def submits(backend: str) -> bool:
 
 
 def jobs(work: layout.Work, folder: Path | None = None) -> list[ArrayState]:
-    """The state of every array submitted from this work folder (or of one job folder), oldest first."""
+    """The state of every array submitted from this work folder (or of one job folder), oldest first. A folder whose
+    record is damaged says so, and stops no other."""
     folders = [folder] if folder else sorted(p.parent for p in (work.root / "jobs").glob("*/job.json"))
     by_backend: dict[str, list[ArrayState]] = {}
     arrays: list[ArrayState] = []
     for at in folders:
-        card = reading.read_json(at / "job.json")
+        try:
+            card = reading.read_json(at / "job.json")
+            submitted = [Submitted(**raw) for raw in card["arrays"]]
+        except (layout.StoreError, OSError, KeyError, TypeError) as error:
+            why = str(error) if isinstance(error, layout.StoreError) else f"job.json is no record of jobs: {error!r}"
+            arrays.append(ArrayState(Submitted("", at.name, 0, 0, ""), at, damaged=why))
+            continue
         ends = ends_of(at)
-        for raw in card["arrays"]:
-            array = Submitted(**raw)
+        for array in submitted:
             noted = ends.get(array.verb, [])
             ended = {task: int(code) for task, code in noted if not code.startswith("requeued")}
             requeued = sum(code.startswith("requeued") for _, code in noted)
@@ -227,8 +239,8 @@ def follow(work: layout.Work, folder: Path, poll_s: float, say: Callable[[str], 
         last = lines
         if all(state.over for state in states):
             break
-        if unasked := next((state.unasked for state in states if state.unasked), ""):
-            raise Stopped(f"the jobs cannot be followed: {unasked}")
+        if why := next((state.unasked or state.damaged for state in states if state.unasked or state.damaged), ""):
+            raise Stopped(f"the jobs cannot be followed: {why}")
         time.sleep(poll_s)
     if (folder / "refused").exists():
         return 3

@@ -61,3 +61,8 @@ def write_labels(path: Path, rows: list[Row]) -> Path:
 def tree(folder: Path) -> dict[str, bytes]:
     """Every result file below a folder: its bytes by relative path."""
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def sets(*settings: str) -> list[str]:
+    """`--set` before each of `section.key=value`, as a command line wants them."""
+    return [part for setting in settings for part in ("--set", setting)]

@@ -141,6 +141,19 @@ def test_jobs_of_a_scheduler_that_cannot_be_asked_are_not_followed(tmp_path: Pat
         backends.follow(Work(tmp_path), folder, 0.01, print)
 
 
+@pytest.mark.parametrize("text", ["{", '{"arrays": [{"verb": "tile"}]}', '{"arrays": 7}', "[]"])
+def test_a_damaged_record_is_told_and_stops_no_other(tmp_path: Path, text: str) -> None:
+    trust.allow(TOY)
+    whole, damaged = job(Work(tmp_path)), job(Work(tmp_path))
+    (damaged / "job.json").write_text(text)
+    states = {state.folder: state for state in backends.jobs(Work(tmp_path))}
+    assert states[whole].lost == [2]
+    assert states[damaged].line().startswith(f"jobs/{damaged.name}: ")
+    assert "job.json" in states[damaged].line()
+    with pytest.raises(Stopped, match="cannot be followed"):
+        backends.follow(Work(tmp_path), damaged, 0.01, print)
+
+
 def test_what_a_step_reads_is_frozen(tmp_path: Path) -> None:
     from mhim.configs import load
     from mhim.configs.schema import Config

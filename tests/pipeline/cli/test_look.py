@@ -23,19 +23,11 @@ from mhim.pipeline.pictures import layers
 from mhim.pipeline.store import layout, reading
 from mhim.pipeline.store.attributes import Geometry
 from tests.extract.slides import write_svs
+from tests.pipeline.bags import sets
 from tests.pipeline.browser import page
 
 SETTINGS = [
-    "--set",
-    "train.folds=2",
-    "--set",
-    "train.val_fraction=0.4",
-    "--set",
-    "train.epochs=3",
-    "--set",
-    "train.lr=0.001",
-    "--set",
-    "score.bootstrap=50",
+    *sets("train.folds=2", "train.val_fraction=0.4", "train.epochs=3", "train.lr=0.001", "score.bootstrap=50"),
     "--workers",
     "1",
 ]

@@ -21,21 +21,12 @@ from mhim.pipeline.pictures import figures, report
 from mhim.pipeline.results import ensemble, risk_groups
 from mhim.pipeline.store import layout
 from tests.pipeline import records
-from tests.pipeline.bags import make_features, write_labels
+from tests.pipeline.bags import make_features, sets, write_labels
 from tests.pipeline.browser import page
 
 Cli = Callable[..., tuple[int, str]]
 QUICK = [
-    "--set",
-    "train.folds=3",
-    "--set",
-    "train.val_fraction=0.4",
-    "--set",
-    "train.epochs=4",
-    "--set",
-    "train.lr=0.01",
-    "--set",
-    "score.bootstrap=40",
+    *sets("train.folds=3", "train.val_fraction=0.4", "train.epochs=4", "train.lr=0.01", "score.bootstrap=40"),
     "--workers",
     "1",
 ]

@@ -17,20 +17,11 @@ from mhim.pipeline.results import known
 from mhim.pipeline.stages import newcomers
 from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import fold as training
-from tests.pipeline.bags import make_features, write_labels
+from tests.pipeline.bags import make_features, sets, write_labels
 
 Cli = Callable[..., tuple[int, str]]
 QUICK = [
-    "--set",
-    "train.folds=2",
-    "--set",
-    "train.val_fraction=0.4",
-    "--set",
-    "train.epochs=3",
-    "--set",
-    "train.lr=0.01",
-    "--set",
-    "score.bootstrap=20",
+    *sets("train.folds=2", "train.val_fraction=0.4", "train.epochs=3", "train.lr=0.01", "score.bootstrap=20"),
     "--workers",
     "1",
 ]

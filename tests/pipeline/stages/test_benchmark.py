@@ -14,20 +14,15 @@ from mhim.configs import load
 from mhim.pipeline.stages import benchmark
 from mhim.pipeline.store import layout
 from tests.benchmarks import paper
-from tests.pipeline.bags import make_features, tree, write_labels
+from tests.pipeline.bags import make_features, sets, tree, write_labels
 
 Cli = Callable[..., tuple[int, str]]
 SMALL = [
-    "--set",
-    "benchmark.params={width: 16, landmarks: 4, heads: 2}",
+    *sets("benchmark.params={width: 16, landmarks: 4, heads: 2}", "train.min_epochs=1", "score.bootstrap=20"),
     "--epochs",
     "2",
     "--folds",
     "2",
-    "--set",
-    "train.min_epochs=1",
-    "--set",
-    "score.bootstrap=20",
     "--workers",
     "1",
 ]

@@ -15,21 +15,12 @@ from mhim.pipeline.cohort.patients import StoredBag
 from mhim.pipeline.stages import external
 from mhim.pipeline.store import layout, reading, tables
 from mhim.pipeline.training import bundle, fold
-from tests.pipeline.bags import make_features, write_labels
+from tests.pipeline.bags import make_features, sets, write_labels
 from tests.pipeline.numbered import COX
 
 Cli = Callable[..., tuple[int, str]]
 QUICK = [
-    "--set",
-    "train.folds=2",
-    "--set",
-    "train.val_fraction=0.4",
-    "--set",
-    "train.epochs=4",
-    "--set",
-    "train.lr=0.01",
-    "--set",
-    "score.bootstrap=40",
+    *sets("train.folds=2", "train.val_fraction=0.4", "train.epochs=4", "train.lr=0.01", "score.bootstrap=40"),
     "--workers",
     "1",
 ]

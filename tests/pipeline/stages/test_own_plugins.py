@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mhim.pipeline.store import layout, reading
+from tests.pipeline.bags import sets
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -61,18 +62,7 @@ KINDS = [
     "--backend",
     "own_backend",
 ]
-FEW = [
-    "--workers",
-    "2",
-    "--set",
-    "train.folds=2",
-    "--set",
-    "train.epochs=1",
-    "--set",
-    "score.bootstrap=5",
-    "--set",
-    "tile.blur_probe_um=0",
-]
+FEW = [*sets("train.folds=2", "train.epochs=1", "score.bootstrap=5", "tile.blur_probe_um=0"), "--workers", "2"]
 
 
 @pytest.fixture

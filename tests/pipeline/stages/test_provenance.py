@@ -16,20 +16,11 @@ import yaml
 from mhim.pipeline.cohort import provenance
 from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import bundle
-from tests.pipeline.bags import make_features, tree, write_labels
+from tests.pipeline.bags import make_features, sets, tree, write_labels
 
 Cli = Callable[..., tuple[int, str]]
 QUICK = [
-    "--set",
-    "train.folds=2",
-    "--set",
-    "train.val_fraction=0.4",
-    "--set",
-    "train.epochs=2",
-    "--set",
-    "train.lr=0.01",
-    "--set",
-    "score.bootstrap=20",
+    *sets("train.folds=2", "train.val_fraction=0.4", "train.epochs=2", "train.lr=0.01", "score.bootstrap=20"),
     "--workers",
     "1",
 ]
