@@ -24,6 +24,9 @@ from mhim.configs.errors import UserError
 from mhim.configs.schema import Settings
 
 
+_BEFORE_0_2 = ("configs", "extract", "mil", "pipeline")  # the program's packages, as own plug-ins of then import them
+
+
 class LookupFailed(UserError, ValueError):
     """An unknown plug-in name or plug-in setting; the message lists what exists and what to do."""
 
@@ -195,7 +198,10 @@ def own_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise LookupFailed(f"cannot import {name!r}: {error}; is its folder on PYTHONPATH?") from error
+        what = "is its folder on PYTHONPATH?"
+        if error.name is not None and error.name.partition(".")[0] in _BEFORE_0_2:
+            what = f"this program's modules begin with mhim since version 0.2.0: write mhim.{error.name} there"
+        raise LookupFailed(f"cannot import {name!r}: {error}; {what}") from error
     except Exception as error:  # whatever a user's own code may raise
         raise LookupFailed(f"cannot import {name!r}: {type(error).__name__}: {error}") from error
 

@@ -10,7 +10,7 @@ import pytest
 from mhim.configs.errors import UserError
 from mhim.pipeline import Work
 from mhim.pipeline.api import Bag
-from tests.pipeline.api.test_work import own_bags
+from tests.pipeline.api.test_work import SETTINGS, own_bags
 
 
 @pytest.mark.parametrize(
