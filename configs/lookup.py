@@ -23,7 +23,6 @@ from mhim.configs import source, trust
 from mhim.configs.errors import UserError
 from mhim.configs.schema import Settings
 
-
 _BEFORE_0_2 = ("configs", "extract", "mil", "pipeline")  # the program's packages, as own plug-ins of then import them
 
 
