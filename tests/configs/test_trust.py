@@ -288,5 +288,5 @@ def test_own_code_of_before_0_2_is_told_the_new_names(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(sys.modules, "mil", None)  # in a clone, the folder of that name would be found
     trust.allow("older_x")
-    with pytest.raises(lookup.LookupFailed, match=r"begin with mhim since version 0\.2\.0: write mhim\.mil there"):
+    with pytest.raises(lookup.LookupFailed, match=r"begin with mhim since version 0\.2\.0: write mhim\.mil"):
         lookup.find("mhim.mil.models", "older_x")
