@@ -28,10 +28,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def _refuse_empty(args: list[str]) -> None:
     """No command means anything by an empty text: as a path it would be the working folder. Raises ConfigError."""
-    from mhim.configs.load import ConfigError
-
     for before, arg in pairwise(["", *args]):
         if arg == "" or (arg.startswith("--") and arg.endswith("=") and arg.count("=") == 1):
+            from mhim.configs.load import ConfigError
+
             where = arg.rstrip("=") or (before if before.startswith("-") else "an argument")
             raise ConfigError(f"{where} is empty (a shell variable that is not set?): name it, or leave it out")
 

@@ -24,6 +24,7 @@ from mhim.configs.errors import UserError
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.resume.claims import Claims
 from mhim.pipeline.resume.stage import (
+    CHECKPOINTS,
     Item,
     Outcome,
     Plan,
@@ -78,13 +79,13 @@ def make_one(stage: Stage, item: Item, claims: Claims, replace: bool = False, re
                 raise Overtaken(_overtaken(item, differences))
         same = there is not None and not there.wrong and there.fingerprint == layout.fingerprint(fields)
         _make_private(private)
-        partial = stage.root / ".partial" / item.key / layout.fingerprint(fields)
+        partial = stage.root / CHECKPOINTS / item.key / layout.fingerprint(fields)
         made = stage.remake(item, item.output, out) if remake else stage.make(item, out, partial)
         writing.seal(out, fields, item.seal, **({"empty": made.empty} if made.empty else {}))
         first = _commit(item, out, private, fields, replace or remake)
         for name, path in stage.beside(item).items():
             _move_beside(private / name, path)
-        shutil.rmtree(stage.root / ".partial" / item.key, ignore_errors=True)
+        shutil.rmtree(stage.root / CHECKPOINTS / item.key, ignore_errors=True)
         state = State.SKIPPED if not first and not same else State.EMPTY if made.empty else State.DONE
         return Outcome(item.key, state, time.perf_counter() - start, made.empty or "", made.notes, made.numbers)
     except Stopped:
@@ -94,7 +95,7 @@ def make_one(stage: Stage, item: Item, claims: Claims, replace: bool = False, re
         if full is not None:
             raise Stopped(_disk_message(stage, full)) from error
         if isinstance(error, Overtaken):  # nobody goes on with these checkpoints
-            shutil.rmtree(stage.root / ".partial" / item.key, ignore_errors=True)
+            shutil.rmtree(stage.root / CHECKPOINTS / item.key, ignore_errors=True)
         return _failed(item, start, error)
     finally:
         shutil.rmtree(private, ignore_errors=True)
@@ -228,7 +229,7 @@ def sweep(stage: Stage, lease_s: float) -> None:
     """Remove what dead owners left, and the empty folders of a finished stage. Others may be at work meanwhile."""
     leftovers.sweep(stage.root, lease_s)
     # os.walk passes over what another command sweeps away meanwhile
-    for name, _, _ in os.walk(stage.root / ".partial", topdown=False):
+    for name, _, _ in os.walk(stage.root / CHECKPOINTS, topdown=False):
         with suppress(OSError):
             os.rmdir(name)
 
@@ -288,8 +289,12 @@ def run(
     stage = plan.stage
     report = Report(stage.name, list(plan.done))
     begin = planned or (lambda plan: None)
+    for spent in plan.spent:
+        shutil.rmtree(spent, ignore_errors=True)
     if not plan.keys:
         begin(plan)
+        if plan.spent:
+            sweep(stage, lease_s)
         return report
     try:
         with _agreed(stage, lease_s):

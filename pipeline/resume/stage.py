@@ -188,7 +188,7 @@ class Plan:
 
     todo: missing. remake: to be derived from the existing output. done: committed before. differ: (item, {field: (old,
     new)}) that exist with other parameters. damaged: key -> what is wrong with what is there, of those among `todo`
-    that are made anew for it."""
+    that are made anew for it. spent: checkpoints of what is done: a command was killed between its last two steps."""
 
     stage: Stage
     todo: list[Item] = field(default_factory=list)
@@ -196,6 +196,7 @@ class Plan:
     done: list[Outcome] = field(default_factory=list)
     differ: list[tuple[Item, dict[str, tuple[Any, Any]]]] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
+    spent: list[Path] = field(default_factory=list)
 
     @property
     def anew(self) -> list[Item]:
@@ -237,12 +238,16 @@ class Report:
 _AT_ONCE = 1024  # seals held in memory while planning: 3 MB
 
 
+CHECKPOINTS = ".partial"  # folder of a stage's checkpoints: <key>/<fingerprint of what is being made>/
+
+
 def plan(stage: Stage, items: Iterable[Item]) -> Plan:
     """Compare each item with what is there. Reads one small file per item, looks at the sizes of its others and writes
     nothing: 0.25 ms of the processor for a slide's features, which are 4 files, and 0.04 for what is not there."""
     result = Plan(stage)
     stage.settings()  # a plug-in that does not exist is told once, and not by every item
     every = iter(items)
+    checkpoints = (stage.root / CHECKPOINTS).is_dir()
     while some := list(islice(every, _AT_ONCE)):
         there = [(item, None if item.wrong else seals.look(item.output, item.seal)) for item in some]
         stage.expect([item for item, found in there if found is not None])
@@ -251,6 +256,8 @@ def plan(stage: Stage, items: Iterable[Item]) -> Plan:
                 result.todo.append(item)
             else:
                 _compare(item, found, result)
+                if checkpoints and (spent := stage.root / CHECKPOINTS / item.key / found.fingerprint).is_dir():
+                    result.spent.append(spent)
     return result
 
 

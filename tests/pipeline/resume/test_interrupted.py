@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mhim.pipeline.store import reading
 from tests.pipeline.toys import Toy, run, start, tree
 
 
@@ -181,3 +182,20 @@ def test_a_signal_that_comes_while_a_destructor_runs_is_not_lost(number: signal.
     assert ended.returncode == code, ended.stderr
     assert time.monotonic() - began < 15
     assert "Exception ignored" not in ended.stderr
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_checkpoints_of_what_is_done_are_swept(tmp_path: Path, more: int) -> None:
+    """Killed after the commit and before its checkpoints were removed. more: items that are still to be made."""
+    stage = Toy(tmp_path / "t", n=2)
+    assert run(stage).exit_code == 0
+    sealed = reading.read_attrs(stage.root / "item_000")["fingerprint"]
+    spent = stage.root / ".partial" / "item_000" / sealed
+    going_on = stage.root / ".partial" / "item_001" / "0123456789abcdef"  # of other settings: somebody may go on there
+    for folder in (spent, going_on):
+        folder.mkdir(parents=True)
+        (folder / "0").write_bytes(b"done")
+    again = Toy(tmp_path / "t", n=2 + more)
+    assert run(again).exit_code == 0
+    assert not spent.parent.exists()
+    assert (going_on / "0").exists()
