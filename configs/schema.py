@@ -12,54 +12,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-
-class Settings(BaseModel):
-    """Base of all settings: immutable; an unknown key is an error that names it; numbers are finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-
-def speed(default: Any, description: str, **bounds: Any) -> Any:
-    """A field that affects speed or machines only and therefore stays out of the fingerprint."""
-    return Field(default, description=description, json_schema_extra={"speed": True}, **bounds)
-
-
-def later(default: Any, description: str, **bounds: Any) -> Any:
-    """A threshold on stored measurements: it enters the fingerprint, but a change is applied without the slide."""
-    return Field(default, description=description, json_schema_extra={"later": True}, **bounds)
-
-
-MISSING = ("NA", "N/A", "#N/A", "<NA>", "nan", "null", ".", "[Not Available]", "[Not Applicable]", "[Unknown]")
-
-
-class LabelsConfig(Settings):
-    """How a table of slides (labels or manifest) is read. What was read decides results, not how it was found."""
-
-    slide_column: str = Field(
-        "", description="column with paths or ids of the slides; empty: slide, slide_id, wsi or filename"
-    )
-    patient_column: str = Field("", description="column with the patient; empty: patient, patient_id or case_id")
-    label_column: str = Field("", description="column with the class; empty: label")
-    time_column: str = Field("", description="column with the survival time; empty: time")
-    event_column: str = Field("", description="column that tells whether the event happened; empty: event")
-    event_words: dict[str, int] = Field(
-        default_factory=dict,
-        description="further words of the event column, as {relapse: 1, well: 0}; known: 1 and 0, dead and alive, 1:DECEASED and the like",
-    )
-    missing: tuple[str, ...] = Field(MISSING, description="cells that mean: not known, in any case, besides blank ones")
-    encoding: str = Field(
-        "auto", description="encoding of a text table, such as latin-1; auto: UTF-8 or UTF-16, else Windows-1252"
-    )
-    separator: Literal["auto", "comma", "semicolon", "tab", "pipe"] = Field(
-        "auto", description="separator of a text table"
-    )
-    sheet: str = Field("", description="sheet of an xlsx file; empty: the first that holds something")
-    tcga_patients: bool = Field(
-        True,
-        description="where no column tells the patient, slides with TCGA barcodes belong to the patient of the barcode",
-    )
+from mhim.configs.base import Settings as Settings
+from mhim.configs.base import fingerprint_fields as fingerprint_fields
+from mhim.configs.base import later, speed
+from mhim.configs.base import marked as marked
+from mhim.configs.schema_tables import LabelsConfig as LabelsConfig
 
 
 class TileConfig(Settings):
@@ -367,16 +326,3 @@ class Config(Settings):
     benchmark: BenchmarkConfig = BenchmarkConfig()
     score: ScoreConfig = ScoreConfig()
     cluster: ClusterConfig = ClusterConfig()
-
-
-def marked(settings: type[Settings], mark: str) -> frozenset[str]:
-    """Names of the fields that carry `mark` ("speed" or "later")."""
-    extras = {name: field.json_schema_extra for name, field in settings.model_fields.items()}
-    return frozenset(name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(mark))
-
-
-def fingerprint_fields(settings: Settings) -> dict[str, Any]:
-    """The result-affecting fields of `settings` as plain JSON values, in schema order."""
-    dumped = settings.model_dump(mode="json")
-    fast = marked(type(settings), "speed")
-    return {name: dumped[name] for name in type(settings).model_fields if name not in fast}

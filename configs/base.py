@@ -1,0 +1,39 @@
+"""What every section of settings is made of: the frozen model, and the marks of its fields.
+
+In: nothing. Out: `Settings`, and what enters a fingerprint of it. Knows no setting.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable; an unknown key is an error that names it; numbers are finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+def speed(default: Any, description: str, **bounds: Any) -> Any:
+    """A field that affects speed or machines only and therefore stays out of the fingerprint."""
+    return Field(default, description=description, json_schema_extra={"speed": True}, **bounds)
+
+
+def later(default: Any, description: str, **bounds: Any) -> Any:
+    """A threshold on stored measurements: it enters the fingerprint, but a change is applied without the slide."""
+    return Field(default, description=description, json_schema_extra={"later": True}, **bounds)
+
+
+def marked(settings: type[Settings], mark: str) -> frozenset[str]:
+    """Names of the fields that carry `mark` ("speed" or "later")."""
+    extras = {name: field.json_schema_extra for name, field in settings.model_fields.items()}
+    return frozenset(name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(mark))
+
+
+def fingerprint_fields(settings: Settings) -> dict[str, Any]:
+    """The result-affecting fields of `settings` as plain JSON values, in schema order."""
+    dumped = settings.model_dump(mode="json")
+    fast = marked(type(settings), "speed")
+    return {name: dumped[name] for name in type(settings).model_fields if name not in fast}

@@ -1,0 +1,1 @@
+"""Patients' tables beside the bags: what is fitted on a training part and applied to new patients."""
