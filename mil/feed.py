@@ -35,7 +35,7 @@ class BagError(UserError, ValueError):
 class Case:
     """One bag: a patient with its slides.
 
-    target: class index or (time, event); None when unknown. load: brings the bag's arrays; slides of a patient come
+    target: as `mil.tasks` reads it; None when unknown. load: brings the bag's arrays; slides of a patient come
     one after the other. mpp: µm per tile px.
     """
 
@@ -213,14 +213,18 @@ def finite(features: np.ndarray) -> bool:
     return all(int((bits[i : i + 256] & 0x7FFF).max(initial=0)) < 0x7C00 for i in range(0, len(bits), 256))
 
 
-def shuffled(cases: Sequence[Case], batch_bags: int, balanced: bool, seed: int, epoch: int) -> list[list[int]]:
-    """The order of one epoch: every case once; or, balanced, as many draws with every class equally likely.
+def shuffled(cases: Sequence[Case], batch_bags: int, balanced: Task | None, seed: int, epoch: int) -> list[list[int]]:
+    """The order of one epoch: every case once; or, balanced by the classes of this task (see `Task.stratum`), as many
+    draws with every class equally likely.
 
-    Raises BagError when balanced sampling is asked for cases without a class.
+    Raises BagError when balanced sampling is asked for cases without a class, TaskError where the task has none.
     """
     rng = np.random.default_rng([seed, epoch])
-    if balanced:
-        labels = [_stratum(c) for c in cases]
+    if balanced is not None:
+        nameless = [c.patient for c in cases if c.target is None]
+        if nameless:
+            raise BagError(f"patient {nameless[0]} has no label: balanced sampling needs one")
+        labels = [balanced.stratum(c.target) for c in cases if c.target is not None]
         groups = [np.flatnonzero(np.array(labels) == v) for v in sorted(set(labels))]
         # Classes in turn, each in its own shuffled order, starting again when used up.
         each = -(-len(cases) // len(groups))
@@ -250,10 +254,3 @@ def moments(feed: Feed) -> Scale:
     mean = np.asarray(total) / n
     sd = np.sqrt(np.maximum(np.asarray(square) / n - mean**2, 0.0))
     return (shift + mean).astype(np.float32), np.where(sd > 1e-6, sd, 1.0).astype(np.float32)
-
-
-def _stratum(case: Case) -> int:
-    """What balanced sampling balances: the class, or for survival whether the event was seen."""
-    if case.target is None:
-        raise BagError(f"patient {case.patient} has no label: balanced sampling needs one")
-    return int(case.target[1]) if isinstance(case.target, tuple) else case.target

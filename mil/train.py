@@ -27,7 +27,6 @@ from torch import Tensor
 
 from mhim.configs.errors import UserError
 from mhim.configs.schema import TrainConfig
-from mhim.mil import metrics
 from mhim.mil.feed import Case, Feed, Scale, moments, shuffled
 from mhim.mil.memory import keep_freed
 from mhim.mil.models import MILModel
@@ -175,17 +174,13 @@ def predict(
 
 
 def evaluate(model: MILModel, feed: Feed, task: Task) -> dict[str, float]:
-    """Loss in inference mode and the task's headline metric over all cases of `feed`."""
+    """Loss in inference mode and the task's headline metric over all cases of `feed`; of several also theirs."""
     found = list(_predictions(model, feed, None))
     logits = torch.from_numpy(np.stack([p.logits for p in found]).astype(np.float64))
     values = [c.target for c in feed.cases if c.target is not None]
     target = task.target(values)
     loss = float(task.with_memory(None).loss(logits, target))
-    if task.survival:
-        headline = metrics.c_index(target[:, 0].numpy(), target[:, 1].numpy(), task.risk(logits).numpy())
-    else:
-        headline = metrics.auc(target.numpy(), task.probabilities(logits).numpy())
-    return {"loss": loss, task.headline: headline}
+    return {"loss": loss, **task.headline_of(target.numpy(), logits)}
 
 
 @contextmanager
@@ -241,7 +236,8 @@ class _Epoch:
         self._lr = learning_rate(config, epoch)
         for group in optimizer.param_groups:
             group["lr"] = self._lr
-        self._order = shuffled(feed.cases, config.batch_bags, config.balance == "sampling", seed, epoch)
+        balanced = task if config.balance == "sampling" else None
+        self._order = shuffled(feed.cases, config.batch_bags, balanced, seed, epoch)
         self._done = 0 if within is None else int(within["step"])
         # losses of the steps done, each a scalar on the device
         self._seen: dict[str, list[Tensor]] = {}
@@ -259,8 +255,8 @@ class _Epoch:
             assert batch.target is not None
             model.set_progress((self._epoch + n / steps) / config.epochs)
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=config.amp):
-                cox = task.kind == "cox"
-                named = model.losses(batch.bag, batch.target, task.with_memory(self.memory) if cox else task)
+                reaching = task.with_memory(self.memory) if task.remembers else task
+                named = model.losses(batch.bag, batch.target, reaching)
                 total = functools.reduce(torch.add, [v.float() for v in named.values()])
             # the last steps of an epoch may be fewer than `accumulate`: each still weighs 1 / (steps added up)
             together = min(config.accumulate, steps - n // config.accumulate * config.accumulate)
@@ -270,8 +266,8 @@ class _Epoch:
                 self._optimizer.step()
                 self._optimizer.zero_grad(set_to_none=True)
                 model.after_step()
-            if cox:
-                self.memory = _remember(model, batch.bag, batch.target, self.memory, config.cox_bags)
+            if task.remembers:
+                self.memory = _remember(model, batch.bag, batch.target, task, self.memory, config.cox_bags)
             for name, value in (*named.items(), ("loss", total)):
                 self._seen.setdefault(name, []).append(value.detach())
             self._done = n + 1
@@ -306,14 +302,13 @@ class _Epoch:
         return found
 
 
-def _remember(model: MILModel, bag: Any, target: Tensor, memory: Tensor | None, size: int) -> Tensor:
-    """The Cox memory with this step's bags added: [log risk in inference mode, time, event], newest last."""
+def _remember(model: MILModel, bag: Any, target: Tensor, task: Task, memory: Tensor | None, size: int) -> Tensor:
+    """The memory with this step's bags added, as the task remembers their logits in inference mode; newest last."""
     net = _module(model)
     with torch.no_grad():
         net.eval()
-        risk = model(bag).logits[:, :1].double()
+        new = task.remembered(model(bag).logits, target)
         net.train()
-    new = torch.cat([risk, target.double()], dim=1)
     return new[-size:] if memory is None else torch.cat([memory.to(new), new])[-size:]
 
 

@@ -80,7 +80,7 @@ def import_models(
         raise ImportRefused("give --classes (diagnosis) or --edges (survival: inner edges of the time bins), not both")
     if final.exists():
         raise ImportRefused(f"{final} exists; import under another --name, or delete it")
-    task = tasks.Task("nll", edges=_edges(edges)) if edges else tasks.Task("classification", classes=tuple(classes))
+    task = tasks.Nll(_edges(edges)) if edges else tasks.Classification(tuple(classes))
     leftovers.sweep(final.parent)
     with leftovers.private(final.parent) as aside, disk.naming(final):
         told = [_one(f, aside / f"fold_{k}", k, task, features, activation) for k, f in enumerate(files)]

@@ -48,7 +48,7 @@ def point(folder: Path, card: Card, task: Task, config: ScoreConfig) -> Point | 
         return None
     logits = fold.logits_of(rows) / (card.softening if config.calibrate else 1.0)
     p = task.probabilities(torch.from_numpy(logits)).numpy()[:, 1]
-    labels = fold.targets_of(rows)
+    labels = task.truth(rows)
     if config.sensitivity is not None and config.specificity is not None:
         return _between(labels, p, config.sensitivity, config.specificity)
     if config.sensitivity is not None:

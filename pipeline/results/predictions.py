@@ -19,7 +19,7 @@ from mhim.configs.schema import ScoreConfig
 from mhim.mil import metrics, mining
 from mhim.mil import train as loop
 from mhim.mil.feed import Feed
-from mhim.mil.tasks import Task
+from mhim.mil.tasks import Nll, Task
 from mhim.pipeline.cohort.patients import Patient, StoredBag
 from mhim.pipeline.results import ensemble, estimand, operating_point
 from mhim.pipeline.store.layout import CARD, StoreError
@@ -78,7 +78,7 @@ def answers(logits: np.ndarray, task: Task, card: Card, config: ScoreConfig) -> 
         p = task.probabilities(scaled).numpy()
         return [{f"p_{name}": float(v) for name, v in zip(task.classes, row, strict=True)} for row in p]
     rows: list[Row] = [{"risk": float(r)} for r in task.risk(scaled).numpy()]
-    if task.kind == "nll":
+    if isinstance(task, Nll):
         for row, curve in zip(rows, task.survival_curve(scaled).numpy(), strict=True):
             row |= {f"free_after_bin_{k}": float(v) for k, v in enumerate(curve)}
     return rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mhim.mil import tasks
 from mhim.pipeline.store.layout import FORMAT
@@ -18,13 +18,28 @@ Metric = Number | None  # None: undefined, which JSON has no number for
 
 
 class TaskRecord(Record):
-    """`Task.to_json` of `mil.tasks`. edges: in the labels' unit of time."""
+    """`Task.to_json` of `mil.tasks`, where each kind has its own keys. classes, weights: of classes and levels. edges:
+    in the labels' unit of time. link: of ordinal logits. mean, sd: in the labels' unit; robust: the loss (regression).
+    targets: name -> task, in the order of the logits (several)."""
 
     kind: tasks.Kind
-    classes: list[str]
-    edges: list[Number]
-    weights: list[Number]
-    alpha: Number
+    classes: list[str] = Field(default_factory=list)
+    edges: list[Number] = Field(default_factory=list)
+    weights: list[Number] = Field(default_factory=list)
+    alpha: Number = 0.0
+    link: str | None = None
+    mean: Number | None = None
+    sd: Number | None = None
+    robust: str | None = None
+    targets: dict[str, TaskRecord] | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> TaskRecord:
+        try:
+            tasks.from_json(self.plain())
+        except KeyError as error:
+            raise ValueError(f"a task of kind {self.kind} needs {error.args[0]}") from error
+        return self
 
     @property
     def value(self) -> tasks.Task:
@@ -73,14 +88,28 @@ class ImportedWeights(Record):
     sha256: str
 
 
+class TargetRecord(Record):
+    """What a card says of one target of several: the same as `Card` says of a single one."""
+
+    temperature: Number | None = None
+    threshold: Number | None = None
+    risk_threshold: Number | None = None
+    horizons: list[Number] | None = None
+    interval: dict[str, Metric] | None = None
+    validation: dict[str, Metric] = Field(default_factory=dict)
+    test: dict[str, Metric] = Field(default_factory=dict)
+
+
 class Card(Record):
     """`model.json`.
 
     in_dim: numbers per tile. made: how the features were made, as their own records say (`tile.mpp` ...). train:
     settings of the training. epoch: the chosen one, from 1; epochs: how many there were. validation, test: metric ->
     value. taught: a plain model of the same fold was the teacher. temperature, threshold, risk_threshold: fitted on the
-    validation patients. horizons: times of the time-dependent AUCs, in the labels' unit. unlike_from: distance from
-    which on a bag is unlike all that the model was trained and tested on."""
+    validation patients. horizons: times of the time-dependent AUCs, in the labels' unit. interval: level -> half width
+    of a prediction's interval, in the labels' unit; None: the whole line, as validation was too small. targets: name ->
+    the same of each of several. unlike_from: distance from which on a bag is unlike all that the model was trained and
+    tested on."""
 
     format: int = FORMAT
     model: str
@@ -104,6 +133,8 @@ class Card(Record):
     threshold: Number | None = None
     risk_threshold: Number | None = None
     horizons: list[Number] | None = None
+    interval: dict[str, Metric] | None = None
+    targets: dict[str, TargetRecord] | None = None
     unlike_from: Number | None = None
     imported: ImportedWeights | None = None
 
@@ -115,7 +146,7 @@ class Card(Record):
     @property
     def headline(self) -> str:
         """The metric that selection and tables use."""
-        return "auc" if self.task.kind == "classification" else "c_index"
+        return self.task.value.headline
 
     @property
     def place(self) -> tuple[int, int, int]:

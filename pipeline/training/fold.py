@@ -24,7 +24,7 @@ import torch
 from mhim.configs import lookup
 from mhim.configs.errors import UserError
 from mhim.configs.schema import TrainConfig
-from mhim.mil import metrics, novelty, tasks
+from mhim.mil import novelty, tasks
 from mhim.mil import train as loop
 from mhim.mil.feed import Case, Feed
 from mhim.mil.splits import Fold
@@ -37,6 +37,7 @@ from mhim.pipeline.training import bundle, choices, experiment_log
 from mhim.pipeline.training.card import Card, Facts
 
 PREDICTIONS, HISTORY, CHECKPOINT = "predictions.csv", "history.csv", "state.pt"
+SIDES = (("validation", "val"), ("test", "test"))  # name in the card, and in the predictions
 # A checkpoint may cost this share of the time; with MHIM's transmil student one is 60 MB.
 CHECKPOINT_SHARE = 0.05
 
@@ -129,15 +130,16 @@ def train_fold(
     named: dict[str, Any] = {"model": config.model, "model_params": config.model_params}
     rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
     why, by = alarm(model, teacher, train_cases, task, scale, config) if teacher else None, choices.ALARM
+    learnt = task.learnt([p.target for p in train if p.target is not None])
     if why is None and teacher is not None and config.select == "best" and config.fallback is not None:
-        why = outdone(_metrics_of(rows, task, train, operating_points(rows, task)), teacher, task)
+        why = outdone(_metrics_of(rows, task, operating_points(rows, task) | learnt), teacher, task)
         by = choices.VALIDATION
     if why is not None and teacher is not None:
         model, weights, scale = teacher.model().to(device(config.gpu)), teacher.weights, teacher.scale
         named = {"model": teacher.card.model, "model_params": teacher.card.model_params}
         named["fallback"] = {"from": config.model, "by": by, "why": why}
         rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
-    points = operating_points(rows, task)
+    points = operating_points(rows, task) | learnt
     rows += _predicted(model, "test", cases(test, mpp), task, scale)
     sizes = {"train": len(train), "val": len(val), "test": len(test)}
     card: dict[str, Any] = {
@@ -154,11 +156,9 @@ def train_fold(
         "versions": bundle.versions(),
         "epoch": state["best"]["epoch"] + 1,
         "epochs": state["epoch"] + 1,
-        "validation": _finite(_metrics_of([r for r in rows if r["side"] == "val"], task, train, points)),
-        "test": _finite(_metrics_of([r for r in rows if r["side"] == "test"], task, train, points)),
+        **{what: _finite(_metrics_of([r for r in rows if r["side"] == side], task, points)) for what, side in SIDES},
         **({"taught": True} if teacher else {}),
         **points,
-        **({"horizons": horizons(train)} if task.survival else {}),
     }
     profile = novelty.profile(c.load()[0] for c in train_cases)
     if profile is not None:
@@ -202,8 +202,8 @@ def outdone(validation: dict[str, float], teacher: bundle.Bundle, task: Task) ->
     own, plain = validation.get(task.headline), teacher.card.validation.get(task.headline)
     if own is None or plain is None or not plain > own:
         return None
-    what = "C-index" if task.survival else "AUC"
-    return f"validation {what} {own:.3f}, against {plain:.3f} of the plain model: masking does not help here"
+    found = f"validation {task.headline_called} {own:.3f}, against {plain:.3f} of the plain model"
+    return f"{found}: masking does not help here"
 
 
 def build_model(config: TrainConfig, in_dim: int, task: Task, seed: int, teacher: bundle.Bundle | None) -> Any:
@@ -216,26 +216,10 @@ def build_model(config: TrainConfig, in_dim: int, task: Task, seed: int, teacher
     return model
 
 
-def horizons(train: Sequence[Patient]) -> list[float]:
-    """Times at which the time-dependent AUC is taken: quartiles of the training part's event times."""
-    events = [p.target[0] for p in train if isinstance(p.target, tuple) and p.target[1]]
-    return [float(v) for v in np.quantile(events, [0.25, 0.5, 0.75])]
-
-
 def operating_points(rows: Sequence[dict[str, Any]], task: Task) -> dict[str, Any]:
-    """What is fitted on validation and frozen: temperature and threshold, or the median risk of survival."""
+    """What is fitted on validation and frozen, see `Task.points`; nothing without validation patients."""
     val = [r for r in rows if r["side"] == "val"]
-    if not val:
-        return {}
-    logits = logits_of(val)
-    if task.survival:
-        return {"risk_threshold": float(np.median(task.risk(torch.from_numpy(logits)).numpy()))}
-    labels = targets_of(val)
-    found: dict[str, Any] = {"temperature": metrics.temperature(labels, logits)}
-    if len(task.classes) == 2:
-        p = task.probabilities(torch.from_numpy(logits / found["temperature"])).numpy()
-        found["threshold"] = metrics.youden(labels, p[:, 1])
-    return found
+    return task.points(task.truth(val), logits_of(val)) if val else {}
 
 
 def logits_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -247,13 +231,6 @@ def logits_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
 def read_predictions(folder: Path) -> list[dict[str, Any]]:
     """The rows of a fold's `predictions.csv`, all values as text."""
     return tables.read(folder / PREDICTIONS)
-
-
-def targets_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """int64 (n,) class indices, or float64 (n, 2) of time and event."""
-    if "time" in rows[0]:
-        return np.array([[float(r["time"]), float(r["event"])] for r in rows])
-    return np.array([int(r["target"]) for r in rows], dtype=np.int64)
 
 
 def _fit(
@@ -316,26 +293,16 @@ def _save(state: loop.State, file: Path) -> None:
 def _predicted(model: Any, side: str, of: Sequence[Case], task: Task, scale: Any) -> list[dict[str, Any]]:
     rows = []
     for p in loop.predict(model, of, task, scale):
-        target = p.case.target
-        known = {"time": target[0], "event": target[1]} if isinstance(target, tuple) else {"target": target}
+        known = task.columns(p.case.target)
         logits = {f"logit_{k}": float(v) for k, v in enumerate(p.logits)}
         slides = json.dumps(list(p.case.slides))
         rows.append({"side": side, "patient": p.case.patient, "slides": slides, **known, **logits})
     return rows
 
 
-def _metrics_of(
-    rows: Sequence[dict[str, Any]], task: Task, train: Sequence[Patient], points: dict[str, Any]
-) -> dict[str, float]:
-    """Metrics of predictions, at the horizons of the training part, by the temperature and threshold of `points`."""
-    if not rows:
-        return {}
-    logits = torch.from_numpy(logits_of(rows))
-    if task.survival:
-        target = targets_of(rows)
-        return metrics.survival(target[:, 0], target[:, 1], task.risk(logits).numpy(), horizons(train))
-    scaled = task.probabilities(logits / points.get("temperature", 1.0)).numpy()
-    return metrics.classification(targets_of(rows), scaled, points.get("threshold"))
+def _metrics_of(rows: Sequence[dict[str, Any]], task: Task, points: dict[str, Any]) -> dict[str, float]:
+    """Metrics of predictions, by what `points` holds."""
+    return task.metrics(task.truth(rows), logits_of(rows), points) if rows else {}
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:

@@ -99,7 +99,7 @@ def cell(student: str, n: int, threads: int, device: str, repeats: int) -> dict[
     keep_freed()  # as the trainer does
     torch.set_num_threads(threads)
     cuda = device == "cuda"
-    task = tasks.Task("classification", classes=("no", "yes"))
+    task = tasks.Classification(classes=("no", "yes"))
     module = lookup.find("mhim.mil.models", "mhim")
     generator = torch.Generator().manual_seed(0)
     side = int(n**0.5) + 1

@@ -46,7 +46,7 @@ def test_scoring_and_a_step(name, student):
     assert out.scores.shape == (1, n)
     model.train()
     model.set_progress(0.1)
-    loss = sum(model.losses(bag, torch.tensor([1]), tasks.Task("classification", classes=("no", "yes"))).values())
+    loss = sum(model.losses(bag, torch.tensor([1]), tasks.Classification(classes=("no", "yes"))).values())
     loss.backward()
     model.after_step()
     assert torch.isfinite(loss)

@@ -25,7 +25,7 @@ SMALL = {
     "region": 2,
     "merge_k": 3,
 }
-TWO = tasks.Task("classification", classes=("no", "yes"))
+TWO = tasks.Classification(classes=("no", "yes"))
 CASES = [(n, {}) for n in NAMES] + [
     ("mhim", {"student": s, "merge": m, **more})
     for s in ("abmil", "dsmil", "transmil")
@@ -222,7 +222,7 @@ def test_training_is_repeatable_and_learns(name, extra):
 @every
 def test_survival_targets_are_taken_too(name, extra):
     model = make(name, extra, n_out=1).train()
-    task = tasks.Task("cox")
+    task = tasks.Cox()
     named = model.losses(bag(12, 30, 5), torch.tensor([[3.0, 1.0], [2.0, 1.0], [5.0, 0.0]]).double(), task)
     sum(named.values()).backward()
     assert all(torch.isfinite(v) for v in named.values())

@@ -191,7 +191,7 @@ def training_losses(case, model):
 
     model.draw = lambda rows, n, device: noise
     model.train()
-    task = tasks.Task("classification", classes=("no", "yes"))
+    task = tasks.Classification(classes=("no", "yes"))
     captured = []
     inner = model.student.encode
     model.student.encode = lambda i, detail=False: captured.append((len(i.z), inner(i, detail))) or captured[-1][1]
@@ -261,7 +261,7 @@ def test_gradients_in_the_order_of_the_published_program(name):
 def test_plain_student_in_training(name):
     case = Recorded(name)
     student = case.model.student.train()
-    task = tasks.Task("classification", classes=("no", "yes"))
+    task = tasks.Classification(classes=("no", "yes"))
     close(student.encode(Instances(student.embed(case.x))).logits, case["pure_logits"])
     loss = sum(student.losses(case.bag(), torch.tensor([case.label]), task).values())
     close(loss, case["pure_ce"])

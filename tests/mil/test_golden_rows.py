@@ -60,7 +60,7 @@ class Case:
 
     def losses(self, model: MIL) -> dict[str, torch.Tensor]:
         classes = tuple("abcd"[: self.told["classes"]])
-        return model.losses(self.bag(), torch.tensor([self.label]), tasks.Task("classification", classes=classes))
+        return model.losses(self.bag(), torch.tensor([self.label]), tasks.Classification(classes=classes))
 
 
 def close(found: torch.Tensor, expected: np.ndarray[Any, Any], atol: float = 1e-12) -> None:

@@ -35,7 +35,7 @@ def test_nll_of_saturated_hazards_is_clamped_as_recorded(golden):
 
 
 def test_risk_and_curve_equal_the_recorded_values(golden):
-    task = tasks.Task("nll", edges=(1.0, 2.0, 3.0))
+    task = tasks.Nll(edges=(1.0, 2.0, 3.0))
     logits = torch.from_numpy(golden["surv_logits"])
     np.testing.assert_allclose(task.survival_curve(logits), golden["survival"], rtol=1e-12)
     np.testing.assert_allclose(task.risk(logits), golden["risk"], rtol=1e-12)
@@ -63,7 +63,7 @@ def test_bins_come_from_events_only():
 @given(st.lists(st.lists(st.floats(-8, 8), min_size=4, max_size=4), min_size=1, max_size=6))
 def test_probabilities_sum_to_one_and_nll_is_their_logarithm(rows):
     logits = torch.tensor(rows, dtype=torch.float64)
-    task = tasks.Task("nll", edges=(1.0, 2.0, 3.0))
+    task = tasks.Nll(edges=(1.0, 2.0, 3.0))
     p = task.probabilities(logits)
     torch.testing.assert_close(p.sum(1), torch.ones(len(rows), dtype=torch.float64))
     for y in range(4):
@@ -90,18 +90,18 @@ def test_cox_is_the_partial_likelihood():
     risk, time, event = rng.normal(size=7), rng.uniform(1, 9, 7), np.array([1, 0, 1, 1, 0, 1, 0])
     expected = np.mean([np.log(np.exp(risk[time >= time[i]]).sum()) - risk[i] for i in range(7) if event[i]])
     target = torch.tensor(np.stack([time, event], 1))
-    loss = tasks.Task("cox").loss(torch.tensor(risk)[:, None], target)
+    loss = tasks.Cox().loss(torch.tensor(risk)[:, None], target)
     assert float(loss) == pytest.approx(expected, rel=1e-12)
 
 
 def test_cox_of_one_bag_learns_through_its_memory():
     target = torch.tensor([[2.0, 1.0]], dtype=torch.float64)
     logit = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
-    tasks.Task("cox").loss(logit, target).backward()
+    tasks.Cox().loss(logit, target).backward()
     assert float(logit.grad.abs().sum()) == 0.0  # alone, a bag has no risk set to compare with
     memory = torch.tensor([[0.5, 5.0, 0.0], [0.1, 1.0, 1.0]], dtype=torch.float64)
     logit.grad = None
-    tasks.Task("cox").with_memory(memory).loss(logit, target).backward()
+    tasks.Cox().with_memory(memory).loss(logit, target).backward()
     # died at 2: outlived by the first (push up); at risk when the second died at 1 (push down)
     up = 1 / (1 + np.exp(0.5)) - 1
     down = 1 / (1 + np.exp(0.5) + np.exp(0.1))
@@ -110,12 +110,12 @@ def test_cox_of_one_bag_learns_through_its_memory():
 
 def test_divergence_is_zero_at_the_teacher_and_positive_elsewhere():
     a, b = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
-    for task in (tasks.Task("classification", classes=tuple("abcd")), tasks.Task("nll", edges=(1.0, 2.0, 3.0))):
+    for task in (tasks.Classification(classes=tuple("abcd")), tasks.Nll(edges=(1.0, 2.0, 3.0))):
         assert float(task.divergence(a, a)) == pytest.approx(0.0, abs=1e-12)
         assert float(task.divergence(a, b)) > 0
-    assert float(tasks.Task("cox").divergence(a[:, :1], a[:, :1])) == 0.0
+    assert float(tasks.Cox().divergence(a[:, :1], a[:, :1])) == 0.0
     a.requires_grad_(), b.requires_grad_()
-    tasks.Task("classification", classes=tuple("abcd")).divergence(a, b).backward()
+    tasks.Classification(classes=tuple("abcd")).divergence(a, b).backward()
     assert a.grad is None
     assert b.grad is not None
 
@@ -142,7 +142,7 @@ def test_a_task_survives_json(task):
         (lambda: tasks.cox_survival([(float("nan"), 1.0)]), "not a number"),
         (lambda: tasks.cox_survival([(1.0, 2.0)]), "event must be"),
         (lambda: tasks.discrete_survival([(1.0, 1.0), (1.0, 1.0), (2.0, 0.0)]), "survival_bins"),
-        (lambda: tasks.Task("cox").probabilities(torch.zeros(1, 1)), "survival_loss=nll"),
+        (lambda: tasks.Cox().probabilities(torch.zeros(1, 1)), "survival_loss=nll"),
     ],
 )
 def test_bad_labels_are_refused_with_the_reason(make, says):

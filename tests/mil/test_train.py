@@ -57,7 +57,7 @@ def cases(n, seed=0, survival=False, size=(3, 9)):
     return made
 
 
-TWO = tasks.Task("classification", classes=("no", "yes"))
+TWO = tasks.Classification(classes=("no", "yes"))
 CONFIG = TrainConfig(model="tiny", epochs=5, lr=0.01, patience=0)
 
 
@@ -206,7 +206,7 @@ def test_a_loss_that_is_no_number_names_the_patient_and_keeps_the_last_state():
     assert math.isfinite(good["history"][-1]["loss"])
     with torch.no_grad():
         model.classify.bias.fill_(torch.nan)
-    first = data[feed.shuffled(data, 1, False, 1, 1)[0][0]].patient
+    first = data[feed.shuffled(data, 1, None, 1, 1)[0][0]].patient
     with pytest.raises(train.TrainingDiverged, match=rf"epoch 2 at patient {first} .*train\.lr"):
         next(loop)
     assert all(torch.isfinite(v).all() for v in good["model"].values())
@@ -237,12 +237,12 @@ def test_features_that_cannot_be_used_are_refused_by_patient(change, says):
 
 def test_balanced_sampling_shows_every_class_as_often():
     data = [*cases(20, 1)[::2], *cases(4, 2)[1::2]]  # ten of one class, two of the other
-    order = feed.shuffled(data, 1, True, 3, 0)
+    order = feed.shuffled(data, 1, TWO, 3, 0)
     shown = [data[i].target for [i] in order]
     assert len(shown) == 12
     assert shown.count(0) == shown.count(1) == 6
-    assert feed.shuffled(data, 1, True, 3, 0) == order
-    assert feed.shuffled(data, 1, True, 3, 1) != order
+    assert feed.shuffled(data, 1, TWO, 3, 0) == order
+    assert feed.shuffled(data, 1, TWO, 3, 1) != order
 
 
 def test_the_cap_on_tiles_keeps_order_and_changes_with_the_epoch():

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from mhim.mil.tasks import Task
+from mhim.mil.tasks import Classification, Cox, Task
 from mhim.pipeline.store import tables
 from mhim.pipeline.training import fold
 from tests.pipeline import records
 
 Row = dict[str, Any]
-TWO = Task("classification", classes=("no", "yes"))
-THREE = Task("classification", classes=("a", "b", "c"))
-COX = Task("cox")
+TWO = Classification(classes=("no", "yes"))
+THREE = Classification(classes=("a", "b", "c"))
+COX = Cox()
 
 
 def survival_rows(n: int = 45, folds: int = 3, seeds: int = 1, seed: int = 0, repeats: int = 1) -> list[Row]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from mhim.mil.tasks import Task
+from mhim.mil.tasks import Classification, Task
 from mhim.pipeline.results.metrics_file import METRICS, Metrics
 from mhim.pipeline.store import layout
 from mhim.pipeline.training.card import Card
 
-TWO = Task("classification", classes=("a", "b"))
+TWO = Classification(classes=("a", "b"))
 
 
 def card(task: Task = TWO, repeat: int = 0, fold: int = 0, **told: Any) -> Card:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mhim.mil.tasks import Task
+from mhim.mil.tasks import Classification
 from mhim.pipeline.cli.main import _main
 from mhim.pipeline.store import layout, reading, tables, writing
 from tests.pipeline import records
@@ -47,7 +47,7 @@ def make(folder: Path, cohort: Path) -> Path:
                     "decision": "tumour" if p > 0.5 else "benign",
                 }
             )
-        task = Task("classification", classes=("benign", "tumour"))
+        task = Classification(classes=("benign", "tumour"))
         (work.run(run) / "predictions.csv").write_text(tables.of_mappings(rows))
         (work.run(run) / "metrics.json").write_text(records.metrics(task).text())
     return folder / "work"

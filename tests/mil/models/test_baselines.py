@@ -12,7 +12,7 @@ from mhim.mil.models import Bag, Instances
 from mhim.mil.models.rrt import Attention, cut, layout, whole
 from mhim.mil.models.transformer import position
 
-THREE = tasks.Task("classification", classes=("a", "b", "c"))
+THREE = tasks.Classification(classes=("a", "b", "c"))
 
 
 def make(name, n_out=3, **raw):
@@ -98,7 +98,7 @@ def test_clam_labels_the_ends_of_the_attention(name, kind, exclusive):
 
 def test_clam_without_classes_or_with_one_instance_trains_on_the_bag():
     model = make("clam_sb", n_out=4)
-    survival = tasks.Task("nll", edges=(1.0, 2.0, 3.0))
+    survival = tasks.Nll(edges=(1.0, 2.0, 3.0))
     assert set(model.losses(bag(), torch.tensor([[1.5, 1.0]]).double(), survival)) == {"task"}
     assert float(model.losses(bag(1), torch.tensor([2]), THREE)["instance"]) == 0.0
 

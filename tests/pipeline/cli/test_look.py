@@ -17,7 +17,7 @@ import tifffile
 from mhim.configs.schema import ScoreConfig
 from mhim.extract.slide.slide import open_slide
 from mhim.mil.heatmap import palette
-from mhim.mil.tasks import Task
+from mhim.mil.tasks import Classification
 from mhim.pipeline.cli.main import _main
 from mhim.pipeline.pictures import layers
 from mhim.pipeline.store import layout, reading
@@ -164,7 +164,7 @@ def test_tiles_for_qupath_count_from_the_scanned_bounds() -> None:
 
 
 def test_a_model_without_class_evidence_still_has_its_attention() -> None:
-    task = Task("classification", classes=("a", "b"))
+    task = Classification(classes=("a", "b"))
     found = layers.layers({"attention": np.ones(3)}, task, "all")
     assert [x.name for x in found] == ["attention"]
 
@@ -172,7 +172,7 @@ def test_a_model_without_class_evidence_still_has_its_attention() -> None:
 def test_layers_of_more_than_two_classes_are_one_per_class() -> None:
     rng = np.random.default_rng(0)
     arrays = {"attention": rng.random(5), "evidence": rng.normal(size=(5, 3))}
-    found = {x.name: x for x in layers.layers(arrays, Task("classification", classes=("a", "b", "c")), "all")}
+    found = {x.name: x for x in layers.layers(arrays, Classification(classes=("a", "b", "c")), "all")}
     assert set(found) == {"attention", *(f"{k}_{c}" for k in ("probability", "contribution") for c in "abc")}
     np.testing.assert_allclose(sum(found[f"probability_{c}"].scores for c in "abc"), 1)
     np.testing.assert_allclose(sum(found[f"contribution_{c}"].scores for c in "abc"), 0, atol=1e-12)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mhim.mil import metrics
-from mhim.mil.tasks import Task
+from mhim.mil.tasks import Cox
 from mhim.pipeline.cohort.labels.rows import Row
 from mhim.pipeline.pictures import figures, report
 from mhim.pipeline.results import ensemble, risk_groups
@@ -132,7 +132,7 @@ def test_ticks_are_round_few_and_reach_the_end(most: float) -> None:
 
 def test_out_of_order_counts_comparable_pairs_only() -> None:
     rows = [{"time": t, "event": e, "risk": r} for t, e, r in ((1, 1, 0.1), (2, 0, 0.9), (3, 1, 0.5), (4, 0, 0.2))]
-    found = report._mistakes(rows, records.metrics(Task("cox")))
+    found = report._mistakes(rows, records.metrics(Cox()))
     # pairs: 1 before 2, 3 and 4 (all wrong), 3 before 4 (right); nobody is known to have come after the censored 2
     assert found == pytest.approx([1, 1, 1 / 2, 1 / 2])
 

@@ -9,14 +9,14 @@ import pytest
 
 from mhim.configs.schema import ScoreConfig
 from mhim.mil import tasks
-from mhim.mil.tasks import Task
+from mhim.mil.tasks import Classification, Cox
 from mhim.pipeline.results import operating_point
 from mhim.pipeline.store import tables
 from mhim.pipeline.training import fold as training
 from tests.pipeline import records
 
 Validated = tuple[Path, np.ndarray, np.ndarray]
-TWO = Task("classification", classes=("benign", "tumour"))
+TWO = Classification(classes=("benign", "tumour"))
 
 
 def fold(folder: Path, p: np.ndarray, labels: np.ndarray) -> Path:
@@ -108,9 +108,9 @@ def test_the_temperature_is_applied_before_the_threshold(tmp_path: Path) -> None
 
 
 def test_no_operating_point_without_two_classes() -> None:
-    three = tasks.Task("classification", classes=("a", "b", "c"))
+    three = tasks.Classification(classes=("a", "b", "c"))
     assert operating_point.point(Path("nowhere"), records.card(), three, ScoreConfig()) is None
-    assert operating_point.point(Path("nowhere"), records.card(), Task("cox"), ScoreConfig()) is None
+    assert operating_point.point(Path("nowhere"), records.card(), Cox(), ScoreConfig()) is None
     assert operating_point.columns(None, 0.4, three.classes) == {}
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mhim.mil.tasks import Task
+from mhim.mil.tasks import Cox
 from mhim.pipeline.results import estimand
 from mhim.pipeline.store import layout, writing
 
 Cli = Callable[..., tuple[int, str]]
-COX = Task("cox")
+COX = Cox()
 
 
 def bags(work: layout.Work, signal: np.ndarray, seed: int = 0) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mhim.mil.tasks import Task
+from mhim.mil.tasks import Classification
 from mhim.pipeline.results.metrics_file import ExternalMetrics, Metrics
 from mhim.pipeline.store.layout import StoreError
 from mhim.pipeline.training import bundle
@@ -85,7 +85,7 @@ def test_a_card_of_0_1_is_read() -> None:
     card = Card.of(CARD_0_1, "model.json")
     assert (card.asked, card.model, card.place, card.headline) == ("mhim", "abmil", (0, 2, 7), "auc")
     assert card.made is None
-    assert card.task.value == Task("classification", classes=("a", "b"), weights=(0.5, 1.5))
+    assert card.task.value == Classification(classes=("a", "b"), weights=(0.5, 1.5))
     assert card.plain() == CARD_0_1  # `cell` is kept
 
 
@@ -131,7 +131,8 @@ def test_metrics_of_0_1_are_known_as_counted_otherwise() -> None:
         ({"epoch": "3"}, "epoch"),
         ({"split": [1]}, "split"),
         ({"validation": {"auc": "high"}}, "validation.auc"),
-        ({"task": {**TASK, "kind": "regression"}}, "task.kind"),
+        ({"task": {**TASK, "kind": "guess"}}, "task.kind"),
+        ({"task": {**TASK, "kind": "regression"}}, "task"),
         ({"seed": True}, "seed"),
         ({"model": None}, "model"),
     ],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mhim.extract.slide.slide import open_slide
-from mhim.mil.tasks import Task
+from mhim.mil.tasks import Classification
 from mhim.pipeline.store import layout, writing
 from mhim.pipeline.viewer.data import Gallery
 from tests.pipeline import records, scored
@@ -80,7 +80,7 @@ def test_new_slides_are_shown_with_the_scores_of_their_run(tmp_path: Path, work:
     (new / "runs" / "one" / "predictions.csv").rename(new / "predictions.csv")
     shutil.rmtree(new / "runs")
     (run / "fold_0").mkdir()
-    task = Task("classification", classes=("benign", "tumour"))
+    task = Classification(classes=("benign", "tumour"))
     (run / "fold_0" / "model.json").write_text(records.card(task).text())
     writing.seal(run / "fold_0", {"made": "by hand"})
     found = Gallery(layout.Work(new))
