@@ -10,6 +10,7 @@ result comes, never the result. Forgetting the mark costs a refusal, never a wro
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -19,6 +20,7 @@ from mhim.configs.base import fingerprint_fields as fingerprint_fields
 from mhim.configs.base import later, speed
 from mhim.configs.base import marked as marked
 from mhim.configs.schema_tables import LabelsConfig as LabelsConfig
+from mhim.configs.schema_tables import TablesConfig as TablesConfig
 
 
 class TileConfig(Settings):
@@ -193,6 +195,9 @@ class TrainConfig(Settings):
     standardize: bool = Field(
         False, description="standardise features with the training fold's mean and sd (kept in the model)"
     )
+    tables: dict[str, str] = speed(
+        {}, "patients' tables, name -> file (their rows of the run's patients enter the fingerprint, not the path)"
+    )
     gpu: bool = speed(False, "use the GPU; stops if there is none")
     cache_gb: float = speed(8.0, "most memory for bags kept in RAM, GiB", ge=0)
     checkpoint_s: float = speed(
@@ -201,6 +206,14 @@ class TrainConfig(Settings):
         ge=0,
     )
     log: Literal["csv", "tensorboard", "wandb", "mlflow"] = speed("csv", "experiment log besides the CSV")
+
+    @field_validator("tables")
+    @classmethod
+    def _plain_names(cls, tables: dict[str, str]) -> dict[str, str]:
+        wrong = [n for n in tables if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", n) or n in ("slide", "slides")]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} cannot be the name of a table: letters, digits and _, and not slide")
+        return tables
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> TrainConfig:
@@ -320,6 +333,7 @@ class Config(Settings):
     """Every setting of the pipeline."""
 
     labels: LabelsConfig = LabelsConfig()
+    tables: TablesConfig = TablesConfig()
     tile: TileConfig = TileConfig()
     extract: ExtractConfig = ExtractConfig()
     train: TrainConfig = TrainConfig()
