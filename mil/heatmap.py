@@ -42,6 +42,12 @@ class Scaled:
 
 
 How = Literal["percentile", "raw", "share"]
+# Colour tables. Of the even ones the lightness (CIELAB L*) rises in equal steps, or falls and rises in equal steps from
+# the middle, so that equal differences of score look equal, also to people with one of the colour-blindnesses and in
+# print without colour. "classic" is what pictures had from the start: its lightness goes up and down.
+Palette = Literal["classic", "viridis", "cividis", "inferno", "coolwarm"]
+EVEN: tuple[Palette, ...] = ("viridis", "cividis", "inferno")
+DIVERGING: Palette = "coolwarm"  # pale in the middle, where a signed layer's zero lies
 
 
 def scaled(scores: np.ndarray, how: How, signed: bool = False) -> Scaled:
@@ -74,6 +80,33 @@ def scaled(scores: np.ndarray, how: How, signed: bool = False) -> Scaled:
         low = -high
     values = (s - low) / (high - low) if high > low else np.full(s.size, 0.5)
     return Scaled(values.astype(np.float32), f"{low:.3g}", f"{high:.3g}")
+
+
+def at_positions(scores: np.ndarray, how: How, signed: bool, at: Sequence[float]) -> list[float | None]:
+    """The score that stands at each position (0 to 1) of the colour scale of `scaled`: what a colour bar tells.
+
+    None where no tile lies on that side of a signed scale, or where there is no tile at all."""
+    s = np.asarray(scores, dtype=np.float64)
+    places = np.asarray(at, dtype=np.float64)
+    if s.size == 0:
+        return [None] * len(places)
+    if how == "share":
+        return [float(t) for t in places]
+    if how == "percentile" and signed:
+        told: list[float | None] = []
+        for t in places.tolist():
+            side = s[s > 0] if t > 0.5 else -s[s < 0]
+            sign = 1.0 if t > 0.5 else -1.0
+            share = abs(2 * t - 1)
+            told.append(0.0 if t == 0.5 else float(sign * np.quantile(side, share)) if side.size else None)
+        return told
+    if how == "percentile":
+        return [float(v) for v in np.quantile(s, places)]
+    low, high = float(s.min()), float(s.max())
+    if signed:
+        high = max(abs(low), abs(high))
+        low = -high
+    return [float(low + t * (high - low)) for t in places]
 
 
 def _mean_rank(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -152,18 +185,22 @@ def _summed(
     return grid[:h, :w]
 
 
-def palette() -> np.ndarray:
-    """uint8 (256, 3): the colours from low to high."""
+def palette(name: Palette = "classic") -> np.ndarray:
+    """uint8 (256, 3): the colours from low to high. The even ones are matplotlib's own tables (CC0)."""
+    if name != "classic":
+        from matplotlib import colormaps
+
+        return np.asarray(colormaps[name](np.arange(256), bytes=True)[:, :3], np.uint8)
     at = np.linspace(0, 1, 256)
     channels = np.stack([np.interp(at, _STOPS[:, 0], _STOPS[:, c]) for c in (1, 2, 3)], axis=1)
     colours: np.ndarray = np.rint(channels).astype(np.uint8)
     return colours
 
 
-def colour(values: np.ndarray, opacity: float = 1.0) -> np.ndarray:
-    """uint8 (h, w, 4) RGBA of values in 0..1; transparent where they are NaN."""
+def colour(values: np.ndarray, opacity: float = 1.0, name: Palette = "classic") -> np.ndarray:
+    """uint8 (h, w, 4) RGBA of values in 0..1 in the colours of a palette; transparent where they are NaN."""
     table = np.zeros((257, 4), np.uint8)  # row 256: no tile
-    table[:256, :3] = palette()
+    table[:256, :3] = palette(name)
     table[:256, 3] = round(255 * opacity)
     packed = table.view(np.uint32)[:, 0]
     rgba = np.empty((*values.shape, 4), np.uint8)

@@ -1,20 +1,20 @@
-"""The one writer of GeoJSON: tissue and tiles as QuPath opens them by drag and drop.
+"""The one writer of GeoJSON: tissue, tiles and drawn regions as QuPath opens them by drag and drop.
 
-In: a mask, or tiles with numbers. Out: features, and the text of their collection. QuPath counts px of level 0 from the
-corner of the scanned bounds, so everything that is written does: hence `origin_l0`.
+In: a mask, tiles with numbers, or drawn polygons. Out: features, and the text of their collection. QuPath counts px of
+level 0 from the corner of the scanned bounds, so everything that is written does: hence `origin_l0`.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
-_COLOURS = {"Tissue": [0, 160, 0], "Tile": [30, 60, 200]}
+_COLOURS = {"Tissue": [0, 160, 0], "Tile": [30, 60, 200], "Exclude": [200, 40, 40]}
 
 
 def tissue_features(mask: np.ndarray, per_px: tuple[float, float]) -> list[dict[str, Any]]:
@@ -56,6 +56,19 @@ def tile_features(
         feature["properties"]["name"] = f"tile {i}"
         feature["properties"]["measurements"] = {k: float(v[i]) for k, v in measurements.items()}
         out.append(feature)
+    return out
+
+
+def region_features(
+    drawn: Sequence[tuple[str, Sequence[np.ndarray]]], origin_l0: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """Drawn regions as annotations that `regions.read` reads again: (class or "", rings each float (K, 2) in level-0 px
+    of the whole slide, the outer ring first). origin_l0: corner of the scanned bounds."""
+    shift = -np.asarray(origin_l0, dtype=np.float64)
+    out = []
+    for name, rings in drawn:
+        coordinates = [_ring(np.asarray(ring, np.float64) + shift, (1.0, 1.0)) for ring in rings]
+        out.append(_feature("annotation", {"type": "Polygon", "coordinates": coordinates}, name or None))
     return out
 
 

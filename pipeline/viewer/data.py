@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -27,21 +27,25 @@ from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.store.attributes import Geometry, MaskPlace
 from mhim.pipeline.training import bundle
+from mhim.pipeline.viewer import clusters, colours, drawn, numbers, verdict
 from mhim.pipeline.viewer.pyramid import TILE_PX
 from mhim.pipeline.viewer.slides import Question, Slides, What
 
 LAYER_PX = 2048  # long side of a layer's picture
+TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)  # positions on the colour bar whose scores are told
+Scale = Literal["percentile", "raw"]
 
 
 @dataclass(frozen=True)
 class Shown:
     """One slide of the cohort. tiles: attributes of its tile store, None if it could not be tiled or they are damaged,
-    which `why` tells."""
+    which `why` tells. regions: the file of drawn regions with which it was tiled."""
 
     id: str
     path: Path
     tiles: dict[str, Any] | None
     why: str = ""
+    regions: Path | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -51,13 +55,15 @@ class Shown:
 
 @dataclass(frozen=True)
 class ShownRun:
-    """One scored run. rows: slide id -> the columns of its patient in predictions.csv."""
+    """One scored run. rows: slide id -> the columns of its patient in predictions.csv. encoder: of its features, ""
+    where that is not known."""
 
     name: str
     folder: Path
     task: Task
     rows: dict[str, estimand.Row]
     seal: str
+    encoder: str = ""
 
 
 class Unknown(LookupError):
@@ -71,7 +77,7 @@ class Gallery:
 
     def __init__(self, work: layout.Work) -> None:
         self.work = work
-        self.slides = [_shown(s.id, s.path, work.tile_store(s.id)) for s in cohort.read_cohort(work)]
+        self.slides = [_shown(s.id, s.path, work.tile_store(s.id), s.regions) for s in cohort.read_cohort(work)]
         folders = sorted(p for p in work.runs.iterdir() if p.is_dir()) if work.runs.is_dir() else []
         self.left_out: list[str] = [s.why for s in self.slides if s.why]  # one line for each damaged slide or run
         self.runs: list[ShownRun] = []
@@ -84,6 +90,8 @@ class Gallery:
             self.runs += [found] if found is not None else []
         self.read = Slides()
         self.layer_png = lru_cache(maxsize=64)(self._layer_png)
+        self.clusters = lru_cache(maxsize=64)(self._clusters)
+        self._layers = lru_cache(maxsize=8)(self._read_layers)
         self.thumbnail = lru_cache(maxsize=512)(self._thumbnail)
 
     def index(self) -> dict[str, Any]:
@@ -106,20 +114,26 @@ class Gallery:
         marks = [(s.id, (s.tiles or {}).get("fingerprint")) for s in self.slides]
         marks += [(r.name, r.seal) for r in self.runs]
         version = layout.fingerprint({"shown": marks})  # in every address, so that no browser shows an older slide
-        return {"work": self.work.root.resolve().name, "slides": slides, "runs": runs, "version": version}
+        return {
+            "work": self.work.root.resolve().name,
+            "slides": slides,
+            "runs": runs,
+            "version": version,
+            "palettes": {name: colours.stops(name) for name in get_args(heatmap.Palette)},
+            "even": heatmap.EVEN[0],
+            "diverging": heatmap.DIVERGING,
+        }
 
     def about(self, number: int) -> dict[str, Any]:
-        """Geometry of a slide, its tiles, and each run's layers with one value per tile. All but width, height and mpp
+        """Geometry of a slide, how many tiles it has, and the names of each run's layers. All but width, height and mpp
         is in level-0 px, which `stretch` (x, y) turns into px of the finest picture."""
         shown = self._shown(number)
-        assert shown.tiles is not None
         (w, h), mpp, stretch, _ = self._ask(number, "geometry")
-        coords = reading.read_array(self.work.tile_store(shown.id), "coords")
         place = self.layer_place(number)
         runs = []
         for k in range(len(self.runs)):
             found = self._layers(k, number)
-            runs.append({"run": k, "layers": [{"name": x.name, "values": _rounded(x.scores)} for x in found]})
+            runs.append({"run": k, "layers": [{"name": x.name, "signed": x.signed, "share": x.share} for x in found]})
         return {
             "id": shown.id,
             "width": w,
@@ -127,12 +141,68 @@ class Gallery:
             "mpp": mpp,
             "tileSize": TILE_PX,
             "tile_l0": list(shown.geometry.tile_l0),
-            "coords": np.asarray(coords).tolist(),
+            "tiles": len(self._coords(number)),
             "runs": runs,
             "bounds": list(shown.geometry.bounds_l0),
             "layer_l0": place.px_l0[0] * place.size_px[0],
             "stretch": list(stretch),
         }
+
+    def places(self, number: int) -> bytes:
+        """The corners of a slide's tiles, level-0 px, as `numbers.places`."""
+        return numbers.places(self._coords(number))
+
+    def values(self, run: int, layer: int, number: int) -> bytes:
+        """A layer's score of each tile, as `numbers.values`."""
+        return numbers.values(self._layer(run, layer, number).scores)
+
+    def scale(self, run: int, layer: int, number: int, how: Scale) -> dict[str, Any]:
+        """The scores that stand at `TICKS` of a layer's colour bar."""
+        one = self._layer(run, layer, number)
+        told = heatmap.at_positions(one.scores, "share" if one.share else how, one.signed, TICKS)
+        return {"at": list(TICKS), "scores": told, "ends": [one.scaled(how).low, one.scaled(how).high]}
+
+    def crop(self, number: int, tile: int) -> bytes:
+        """JPEG of one of the tiles, as the model saw it."""
+        coords, geometry = self._coords(number), self._shown(number).geometry
+        if not 0 <= tile < len(coords):
+            raise Unknown(f"no tile {tile}")
+        x, y = (int(v) for v in coords[tile])
+        made: bytes = self._ask(number, "crop", (x, y, geometry.tile_px), geometry.mpp)
+        return made
+
+    def _clusters(self, run: int, number: int) -> dict[str, Any]:
+        """Tiles of a slide by how they look to the run's encoder; `why` there are none."""
+        slide, made = self._shown(number).id, [p.name for p in self.work.root.glob("features/*") if p.is_dir()]
+        own = self.runs[run].encoder if 0 <= run < len(self.runs) else ""
+        stores = [self.work.feature_store(e, slide) for e in ([own] if own else sorted(made))]
+        found = next((s for s in stores if (look := seals.look(s)) is not None and not look.wrong), None)
+        if found is None:
+            return {"clusters": [], "why": f"{slide} has no features {'of ' + own if own else ''} in this work folder"}
+        features = reading.read_array(found, "features")
+        if len(features) != len(self._coords(number)):
+            return {"clusters": [], "why": f"the features of {slide} are of other tiles"}
+        return {"clusters": clusters.clusters(features), "why": ""}
+
+    def regions(self, number: int) -> dict[str, Any]:
+        """The drawn regions of a slide: those drawn here, else those with which it was tiled. Raises BadRegions."""
+        shown = self._shown(number)
+        origin = shown.geometry.bounds_l0[:2]
+        own = drawn.file_of(self.work, shown.id)
+        path = own if own.exists() else shown.regions
+        if path is None or not path.exists():
+            return {"regions": [], "file": ""}
+        return {"regions": drawn.read(path, origin), "file": str(path)}
+
+    def drawing(self, number: int, sent: Any) -> str:
+        """GeoJSON of regions that were drawn on a slide, "" of none. Raises BadDrawing."""
+        geometry = self._shown(number).geometry
+        return drawn.text(sent, geometry.bounds_l0[:2], geometry.size_l0)
+
+    def save_regions(self, number: int, sent: Any) -> dict[str, Any]:
+        """Keep regions that were drawn on a slide. Raises BadDrawing, and OSError where nothing can be written."""
+        path = drawn.save(self.work, self._shown(number).id, self.drawing(number, sent))
+        return {"file": str(path) if path else "", "folder": str(self.work.root / drawn.FOLDER)}
 
     def tile(self, number: int, level: int, column: int, row: int) -> bytes:
         """One JPEG tile of the slide: level n halves the resolution of level n + 1."""
@@ -145,18 +215,12 @@ class Gallery:
         assert shown.tiles is not None
         return layer_frame(shown.geometry)
 
-    def _layer_png(self, run: int, layer: int, number: int, how: str) -> bytes:
+    def _layer_png(self, run: int, layer: int, number: int, how: Scale, palette: heatmap.Palette) -> bytes:
         """A layer as RGBA PNG."""
-        shown = self._shown(number)
-        found = self._layers(run, number)
-        if not 0 <= layer < len(found):
-            raise Unknown(f"no layer {layer}")
-        assert shown.tiles is not None
-        coords = reading.read_array(self.work.tile_store(shown.id), "coords")
-        one = found[layer]
-        values = one.scaled("raw" if how == "raw" else "percentile").values
-        rgba = heatmap.colour(heatmap.raster(values, coords, shown.geometry.tile_l0, self.layer_place(number)))
-        return _png(rgba)
+        values = self._layer(run, layer, number).scaled(how).values
+        tile_l0 = self._shown(number).geometry.tile_l0
+        laid = heatmap.raster(values, self._coords(number), tile_l0, self.layer_place(number))
+        return _png(heatmap.colour(laid, name=palette))
 
     def tissue_png(self, number: int) -> bytes:
         """The outline of the tissue as RGBA PNG over the slide's bounds."""
@@ -185,7 +249,16 @@ class Gallery:
             raise Unknown(f"no slide {number} that could be read")
         return self.slides[number]
 
-    def _layers(self, run: int, number: int) -> list[layers.Layer]:
+    def _coords(self, number: int) -> np.ndarray:
+        return np.asarray(reading.read_array(self.work.tile_store(self._shown(number).id), "coords"))
+
+    def _layer(self, run: int, layer: int, number: int) -> layers.Layer:
+        found = self._layers(run, number)
+        if not 0 <= layer < len(found):
+            raise Unknown(f"no layer {layer}")
+        return found[layer]
+
+    def _read_layers(self, run: int, number: int) -> list[layers.Layer]:
         if not 0 <= run < len(self.runs):
             raise Unknown(f"no run {run}")
         scores = self.runs[run].folder / "scores" / f"{self._shown(number).id}.zarr"
@@ -195,13 +268,13 @@ class Gallery:
         arrays = {name: np.asarray(reading.read_array(scores, name)) for name in reading.array_names(scores)}
         return layers.layers(arrays, self.runs[run].task, "all")
 
-    def _ask(self, number: int, what: What, tile: tuple[int, int, int] = (0, 0, 0)) -> Any:
+    def _ask(self, number: int, what: What, tile: tuple[int, int, int] = (0, 0, 0), mpp: float = 0.0) -> Any:
         """What the slide's reading processes say. Raises Unknown, and SlideError where the slide cannot be read."""
         shown = self._shown(number)
         assert shown.tiles is not None
         x, y = map(float, shown.geometry.slide_mpp)
         try:
-            return self.read.ask(Question(shown.path, (x, y), what, tile))
+            return self.read.ask(Question(shown.path, (x, y), what, tile, mpp))
         except LookupError as error:
             raise Unknown(str(error)) from error
 
@@ -220,20 +293,21 @@ def layer_frame(tiles: Geometry) -> Frame:
     return Frame((0, 0), (down / sx, down / sy), size, down * min(mpp))
 
 
-def _shown(slide: str, path: Path, tiles: Path) -> Shown:
+def _shown(slide: str, path: Path, tiles: Path, regions: Path | None) -> Shown:
     found = seals.look(tiles)
     if found is None:
         return Shown(slide, path, None)
     if found.wrong:
         return Shown(slide, path, None, reading.damage(tiles, found.wrong))
-    return Shown(slide, path, found.attrs)
+    return Shown(slide, path, found.attrs, regions=regions)
 
 
 def _run(folder: Path) -> ShownRun | None:
     metrics = folder / "metrics.json"
     if not (folder / "predictions.csv").exists() or not metrics.exists():
         return None
-    return _shown_run(folder.name, folder, Metrics.read(folder).task.value)
+    found = Metrics.read(folder)
+    return replace(_shown_run(folder.name, folder, found.task.value), encoder=str(found.features.encoder))
 
 
 def _new_slides(folder: Path) -> ShownRun | None:
@@ -271,18 +345,9 @@ def _told(row: estimand.Row, task: Task) -> dict[str, Any]:
         "decision": best,
         "value": value,
         "of": of,
+        **verdict.cut(row, classes),
         "wrong": best in classes and label in classes and best != label,
     }
-
-
-def _rounded(values: np.ndarray) -> list[float]:
-    """The values with four digits: short in JSON, made for 100,000 tiles at once."""
-    v = values.astype(np.float64)
-    with np.errstate(divide="ignore"):
-        places = 3 - np.floor(np.log10(np.abs(v)))
-    up, down = 10.0 ** np.clip(places, 0, 300), 10.0 ** np.clip(-places, 0, 300)
-    made: list[float] = np.where(np.isfinite(places), np.rint(v * up / down) / up * down, v).tolist()
-    return made
 
 
 def _png(rgba: np.ndarray) -> bytes:

@@ -1,27 +1,32 @@
 """The viewer's HTTP side: numbers in the address, pictures and JSON out, to whoever knows the token.
 
-It answers GET only, opens no name that comes from the address, and sends a policy that lets the page load nothing from
-elsewhere. On a shared machine every user reaches the loopback interface, so a token is asked for there too: it comes
-once, in the first address or in a header, and is moved into a cookie; the address is then without it and may be shared.
-A request that names another host is refused (a page of the web could otherwise reach this server through a name of its
-own, DNS rebinding).
+It opens no name that comes from the address, and sends a policy that lets the page load nothing from elsewhere. One
+thing can be written, the regions that are drawn on a slide (POST), and only by whoever knows the token. On a shared
+machine every user reaches the loopback interface, so a token is asked for there too: it comes once, in the first
+address or in a header, and is moved into a cookie; the address is then without it and may be shared. A request that
+names another host is refused (a page of the web could otherwise reach this server through a name of its own, DNS
+rebinding).
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import hmac
 import io
 import json
 import re
 import sys
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from mhim.pipeline.viewer.data import Gallery, Unknown
+from mhim.pipeline.viewer import drawn
+from mhim.pipeline.viewer.colours import palette_of
+from mhim.pipeline.viewer.data import Gallery, Scale, Unknown
 from mhim.pipeline.viewer.listen import HEAD_S, Incoming, Outgoing, Server, ViewerError, loopback
 
 # The hash is that of the one style element that OpenSeadragon 6.1.1 adds by itself.
@@ -31,13 +36,17 @@ POLICY = (
     "img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_NUMBERS = "application/octet-stream"
+_KINDS = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
+SCRIPTS = ("app", "state", "list", "slide", "panes", "legend", "address", "tiles", "regions", "picture", "keys")
 STATIC = {
     "/": ("index.html", "text/html; charset=utf-8"),
-    "/static/app.js": ("app.js", "text/javascript; charset=utf-8"),
-    "/static/app.css": ("app.css", "text/css; charset=utf-8"),
-    "/static/openseadragon.min.js": ("openseadragon.min.js", "text/javascript; charset=utf-8"),
-    "/static/icon.svg": ("icon.svg", "image/svg+xml"),
+    **{
+        f"/static/{name}": (name, _KINDS[name[name.rindex(".") :]])
+        for name in ("app.css", "openseadragon.min.js", "icon.svg", *(f"{s}.js" for s in SCRIPTS))
+    },
 }
+PACKED_FROM = 1 << 12  # bytes of JSON and numbers that are compressed on their way
 LEAST_TOKEN = 16  # characters
 
 
@@ -92,22 +101,83 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True  # a body nobody asked for must not be read as the next request
         url = urlsplit(self.path)
         query = dict(parse_qsl(url.query))
-        if self.local and not self._host_is_ours():
-            self._fail(HTTPStatus.FORBIDDEN, "this viewer answers to this machine only")
-            return
         given = query.pop("token", None)
-        if self.token and not self._may(given):
-            self._fail(HTTPStatus.FORBIDDEN, "the token is missing or wrong: open the address that the program printed")
+        if not self._let_in(given):
             return
         if given is not None:
             self._without_token(query)
             return
+        self._told(url.path, lambda: self._answer(url.path, query))
+
+    def do_POST(self) -> None:
+        """Keep drawn regions, or write them as GeoJSON for the browser to keep. The connection ends with the answer."""
+        self.close_connection = True
+        path = urlsplit(self.path).path
+        found = re.fullmatch(r"/(api/regions|geojson)/(\d{1,7})", path)
+        if not self._let_in(None):
+            return
+        if why := self._not_our_page() or (found and found[1] == "api/regions" and self._may_not_save()) or "":
+            self._fail(HTTPStatus.FORBIDDEN, why)
+            return
+        if not found:
+            self._fail(HTTPStatus.NOT_FOUND, "there is nothing here")
+            return
+        length = self.headers.get("Content-Length", "")
+        if not re.fullmatch(r"\d{1,9}", length) or "Transfer-Encoding" in self.headers:
+            self._fail(HTTPStatus.LENGTH_REQUIRED, "say how long the regions are")
+            return
+        if int(length) > drawn.MAX_BYTES:
+            self._fail(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {drawn.MAX_BYTES >> 20} MiB of regions are kept")
+            return
+        self._incoming.expect(HEAD_S)
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            return  # it was cut short: there is nobody to answer
         try:
-            body, kind, cache = self._answer(url.path, query)
+            sent = json.loads(body)
+        except (ValueError, RecursionError):
+            self._fail(HTTPStatus.BAD_REQUEST, "the regions are no JSON")
+            return
+        number = int(found[2])
+        if found[1] == "geojson":
+            self._told(path, lambda: (self.gallery.drawing(number, sent).encode(), "application/geo+json", False))
+        else:
+            self._told(path, lambda: (_json(self.gallery.save_regions(number, sent)), "application/json", False))
+
+    def _let_in(self, given: str | None) -> bool:
+        """Whether the request is for this host and knows the token; refuses it otherwise."""
+        if self.local and not self._host_is_ours():
+            self._fail(HTTPStatus.FORBIDDEN, "this viewer answers to this machine only")
+            return False
+        if self.token and not self._may(given):
+            self._fail(HTTPStatus.FORBIDDEN, "the token is missing or wrong: open the address that the program printed")
+            return False
+        return True
+
+    def _not_our_page(self) -> str:
+        """Why a request with a body is not taken; "" where it is. A page elsewhere can send a form here, with the
+        reader's cookies or none; it cannot send JSON, nor hide that it is another origin."""
+        kind = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        origin = self.headers.get("Origin")
+        same = origin is None or origin.partition("://")[2] == self.headers.get("Host", "")
+        if kind != "application/json" or not same or self.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
+            return "regions are taken from the viewer's own page only"
+        return ""
+
+    def _may_not_save(self) -> str:
+        """Without a token every user of the machine may look, and nobody may write."""
+        return "" if self.token else "a viewer with --no-token saves nothing: start it without, or download the regions"
+
+    def _told(self, path: str, answer: Callable[[], tuple[bytes, str, bool]]) -> None:
+        """Send (body, content type, may be cached), or why there is none."""
+        try:
+            body, kind, cache = answer()
         except Unknown as error:
             self._fail(HTTPStatus.NOT_FOUND, str(error))
+        except drawn.BadDrawing as error:
+            self._fail(HTTPStatus.BAD_REQUEST, str(error))
         except Exception as error:  # one damaged slide must not stop the viewer; the page shows the message
-            print(f"viewer: {url.path}: {error}", file=sys.stderr)
+            print(f"viewer: {path}: {error}", file=sys.stderr)
             self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
         else:
             self._send(HTTPStatus.OK, body, kind, cache)
@@ -118,20 +188,37 @@ class _Handler(BaseHTTPRequestHandler):
             name, kind = STATIC[path]
             return files("mhim.pipeline.viewer").joinpath("static", name).read_bytes(), kind, False
         if path == "/api/index":
-            return _json(self.gallery.index()), "application/json", False
-        if found := re.fullmatch(r"/api/slide/(\d{1,7})", path):
-            return _json(self.gallery.about(int(found[1]))), "application/json", False
+            return _json({**self.gallery.index(), "writable": bool(self.token)}), "application/json", False
+        if found := re.fullmatch(r"/api/(slide|regions)/(\d{1,7})", path):
+            ask = self.gallery.about if found[1] == "slide" else self.gallery.regions
+            return _json(ask(int(found[2]))), "application/json", False
         if found := re.fullmatch(r"/tile/(\d{1,7})/(\d{1,2})/(\d{1,6})_(\d{1,6})\.jpg", path):
             number, level, column, row = (int(v) for v in found.groups())
             return self.gallery.tile(number, level, column, row), "image/jpeg", True
         if found := re.fullmatch(r"/thumb/(\d{1,7})\.jpg", path):
             return self.gallery.thumbnail(int(found[1])), "image/jpeg", True
+        if found := re.fullmatch(r"/crop/(\d{1,7})/(\d{1,7})\.jpg", path):
+            return self.gallery.crop(int(found[1]), int(found[2])), "image/jpeg", True
         if found := re.fullmatch(r"/tissue/(\d{1,7})\.png", path):
             return self.gallery.tissue_png(int(found[1])), "image/png", True
-        if found := re.fullmatch(r"/layer/(\d{1,4})/(\d{1,4})/(\d{1,7})\.png", path):
-            run, layer, number = (int(v) for v in found.groups())
-            how = "raw" if query.get("scale") == "raw" else "percentile"
-            return self.gallery.layer_png(run, layer, number, how), "image/png", False
+        if found := re.fullmatch(r"/places/(\d{1,7})\.bin", path):
+            return self.gallery.places(int(found[1])), _NUMBERS, True
+        if found := re.fullmatch(r"/clusters/(\d{1,4})/(\d{1,7})", path):
+            return _json(self.gallery.clusters(int(found[1]), int(found[2]))), "application/json", False
+        if found := re.fullmatch(r"/(layer|values|scale)/(\d{1,4})/(\d{1,4})/(\d{1,7})(\.png|\.bin|)", path):
+            return self._layer(found[1] + found[5], *(int(v) for v in found.groups()[1:4]), query)
+        raise Unknown("there is nothing here")
+
+    def _layer(self, what: str, run: int, layer: int, number: int, query: dict[str, str]) -> tuple[bytes, str, bool]:
+        """A layer's picture, its numbers, or what stands at its colour bar. Raises Unknown."""
+        how: Scale = "raw" if query.get("scale") == "raw" else "percentile"
+        if what == "layer.png":
+            palette = palette_of(query.get("palette", ""))
+            return self.gallery.layer_png(run, layer, number, how, palette), "image/png", False
+        if what == "values.bin":
+            return self.gallery.values(run, layer, number), _NUMBERS, False
+        if what == "scale":
+            return _json(self.gallery.scale(run, layer, number, how)), "application/json", False
         raise Unknown("there is nothing here")
 
     def _host_is_ours(self) -> bool:
@@ -165,6 +252,10 @@ class _Handler(BaseHTTPRequestHandler):
         self, status: HTTPStatus, body: bytes, kind: str, cache: bool, more: dict[str, str] | None = None
     ) -> None:
         self.send_response(status)
+        more = dict(more or {})
+        if kind in (_NUMBERS, "application/json") and len(body) >= PACKED_FROM and self._takes_gzip():
+            body = gzip.compress(body, 1, mtime=0)
+            more["Content-Encoding"] = "gzip"
         headers = {
             "Content-Type": kind,
             "Content-Length": str(len(body)),
@@ -173,12 +264,17 @@ class _Handler(BaseHTTPRequestHandler):
             "Referrer-Policy": "no-referrer",
             "Cross-Origin-Resource-Policy": "same-origin",
             "Cache-Control": "private, max-age=3600" if cache else "no-store",
+            "Vary": "Accept-Encoding",
         }
-        for name, value in {**headers, **(more or {})}.items():
+        for name, value in {**headers, **more}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
         self.wfile.flush()
+
+    def _takes_gzip(self) -> bool:
+        taken = [part.strip().lower() for part in self.headers.get("Accept-Encoding", "").split(",")]
+        return "gzip" in taken
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing per request: a deep zoom asks for hundreds."""

@@ -30,8 +30,9 @@ PROCESSES = 4  # at most; a browser asks for six tiles at once
 OPEN_SLIDES = 2  # in each process: each keeps up to twice pyramid.KEPT_BYTES
 TRIES = 2  # a process may also be ended from outside, for want of memory: only the second death is the slide's fault
 _THUMBNAIL_PX = 240
+CROP_PX = 256  # most of the edge of a tile's picture
 
-What = Literal["geometry", "tile", "thumbnail"]
+What = Literal["geometry", "tile", "thumbnail", "crop"]
 
 
 class Geometry(NamedTuple):
@@ -45,12 +46,14 @@ class Geometry(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """mpp: µm per px of level 0, (x, y). tile: (level, column, row) where `what` is one."""
+    """mpp: µm per px of level 0, (x, y). tile: (level, column, row) where `what` is one; of a crop its corner in
+    level-0 px and its edge in px of `crop_mpp` µm."""
 
     path: Path
     mpp: tuple[float, float]
     what: What
     tile: tuple[int, int, int] = (0, 0, 0)
+    crop_mpp: float = 0.0
 
 
 # ---------------------------------------------------------------------------------------------- the viewer's side
@@ -157,9 +160,18 @@ def _answer(question: Question | None) -> tuple[str, Any]:
                 return "made", pyramid.tile(*question.tile)
             except LookupError as error:
                 return "none", str(error)
+        if question.what == "crop":
+            x, y, edge = question.tile
+            return "made", viewed_jpeg(_small(pyramid.slide.read_region(x, y, edge, Mpp(question.crop_mpp)), CROP_PX))
         return "made", Geometry(pyramid.size_px, pyramid.mpp, pyramid.stretch, pyramid.note)
     except Exception as error:  # decoders raise whatever the bytes at hand do
         return "failed", str(error) or type(error).__name__
+
+
+def _small(rgb: np.ndarray, most_px: int) -> np.ndarray:
+    """A picture whose longer side is at most `most_px`."""
+    k = most_px / max(rgb.shape[:2])
+    return rgb if k >= 1 else np.asarray(cv2.resize(rgb, None, fx=k, fy=k, interpolation=cv2.INTER_AREA))
 
 
 def _thumbnail(slide: Slide) -> bytes:

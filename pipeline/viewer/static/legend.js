@@ -1,0 +1,50 @@
+// What the colours and the answer of a run mean: the colour bar with its scores, the decision with its threshold.
+import { $, digits, element, json, plain, runOf, short, state, told, versioned } from "./state.js";
+import { colours } from "./slide.js";
+
+const HOW = {
+  percentile: "rank among this slide's tiles", raw: "from lowest to highest of this slide", share: "share of the training",
+};
+
+export async function legend(pane, layer) {
+  const box = pane.element.querySelector(".legend");
+  box.hidden = !layer;
+  if (!layer) return;
+  const stops = state.index.palettes[colours(layer)], how = layer.share ? "share" : $("scale").value;
+  box.querySelector(".what").textContent = `${plain(layer.name)} (${HOW[how]}${layer.signed ? ", 0 in the middle" : ""})`;
+  box.querySelector(".colours").style.background = `linear-gradient(90deg, ${stops.join(", ")})`;
+  const ticks = box.querySelector(".ticks"), mine = pane.scaleAsked = {};
+  ticks.replaceChildren();
+  pane.scale = null;
+  const found = await json(versioned(`/scale/${layer.run}/${layer.at}/${state.number}?scale=${$("scale").value}`)).catch(() => null);
+  if (mine !== pane.scaleAsked || !found) return;
+  pane.scale = { ...found, stops, what: box.querySelector(".what").textContent };
+  found.scores.forEach((score, k) => {
+    const tick = element("span", "", short(score));
+    if (how === "percentile" && !layer.signed) tick.append(element("small", "", `${100 * found.at[k]} %`));
+    ticks.append(tick);
+  });
+}
+
+// "P(tumour) 0.812 ≥ 0.500 → tumour": the answer, the threshold that was frozen before, and what it decides.
+export function verdictText(run, number) {
+  const one = told(number, run);
+  if (!one) return "";
+  const value = `${one.of ? `P(${one.of})` : "risk"} ${digits(one.value)}`, parts = [value];
+  if (one.threshold !== undefined) {
+    parts.push(one.undecided ? `undecided from ${digits(one.undecided[0])} to ${digits(one.undecided[1])}` :
+      `${one.value >= one.threshold ? "≥" : "<"} threshold ${digits(one.threshold)}`);
+  }
+  const call = one.decision || one.group;
+  if (call) parts.push(`→ ${call}`);
+  if (one.label) parts.push(one.wrong ? `✗ label ${one.label}` : `label ${one.label}`);
+  return parts.join("  ");
+}
+
+export function verdict(pane) {
+  const run = runOf(pane), box = pane.element.querySelector(".verdict"), text = verdictText(run, state.number);
+  box.replaceChildren();
+  if (!state.index.runs[run]) return;
+  box.append(element("b", "", state.index.runs[run].name));
+  box.append(element("span", (told(state.number, run) || {}).wrong ? "wrong" : "", text || "no answer for this slide"));
+}
