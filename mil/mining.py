@@ -10,14 +10,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mhim.mil.models import MIL, Bag, flatten, grids
+from mhim.mil.models import MIL, Bag, TaskLike, flatten, grids
 from mhim.mil.models.mhim import Mhim
 from mhim.mil.parts import masking
 
 STEPS = 20  # points of the schedule that are looked at
 
 
-def of(model: MIL, bag: Bag) -> dict[str, np.ndarray]:
+def of(model: MIL, bag: Bag, task: TaskLike) -> dict[str, np.ndarray]:
     """What `model` hides of the one bag in `bag`; empty without a teacher or a hard mask.
 
     hardness: float32 (N,), by which the hard mask ranks. masked: float32 (N,), the share of the training in which it
@@ -36,7 +36,7 @@ def of(model: MIL, bag: Bag) -> dict[str, np.ndarray]:
             (seen,) = model.assess(x, sizes, grids(bag))
             if seen is None or seen.share is None:
                 return {}
-            hardness = model.score(seen, n).float()
+            hardness = model.score(seen, n, task).float()
             masked = torch.zeros(n)
             for step in range(STEPS):
                 model.set_progress(step / STEPS)

@@ -25,8 +25,18 @@ class TaskLike(Protocol):
     @property
     def n_out(self) -> int: ...
 
+    @property
+    def scored_as_published(self) -> bool:
+        """Whether MHIM's published score, a softmax over the logits, means something."""
+        ...
+
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean loss, a scalar, of logits (B, n_out)."""
+        """Mean loss, a scalar, of logits (B, n_out). target is int64 only where it indexes the logits."""
+        ...
+
+    def hardness(self, contribution: Tensor, logits: Tensor) -> Tensor:
+        """(N,) how much each instance argues for the bag's answer, from its contributions (N, n_out) to the bag's
+        logits (n_out,)."""
         ...
 
     def divergence(self, teacher: Tensor, student: Tensor) -> Tensor:

@@ -28,15 +28,26 @@ each with the authors' way as the option named second:
 - teacher "ema" in teacher_mode "train", as published; "frozen", "eval" (in train mode its dropout makes the top 3 % of
   two passes agree by 20-40 % only).
 - student_start "teacher" | "fresh".
-- score "margin" | "probability": largest minus mean contribution to the logits, which for two classes orders as the
-  probability of the predicted class against the other and never saturates; or the published class-aware score. Neither
-  holds the classifier's bias. (The published one adds the first class's bias to all, which softmax ignores.)
+- score "margin" | "probability": how much an instance argues for the bag's answer (below), which never saturates; or
+  the published class-aware score. Neither holds the classifier's bias. (The published one adds the first class's bias
+  to all, which softmax ignores.)
 - rank "float32" | "autocast": in half precision the scores of 10,000 instances collapse to one value.
 - keep_ratio is the share that is *kept* (.8 masks 20 %), which is what `merge_ratio` means in the authors' program; the
   text speaks of masking 80-90 %: that is keep_ratio .1-.2.
 - order "slide" | "shuffled": the kept instances stay in the bag's order, on which transmil's geometry depends.
 - min_kept 1 | 0: a tiny bag keeps an instance besides the tokens.
 - query_update "after" | "before_backward": moving the queries before the backward pass changes its gradients.
+
+What the margin is of each outcome (`Task.hardness`), of an instance's contributions c to the logits:
+- classes, and the time bins of nll: max c - mean c; of two classes that orders as the probability of the called class
+  against the other, and of time bins an instance is hard that moves the answer to one bin.
+- ordinal: c of "the bag's level or worse", Σ c_k over the thresholds k below the teacher's level (cumulative: along
+  the slope of its cutpoint), because a bag has its grade by its worst instances; at the lowest level -c_0,
+  which holds it there.
+- regression and cox: |c|, because what lowers a value is evidence as much as what raises it: no sign is the answer's.
+- several: the best rank an instance has for any of the targets, because scales of different outcomes do not compare,
+  and a mean would leave a target whose evidence lies elsewhere its hardest instances in every bag.
+The published score is a softmax over classes; ordinal, regression and several have none and take the margin.
 """
 
 from __future__ import annotations
@@ -63,12 +74,7 @@ class Params(Settings):
 
     student: str = Field("abmil", description="student: a model of this folder (abmil, transmil, dsmil ...)")
     student_params: dict[str, Any] = Field(default_factory=dict, description="settings of the student itself")
-    mask_ratio_h: float = Field(
-        0.03,
-        ge=0,
-        lt=1,
-        description="share of the instances removed by highest score",
-    )
+    mask_ratio_h: float = Field(0.03, ge=0, lt=1, description="share of the instances removed by highest score")
     mask_ratio_hr: float = Field(
         1.0,
         gt=0,
@@ -76,12 +82,7 @@ class Params(Settings):
         description="random share of a correspondingly larger top set that is removed",
     )
     mask_decay: Literal["none", "cosine"] = Field("none", description="cosine: mask_ratio_h falls to 0 over training")
-    mask_ratio_l: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="share of the instances removed by lowest attention (v1)",
-    )
+    mask_ratio_l: float = Field(0.0, ge=0, lt=1, description="share of the instances removed by lowest attention (v1)")
     mask_ratio: float = Field(0.0, ge=0, lt=1, description="share of the instances removed at random (v1)")
     rounding: Literal["ceil", "floor"] = Field("ceil", description="rounding of the numbers removed")
     share_max: float = Field(
@@ -123,16 +124,8 @@ class Params(Settings):
         description="what student and teacher must agree in",
     )
     alpha: float = Field(0.5, ge=0, description="weight of the consistency loss")
-    temp_teacher: float = Field(
-        0.1,
-        gt=0,
-        description="temperature of the teacher's softmax (consistency=embedding)",
-    )
-    temp_student: float = Field(
-        1.0,
-        gt=0,
-        description="temperature of the student's softmax (consistency=embedding)",
-    )
+    temp_teacher: float = Field(0.1, gt=0, description="temperature of the teacher's softmax (consistency=embedding)")
+    temp_student: float = Field(1.0, gt=0, description="temperature of the student's softmax (consistency=embedding)")
     teacher: Literal["frozen", "ema"] = Field("ema", description="whether the teacher follows the student")
     teacher_mode: Literal["eval", "train"] = Field("train", description="train: the teacher's dropout is on")
     momentum: float = Field(0.9997, ge=0, le=1, description="momentum of the EMA teacher")
@@ -223,7 +216,7 @@ class Mhim(MIL):
         x, sizes = flatten(bag)
         places: Sequence[Tensor | None] = grids(bag) if self.placed else [None] * len(sizes)
         seen = self.assess(x, sizes, places)
-        splits = [self.choose(t, n, x.device) if n else None for t, n in zip(seen, sizes, strict=True)]
+        splits = [self.choose(t, n, x.device, task) if n else None for t, n in zip(seen, sizes, strict=True)]
         found = [self.student.encode(i) for i in self.shown(x, sizes, places, splits, seen)]
         logits = torch.stack([e.logits for e in found])
         named = {"task": task.loss(logits, target)}
@@ -250,7 +243,7 @@ class Mhim(MIL):
             parts = self.teacher.embed(x.float() if exact and x.dtype != torch.float64 else x).split(sizes)
             return [self.teacher.encode(one_bag(z, g), scored) for z, g in zip(parts, places, strict=True)]
 
-    def choose(self, seen: Encoded | None, n: int, device: torch.device) -> masking.Split | None:
+    def choose(self, seen: Encoded | None, n: int, device: torch.device, task: TaskLike) -> masking.Split | None:
         """Which instances of a bag of n the student sees, and which are merged; None: all, as they are."""
         p = self.params
         removing = self.ratio_high > 0 or p.mask_ratio_l > 0 or p.mask_ratio > 0
@@ -260,7 +253,7 @@ class Mhim(MIL):
         score = share = attention = noise[0]
         if seen is not None and seen.share is not None and seen.attention is not None:
             share, attention = seen.share, seen.attention.float().mean(0)
-            score = self.score(seen, n)
+            score = self.score(seen, n, task)
         removed = masking.remove(
             score,
             share,
@@ -275,14 +268,13 @@ class Mhim(MIL):
         )
         return masking.split(removed, p.keep_ratio, noise[2], p.order == "slide", p.min_kept)
 
-    def score(self, seen: Encoded, n: int) -> Tensor:
+    def score(self, seen: Encoded, n: int, task: TaskLike) -> Tensor:
         """(N,) by which the hard mask ranks the instances."""
         assert seen.contribution is not None
         assert seen.published_score is not None
         assert seen.attention is not None
-        if self.params.score == "margin":
-            c = seen.contribution
-            return c[:, 0].abs() if c.shape[1] == 1 else c.amax(1) - c.mean(1)
+        if self.params.score == "margin" or (self.params.score == "probability" and not task.scored_as_published):
+            return task.hardness(seen.contribution, seen.logits)
         if self.params.score == "probability":
             return seen.published_score
         if self.params.heads == "vote":

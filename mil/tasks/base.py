@@ -45,7 +45,7 @@ Target = int | float | tuple[float, float] | Cells
 class Task:
     """Base of all outcomes. `kind`: how logits are read. `headline`: the metric that model selection and tables use;
     larger is better. `headline_called`: its name in sentences. `width`: numbers of one target. `remembers`: the loss
-    compares a bag with those before (see `with_memory`)."""
+    compares a bag with those before (see `with_memory`). `scored_as_published`: MHIM's published score is of it."""
 
     kind: ClassVar[Kind]
     headline: ClassVar[str]
@@ -53,6 +53,7 @@ class Task:
     width: ClassVar[int] = 1
     survival: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
+    scored_as_published: ClassVar[bool] = False
 
     @property
     def n_out(self) -> int:

@@ -23,6 +23,7 @@ class Classification(Task):
     kind: ClassVar[Kind] = "classification"
     headline: ClassVar[str] = "auc"
     headline_called: ClassVar[str] = "AUC"
+    scored_as_published: ClassVar[bool] = True
 
     classes: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()

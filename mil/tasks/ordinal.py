@@ -93,13 +93,13 @@ class Ordinal(Task):
         return kl(self.probabilities(teacher.detach()), self.probabilities(student))
 
     def hardness(self, contribution: Tensor, logits: Tensor) -> Tensor:
-        reached = int(self.level(logits[None])[0])
-        if reached == 0:
-            return -contribution[:, 0]
-        if self.link == "corn":
-            return contribution[:, :reached].sum(1)
-        slope = torch.sigmoid(logits[1:reached])
-        return contribution[:, 0] - (contribution[:, 1:reached] * slope).sum(1)
+        thresholds, reached = torch.arange(self.n_out, device=logits.device), self.level(logits[None])
+        slope = torch.ones_like(logits)
+        if self.link == "cumulative":
+            slope = torch.where(thresholds > 0, -torch.sigmoid(logits), slope)
+        slope = torch.where(thresholds < reached, slope, 0.0)
+        lowest = (thresholds == 0) & (reached == 0)
+        return (contribution * torch.where(lowest, -1.0, slope)).sum(dim=1)
 
     def stratum(self, target: Target) -> int:
         assert isinstance(target, int)

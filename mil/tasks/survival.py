@@ -26,6 +26,7 @@ class Survival(Task):
     headline_called: ClassVar[str] = "C-index"
     width: ClassVar[int] = 2
     survival: ClassVar[bool] = True
+    scored_as_published: ClassVar[bool] = True
 
     def stratum(self, target: Target) -> int:
         """Whether the event was seen."""

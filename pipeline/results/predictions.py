@@ -102,7 +102,7 @@ def slide_scores(
         with loop.isolated(None, fold.device(gpu), one.card.train["threads"]):
             (found,) = loop.predict(model, case, one.task, one.scale)
             feed = Feed(case, one.task, fold.device(gpu), scale=one.scale)
-            for name, values in mining.of(model, feed.batch([0]).bag).items():
+            for name, values in mining.of(model, feed.batch([0]).bag, one.task).items():
                 hidden.setdefault(name, []).append(values)
         logits.append(found.logits)
         unlike.append(one.unlike(features))

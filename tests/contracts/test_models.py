@@ -219,13 +219,31 @@ def test_training_is_repeatable_and_learns(name, extra):
     assert (margin[1::2, None] > margin[None, 0::2]).float().mean() > 0.9  # the area under the curve
 
 
+OUTCOMES = {
+    "nll": (tasks.Nll((2.5,)), [(3.0, 1.0), (2.0, 1.0), (5.0, 0.0)]),
+    "cox": (tasks.Cox(), [(3.0, 1.0), (2.0, 1.0), (5.0, 0.0)]),
+    "corn": (tasks.Ordinal(("1", "2", "3")), [0, 2, 1]),
+    "cumulative": (tasks.Ordinal(("1", "2", "3"), "cumulative"), [2, 0, 1]),
+    "regression": (tasks.Regression(10.0, 5.0), [3.0, 12.0, 30.0]),
+    "several": (
+        tasks.several({"er": TWO, "grade": tasks.Ordinal(("1", "2", "3")), "ki67": tasks.Regression(10.0, 5.0)}),
+        [tasks.Cells((1, None, 7.0)), tasks.Cells((None, 2, None)), tasks.Cells((0, 0, 12.0))],
+    ),
+}
+
+
 @every
-def test_survival_targets_are_taken_too(name, extra):
-    model = make(name, extra, n_out=1).train()
-    task = tasks.Cox()
-    named = model.losses(bag(12, 30, 5), torch.tensor([[3.0, 1.0], [2.0, 1.0], [5.0, 0.0]]).double(), task)
-    sum(named.values()).backward()
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_any_outcome_is_trained_on_unknown_to_the_model(name, extra, outcome):
+    task, values = OUTCOMES[outcome]
+    model = make(name, extra, n_out=task.n_out).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outcome == "several"):
+        named = model.losses(bag(12, 30, 5), task.target(values), task)
+    sum(v.float() for v in named.values()).backward()
     assert all(torch.isfinite(v) for v in named.values())
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert any(g.abs().max() > 0 for g in grads)
+    assert all(torch.isfinite(g).all() for g in grads)
 
 
 @every

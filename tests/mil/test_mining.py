@@ -9,6 +9,9 @@ import torch
 from mhim.mil import mining
 from mhim.mil.models import MIL, Bag, abmil, mhim
 from mhim.mil.parts import masking
+from mhim.mil.tasks import Classification
+
+TWO = Classification(("no", "yes"))
 
 
 def bag(n: int) -> Bag:
@@ -24,11 +27,11 @@ def student(**params: object) -> MIL:
 @pytest.mark.parametrize("cap", [1.0, 0.2])
 def test_masked_is_the_share_of_steps_in_which_the_mask_takes_the_instance(cap: float) -> None:
     model = student(mask_ratio_h=0.2, mask_decay="cosine", mask_ratio_hr=1.0, share_max=cap)
-    found = mining.of(model, bag(50))
+    found = mining.of(model, bag(50), TWO)
     x, sizes, places = mining.flatten(bag(50))[0], [50], mining.grids(bag(50))
     with torch.inference_mode():
         (seen,) = model.assess(x, sizes, places)
-        score = model.score(seen, 50)
+        score = model.score(seen, 50, TWO)
         expected = torch.zeros(50)
         for step in range(mining.STEPS):
             model.set_progress(step / mining.STEPS)
@@ -44,7 +47,7 @@ def test_masked_is_the_share_of_steps_in_which_the_mask_takes_the_instance(cap: 
 
 def test_a_random_share_of_a_larger_pool_is_told_as_its_chance() -> None:
     model = student(mask_ratio_h=0.1, mask_decay="none", mask_ratio_hr=0.5)
-    masked = mining.of(model, bag(40))["masked"]
+    masked = mining.of(model, bag(40), TWO)["masked"]
     assert (masked > 0).sum() == 8  # 40 x 0.1 / 0.5
     np.testing.assert_allclose(masked[masked > 0], 0.5, atol=1e-6)
 
@@ -52,11 +55,11 @@ def test_a_random_share_of_a_larger_pool_is_told_as_its_chance() -> None:
 def test_the_model_is_left_as_it_was() -> None:
     model = student(mask_ratio_h=0.1)
     model.set_progress(0.7)
-    mining.of(model, bag(10))
+    mining.of(model, bag(10), TWO)
     assert model.done == 0.7
 
 
 def test_other_models_and_tiny_bags_hide_nothing() -> None:
-    assert mining.of(abmil.build(8, 2, abmil.Params()).eval(), bag(5)) == {}
-    assert mining.of(student(mask_ratio_h=0.1), bag(1)) == {}
-    assert mining.of(student(mask_ratio_h=0.0), bag(5)) == {}
+    assert mining.of(abmil.build(8, 2, abmil.Params()).eval(), bag(5), TWO) == {}
+    assert mining.of(student(mask_ratio_h=0.1), bag(1), TWO) == {}
+    assert mining.of(student(mask_ratio_h=0.0), bag(5), TWO) == {}
