@@ -58,18 +58,31 @@ def local(encoder: str, weights: str | None) -> Path | None:
     return None
 
 
-def locate(encoder: str, hub_id: str, hub_files: tuple[str, ...], weights: str | None, offline: bool) -> Path:
-    """The weights file of `encoder`: `--weights` first, then the hub's cache, then (unless offline) the hub.
+def locate(
+    encoder: str,
+    hub_id: str,
+    hub_files: tuple[str, ...],
+    weights: str | None,
+    offline: bool,
+    wheel: str = "",
+    needs: str = "",
+) -> Path:
+    """The weights file of `encoder`: `--weights` first, then the file `wheel` of an installed Python package, then the
+    hub's cache, then (unless offline) the hub.
 
-    Raises WeightsError that tells how to get the file when it is nowhere.
+    Raises WeightsError that tells how to get the file when it is nowhere; needs: what to install, in words.
     """
     found = local(encoder, weights)
+    if found is None and weights is None and wheel:
+        found = installed(wheel)
     if found is None and weights is None and hub_id:
         found = cached(hub_id, hub_files)
         if found is None and not offline:
             return download(encoder, hub_id, hub_files)
     if found is None:
         where = f"in {weights}" if weights else "on this machine"
+        if wheel and weights is None:
+            raise WeightsError(f"no weights of {encoder!r} {where}: {needs}")
         source = (
             f"`pipeline weights fetch {encoder} --to DIR` on a machine with a network"
             if hub_id
@@ -80,6 +93,19 @@ def locate(encoder: str, hub_id: str, hub_files: tuple[str, ...], weights: str |
             "then pass --weights DIR (or the file itself)"
         )
     return found
+
+
+def installed(wheel: str) -> Path | None:
+    """A file in the folder of an installed Python package, `package/path/in/it`; None where it is not installed. The
+    package's code is not run."""
+    from importlib.util import find_spec
+
+    package, _, inside = wheel.partition("/")
+    spec = find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder) / inside).is_file():
+            return Path(folder) / inside
+    return None
 
 
 def cached(hub_id: str, hub_files: tuple[str, ...] = HUB_FILES) -> Path | None:

@@ -54,7 +54,8 @@ def identity(config: ExtractConfig) -> dict[str, Any]:
         from mhim.extract import weights
 
         hub_id, files = (row.hub_id, row.hub_files or weights.HUB_FILES) if row else _timm_hub(config)
-        path = weights.locate(name, hub_id, files, config.weights, config.offline)
+        more = (row.wheel, row.needs) if row else ()
+        path = weights.locate(name, hub_id, files, config.weights, config.offline, *more)
         return {
             "encoder": name,
             "weights_id": weights.sha256(path),

@@ -47,7 +47,8 @@ def build(config: ExtractConfig) -> Encoder:
     row = rows().get(config.encoder)
     if row is None:
         row = _row_of_timm(config.encoder.removeprefix("timm:"))
-    path = weights.locate(row.name, row.hub_id, row.hub_files or weights.HUB_FILES, config.weights, config.offline)
+    files = row.hub_files or weights.HUB_FILES
+    path = weights.locate(row.name, row.hub_id, files, config.weights, config.offline, row.wheel, row.needs)
     pooling: Pooling = params.pooling or row.pooling
     if pooling != row.pooling and not {pooling, row.pooling} <= {"model", "cls", "cls_mean", "mean"}:
         raise EncoderError(f"encoder {row.name!r} has a head of its own and cannot be pooled as {pooling!r}")

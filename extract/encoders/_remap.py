@@ -126,6 +126,8 @@ def to_timm(state: dict[str, torch.Tensor], model: nn.Module, name: str) -> dict
         return state
     if name in ("ctranspath", "chief"):
         return _old_swin(state)
+    if "_conv_stem.weight" in state:
+        return _efficientnet(state, model)
     if any(".attention.attention.query." in k for k in state):
         return _class_position(_from_transformers(state), model)
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
@@ -145,6 +147,28 @@ def _old_swin(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             continue
         moved = re.match(r"layers\.(\d+)\.downsample\.(.+)", key)
         out[f"layers.{int(moved[1]) + 1}.downsample.{moved[2]}" if moved else key] = value
+    return out
+
+
+def _efficientnet(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """EfficientNets of the packages efficientnet_pytorch and efficientnet_lite: blocks are numbered through, and norms
+    by their place among three; timm numbers blocks by stage, and norms by their place among those there are."""
+    stages: Any = model.blocks
+    places = [f"blocks.{s}.{b}." for s, stage in enumerate(stages) for b in range(len(stage))]
+    top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    wide = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    wide |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    narrow = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    out = {}
+    for key, value in state.items():
+        block = re.match(r"_blocks\.(\d+)\.(.+)", key)
+        if block and int(block[1]) < len(places):
+            names = wide if f"_blocks.{block[1]}._expand_conv.weight" in state else narrow
+            layer, _, rest = block[2].partition(".")
+            out[f"{places[int(block[1])]}{names.get(layer, layer)}.{rest}"] = value
+        else:
+            layer, _, rest = key.partition(".")
+            out[f"{top.get(layer, layer)}.{rest}"] = value
     return out
 
 

@@ -34,7 +34,8 @@ class Row(BaseModel):
 
     dim: width with the row's `pooling`. prefix_tokens: class token and registers before the patch tokens.
     tile_px, mpp: what tiles it accepts (px; µm/px), the recommended first; empty: any.
-    hub_files: file names to try on the hub. needs: what it needs beyond timm.
+    hub_files: file names to try on the hub. needs: what it needs beyond timm. wheel: file of an installed Python
+    package that holds the weights, package folder first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +65,7 @@ class Row(BaseModel):
     paper: str
     doubt: str
     sources: str
+    wheel: str = ""
 
     @field_validator("hub_files", "tile_px", "mpp", mode="before")
     @classmethod

@@ -47,6 +47,8 @@ def show(folder: Path | None, name: str | None) -> int:
 
 def _where(row: encoders.Row, folder: Path | None) -> str:
     found = weights.local(row.name, str(folder)) if folder else None
+    if found is None and row.wheel:
+        found = weights.installed(row.wheel)
     if found is None and row.hub_id:
         found = weights.cached(row.hub_id, row.hub_files or weights.HUB_FILES)
     return str(found) if found else "-"
