@@ -111,7 +111,7 @@ class Run:
     def held_out(self) -> list[Prediction]:
         """The run's own patients, each by the models that never saw it: what `pipeline score` writes down."""
         rows, _ = predictions.predictions(self._folders, self._config.score)
-        return [_prediction(row) for row in ensemble.ensemble(rows)]
+        return [_prediction(row) for row in ensemble.ensemble(rows, self._task)]
 
     def predict(self, bags: Mapping[str, Features | Bag]) -> dict[str, Prediction]:
         """Answers about bags at hand: {name: features (N, D)} -> {name: answer}. The features must be of the encoder

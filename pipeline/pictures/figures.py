@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mhim.mil import metrics, resampling
-from mhim.pipeline.results.estimand import Answers
+from mhim.pipeline.results.measures.measure import Answers
 from mhim.pipeline.results.metrics_file import Reliability
 from mhim.pipeline.store import disk
 

@@ -7,9 +7,8 @@ encoded again. It knows no model: what a model cannot tell (class evidence) is l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -17,35 +16,21 @@ from mhim.configs.schema import ScoreConfig
 from mhim.extract.images import encoded
 from mhim.extract.units import Mpp
 from mhim.mil import captions, heatmap
-from mhim.mil.heatmap import Frame, Scaled
+from mhim.mil.heatmap import Frame
 from mhim.mil.tasks import Task
+from mhim.pipeline.pictures import kinds
+from mhim.pipeline.pictures.kinds.kind import Layer
 from mhim.pipeline.store.attributes import Geometry
 
 PICTURE_PX = 1600  # long side of an overlay
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One number per tile. signed: its zero divides for from against. share: it is one of a whole, and so drawn."""
-
-    name: str
-    scores: np.ndarray
-    signed: bool = False
-    share: bool = False
-
-    def scaled(self, how: Literal["percentile", "raw"]) -> Scaled:
-        """Its scores as positions on the colour scale."""
-        return heatmap.scaled(self.scores, "share" if self.share else how, self.signed)
 
 
 def layers(arrays: dict[str, np.ndarray], task: Task, which: str) -> list[Layer]:
     """The layers of one slide that `which` (a value of score.heatmaps) asks for and the model can give.
 
     arrays: attention (n,) and, if the model has it, evidence (n, C), as the store of scores holds them.
-    attention: the tile's share in the answer. probability: of a class, were the tile a slide of its own.
-    contribution: attention x class evidence, the evidence relative to the mean of the classes, because adding the same
-    to all logits changes no probability. hardness, masked: what MHIM's teacher finds hard, and the share of its
-    training in which the mask hides the tile. Of two classes the second is drawn: the first is its mirror image.
+    attention: the tile's share in the answer. hardness, masked: what MHIM's teacher finds hard, and the share of its
+    training in which the mask hides the tile. What follows from the evidence each kind of outcome says in `kinds/`.
     """
     made = [Layer("attention", arrays["attention"])] if which in ("attention", "all") else []
     if which == "all":
@@ -53,22 +38,7 @@ def layers(arrays: dict[str, np.ndarray], task: Task, which: str) -> list[Layer]
     evidence = arrays.get("evidence")
     if evidence is None or which in ("none", "attention"):
         return made
-    evidence = evidence.astype(np.float64)
-    names = task.classes
-    if task.survival:
-        hazard = 1 / (1 + np.exp(-evidence)) if task.kind == "nll" else evidence
-        risk = -np.cumprod(1 - hazard, axis=1).sum(1) if task.kind == "nll" else evidence[:, 0]
-        share = Layer("contribution_risk", arrays["attention"] * (risk - risk.mean()), True)
-        return [*made, Layer("risk", risk), share]
-    shown = range(1, 2) if len(names) == 2 else range(len(names))
-    if which in ("probability", "all"):
-        p = np.exp(evidence - evidence.max(1, keepdims=True))
-        p /= p.sum(1, keepdims=True)
-        made += [Layer(f"probability_{names[c]}", p[:, c]) for c in shown]
-    if which in ("contribution", "all"):
-        relative = evidence - evidence.mean(1, keepdims=True)
-        made += [Layer(f"contribution_{names[c]}", arrays["attention"] * relative[:, c], True) for c in shown]
-    return made
+    return made + kinds.of(task).layers(arrays["attention"], evidence.astype(np.float64), which)
 
 
 def low_resolution(slide: Any) -> tuple[np.ndarray, Frame]:

@@ -10,16 +10,16 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mhim.extract.images import encoded
-from mhim.pipeline.pictures import figures
-from mhim.pipeline.results import again, ensemble, estimand, numbers, operating_point, predictions
-from mhim.pipeline.results import risk_groups as risk
+from mhim.pipeline.pictures import figures, kinds
+from mhim.pipeline.pictures.kinds.kind import Drawing, Kind
+from mhim.pipeline.results import again, ensemble, estimand, numbers, predictions
 from mhim.pipeline.results.metrics_file import METRICS, Metrics
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.store import layout, pages, reading, tables, writing
@@ -31,11 +31,6 @@ PICTURE_PX = 360
 Row = dict[str, Any]
 ASSETS = Path(__file__).parent / "assets"
 FIGURES = {
-    "roc": "ROC inside trainings",
-    "pr": "Precision and recall inside trainings",
-    "confusion": "Confusion (decisions)",
-    "reliability": "Calibration before and after temperature scaling",
-    "kaplan_meier": "Kaplan–Meier",
     "loss": "Training",
     "validation": "Validation",
 }
@@ -54,11 +49,13 @@ def write(work: layout.Work, run: Path) -> Path:
             f"score --name {run.name}` first, which takes seconds"
         )
     each = estimand.read(run / "predictions.csv")
-    rows = ensemble.ensemble(each)
-    rows = [row | {"mistake": wrong} for row, wrong in zip(rows, _mistakes(rows, found), strict=True)]
-    classes = found.task.classes
-    rows.sort(key=lambda row: (not _wrong(row, classes), -row["mistake"]))
-    svg = figures.save_all(run / "report", _figures(run, found, rows, each))
+    kind = kinds.of(found.task.value)
+    rows = ensemble.ensemble(each, kind.task)
+    rows = [row | {"mistake": wrong} for row, wrong in zip(rows, kind.mistakes(rows), strict=True)]
+    rows.sort(key=lambda row: (not kind.measure.said(row).wrong, -row["mistake"]))
+    drawn = kind.figures(found, rows, each) | _training_figures(run, found)
+    svg = figures.save_all(run / "report", drawn)
+    titles = kind.titles | FIGURES
     style, script = ((ASSETS / name).read_text() for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     values: dict[str, Any] = {
@@ -69,7 +66,7 @@ def write(work: layout.Work, run: Path) -> Path:
         "warnings": found.warnings,
         "metrics": numbers.lines(found),
         "counted": _counted(found),
-        "figures": [(FIGURES[k], pages.data_uri("image/svg+xml", v)) for k, v in svg.items()],
+        "figures": [(titles[k], pages.data_uri("image/svg+xml", v)) for k, v in svg.items()],
         "cohort": _cohort(work, found),
         "left_out": _left_out(work),
         "splits": _splits(run),
@@ -78,45 +75,28 @@ def write(work: layout.Work, run: Path) -> Path:
         "features": list(found.features.plain().items()),
         "config": (run / "config.yaml").read_text() if (run / "config.yaml").exists() else "",
         "again": "\n".join(again.commands(work, run)),
-        **_summary(found),
-        **_patients(rows, classes),
+        **_summary(found, kind),
+        **_patients(rows, kind),
         **_trainings(found),
     }
     bare = pages.page(ASSETS / "report.html", **values, gallery=[], no_room=0)
-    gallery, no_room = _gallery(run, rows, classes, BUDGET - len(bare.encode()) - 4096)
+    gallery, no_room = _gallery(run, rows, kind, BUDGET - len(bare.encode()) - 4096)
     text = pages.page(ASSETS / "report.html", **values, gallery=gallery, no_room=no_room)
     writing.write_atomic(run / "report.html", text)
     return run / "report.html"
 
 
-def _figures(run: Path, found: Metrics, rows: Sequence[Row], each: Sequence[Row]) -> dict[str, Callable[[Any], None]]:
-    classes = found.task.classes
+def _training_figures(run: Path, found: Metrics) -> dict[str, Drawing]:
     histories = {}
     for folder in predictions.folds_of(run):
         if (folder / "history.csv").exists():
             histories[folder.name] = tables.read(folder / "history.csv")
-    made: dict[str, Callable[[Any], None]] = {}
-    if classes:
-        answers = estimand.answers(each, found.task.value)
-        made |= {
-            "roc": figures.curve("roc", answers, classes),
-            "pr": figures.curve("pr", answers, classes),
-            "confusion": figures.confusion(found.confusion or [], classes),
-        }
-        if found.reliability:
-            made["reliability"] = figures.reliability(found.reliability)
-    else:
-        grouped = risk.groups(rows)
-        if grouped is not None:
-            made[risk.NAME] = figures.kaplan_meier(*grouped, found.log_rank_p)
-    made["loss"] = figures.training(histories, "loss")
-    made["validation"] = figures.training(histories, found.headline)
-    return made
+    return {"loss": figures.training(histories, "loss"), "validation": figures.training(histories, found.headline)}
 
 
-def _summary(found: Metrics) -> dict[str, Any]:
+def _summary(found: Metrics, kind: Kind) -> dict[str, Any]:
     """What the page says first: of what the numbers are, and the most asked-for of them."""
-    names = [k for k in ("c_index", "auc", "balanced_accuracy", "f1", "ece") if k in found.test]
+    names = [k for k in kind.measure.brief if k in found.test]
     told = (
         f"{found.model} on {found.features.encoder} features; {found.patients} held-out {found.unit}s, {found.folds} "
         f"folds, {found.seeds} seed(s); split {found.split_hash}; {100 * found.confidence:.0f} % intervals over "
@@ -145,26 +125,13 @@ def _counted(found: Metrics) -> list[str]:
     return lines
 
 
-def _patients(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
+def _patients(rows: Sequence[Row], kind: Kind) -> dict[str, Any]:
     """The table of patients. mark: the class of a cell, `n` for numbers, `wrong` for mistakes."""
-
-    def cell(value: object, mark: str = "") -> dict[str, str]:
-        return {"text": str(value), "mark": mark}
-
-    columns = ["patient", "slides", "fold", *(("label", "decision") if classes else ("time", "event"))]
-    columns += [f"p {c}" for c in classes] if classes else ["risk", "group", "out of order"]
     body = []
     for r in rows:
-        cells = [cell(r["patient"]), cell(r["slide"]), cell(r["fold"], "n")]
-        if classes:
-            cells += [cell(r["label"]), cell(_decision(r, classes), "wrong" if _wrong(r, classes) else "")]
-            cells += [cell(f"{r[f'p_{c}']:.3f}", "n") for c in classes]
-        else:
-            high = {True: "high risk", False: "low risk", None: ""}[ensemble.high(r)]
-            cells += [cell(f"{float(r['time']):g}", "n"), cell(r["event"]), cell(f"{r['risk']:.4f}", "n"), cell(high)]
-            cells.append(cell(f"{100 * r['mistake']:.0f} %", "n wrong" if r["mistake"] > 0.5 else "n"))
-        body.append(cells)
-    return {"patient_columns": columns, "patients": body}
+        cells = [(str(r["patient"]), ""), (str(r["slide"]), ""), (str(r["fold"]), "n"), *kind.cells(r)]
+        body.append([{"text": text, "mark": mark} for text, mark in cells])
+    return {"patient_columns": ["patient", "slides", "fold", *kind.columns], "patients": body}
 
 
 def _cohort(work: layout.Work, found: Metrics) -> str | list[tuple[str, str]]:
@@ -233,7 +200,7 @@ def _trainings(found: Metrics) -> dict[str, Any]:
     return {"training_columns": columns, "trainings": rows}
 
 
-def _gallery(run: Path, rows: Sequence[Row], classes: Sequence[str], room: int) -> tuple[list[dict[str, Any]], int]:
+def _gallery(run: Path, rows: Sequence[Row], kind: Kind, room: int) -> tuple[list[dict[str, Any]], int]:
     """The slides' pictures that fit into `room` bytes of HTML, and how many there was no room for."""
     made: list[dict[str, Any]] = []
     left = 0
@@ -246,17 +213,11 @@ def _gallery(run: Path, rows: Sequence[Row], classes: Sequence[str], room: int) 
             if room <= 0:
                 left += 1
                 continue
-            of = classes[-1] if len(classes) == 2 else str(r.get("label"))
-            told = (
-                f"{r['label']}, called {_decision(r, classes)}, p {of} {r[f'p_{of}']:.3f}"
-                if classes
-                else f"time {float(r['time']):g}, event {r['event']}, risk {r['risk']:.3f}"
-            )
             shown = {
                 "name": slide,
                 "uri": pages.data_uri("image/jpeg", _small_jpeg(pictures[0])),
-                "wrong": _wrong(r, classes),
-                "told": told,
+                "wrong": kind.measure.said(r).wrong,
+                "told": kind.caption(r),
                 "layer": pictures[0].stem.replace("_", " "),
             }
             room -= len(pages.page(ASSETS / "slide.html", slide=shown).encode())
@@ -273,25 +234,3 @@ def _small_jpeg(path: Path) -> bytes:
     k = min(1.0, PICTURE_PX / max(picture.shape[:2]))
     picture = np.asarray(cv2.resize(picture, None, fx=k, fy=k, interpolation=cv2.INTER_AREA))
     return encoded(picture[..., ::-1], ".jpg", 78)
-
-
-def _mistakes(rows: Sequence[Row], found: Metrics) -> list[float]:
-    """How wrong each prediction is: the probability that is missing for the true class; for survival the share of the
-    comparable patients of the same fold with whom the risks stand in the wrong order."""
-    if found.task.classes:
-        return [1.0 - float(row[f"p_{row['label']}"]) for row in rows]
-    time, event, risk = (np.array([float(r[k]) for r in rows]) for k in ("time", "event", "risk"))
-    fold = np.array([r.get("fold", 0) for r in rows])
-    earlier = (time[:, None] < time[None, :]) & (event[:, None] > 0)  # [i, j]: i is known to have come before j
-    earlier &= fold[:, None] == fold[None, :]  # the risks of two models have no common scale
-    wrong = earlier * ((risk[:, None] < risk[None, :]) + 0.5 * (risk[:, None] == risk[None, :]))
-    pairs = earlier.sum(1) + earlier.sum(0)
-    return [float(share) for share in (wrong.sum(1) + wrong.sum(0)) / np.maximum(pairs, 1)]
-
-
-def _wrong(row: Row, classes: Sequence[str]) -> bool:
-    return bool(classes) and _decision(row, classes) not in (row["label"], operating_point.UNDECIDED)
-
-
-def _decision(row: Row, classes: Sequence[str]) -> str:
-    return str(row.get("decision") or operating_point.called(row, classes))

@@ -7,7 +7,7 @@ which no pair exists. Knows no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,15 @@ from rich.console import Console
 from rich.table import Table
 
 from mhim.configs.schema import ScoreConfig
-from mhim.mil import resampling, tasks
-from mhim.pipeline.results import estimand, numbers, operating_point
-from mhim.pipeline.results.estimand import Row
+from mhim.mil import resampling
+from mhim.pipeline.results import estimand, measures, numbers, operating_point
+from mhim.pipeline.results.measures.measure import Answers, Row, place
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.resume.console import escape
 from mhim.pipeline.store import reading
 from mhim.pipeline.store.layout import CARD, StoreError
 from mhim.pipeline.training import bundle, choices
 from mhim.pipeline.training import fold as training
-
-LESS_IS_BETTER = ("brier", "ece")
-SHOWN = ("auc", "auprc", *estimand.DECIDED, "brier", "c_index")  # and every time_auc
 
 
 def compare(one: Path, two: Path, config: ScoreConfig, only: str | None = None) -> dict[str, dict[str, Any]]:
@@ -41,23 +38,24 @@ def compare(one: Path, two: Path, config: ScoreConfig, only: str | None = None) 
     refuse_others((one.name, two.name), told, rows)
     task = told[0].task.value
     sides = [estimand.answers(sorted(r, key=_order), task) for r in rows]
-    horizons = told[0].horizons or _horizons(one, task)
-    measures = [estimand.metric(side, horizons) for side in sides]
-    return _paired(measures, sides[0], config, only)
+    horizons = told[0].horizons or _horizons(one)
+    metrics = [estimand.metric(side, horizons) for side in sides]
+    return _paired(metrics, sides[0], config, only)
 
 
 def _paired(
-    measures: Sequence[Callable[[np.ndarray], dict[str, np.ndarray]]],
-    side: estimand.Answers,
+    metrics: Sequence[Callable[[np.ndarray], dict[str, np.ndarray]]],
+    side: Answers,
     config: ScoreConfig,
     only: str | None,
 ) -> dict[str, dict[str, Any]]:
     """Differences over the same draws. The patients of both sides stand in the same order."""
+    measure = measures.of(side.task)
 
     def difference(weights: np.ndarray) -> dict[str, np.ndarray]:
-        first, second = (measure(weights) for measure in measures)
-        wanted = [only] if only else [k for k in first if k in SHOWN or k.startswith("time_auc_")]
-        return {k: first[k] - second[k] if k in LESS_IS_BETTER else second[k] - first[k] for k in wanted}
+        first, second = (metric(weights) for metric in metrics)
+        wanted = [only] if only else [k for k in first if k in measure.compared]
+        return {k: first[k] - second[k] if k in measure.less_is_better else second[k] - first[k] for k in wanted}
 
     point, drawn = resampling.bootstrap(difference, len(side.patients), config.bootstrap, side.strata)
     return {k: resampling.verdict(v, drawn[k], config.confidence) for k, v in point.items()}
@@ -66,7 +64,8 @@ def _paired(
 def refuse_others(names: Sequence[str], told: Sequence[Metrics], rows: Sequence[Sequence[Row]]) -> None:
     """Raise StoreError, saying what differs, unless two runs answered the same question about the same patients."""
     one, two = names
-    kinds = ["classification" if t.task.kind == "classification" else "survival" for t in told]
+    each = [measures.of(t.task.value) for t in told]
+    kinds = [measure.question for measure in each]
     if kinds[0] != kinds[1]:
         raise StoreError(f"{one} is of {kinds[0]}, {two} of {kinds[1]}: they answer different questions")
     classes = [t.task.classes for t in told]
@@ -87,7 +86,7 @@ def refuse_others(names: Sequence[str], told: Sequence[Metrics], rows: Sequence[
         raise StoreError(
             f"patient {patient} (fold {fold}) is in one of {one} and {two} only: train the missing fold first"
         )
-    columns = ("time", "event") if kinds[0] == "survival" else ("label",)
+    columns = each[0].truth
     truths = [{r["patient"]: tuple(r[c] for c in columns) for r in side} for side in rows]
     other = sorted(p for p in truths[0] if truths[0][p] != truths[1][p])
     if other:
@@ -95,7 +94,7 @@ def refuse_others(names: Sequence[str], told: Sequence[Metrics], rows: Sequence[
         shown = [", ".join(f"{c} {v}" for c, v in zip(columns, t[p], strict=True)) for t in truths]
         raise StoreError(
             f"{len(other)} of {len(truths[0])} patients have another truth in {two} than in {one}, such "
-            f"as {p}: {shown[0]} in {one}, {shown[1]} in {two}{_unit(truths, other, kinds[0])}. Only runs "
+            f"as {p}: {shown[0]} in {one}, {shown[1]} in {two}{each[0].hint(truths, other)}. Only runs "
             "of the same labels can be compared: train again with one label table"
         )
 
@@ -107,18 +106,19 @@ def tell(one: Path, two: Path, config: ScoreConfig, out: Console) -> None:
     table = Table(title=f"{two.name} minus {one.name}: same patients, paired bootstrap inside folds")
     for column in ("metric", f"difference, {100 * config.confidence:.0f} % interval", "p", "so"):
         table.add_column(column)
-    horizons = told[0][0].horizons or _horizons(one, told[0][0].task.value)
+    task = told[0][0].task.value
+    measure, horizons = measures.of(task), told[0][0].horizons or _horizons(one)
     for name, verdict in found.items():
         d = verdict["difference"]
         said = f"{two.name} is {verdict['verdict']}" if verdict["verdict"] != "no difference" else "no difference"
-        label = f"{name} (sign turned)" if name in LESS_IS_BETTER else numbers.label(name, horizons)
+        label = f"{name} (sign turned)" if name in measure.less_is_better else measure.label(name, horizons)
         if np.isfinite(d.value):
             table.add_row(label, f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]", f"{verdict['p']:.3f}", escape(said))
         else:
             table.add_row(label, "undefined", "", "")
     out.print(table)
     for run, (summary, rows) in zip((one, two), told, strict=True):
-        trainings, seeds = len({estimand.place(r) for r in rows}), len({r["seed"] for r in rows})
+        trainings, seeds = len({place(r) for r in rows}), len({r["seed"] for r in rows})
         out.print(escape(f"{run.name}: {trainings} trainings, {seeds} seed(s)"))
         for line in [
             *choices.lines(summary.choices or _counted(summary)),
@@ -141,10 +141,10 @@ def _order(row: Row) -> tuple[Any, ...]:
     return row["repeat"], row["fold"], row["patient"], row["seed"]
 
 
-def _horizons(run: Path, task: tasks.Task) -> list[float]:
+def _horizons(run: Path) -> list[float]:
     """Of a run that was scored by version 0.1, out of its cards."""
     cards = [bundle.card_of(p.parent) for p in sorted(run.glob(f"**/{CARD}"))]
-    return numbers.mean_horizons(cards, task)
+    return numbers.mean_horizons(cards)
 
 
 def _counted(summary: Metrics) -> choices.Choices:
@@ -158,13 +158,3 @@ def _counted(summary: Metrics) -> choices.Choices:
         alarm=by.count(choices.ALARM),
         validation=by.count(choices.VALIDATION),
     )
-
-
-def _unit(truths: Sequence[Mapping[str, Sequence[Any]]], other: Sequence[str], kind: str) -> str:
-    """A hint where one run's times are a multiple of the other's."""
-    if kind != "survival":
-        return ""
-    ratios = [truths[1][p][0] / truths[0][p][0] for p in other if truths[0][p][0] > 0]
-    if len(ratios) < 2 or not ratios[0] or max(ratios) > 1.05 * min(ratios):
-        return ""
-    return f" (all times {np.median(ratios):.4g} times as long: another unit, such as days and months?)"

@@ -19,20 +19,20 @@ from mhim.configs.schema import ScoreConfig
 from mhim.mil import metrics
 from mhim.mil.resampling import Interval
 from mhim.mil.tasks import Task
-from mhim.pipeline.results import ensemble, estimand, operating_point, predictions, risk_groups
+from mhim.pipeline.results import ensemble, estimand, measures, predictions
+from mhim.pipeline.results.measures.measure import Answers, Place, place
 from mhim.pipeline.results.metrics_file import METRICS, Estimate, Metrics
 from mhim.pipeline.store import layout, tables
 from mhim.pipeline.training import bundle, choices
 from mhim.pipeline.training.card import Card
 
 Row = dict[str, Any]
-NAMES = {"c_index": "C-index", "auc": "AUC"}
 
 
 def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: ScoreConfig) -> Metrics:
     """The content of `metrics.json`. folders: the trainings; rows: their `scoring.predictions`."""
     cards = [bundle.card_of(f) for f in folders]
-    horizons = mean_horizons(cards, task)
+    horizons = mean_horizons(cards)
     found = estimand.answers(rows, task)
     each = estimand.per_training(found, horizons)
     per_fold = [_per_fold(folder, card, each, found) for folder, card in zip(folders, cards, strict=True)]
@@ -41,7 +41,8 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
     hashes = sorted({c.split.hash for c in cards})
     cells = [f["cell"] for f in per_fold]
     offered = len(list((folders[0].parents[1]).iterdir())) if cells[0] else 0
-    together = ensemble.ensemble(rows)
+    together = ensemble.ensemble(rows, task)
+    measure = measures.of(task)
     made: dict[str, Any] = {
         "numbers": layout.NUMBERS,
         "unit": "patient",
@@ -66,24 +67,16 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
         "choices": choices.count(cards, cells, offered).plain(),
     }
     if len(found.seeds) > 1:
-        made["ensemble"] = _intervals(ensemble.of_seeds(rows), task, horizons, config)
-    if task.survival:
-        made["log_rank_p"] = risk_groups.log_rank(together)
-        made["log_rank_stratified_p"] = risk_groups.log_rank(together, by_fold=True)
-    else:
+        made["ensemble"] = _intervals(ensemble.of_seeds(rows, task), task, horizons, config)
+    if measure.pooled:
         whole = _intervals(pooled(together), task, (), config)
-        made["pooled"] = {k: whole[k] for k in whole if k in estimand.RANKING}
-        made["decision_rule"] = operating_point.rule(rows, task, config)
-        made["confusion"] = estimand.confusion(found)
-        made["class_patients"] = dict(Counter(r["label"] for r in together))
-        made["decisions"] = operating_point.counts(rows, task.classes)
-        made["reliability"] = {
-            name: predictions.calibration(
-                ensemble.ensemble(predictions.predictions(folders, config.model_copy(update={"calibrate": scaled}))[0]),
-                task,
-            )
-            for name, scaled in (("before", False), ("after", True))
-        }
+        made["pooled"] = {k: whole[k] for k in whole if k in measure.ranking}
+
+    def scaled(how: bool) -> list[Row]:
+        asked = config.model_copy(update={"calibrate": how})
+        return ensemble.ensemble(predictions.predictions(folders, asked)[0], task)
+
+    made |= measure.own_tables(together) | measure.tables(found, rows, together, config, scaled)
     made["warnings"] = [
         *_missing(folders, cards),
         *_warnings(cards, task),
@@ -98,34 +91,25 @@ def pooled(rows: Sequence[Row]) -> list[Row]:
     return [{**row, "repeat": 0, "seed": 0, "fold": 0} for row in rows]
 
 
-def mean_horizons(cards: Sequence[Card], task: Task) -> list[float]:
-    """The times of the time-dependent AUCs: each fold has its own, from its training part; all are looked at in their
-    mean, so that one name is one time."""
+def mean_horizons(cards: Sequence[Card]) -> list[float]:
+    """The times of survival's time-dependent AUCs: each fold has its own, from its training part; all are looked at in
+    their mean, so that one name is one time."""
     known = [c.horizons for c in cards if c.horizons]
-    return [float(v) for v in np.mean(known, axis=0)] if task.survival and known else []
-
-
-def label(name: str, horizons: Sequence[float]) -> str:
-    """A metric's name for a table; a time-dependent AUC with its time, in the unit of the labels."""
-    if name.startswith("time_auc_"):
-        k = int(name.removeprefix("time_auc_")) - 1
-        if k < len(horizons):
-            return f"{name} (at {horizons[k]:.4g})"
-    return name
+    return [float(v) for v in np.mean(known, axis=0)] if known else []
 
 
 def lines(found: Metrics) -> list[tuple[str, str, str]]:
     """(metric, mean ± sd over trainings, value inside trainings with interval) for a table; what is of other things
     follows under its own name."""
     n = len(found.per_fold) if found.trainings is None else found.trainings
-    made = []
+    measure, made = measures.of(found.task.value), []
     for name, over in found.over_folds.items():
         spread = "" if over.sd is None else f" ± {over.sd:.3f}"
         mean = "undefined" if over.mean is None else f"{over.mean:.3f}{spread}"
         mean += f" ({over.n} of {n})" if 0 < over.n < n else ""
-        made.append((label(name, found.horizons), mean, text_of(found.test.get(name))))
+        made.append((measure.label(name, found.horizons), mean, text_of(found.test.get(name))))
     for told, what in ((found.pooled, "folds pooled"), (found.ensemble, "ensemble of seeds")):
-        shown = [k for k in (*estimand.RANKING, "balanced_accuracy") if k in told]
+        shown = [k for k in (*measure.ranking, *measure.decided[:1]) if k in told]
         made += [(f"{k}, {what}", "", text_of(told[k])) for k in shown]
     return made
 
@@ -140,12 +124,12 @@ def text_of(value: Estimate | None) -> str:
 
 def one_class(rows: Sequence[Row]) -> list[str]:
     """What to say when a model, or every model, calls all its patients one class."""
-    said: dict[estimand.Place, set[str]] = {}
-    truth: dict[estimand.Place, set[str]] = {}
+    said: dict[Place, set[str]] = {}
+    truth: dict[Place, set[str]] = {}
     for row in rows:
         if row.get("decision"):
-            said.setdefault(estimand.place(row), set()).add(row["decision"])
-            truth.setdefault(estimand.place(row), set()).add(row["label"])
+            said.setdefault(place(row), set()).add(row["decision"])
+            truth.setdefault(place(row), set()).add(row["label"])
     flat = {place: next(iter(calls)) for place, calls in said.items() if len(calls) == 1 and len(truth[place]) > 1}
     if not flat:
         return []
@@ -159,22 +143,21 @@ def one_class(rows: Sequence[Row]) -> list[str]:
 
 
 def undefined(
-    found: estimand.Answers,
+    found: Answers,
     over: Mapping[str, tuple[float, float, int]],
     told: Mapping[str, Interval],
     config: ScoreConfig,
     task: Task,
 ) -> list[str]:
     """Which numbers are of fewer trainings or fewer bootstrap samples than there are, and why."""
-    said = []
+    said, measure = [], measures.of(task)
     n = len(found.trainings)
     name = task.headline
     lacking = n - over[name][2]
     if lacking:
-        why = "no comparable pair" if task.survival else "not a patient of each class"
         said.append(
-            f"{NAMES[name]} is undefined in {lacking} of {n} trainings ({why} among the patients they held "
-            "out), which are left out of its mean over trainings and add no pair: fewer folds would help"
+            f"{measure.headline} is undefined in {lacking} of {n} trainings ({measure.no_pair} among the patients they "
+            "held out), which are left out of its mean over trainings and add no pair: fewer folds would help"
         )
     if any(len(t.who) == 1 for t in found.trainings):
         said.append(
@@ -184,7 +167,7 @@ def undefined(
     drawn = told[name].n
     if drawn < config.bootstrap:
         said.append(
-            f"the interval of {NAMES[name]} is of {drawn} of {config.bootstrap} bootstrap samples; the others "
+            f"the interval of {measure.headline} is of {drawn} of {config.bootstrap} bootstrap samples; the others "
             "hold no pair"
         )
     return said
@@ -206,9 +189,7 @@ def _intervals(rows: Sequence[Row], task: Task, horizons: Sequence[float], confi
     return {k: asdict(v) for k, v in estimand.intervals(found, horizons, config.bootstrap, config.confidence).items()}
 
 
-def _per_fold(
-    folder: Path, card: Card, each: Mapping[estimand.Place, dict[str, float]], found: estimand.Answers
-) -> dict[str, Any]:
+def _per_fold(folder: Path, card: Card, each: Mapping[Place, dict[str, float]], found: Answers) -> dict[str, Any]:
     place = card.place
     (own,) = (t for t in found.trainings if (t.repeat, t.fold, t.seed) == place)
     return {
@@ -250,7 +231,7 @@ def _warnings(cards: Sequence[Card], task: Task) -> list[str]:
     if cards[0].protocol == "paper":
         said.append("optimistic: the epoch was chosen on the test fold (train.protocol=paper)")
     if len({c.seed for c in cards}) == 1:
-        what = NAMES[task.headline]
+        what = measures.of(task).headline
         said.append(f"one seed: differences of about one point of {what} between models mean nothing")
     fallen = [c.fallback for c in cards if c.fallback]
     if fallen:

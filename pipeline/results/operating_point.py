@@ -1,15 +1,14 @@
 """From a probability to a decision: thresholds and the undecided band, found on validation and frozen.
 
-In: the folder of a trained fold, whose predictions of its validation patients were written when it was trained. Out: an
+In: a trained fold's predictions of its validation patients, which were written when it was trained. Out: an
 operating point, and what it says of a probability: the column `decision`, which every metric that needs a class
 follows. No test patient is looked at here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,17 +32,20 @@ class Point:
     high: float
 
 
-def point(folder: Path, card: Card, task: Task, config: ScoreConfig) -> Point | None:
-    """The operating point of a fold, or None where there is none (survival, more than two classes, no validation).
+def point(
+    validation: Callable[[], Sequence[dict[str, Any]]], card: Card, task: Task, config: ScoreConfig
+) -> Point | None:
+    """The operating point of a fold, or None where there is none (more than two classes, no validation). validation:
+    reads the rows of its validation patients, as `fold.read_predictions` gives them.
 
     Youden's J, or the wished-for sensitivity or specificity, on the fold's validation patients with its own
     temperature. The band holds the share `abstain` of them that lie nearest to the threshold; where both a sensitivity
     and a specificity are wished for, it reaches from the threshold of the one to that of the other, so that who is
     called negative keeps the sensitivity and who is called positive the specificity.
     """
-    if task.survival or len(task.classes) != 2:
+    if len(task.classes) != 2:
         return None
-    rows = [r for r in fold.read_predictions(folder) if r["side"] == "val"]
+    rows = validation()
     if not rows:
         return None
     logits = fold.logits_of(rows) / (card.softening if config.calibrate else 1.0)

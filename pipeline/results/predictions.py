@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from mhim.configs.schema import ScoreConfig
 from mhim.mil import metrics, mining
 from mhim.mil import train as loop
 from mhim.mil.feed import Feed
-from mhim.mil.tasks import Nll, Task
+from mhim.mil.tasks import Task
 from mhim.pipeline.cohort.patients import Patient, StoredBag
-from mhim.pipeline.results import ensemble, estimand, operating_point
+from mhim.pipeline.results import ensemble, measures
+from mhim.pipeline.results.measures.measure import Measure, Place, place
 from mhim.pipeline.store.layout import CARD, StoreError
 from mhim.pipeline.store.reading import array_names, read_array, stored
 from mhim.pipeline.training import bundle, fold, plan
@@ -51,37 +53,22 @@ def predictions(folders: Sequence[Path], config: ScoreConfig) -> tuple[list[Row]
     for folder in folders:
         card = bundle.card_of(folder)
         task = card.task.value
-        test = [r for r in fold.read_predictions(folder) if r["side"] == "test"]
-        at = operating_point.point(folder, card, task, config)
-        for row, answer in zip(test, answers(fold.logits_of(test), task, card, config), strict=True):
+        measure = measures.of(task)
+        test = fold.read_side(folder, "test")
+        frozen = measure.frozen(card, partial(fold.read_side, folder, "val"), config)
+        for row, answer in zip(test, measure.answers(fold.logits_of(test), card, config), strict=True):
             rows.append(
                 {
                     "slide": ";".join(json.loads(row["slides"])),
                     "patient": row["patient"],
                     **_place(card),
-                    **_truth(row, task),
-                    **_verdict(answer, at, card, task),
+                    **measure.known(row),
+                    **measure.verdict(answer, frozen, card),
                 }
             )
     if task is None:
         raise StoreError("no trained fold to score; run `pipeline train` first")
     return rows, task
-
-
-def answers(logits: np.ndarray, task: Task, card: Card, config: ScoreConfig) -> list[Row]:
-    """Logits (n, n_out) as what a person reads: one probability per class; for survival the risk, and for the
-    discrete form the probability of being event-free after each time bin."""
-    scaled = torch.from_numpy(logits)
-    if not task.survival:
-        if config.calibrate:
-            scaled = scaled / card.softening
-        p = task.probabilities(scaled).numpy()
-        return [{f"p_{name}": float(v) for name, v in zip(task.classes, row, strict=True)} for row in p]
-    rows: list[Row] = [{"risk": float(r)} for r in task.risk(scaled).numpy()]
-    if isinstance(task, Nll):
-        for row, curve in zip(rows, task.survival_curve(scaled).numpy(), strict=True):
-            row |= {f"free_after_bin_{k}": float(v) for k, v in enumerate(curve)}
-    return rows
 
 
 def slide_scores(
@@ -150,27 +137,27 @@ def each_of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str]
                 unlike[name] = max(far, unlike.get(name, 0.0))
     each: dict[str, list[Row]] = {name: [] for name in groups}
     cards = {folder: bundle.card_of(folder) for folders in stage.models.values() for folder in folders}
-    points = {f: operating_point.point(f, card, card.task.value, config) for f, card in cards.items()}
+    kinds = {f: measures.of(card.task.value) for f, card in cards.items()}
+    frozen = {f: kinds[f].frozen(card, partial(fold.read_side, f, "val"), config) for f, card in cards.items()}
     for name, bags in groups.items():
         slides = ";".join(s for bag, _ in bags for s in bag.slides)
         # every fold scores a new patient; one that the run knows is scored by those that held it out
         for k, folder in enumerate(stage.models[bags[0][0].id]):
-            card = cards[folder]
-            task = card.task.value
-            found = answers(np.stack([logits[k] for _, logits in bags]), task, card, config)
-            verdict = _verdict(_joined(found, task, config.several_slides), points[folder], card, task)
+            card, measure = cards[folder], kinds[folder]
+            found = measure.answers(np.stack([logits[k] for _, logits in bags]), card, config)
+            verdict = measure.verdict(_joined(found, measure, config.several_slides), frozen[folder], card)
             strange = {"unlike": unlike[name]} if name in unlike else {}
             familiar = {"known": text} if (text := stage.known_as(bags[0][0].id)) else {}
             each[name].append({"slide": slides, "patient": name, **_place(card), **verdict, **strange, **familiar})
     return [row for members in each.values() for row in members]
 
 
-def held_out_risks(folders: Sequence[Path]) -> dict[estimand.Place, np.ndarray]:
+def held_out_risks(folders: Sequence[Path]) -> dict[Place, np.ndarray]:
     """Training -> risks of the patients it held out: what a new patient's risk is placed among, model by model."""
     made = {}
     for folder in folders:
         card = bundle.card_of(folder)
-        test = [r for r in fold.read_predictions(folder) if r["side"] == "test"]
+        test = fold.read_side(folder, "test")
         if test:
             risks = card.task.value.risk(torch.from_numpy(fold.logits_of(test))).numpy()
             made[card.place] = risks
@@ -185,21 +172,21 @@ def of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str] | No
 
 def together(rows: Sequence[Row], folders: Sequence[Path]) -> list[Row]:
     """One row per new patient out of those of all folds, without the columns that tell a single training."""
-    known = held_out_risks(folders) if rows and "risk" in rows[0] else {}
+    task = bundle.card_of(folders[0]).task.value
+    known = held_out_risks(folders) if rows and measures.of(task).scale else {}
     # weights that were brought in know no patients: then new ones are placed among themselves
-    complete = known if all(estimand.place(r) in known for r in rows) else None
+    complete = known if all(place(r) in known for r in rows) else None
     return [
         {k: v for k, v in row.items() if k not in ("repeat", "fold", "seed")}
-        for row in ensemble.ensemble(rows, complete)
+        for row in ensemble.ensemble(rows, task, complete)
     ]
 
 
-def _joined(found: Sequence[Row], task: Task, how: str) -> Row:
+def _joined(found: Sequence[Row], measure: Measure, how: str) -> Row:
     """One answer out of those of a patient's slides, each scored alone."""
     if how == "mean" and len(found) > 1:
         return {k: float(np.mean([row[k] for row in found])) for k in found[0]}
-    several = [f"p_{c}" for c in task.classes] if len(task.classes) > 2 else []
-    return max(found, key=lambda row: max(row[k] for k in several) if several else _positive(row, task))
+    return max(found, key=measure.sure)
 
 
 def cell_table(run: Path) -> list[str]:
@@ -217,30 +204,6 @@ def cell_table(run: Path) -> list[str]:
             f"chosen {chosen.count(cell)} times"
         )
     return made
-
-
-def calibration(rows: Sequence[Row], task: Task) -> dict[str, Any]:
-    """How far the probabilities of labelled rows can be believed."""
-    labels = np.array([task.classes.index(r["label"]) for r in rows])
-    return operating_point.reliability(labels, np.array([[r[f"p_{c}"] for c in task.classes] for r in rows]))
-
-
-def _verdict(answer: Row, at: operating_point.Point | None, card: Card, task: Task) -> Row:
-    """An answer with what it decides: a class by the frozen rule, or the risk that divides high from low."""
-    if task.survival:
-        return {**answer, "risk_threshold": math.nan if card.risk_threshold is None else float(card.risk_threshold)}
-    found = answer | operating_point.columns(at, _positive(answer, task), task.classes)
-    return found | {"decision": operating_point.called(found, task.classes)}
-
-
-def _positive(answer: Row, task: Task) -> float:
-    return float(answer["risk"]) if task.survival else float(answer[f"p_{task.classes[-1]}"])
-
-
-def _truth(row: Row, task: Task) -> Row:
-    if task.survival:
-        return {"time": float(row["time"]), "event": int(float(row["event"]))}
-    return {"label": task.classes[int(row["target"])]}
 
 
 def _place(card: Card) -> Row:

@@ -15,21 +15,30 @@ from typing import Any
 import numpy as np
 
 from mhim.mil import metrics
-from mhim.pipeline.results import ensemble
 
 Row = dict[str, Any]
 NAME = "kaplan_meier"
+
+
+def high(row: Row) -> bool | None:
+    """Whether a row (of one training or of several) is of high risk; None if its trainings had no threshold."""
+    if row.get("high_risk") not in (None, ""):
+        share = float(row["high_risk"])
+    else:
+        cut = row.get("risk_threshold")
+        share = math.nan if cut in (None, "") or math.isnan(float(cut)) else float(row["risk"] > float(cut))
+    return None if math.isnan(share) else share >= 0.5
 
 
 def groups(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """time (n,), event (n,) 0 or 1, high risk bool (n,), one per patient; None if a training has no threshold.
 
     rows: one per patient (`ensemble.ensemble`)."""
-    high = [ensemble.high(r) for r in rows]
-    if any(h is None for h in high):
+    each = [high(r) for r in rows]
+    if any(h is None for h in each):
         return None
     time, event = (np.array([float(r[k]) for r in rows]) for k in ("time", "event"))
-    return time, event, np.array(high, dtype=bool)
+    return time, event, np.array(each, dtype=bool)
 
 
 def log_rank(rows: Sequence[Row], by_fold: bool = False) -> float:

@@ -19,7 +19,7 @@ from mhim.configs import load, lookup
 from mhim.configs.load import ConfigError
 from mhim.configs.schema import Config, TrainConfig
 from mhim.pipeline.cohort import patients
-from mhim.pipeline.results import compare, estimand, numbers, predictions
+from mhim.pipeline.results import compare, estimand, measures, numbers, predictions
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.resume import console
 from mhim.pipeline.resume.stage import Plan
@@ -30,7 +30,6 @@ from mhim.pipeline.stages.train import Train
 from mhim.pipeline.store import layout, tables, writing
 from mhim.pipeline.training import choices, fold
 
-SHOWN = ("auc", "auprc", "balanced_accuracy", "f1", "kappa", "c_index", "time_auc_1", "time_auc_2", "time_auc_3")
 Line = dict[str, Any]
 
 
@@ -139,15 +138,16 @@ def _line(row: str, folder: Path) -> Line:
         "encoder": found.features.encoder,
         "protocol": found.protocol,
         "fell_back": sum(f.fallback is not None for f in found.per_fold),
-        "horizons": found.horizons,
         "counted": choices.lines(found.choices),
         "one_class": numbers.one_class(estimand.read(folder / fold.PREDICTIONS)),
         "rule": found.decision_rule or "",
     }
-    for key in estimand.RANKING:
+    measure = measures.of(found.task.value)
+    line["tabled"] = {name: measure.label(name, found.horizons) for name in measure.tabled if name in found.over_folds}
+    for key in measure.ranking:
         if key in found.pooled:
             line[f"{key}_pooled"] = found.pooled[key].value
-    for metric in SHOWN:
+    for metric in measure.tabled:
         if metric in found.over_folds:
             over, test = found.over_folds[metric], found.test[metric]
             line |= {
@@ -197,11 +197,10 @@ def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str,
     if not made:
         return
     first = made[0]
-    shown = [m for m in SHOWN if f"{m}_mean" in first]
-    horizons = {name: numbers.label(name, first["horizons"]) for name in shown}
+    shown = first["tabled"]
     header = [
         "model",
-        *(horizons[m].replace("_", " ") for m in shown),
+        *(told.replace("_", " ") for told in shown.values()),
         f"{first['headline'].replace('_', ' ')}, inside trainings",
         "against its plain model",
     ]
@@ -241,8 +240,7 @@ def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str,
     out.parent.mkdir(parents=True, exist_ok=True)
     writing.write_atomic(out.with_name(f"{out.name}.md"), "\n".join(text) + "\n")
     flat = [
-        {k: v for k, v in line.items() if k not in ("cells", "horizons", "counted", "one_class", "rule")}
-        for line in made
+        {k: v for k, v in line.items() if k not in ("cells", "tabled", "counted", "one_class", "rule")} for line in made
     ]
     writing.write_atomic(out.with_name(f"{out.name}.csv"), tables.of_mappings(flat))
     rich = Table(title=f"{out.name}: mean ± sd")

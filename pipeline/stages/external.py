@@ -13,7 +13,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from mhim.configs.schema import Config, LabelsConfig, ScoreConfig
@@ -24,14 +23,14 @@ from mhim.pipeline.cohort.labels import match, use
 from mhim.pipeline.cohort.labels import table as label_table
 from mhim.pipeline.cohort.labels.rows import CohortError, Row
 from mhim.pipeline.cohort.patients import Dataset
-from mhim.pipeline.results import ensemble, estimand, numbers, operating_point, predictions
+from mhim.pipeline.results import estimand, measures, numbers, operating_point, predictions
+from mhim.pipeline.results.measures.measure import Answers
 from mhim.pipeline.results.metrics_file import METRICS, ExternalMetrics, Metrics
 from mhim.pipeline.resume import console
 from mhim.pipeline.store import layout, tables, writing
 from mhim.pipeline.training import bundle, choices, fold
 
 BY_MODEL = "predictions_by_model.csv"
-UNIT = 8.0  # a ratio of median times that no cohort explains; days in a month: 30, months in a year: 12
 
 
 def known_rows(slides: Path | None, labels: Path | None, settings: LabelsConfig) -> list[Row]:
@@ -78,17 +77,15 @@ def with_truth(
 ) -> tuple[list[predictions.Row], int]:
     """The predictions whose patient has a label (or time and event) that the model knows, with it; and how many have
     one of another class."""
+    measure = measures.of(task)
     told: list[predictions.Row] = []
     others: set[str] = set()
     for row in rows:
         one = next((known[s] for s in row["slide"].split(";") if s in known), None)
-        if one is None:
-            continue
-        if task.survival and one.time is not None and one.event is not None:
-            told.append({**row, "time": one.time, "event": one.event})
-        elif not task.survival and one.label in task.classes:
-            told.append({**row, "label": one.label})
-        elif not task.survival and one.label is not None:
+        truth = None if one is None else measure.told(one)
+        if truth:
+            told.append({**row, **truth})
+        elif truth is not None:
             others.add(row["patient"])
     return told, len(others)
 
@@ -113,15 +110,15 @@ def compare(
     folders = predictions.folds_of(run)
     cards = [bundle.card_of(f) for f in folders]
     task = cards[0].task.value
+    measure = measures.of(task)
     told, other = with_truth(each, known, task)
     patients = len({r["patient"] for r in each})
     labelled = len({r["patient"] for r in told})
     if not told:
-        what = "time and event" if task.survival else f"a label of {', '.join(task.classes)}"
-        raise CohortError(f"no scored slide has {what} in the labels: there is nothing to compare with")
+        raise CohortError(f"no scored slide has {measure.wanted} in the labels: there is nothing to compare with")
 
     # as for the run's own patients: in the mean of the folds' horizons
-    horizons = numbers.mean_horizons(cards, task)
+    horizons = numbers.mean_horizons(cards)
     found = estimand.answers(told, task, together=not held_out)
     joined = with_truth(predictions.together(each, folders), known, task)[0]
     as_one = estimand.answers(numbers.pooled(joined), task, together=True)
@@ -130,6 +127,7 @@ def compare(
     joint = estimand.intervals(as_one, horizons, *how)
     over = metrics.over_folds(list(estimand.per_training(found, horizons).values()))
     inside = Metrics.read(run) if (run / METRICS).exists() else None
+    own = [r for f in folders if (f / fold.PREDICTIONS).exists() for r in fold.read_predictions(f)]
     made: dict[str, Any] = {
         "numbers": layout.NUMBERS,
         "unit": "patient",
@@ -142,62 +140,36 @@ def compare(
         "several_slides": config.score.several_slides,
         "models": len(cards),
         "horizons": horizons,
-        "external": {k: asdict(joint[k] if k in estimand.DECIDED and not held_out else v) for k, v in models.items()},
+        "external": {k: asdict(joint[k] if k in measure.decided and not held_out else v) for k, v in models.items()},
         "external_models": {k: {"mean": m, "sd": sd, "n": n} for k, (m, sd, n) in over.items()},
         "external_ensemble": {k: asdict(v) for k, v in joint.items()},
         "internal": {k: v.plain() for k, v in inside.test.items()} if inside else {},
         "internal_patients": inside.patients if inside else None,
         "choices": choices.count(cards).plain(),
-        "warnings": [*_times(joined, folders, task), *numbers.one_class(numbers.pooled(joined))],
+        "warnings": [*measure.odd(joined, own), *numbers.one_class(numbers.pooled(joined))],
     }
     if inside is not None and inside.counted_otherwise:
         made["warnings"].append(
             "the internal numbers are of version 0.1, which counted otherwise (pairs across "
             f"folds): run `pipeline score --name {run.name}` again"
         )
-    if not task.survival:
-        made["decision_rule"] = operating_point.rule(told, task, config.score)
-        made["confusion"] = estimand.confusion(as_one)
+
+    def scaled(how: bool) -> list[predictions.Row]:
+        return with_truth(predictions.together(each if how else before, folders), known, task)[0]
+
+    made |= measure.tables(as_one, told, joined, config.score, scaled)
+    if "decisions" in made:
         made["decisions"] = {
             "external": operating_point.counts(joined, task.classes),
             "internal": inside.decisions.plain() if inside and inside.decisions else {},
         }
-        made["reliability"] = {
-            name: predictions.calibration(with_truth(predictions.together(some, folders), known, task)[0], task)
-            for name, some in (("before", before), ("after", each))
-        }
     return ExternalMetrics.of(numbers.no_nan(made), METRICS)
 
 
-def _one_seed(found: estimand.Answers) -> estimand.Answers:
+def _one_seed(found: Answers) -> Answers:
     """Every model stands for itself, whatever its seed: their values are averaged one by one."""
     alone = tuple(replace(t, seed=k) for k, t in enumerate(found.trainings))
     return replace(found, trainings=alone)
-
-
-def _times(rows: Sequence[predictions.Row], folders: Sequence[Path], task: tasks.Task) -> list[str]:
-    """What is odd about the times of new patients beside those that the run was trained and tested on."""
-    if not task.survival:
-        return []
-    inside = np.array([float(r["time"]) for f in folders for r in fold.read_predictions(f)])
-    if not len(inside):
-        return []  # weights that were brought in
-    outside = np.array([r["time"] for r in rows])
-    said = []
-    beyond = int((outside > inside.max()).sum())
-    if beyond:
-        said.append(
-            f"{beyond} of {len(outside)} new patients have times beyond the longest of the run's own patients "
-            f"({outside.max():.4g} against {inside.max():.4g})"
-        )
-    ratio = float(np.median(outside) / np.median(inside)) if np.median(inside) > 0 else 1.0
-    if ratio >= UNIT or 0 < ratio <= 1 / UNIT:
-        said.append(
-            f"the new patients' median time is {np.median(outside):.4g}, that of the run's own patients "
-            f"{np.median(inside):.4g} ({ratio:.3g} times): another unit, such as days and months? "
-            "Time-dependent AUCs are meaningless then"
-        )
-    return said
 
 
 def show(found: ExternalMetrics) -> Table:
@@ -206,6 +178,7 @@ def show(found: ExternalMetrics) -> Table:
     known = found.known
     if known:
         sizes += f"; of the run's own: {known.patients}"
+    measure = measures.of(found.task.value)
     table = Table(title=f"internal: {sizes}; {found.models} models")
     strangers = bool(found.external)
     columns = [
@@ -225,7 +198,7 @@ def show(found: ExternalMetrics) -> Table:
         )
         apart = [numbers.text_of(known.metrics.get(name))] if known else []
         inside = numbers.text_of(found.internal.get(name))
-        table.add_row(numbers.label(name, found.horizons), inside, *outside, *apart)
+        table.add_row(measure.label(name, found.horizons), inside, *outside, *apart)
     decided = found.decisions
     for name in ("sensitivity", "specificity", "undecided"):
         if decided is not None and decided.external.plain():
@@ -243,21 +216,19 @@ def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, 
         console.err.print(console.escape(note))
     task = bundle.card_of(folders[0]).task.value
     truth = {r["patient"]: r for r in with_truth(rows, known, task)[0]} if labels is not None else {}
-    columns = ("time", "event") if task.survival else ("label",)
+    measure = measures.of(task)
     out = stage.out
     for file, some in ((fold.PREDICTIONS, rows), (BY_MODEL, each)):
-        told = [{**r, **{c: truth.get(r["patient"], {}).get(c, "") for c in columns}} if truth else r for r in some]
+        told = [
+            {**r, **{c: truth.get(r["patient"], {}).get(c, "") for c in measure.truth}} if truth else r for r in some
+        ]
         writing.write_atomic(out / file, tables.of_mappings(told))
     of = f"{sum(len(p.slides) for p in stage.data.patients)} slides of {len(rows)} patients"
     console.out.print(f"{of} scored: {console.escape(str(out / fold.PREDICTIONS))}")
     for row in rows[:20]:
-        shown = [k for k in row if k.startswith("p_") or k == "risk"]
-        placed = "risk position" if len(folders) > 1 else "risk"  # of several models: see NUMBERS.md
-        values = ", ".join(f"{placed if k == 'risk' else k.removeprefix('p_')} {row[k]:.3f}" for k in shown)
+        values, decision = measure.answer(row, len(folders) > 1)
         spread = f" (sd {row['spread']:.3f} over the folds)" if row.get("spread") is not None else ""
-        decided = f" -> {row['decision']}" if "decision" in row else ""
-        high = ensemble.high(row) if task.survival else None
-        decided = decided if high is None else f" -> {'high' if high else 'low'} risk"
+        decided = f" -> {decision}" if decision else ""
         decided += " (unlike what the model knows)" if row.get("unlike", 0.0) > 1 else ""
         whose = row["slide"] if row["patient"] == row["slide"] else f"{row['patient']} ({row['slide']})"
         console.out.print(console.escape(f"  {whose}: {values}{spread}{decided}"))

@@ -73,7 +73,7 @@ class Score(Stage):
         return {"stage": self.name, "format": layout.FORMAT, **settings, **inputs}
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
-        from mhim.pipeline.pictures import risk_curves
+        from mhim.pipeline.pictures import kinds
         from mhim.pipeline.results import ensemble, numbers, predictions
         from mhim.pipeline.results.metrics_file import METRICS
         from mhim.pipeline.training import bundle, fold
@@ -84,8 +84,7 @@ class Score(Stage):
             (out / fold.PREDICTIONS).write_text(tables.of_mappings(rows))
             found = numbers.summary(self.folds, rows, task, self.config.score)
             (out / METRICS).write_text(found.text())
-            if task.survival:
-                risk_curves.draw(out, ensemble.ensemble(rows))
+            kinds.of(task).files(out, ensemble.ensemble(rows, task))
             return Made()
         patient = self.data.by_id()[item.data]
         if self._last[0] != patient.id:  # slides of one patient are one bag: scored once

@@ -233,6 +233,11 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
     return tables.read(folder / PREDICTIONS)
 
 
+def read_side(folder: Path, side: str) -> list[dict[str, Any]]:
+    """Those rows of the patients of one side: val or test."""
+    return [row for row in read_predictions(folder) if row["side"] == side]
+
+
 def _fit(
     model: Any,
     train_cases: list[Case],

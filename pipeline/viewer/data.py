@@ -22,7 +22,9 @@ from mhim.mil.heatmap import Frame
 from mhim.mil.tasks import Task
 from mhim.pipeline.cohort import slides as cohort
 from mhim.pipeline.pictures import layers
-from mhim.pipeline.results import ensemble, estimand
+from mhim.pipeline.pictures.kinds.kind import Layer
+from mhim.pipeline.results import ensemble, estimand, measures
+from mhim.pipeline.results.measures.measure import Row
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.store.attributes import Geometry, MaskPlace
@@ -61,7 +63,7 @@ class ShownRun:
     name: str
     folder: Path
     task: Task
-    rows: dict[str, estimand.Row]
+    rows: dict[str, Row]
     seal: str
     encoder: str = ""
 
@@ -252,13 +254,13 @@ class Gallery:
     def _coords(self, number: int) -> np.ndarray:
         return np.asarray(reading.read_array(self.work.tile_store(self._shown(number).id), "coords"))
 
-    def _layer(self, run: int, layer: int, number: int) -> layers.Layer:
+    def _layer(self, run: int, layer: int, number: int) -> Layer:
         found = self._layers(run, number)
         if not 0 <= layer < len(found):
             raise Unknown(f"no layer {layer}")
         return found[layer]
 
-    def _read_layers(self, run: int, number: int) -> list[layers.Layer]:
+    def _read_layers(self, run: int, number: int) -> list[Layer]:
         if not 0 <= run < len(self.runs):
             raise Unknown(f"no run {run}")
         scores = self.runs[run].folder / "scores" / f"{self._shown(number).id}.zarr"
@@ -321,32 +323,26 @@ def _new_slides(folder: Path) -> ShownRun | None:
 
 def _shown_run(name: str, folder: Path, task: Task) -> ShownRun:
     file = folder / "predictions.csv"
-    rows: dict[str, estimand.Row] = {}
-    for row in ensemble.ensemble(estimand.read(file)):  # of several trainings the answer that the report shows too
+    rows: dict[str, Row] = {}
+    for row in ensemble.ensemble(
+        estimand.read(file), task
+    ):  # of several trainings the answer that the report shows too
         for slide in row["slide"].split(";"):
             rows.setdefault(slide, row)
     return ShownRun(name, folder, task, rows, layout.sha256(file))
 
 
-def _told(row: estimand.Row, task: Task) -> dict[str, Any]:
+def _told(row: Row, task: Task) -> dict[str, Any]:
     """A line of predictions.csv as the list shows it."""
-    classes = task.classes
-    p = {c: float(row[f"p_{c}"]) for c in classes}
-    most = max(p, key=lambda c: p[c]) if p else ""
-    best = row.get("decision") or most
-    of = classes[-1] if len(classes) == 2 else most  # whose probability is told
-    value = p[of] if classes else float(row["risk"])
-    label = row.get("label", "")
-    if "time" in row:
-        label = f"{row['time']} {'event' if row['event'] == 1 else 'censored'}"
+    said = measures.of(task).said(row)
     return {
         "patient": row["patient"],
-        "label": label,
-        "decision": best,
-        "value": value,
-        "of": of,
-        **verdict.cut(row, classes),
-        "wrong": best in classes and label in classes and best != label,
+        "label": said.truth,
+        "decision": said.decision,
+        "value": said.value,
+        "of": said.of,
+        **verdict.cut(row, task.classes),
+        "wrong": said.wrong,
     }
 
 

@@ -9,10 +9,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mhim.pipeline.results import ensemble, estimand
+from mhim.pipeline.results import risk_groups
+from mhim.pipeline.results.measures.measure import Row
 
 
-def cut(row: estimand.Row, classes: Sequence[str]) -> dict[str, Any]:
+def cut(row: Row, classes: Sequence[str]) -> dict[str, Any]:
     """Where the decision of a row lies on the scale of its value: the frozen threshold and the undecided band; nothing
     where its trainings froze none. Of survival also the group."""
     told: dict[str, Any] = {}
@@ -22,7 +23,7 @@ def cut(row: estimand.Row, classes: Sequence[str]) -> dict[str, Any]:
         told["threshold"] = cut
         if band and band[0] < band[1]:
             told["undecided"] = band
-    group = None if classes else ensemble.high(row)
+    group = None if classes else risk_groups.high(row)
     return told if group is None else {**told, "group": "high risk" if group else "low risk"}
 
 

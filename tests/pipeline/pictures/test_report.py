@@ -17,10 +17,9 @@ import pytest
 from mhim.mil import metrics
 from mhim.mil.tasks import Cox
 from mhim.pipeline.cohort.labels.rows import Row
-from mhim.pipeline.pictures import figures, report
+from mhim.pipeline.pictures import figures, kinds
 from mhim.pipeline.results import ensemble, risk_groups
 from mhim.pipeline.store import layout
-from tests.pipeline import records
 from tests.pipeline.bags import make_features, sets, write_labels
 from tests.pipeline.browser import page
 
@@ -132,7 +131,7 @@ def test_ticks_are_round_few_and_reach_the_end(most: float) -> None:
 
 def test_out_of_order_counts_comparable_pairs_only() -> None:
     rows = [{"time": t, "event": e, "risk": r} for t, e, r in ((1, 1, 0.1), (2, 0, 0.9), (3, 1, 0.5), (4, 0, 0.2))]
-    found = report._mistakes(rows, records.metrics(Cox()))
+    found = kinds.of(Cox()).mistakes(rows)
     # pairs: 1 before 2, 3 and 4 (all wrong), 3 before 4 (right); nobody is known to have come after the censored 2
     assert found == pytest.approx([1, 1, 1 / 2, 1 / 2])
 
@@ -144,7 +143,7 @@ def test_several_trainings_of_a_patient_are_one_group() -> None:
         for p, answers in each.items()
         for s, (r, t) in enumerate(answers)
     ]
-    found = risk_groups.groups(ensemble.ensemble(rows))
+    found = risk_groups.groups(ensemble.ensemble(rows, Cox()))
     assert found is not None
     assert found[2].tolist() == [False, True]  # one of three thresholds is passed, two of three, whatever the scales
 

@@ -23,7 +23,9 @@ from sklearn.metrics import (
 
 from mhim.configs.schema import ScoreConfig
 from mhim.mil import resampling
-from mhim.pipeline.results import compare, ensemble, estimand, numbers, operating_point
+from mhim.pipeline.results import compare, ensemble, estimand, numbers, operating_point, risk_groups
+from mhim.pipeline.results.measures.classification import Classification
+from mhim.pipeline.results.measures.measure import Place, confusion, place
 from mhim.pipeline.store.layout import StoreError
 from tests.pipeline.numbered import COX, THREE, TWO, class_rows, survival_rows, written
 
@@ -32,10 +34,10 @@ QUICK = ScoreConfig(bootstrap=100)
 HORIZONS = (0.3, 0.8)
 
 
-def inside(rows: list[Row]) -> dict[estimand.Place, list[Row]]:
-    found: dict[estimand.Place, list[Row]] = {}
+def inside(rows: list[Row]) -> dict[Place, list[Row]]:
+    found: dict[Place, list[Row]] = {}
     for row in rows:
-        found.setdefault(estimand.place(row), []).append(row)
+        found.setdefault(place(row), []).append(row)
     return found
 
 
@@ -94,17 +96,19 @@ def test_an_increasing_map_of_a_training_s_risks_changes_no_ranking(seed: int, w
     risk = {p: np.array([r["risk"] for r in own]) for p, own in inside(rows).items()}
 
     def moved(row: Row, value: float) -> float:
-        own = risk[estimand.place(row)]
+        own = risk[place(row)]
         scaled = (value - own.mean()) / own.std()  # so that no map overflows or rounds two risks into one
-        return float(MAPS[which[places.index(estimand.place(row))]](np.array(scaled)))
+        return float(MAPS[which[places.index(place(row))]](np.array(scaled)))
 
     other = [{**r, "risk": moved(r, r["risk"]), "risk_threshold": moved(r, r["risk_threshold"])} for r in rows]
     w = np.concatenate(list(resampling.draws(30, 20)))
-    for one, two in ((rows, other), (ensemble.of_seeds(rows), ensemble.of_seeds(other))):
+    for one, two in ((rows, other), (ensemble.of_seeds(rows, COX), ensemble.of_seeds(other, COX))):
         a, b = (estimand.values(estimand.answers(r, COX), w, HORIZONS) for r in (one, two))
         for name in a:
             np.testing.assert_allclose(a[name], b[name], atol=1e-9)
-    assert [ensemble.high(r) for r in ensemble.ensemble(rows)] == [ensemble.high(r) for r in ensemble.ensemble(other)]
+    assert [risk_groups.high(r) for r in ensemble.ensemble(rows, COX)] == [
+        risk_groups.high(r) for r in ensemble.ensemble(other, COX)
+    ]
 
 
 @settings(deadline=None, max_examples=25)
@@ -113,10 +117,10 @@ def test_an_increasing_map_of_a_training_s_probabilities_changes_no_ranking(seed
     rows = class_rows(TWO, seeds=2, seed=seed, n=30)
     rng = np.random.default_rng(seed)
     power = {place: rng.uniform(0.2, 4) for place in inside(rows)}
-    other = [{**r, "p_yes": r["p_yes"] ** power[estimand.place(r)]} for r in rows]
+    other = [{**r, "p_yes": r["p_yes"] ** power[place(r)]} for r in rows]
     other = [{**r, "p_no": 1 - r["p_yes"]} for r in other]
     a, b = (estimand.point(estimand.answers(r, TWO)) for r in (rows, other))
-    for name in ("auc", "auprc", *estimand.DECIDED):  # and no decision, which is a column of its own
+    for name in ("auc", "auprc", *Classification.decided):  # and no decision, which is a column of its own
         assert a[name] == pytest.approx(b[name], abs=1e-9)
 
 
@@ -156,7 +160,7 @@ def test_decisions_are_scikit_learn_s_of_the_column(task: Any) -> None:
         assert values["kappa"] == pytest.approx(cohen_kappa_score(true, called), abs=1e-9)
         assert values["accuracy"] == pytest.approx(np.mean(np.array(true) == called), abs=1e-9)
     expected = confusion_matrix([r["label"] for r in rows], [r["decision"] for r in rows], labels=task.classes)
-    assert estimand.confusion(found) == expected.tolist()
+    assert confusion(found) == expected.tolist()
     if task is TWO:  # the larger probability is another decision, and no metric follows it
         likeliest = [{**r, "decision": max(task.classes, key=lambda c, r=r: r[f"p_{c}"])} for r in rows]
         assert estimand.point(estimand.answers(likeliest, task))["accuracy"] != estimand.point(found)["accuracy"]

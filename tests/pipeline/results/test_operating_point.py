@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mhim.configs.schema import ScoreConfig
 from mhim.mil import tasks
-from mhim.mil.tasks import Classification, Cox
+from mhim.mil.tasks import Classification
 from mhim.pipeline.results import operating_point
 from mhim.pipeline.store import tables
 from mhim.pipeline.training import fold as training
@@ -32,6 +35,10 @@ def fold(folder: Path, p: np.ndarray, labels: np.ndarray) -> Path:
     return folder
 
 
+def val(folder: Path) -> Callable[[], list[dict[str, Any]]]:
+    return partial(training.read_side, folder, "val")
+
+
 @pytest.fixture
 def validated(tmp_path: Path) -> Validated:
     rng = np.random.default_rng(1)
@@ -43,7 +50,7 @@ def validated(tmp_path: Path) -> Validated:
 @pytest.mark.parametrize("wish", [0.8, 0.9, 1.0])
 def test_the_wished_for_sensitivity_is_kept_on_validation(validated: Validated, wish: float) -> None:
     folder, p, labels = validated
-    at = operating_point.point(folder, records.card(), TWO, ScoreConfig(sensitivity=wish))
+    at = operating_point.point(val(folder), records.card(), TWO, ScoreConfig(sensitivity=wish))
     assert at is not None
     assert (p[labels == 1] >= at.threshold).mean() >= wish
     better = [t for t in np.unique(p) if (p[labels == 1] >= t).mean() >= wish]  # all other thresholds that keep it
@@ -53,7 +60,7 @@ def test_the_wished_for_sensitivity_is_kept_on_validation(validated: Validated, 
 @pytest.mark.parametrize("wish", [0.8, 0.95])
 def test_the_wished_for_specificity_is_kept_on_validation(validated: Validated, wish: float) -> None:
     folder, p, labels = validated
-    at = operating_point.point(folder, records.card(), TWO, ScoreConfig(specificity=wish))
+    at = operating_point.point(val(folder), records.card(), TWO, ScoreConfig(specificity=wish))
     assert at is not None
     assert (p[labels == 0] < at.threshold).mean() >= wish
 
@@ -64,7 +71,7 @@ def test_between_a_sensitivity_and_a_specificity_nothing_is_called(
 ) -> None:
     folder, p, labels = validated
     at = operating_point.point(
-        folder, records.card(), TWO, ScoreConfig(sensitivity=sensitivity, specificity=specificity)
+        val(folder), records.card(), TWO, ScoreConfig(sensitivity=sensitivity, specificity=specificity)
     )
     assert at is not None
     told = np.array([operating_point.columns(at, float(v), TWO.classes)["decision"] for v in p])
@@ -80,14 +87,14 @@ def test_a_band_by_both_wishes_and_by_share_is_refused() -> None:
 
 
 def test_the_frozen_threshold_is_used_as_it_stands(validated: Validated) -> None:
-    at = operating_point.point(validated[0], records.card(threshold=0.123, temperature=1.0), TWO, ScoreConfig())
+    at = operating_point.point(val(validated[0]), records.card(threshold=0.123, temperature=1.0), TWO, ScoreConfig())
     assert at == operating_point.Point(0.123, 0.123, 0.123)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3])
 def test_the_band_holds_the_wished_for_share_of_validation(validated: Validated, share: float) -> None:
     folder, p, _ = validated
-    at = operating_point.point(folder, records.card(threshold=0.5), TWO, ScoreConfig(abstain=share))
+    at = operating_point.point(val(folder), records.card(threshold=0.5), TWO, ScoreConfig(abstain=share))
     assert at is not None
     told = [operating_point.columns(at, float(v), TWO.classes)["decision"] for v in p]
     assert told.count(operating_point.UNDECIDED) / len(told) == pytest.approx(share, abs=0.011)
@@ -98,8 +105,8 @@ def test_the_band_holds_the_wished_for_share_of_validation(validated: Validated,
 def test_the_temperature_is_applied_before_the_threshold(tmp_path: Path) -> None:
     p, labels = np.array([0.2, 0.3, 0.7, 0.9]), np.array([0, 0, 1, 1])
     folder = fold(tmp_path / "f", p, labels)
-    plain = operating_point.point(folder, records.card(temperature=4.0), TWO, ScoreConfig(calibrate=False))
-    scaled = operating_point.point(folder, records.card(temperature=4.0), TWO, ScoreConfig())
+    plain = operating_point.point(val(folder), records.card(temperature=4.0), TWO, ScoreConfig(calibrate=False))
+    scaled = operating_point.point(val(folder), records.card(temperature=4.0), TWO, ScoreConfig())
     assert plain is not None
     assert scaled is not None
     assert plain.threshold == pytest.approx(0.5)
@@ -109,8 +116,7 @@ def test_the_temperature_is_applied_before_the_threshold(tmp_path: Path) -> None
 
 def test_no_operating_point_without_two_classes() -> None:
     three = tasks.Classification(classes=("a", "b", "c"))
-    assert operating_point.point(Path("nowhere"), records.card(), three, ScoreConfig()) is None
-    assert operating_point.point(Path("nowhere"), records.card(), Cox(), ScoreConfig()) is None
+    assert operating_point.point(val(Path("nowhere")), records.card(), three, ScoreConfig()) is None
     assert operating_point.columns(None, 0.4, three.classes) == {}
 
 
