@@ -254,7 +254,7 @@ def test_what_is_not_the_same_question_is_refused(tmp_path: Path) -> None:
         compare.compare(two, months, QUICK)
     with pytest.raises(StoreError, match="the classes no, yes, three a, b, c"):
         compare.compare(two, three, QUICK)
-    turned = written(tmp_path / "turned", class_rows(TWO), type(TWO)("classification", classes=("yes", "no")))
+    turned = written(tmp_path / "turned", class_rows(TWO), type(TWO)(classes=("yes", "no")))
     with pytest.raises(StoreError, match="in the same order"):
         compare.compare(two, turned, QUICK)
     relabelled = [{**r, "label": "yes" if r["label"] == "no" else "no"} for r in class_rows(TWO)]
