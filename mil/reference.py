@@ -175,7 +175,11 @@ def _load_row(state_dict: Mapping[str, Tensor], row: str, n_classes: int, in_dim
     except KeyError as error:
         raise NotReference(f"missing {error.args[0]}: these are not weights of {row}") from error
     module = lookup.find("mhim.mil.models", naming.model)
-    model: MIL = module.build(in_dim, n_classes, lookup.params(module, naming.settings | options))
+    # a loaded model answers, also in training mode, as its weights say: dropout is on where it is asked for
+    still = {name: 0.0 for name in module.Params.model_fields if name.endswith("dropout")}
+    theirs = {ours: theirs for theirs, ours in naming.names.items()}["classifier.weight"]
+    n_out = 1 if n_classes == 2 and len(_known(state, theirs)) == 1 else n_classes  # one logit tells two classes apart
+    model: MIL = module.build(in_dim, n_out, lookup.params(module, still | naming.settings | options))
     state = {k: v for k, v in state.items() if k not in naming.unused}
     names = {ours: theirs for theirs, ours in naming.names.items()}
     return _fill(model, state, names, f"a {row} of {n_classes} classes on {in_dim} features")
@@ -195,7 +199,8 @@ def _fill(model: MIL, state: Mapping[str, Tensor], names: Mapping[str, str], wha
     if wrong:
         raise NotReference(f"these are not the weights of {what}: {'; '.join(wrong)}")
     model.to(next(iter(state.values())).dtype)
-    model.load_state_dict({k: v for k, v in filled.items() if v is not None})
+    drawn = {k: v for k, v in model.state_dict().items() if k not in names}  # no weight: a fixed random order
+    model.load_state_dict(drawn | {k: v for k, v in filled.items() if v is not None})
     return model.eval()
 
 

@@ -109,6 +109,7 @@ def fit(
         with seeded(seed):
             random = _random_states(device)
         memory, best, stale, history, first = None, None, 0, [], 0
+        _prepare(model, plain, task, config, seed)
 
     def state(epoch: int, within: State | None, done: bool) -> State:
         return {
@@ -150,6 +151,15 @@ def fit(
         yield state(epoch, None, stopping or epoch + 1 == config.epochs)
         if stopping:
             return
+
+
+def _prepare(model: MILModel, feed: Feed, task: Task, config: TrainConfig, seed: int) -> None:
+    """What the model takes from the training part before the first step; the random states stay as they are."""
+    net = _module(model)
+    net.eval()
+    with isolated(None, next(net.parameters()).device, config.threads), torch.no_grad(), seeded(seed):
+        batches = feed.batches(feed.in_turn(), (seed,) if config.max_tiles else None)
+        model.prepare(((b.bag, b.target) for b in batches if b.target is not None), task)
 
 
 def scale_of(state: State) -> Scale | None:

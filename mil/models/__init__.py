@@ -2,7 +2,8 @@
 
 A file offers `Params` (a `configs.schema.Settings`), `build(in_dim, n_out, params) -> MIL`, and, if the order or place
 of instances changes its answer, `USES_POSITION = True`. A model that needs another one trained before it on the same
-fold also offers `baseline(params) -> (model name, its params as a dict)`, and its module `start_from(state_dict)`.
+fold also offers `baseline(params) -> (model name, its params as a dict)`, or None where these params need none, and its
+module `start_from(state_dict)`; `FALLS_BACK = False` where that other one is not what it is measured against.
 
 `Bag` is the one batch every model receives whole, so that none can lose the mask by not asking for it. `MIL` unpacks
 it: the real instances of all bags are embedded in one product, then each bag is encoded by itself. Padding is
@@ -11,7 +12,7 @@ therefore never computed on, and cannot change anything. Models know no file, no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -116,7 +117,13 @@ class Encoded:
 
 
 class MIL(nn.Module):
-    """Base of all models: fill in `embed` and `encode`; a student of MHIM needs nothing more."""
+    """Base of all models: fill in `embed` and `encode`; a student of MHIM needs nothing more.
+
+    instance_width: entries of z where that is not the setting `width` (a model without an embedding layer).
+    entropy_weight: weight of `spread` in the losses; 0 is without."""
+
+    instance_width: int | None = None
+    entropy_weight: float = 0.0
 
     def embed(self, x: Tensor) -> Tensor:
         """Instance embedding of features (M, D) of one or several bags -> (M, h)."""
@@ -141,8 +148,29 @@ class MIL(nn.Module):
 
     def losses(self, bag: Bag, target: Tensor, task: TaskLike) -> dict[str, Tensor]:
         """Named losses, scalars, whose sum is minimised."""
-        logits = torch.stack([self.encode(i).logits for i in self.instances(bag)])
-        return {"task": task.loss(logits, target)}
+        found = [self.encode(i, self.entropy_weight > 0) for i in self.instances(bag)]
+        return {"task": task.loss(torch.stack([e.logits for e in found]), target)} | self.spread(found)
+
+    def spread(self, found: Sequence[Encoded]) -> dict[str, Tensor]:
+        """The loss term of attention entropy maximisation (AEM; Zhang et al., 2024, arXiv 2406.15303) by name, or none.
+
+        entropy_weight * sum_n p_n log p_n of the attention over the instances, mean over heads and bags: the answer is
+        to lean on more of them. It reaches from -log N to 0, so its pull is stronger on long bags. found: with detail.
+        Raises ValueError for a model whose attention is no distribution that learns (mean, max, transmil)."""
+        if not self.entropy_weight:
+            return {}
+        each = [e.attention for e in found if e.attention is not None and e.attention.requires_grad]
+        if len(each) < len(found):
+            raise ValueError(
+                f"{type(self).__name__} has no attention that could be spread: "
+                "leave train.attention_entropy at 0, or take an attention model"
+            )
+        terms = [(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(-1).mean() for p in each]
+        return {"entropy": self.entropy_weight * torch.stack(terms).mean()}
+
+    def prepare(self, batches: Iterable[tuple[Bag, Tensor]], task: TaskLike) -> None:
+        """Called once before the first step of a training, in eval mode and without gradients, with the training part's
+        bags and targets, for what is not learned step by step; what it leaves is in the `state_dict`."""
 
     def after_step(self) -> None:
         """Called after each step of the optimiser."""

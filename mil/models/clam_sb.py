@@ -75,13 +75,13 @@ class Clam(MIL):
 
     def losses(self, bag: Bag, target: Tensor, task: TaskLike) -> dict[str, Tensor]:
         found = [(i, self.attention_logits(i.z)) for i in self.instances(bag)]
-        logits = torch.stack([self._pool(i, s, False).logits for i, s in found])
-        bag_loss = task.loss(logits, target)
+        answers = [self._pool(i, s, self.entropy_weight > 0) for i, s in found]
+        bag_loss, spread = task.loss(torch.stack([e.logits for e in answers]), target), self.spread(answers)
         if target.is_floating_point() or self.params.instance_weight == 0:
-            return {"task": bag_loss}
+            return {"task": bag_loss} | spread
         each = [self._instance_loss(i.z, s, y) for (i, s), y in zip(found, target, strict=True)]
         w = self.params.instance_weight
-        return {"task": (1 - w) * bag_loss, "instance": w * torch.stack(each).mean()}
+        return {"task": (1 - w) * bag_loss, "instance": w * torch.stack(each).mean()} | spread
 
     def _instance_loss(self, z: Tensor, s: Tensor, y: Tensor) -> Tensor:
         """Mean over the classes that take part of the loss of their labelled instances. y: class index, a scalar."""

@@ -64,10 +64,11 @@ class Dtfd(MIL):
         return self._both(instances, detail)[0]
 
     def losses(self, bag: Bag, target: Tensor, task: TaskLike) -> dict[str, Tensor]:
-        found = [self._both(i, False) for i in self.instances(bag)]
+        found = [self._both(i, self.entropy_weight > 0) for i in self.instances(bag)]
         tier1 = [task.loss(parts, y.expand(len(parts), *y.shape)) for (_, parts), y in zip(found, target, strict=True)]
         logits = torch.stack([e.logits for e, _ in found])
-        return {"task": task.loss(logits, target), "tier1": torch.stack(tier1).mean()}
+        named = {"task": task.loss(logits, target), "tier1": torch.stack(tier1).mean()}
+        return named | self.spread([e for e, _ in found])
 
     def _both(self, instances: Instances, detail: bool) -> tuple[Encoded, Tensor]:
         """The bag's answer, and the logits (M, n_out) of its M pseudo-bags."""

@@ -152,13 +152,16 @@ class Mhim(MIL):
         self.params = params
         module = lookup.find("mhim.mil.models", params.student)
         student_params = lookup.params(module, params.student_params)
+        if hasattr(module, "baseline") and module.baseline(student_params) is not None:
+            raise ValueError(f"student: {params.student} needs another model before it and cannot be a student")
         self.placed: bool = getattr(module, "USES_POSITION", False)
         self.student: MIL = module.build(in_dim, n_out, student_params)
         self.teacher: MIL = copy.deepcopy(self.student).requires_grad_(False)
         self.teacher.train(self.training and params.teacher_mode == "train")
         self.recycle: Recycle | None = None
         if params.merge == "mca":
-            self.recycle = Recycle(student_params.width, params.merge_k, params.merge_dropout)
+            width = self.student.instance_width or student_params.width
+            self.recycle = Recycle(width, params.merge_k, params.merge_dropout)
         self.done = 0.0
         self._results: list[Tensor] = []
 
@@ -199,6 +202,7 @@ class Mhim(MIL):
 
     def set_progress(self, done: float) -> None:
         self.done = done
+        self.student.set_progress(done)
 
     @property
     def ratio_high(self) -> float:
@@ -217,9 +221,10 @@ class Mhim(MIL):
         places: Sequence[Tensor | None] = grids(bag) if self.placed else [None] * len(sizes)
         seen = self.assess(x, sizes, places)
         splits = [self.choose(t, n, x.device, task) if n else None for t, n in zip(seen, sizes, strict=True)]
-        found = [self.student.encode(i) for i in self.shown(x, sizes, places, splits, seen)]
+        detail = max(self.entropy_weight, self.student.entropy_weight) > 0
+        found = [self.student.encode(i, detail) for i in self.shown(x, sizes, places, splits, seen)]
         logits = torch.stack([e.logits for e in found])
-        named = {"task": task.loss(logits, target)}
+        named = {"task": task.loss(logits, target)} | (self.spread(found) or self.student.spread(found))
         if self.params.consistency == "none":
             return named
         taught = [t for t in seen if t is not None]

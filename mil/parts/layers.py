@@ -30,9 +30,9 @@ class EmbeddingParams(Settings):
 class Embedding(nn.Module):
     """z = dropout(activation(W x + b)): (M, D) -> (M, width)."""
 
-    def __init__(self, in_dim: int, params: EmbeddingParams) -> None:
+    def __init__(self, in_dim: int, params: EmbeddingParams, bias: bool = True) -> None:
         super().__init__()
-        self.linear = nn.Linear(in_dim, params.width)
+        self.linear = nn.Linear(in_dim, params.width, bias=bias)
         self.activation, self.dropout = params.activation, params.dropout
 
     def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -43,6 +43,7 @@ class Embedding(nn.Module):
             x.device.type == "cpu"
             and x.dtype == weight.dtype
             and not x.requires_grad
+            and bias is not None
             and not torch.is_autocast_enabled("cpu")
         ):
             if torch.is_grad_enabled() and weight.requires_grad:

@@ -206,13 +206,17 @@ class Nystrom(nn.Module):
     """H heads, m landmarks (means of consecutive groups), value convolution along the sequence, output projection.
 
     The sequence is padded with zeros in front to a multiple of m; the padding takes part in landmarks and softmax, as
-    published.
+    published. plain: without convolution and output projection.
     """
 
-    def __init__(self, width: int, heads: int, landmarks: int, drop: float, steps: int = 6) -> None:
+    def __init__(
+        self, width: int, heads: int, landmarks: int, drop: float, steps: int = 6, plain: bool = False
+    ) -> None:
         super().__init__()
-        self.heads, self.landmarks, self.drop, self.steps = heads, landmarks, drop, steps
+        self.heads, self.landmarks, self.drop, self.steps, self.plain = heads, landmarks, drop, steps, plain
         self.to_qkv = nn.Linear(width, 3 * width, bias=False)
+        if plain:
+            return
         self.to_out = nn.Linear(width, width)
         self.conv = nn.Parameter(torch.empty(heads, KERNEL).uniform_(-(KERNEL**-0.5), KERNEL**-0.5))
 
@@ -265,7 +269,7 @@ class Nystrom(nn.Module):
         out = F.scaled_dot_product_attention(q[None], k_marks.to(q.dtype)[None], solved.to(q.dtype)[None], scale=scale)[
             0
         ]
-        rows = self._project(self._merge(out) + self._convolve(flat[pad:]))
+        rows = self._merge(out) if self.plain else self._project(self._merge(out) + self._convolve(flat[pad:]))
         if not detail:
             return Attended(rows)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):

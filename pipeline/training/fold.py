@@ -67,9 +67,10 @@ class Job:
 def baseline_config(config: TrainConfig) -> TrainConfig | None:
     """Settings of the plain model that must be trained first as the model's teacher, or None if it needs none."""
     module = lookup.find("mhim.mil.models", config.model)
-    if not hasattr(module, "baseline"):
+    found = module.baseline(lookup.params(module, config.model_params)) if hasattr(module, "baseline") else None
+    if found is None:
         return None
-    model, params = module.baseline(lookup.params(module, config.model_params))
+    model, params = found
     return config.model_copy(update={"model": model, "model_params": params})
 
 
@@ -129,14 +130,15 @@ def train_fold(
     model.load_state_dict(weights)
     named: dict[str, Any] = {"model": config.model, "model_params": config.model_params}
     rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
-    why, by = alarm(model, teacher, train_cases, task, scale, config) if teacher else None, choices.ALARM
+    rival = teacher if getattr(lookup.find("mhim.mil.models", config.model), "FALLS_BACK", True) else None
+    why, by = alarm(model, rival, train_cases, task, scale, config) if rival else None, choices.ALARM
     learnt = task.learnt([p.target for p in train if p.target is not None])
-    if why is None and teacher is not None and config.select == "best" and config.fallback is not None:
-        why = outdone(_metrics_of(rows, task, operating_points(rows, task) | learnt), teacher, task)
+    if why is None and rival is not None and config.select == "best" and config.fallback is not None:
+        why = outdone(_metrics_of(rows, task, operating_points(rows, task) | learnt), rival, task)
         by = choices.VALIDATION
-    if why is not None and teacher is not None:
-        model, weights, scale = teacher.model().to(device(config.gpu)), teacher.weights, teacher.scale
-        named = {"model": teacher.card.model, "model_params": teacher.card.model_params}
+    if why is not None and rival is not None:
+        model, weights, scale = rival.model().to(device(config.gpu)), rival.weights, rival.scale
+        named = {"model": rival.card.model, "model_params": rival.card.model_params}
         named["fallback"] = {"from": config.model, "by": by, "why": why}
         rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
     points = operating_points(rows, task) | learnt

@@ -12,7 +12,7 @@ from mhim.mil.models import Bag
 
 N, DIM, WIDTH = 200_000, 4, 16
 # Exact attention takes time with the square of N (memory does not): part of the bag keeps the test short.
-SIZE = {"transformer": N // 20, "abmilx": N // 40, "rrt": N // 4}
+SIZE = {"transformer": N // 20, "abmilx": N // 40, "rrt": N // 4, "wikg": N // 20}
 SMALL = {"width": WIDTH, "attention_width": 8, "query_width": 8, "heads": 2, "landmarks": 16}
 CASES = [(n, "") for n in lookup.names("mhim.mil.models") if n != "mhim"]
 CASES += [("mhim", s) for s in ("abmil", "dsmil", "transmil")]

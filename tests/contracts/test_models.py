@@ -36,6 +36,16 @@ CASES = [(n, {}) for n in NAMES] + [
     )
     if s in NAMES
 ]
+# every other model with attention, as a student
+STUDENTS = "acmil aem abmilx ilra dgrmil wikg camil smabmil asmil nnmil feather lse gated_abmil".split()
+CASES += [("mhim", {"student": s, "merge": m}) for s in STUDENTS for m in ("mca", "mean")]
+CASES += [("mhim", {"student": "ibmil", "student_params": {"clusters": 0}})]
+CASES += [
+    ("acmil", {"form": "heads"}),
+    ("aem", {"form": "query"}),
+    ("abmilx", {"norm": True, "ffn": True, "joint": True}),
+]
+CASES += [("smabmil", {"place": "late", "mode": "exact", "learn_alpha": True}), ("camil", {"embed": False})]
 IDS = ["-".join([n, *map(str, e.values())]) for n, e in CASES]
 every = pytest.mark.parametrize(("name", "extra"), CASES, ids=IDS)
 

@@ -29,6 +29,8 @@ WITH: dict[str, dict[str, Any]] = {
     "mhim.min_kept": {"keep_ratio": 0.0},
     "mhim.student_start": {"teacher": "frozen"},
     "mhim.momentum_schedule": {"momentum": 0.9},
+    "acmil.heads": {"form": "heads"},
+    "aem.heads": {"form": "query"},
 }
 # a valid value where the generic ones are not, or are the default in effect
 OTHER: dict[str, Any] = {
@@ -36,6 +38,7 @@ OTHER: dict[str, Any] = {
     "mhim.student_params": {"width": 8},
     "mhim.min_kept": 4,
     "rrt.kernel": 7,
+    "dgrmil.warmup": 0.9,
     "rrt.regions": 1,
 }
 
