@@ -26,14 +26,23 @@ def later(default: Any, description: str, **bounds: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"later": True}, **bounds)
 
 
+def added(default: Any, description: str, **bounds: Any) -> Any:
+    """A field that came after runs were recorded without it: at its default, which is what was done before, it stays
+    out of the fingerprint, and those runs are still themselves."""
+    return Field(default, description=description, json_schema_extra={"added": True}, **bounds)
+
+
 def marked(settings: type[Settings], mark: str) -> frozenset[str]:
-    """Names of the fields that carry `mark` ("speed" or "later")."""
+    """Names of the fields that carry `mark` ("speed", "later" or "added")."""
     extras = {name: field.json_schema_extra for name, field in settings.model_fields.items()}
     return frozenset(name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(mark))
 
 
 def fingerprint_fields(settings: Settings) -> dict[str, Any]:
     """The result-affecting fields of `settings` as plain JSON values, in schema order."""
-    dumped = settings.model_dump(mode="json")
-    fast = marked(type(settings), "speed")
-    return {name: dumped[name] for name in type(settings).model_fields if name not in fast}
+    dumped, fields = settings.model_dump(mode="json"), type(settings).model_fields
+    left_out = marked(type(settings), "speed")
+    for name in marked(type(settings), "added"):
+        if getattr(settings, name) == fields[name].get_default(call_default_factory=True):
+            left_out |= {name}
+    return {name: dumped[name] for name in fields if name not in left_out}

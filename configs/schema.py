@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mhim.configs.base import Settings as Settings
+from mhim.configs.base import added as added
 from mhim.configs.base import fingerprint_fields as fingerprint_fields
 from mhim.configs.base import later, speed
 from mhim.configs.base import marked as marked

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from mhim.configs.schema import added
 from mhim.mil.models import MIL, Encoded, Instances
 from mhim.mil.parts.layers import Activation, Embedding, EmbeddingParams, initialise, weighted_softmax
 
@@ -32,10 +33,10 @@ class Params(EmbeddingParams):
     heads: int = Field(8, ge=1, description="attention heads, into which the width is cut")
     refine: bool = Field(True, description="scores are shared among alike instances; off is heads alone")
     alpha: float = Field(1.0, description="weight of the refinement at the start; it is learned")
-    joint: bool = Field(False, description="scores of every head from the full width")
-    norm: bool = Field(False, description="LayerNorm before the embedding and of the bag embedding")
-    bias: bool = Field(True, description="biases in embedding, scores, output map and classifier")
-    ffn: bool = Field(False, description="a feed-forward block on the bag embedding")
+    joint: bool = added(False, "scores of every head from the full width")
+    norm: bool = added(False, "LayerNorm before the embedding and of the bag embedding")
+    bias: bool = added(True, "biases in embedding, scores, output map and classifier")
+    ffn: bool = added(False, "a feed-forward block on the bag embedding")
 
     @model_validator(mode="after")
     def _whole_heads(self) -> Params:

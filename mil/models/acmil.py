@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mhim.configs.schema import Settings
+from mhim.configs.schema import Settings, added
 from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike
 from mhim.mil.parts.layers import dropout, initialise, weighted_softmax
 from mhim.mil.parts.queries import Pool, Scores, whole_heads
@@ -34,11 +34,11 @@ from mhim.mil.parts.queries import Pool, Scores, whole_heads
 class Params(Settings):
     """Settings of ACMIL."""
 
-    form: Literal["gated", "heads"] = Field("gated", description="attention of a branch: gated, or a query's heads")
+    form: Literal["gated", "heads"] = added("gated", "attention of a branch: gated, or a query's heads")
     width: int = Field(256, ge=8, description="width of an embedded instance")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the embedded instances")
     attention_width: int = Field(128, ge=1, description="width of the gated attention's hidden layer (form=gated)")
-    heads: int = Field(8, ge=1, description="attention heads of each branch (form=heads)")
+    heads: int = added(8, "attention heads of each branch (form=heads)", ge=1)
     branches: int = Field(5, ge=1, description="attention branches")
     top_k: int = Field(10, ge=0, description="highest scores of a branch among which some are hidden in training")
     mask_rate: float = Field(0.6, ge=0, lt=1, description="share of these that is hidden")

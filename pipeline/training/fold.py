@@ -23,7 +23,7 @@ import torch
 
 from mhim.configs import lookup
 from mhim.configs.errors import UserError
-from mhim.configs.schema import TrainConfig
+from mhim.configs.schema import TrainConfig, fingerprint_fields
 from mhim.mil import novelty, tasks
 from mhim.mil import train as loop
 from mhim.mil.feed import Case, Feed
@@ -78,7 +78,7 @@ def whole_params(config: TrainConfig) -> TrainConfig:
     """`config` with every setting of the model written out, so that defaults enter the fingerprint."""
     module = lookup.find("mhim.mil.models", config.model)
     params = lookup.params(module, config.model_params)
-    return config.model_copy(update={"model_params": params.model_dump(mode="json")})
+    return config.model_copy(update={"model_params": fingerprint_fields(params)})
 
 
 def make_task(dataset: Dataset, config: TrainConfig, patients: Sequence[Patient]) -> Task:

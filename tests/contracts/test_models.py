@@ -37,7 +37,8 @@ CASES = [(n, {}) for n in NAMES] + [
     if s in NAMES
 ]
 # every other model with attention, as a student
-STUDENTS = "acmil aem abmilx ilra dgrmil wikg camil smabmil asmil nnmil feather lse gated_abmil".split()
+STUDENTS = ["acmil", "aem", "abmilx", "ilra", "dgrmil", "wikg", "camil", "smabmil", "asmil", "nnmil", "feather"]
+STUDENTS += ["lse", "gated_abmil"]
 CASES += [("mhim", {"student": s, "merge": m}) for s in STUDENTS for m in ("mca", "mean")]
 CASES += [("mhim", {"student": "ibmil", "student_params": {"clusters": 0}})]
 CASES += [

@@ -83,7 +83,7 @@ LINEAR = {
     "abmilx",
     "feather",
     "ibmil",
-}  # instances add their parts to the logits, whatever else is there
+}  # instances add parts to the logits
 each = pytest.mark.parametrize("name", CASES)
 
 

@@ -12,7 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from mhim.configs import trust
-from mhim.configs.schema import Config, marked
+from mhim.configs.base import Settings, added, fingerprint_fields
+from mhim.configs.schema import Config, TrainConfig, marked
 from mhim.extract import encoders
 from mhim.extract.encoders import _table
 from mhim.pipeline.cohort import patients as cases
@@ -24,6 +25,7 @@ from mhim.pipeline.stages.score import Score
 from mhim.pipeline.stages.tile import Tile
 from mhim.pipeline.stages.train import Train
 from mhim.pipeline.store import layout, writing
+from mhim.pipeline.training.fold import whole_params
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -311,3 +313,15 @@ def test_an_overlay_that_is_wanted_later_is_drawn_and_the_tiles_stay(
     assert cli("tile", slides, "--work", two.root, "--workers", "1")[0] == 0
     assert two.overlay("a.svs").read_bytes() == one.overlay("a.svs").read_bytes()
     assert {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in two.tiles.rglob("*") if p.is_file()} == before
+
+
+def test_a_setting_that_was_added_leaves_old_fingerprints_alone_until_it_is_used() -> None:
+    class Newer(Settings):
+        old: int = 1
+        new: int = added(2, "came later")
+
+    assert fingerprint_fields(Newer()) == {"old": 1}
+    assert fingerprint_fields(Newer(new=3)) == {"old": 1, "new": 3}
+    written = whole_params(TrainConfig(model="acmil")).model_params
+    assert set(written) == {"width", "dropout", "attention_width", "branches", "top_k", "mask_rate"}
+    assert whole_params(TrainConfig(model="acmil", model_params={"form": "heads"})).model_params["form"] == "heads"
