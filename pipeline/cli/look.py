@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mhim.pipeline.cli.options import ConfigFiles, Labels, Sets, Slides, WorkDir, app, session_flags
-from mhim.pipeline.cli.settings import TABLE, SettingsCommand, settings_flags
+from mhim.pipeline.cli.options import ConfigFiles, Labels, Sets, WorkDir, app, session_flags
+from mhim.pipeline.cli.settings import PATIENT_TABLES, TABLE, SettingsCommand, settings_flags
 
 if TYPE_CHECKING:
     from mhim.pipeline.stages.session import Session
@@ -41,19 +41,23 @@ def qupath(
 
 
 @app.command(cls=SettingsCommand, rich_help_panel="Look")
-@settings_flags("tile.mpp", "tile.mpp_of_slides", "cluster.workers", *TABLE)
+@settings_flags("tile.mpp", "tile.mpp_of_slides", "cluster.workers", PATIENT_TABLES, *TABLE)
 def check(
-    slides: Slides,
+    slides: Annotated[
+        Path | None,
+        typer.Argument(help="folder with slides, one slide, or a manifest CSV; may be left away with --table"),
+    ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="table whose rows are matched with the slides, mpp and regions obeyed")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder of the report: check.csv and check.html")] = Path("check"),
+    out: Annotated[Path, typer.Option(help="folder of the report: check.csv, check.html, tables.csv")] = Path("check"),
     config: ConfigFiles = [],  # noqa: B006  typer copies it
     set_: Sets = [],  # noqa: B006
     *,
     given: dict[str, Any],
 ) -> int:
-    """Look at every slide before any work: readable? mpp? tissue? duplicates? how long? Changes nothing but --out."""
+    """Look at every slide before any work: readable? mpp? tissue? duplicates? how long? And at patients' tables: who is
+    in which, leaks, units. Changes nothing but --out."""
     from mhim.configs import load
     from mhim.pipeline.cohort.check import check as run
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 import typer
 from typer.core import TyperCommand
 
-from mhim.pipeline.cli.values import grid_of, numbers_of
+from mhim.pipeline.cli.values import files_of, grid_of, numbers_of
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -64,14 +64,17 @@ class SettingFlag:
     def annotation(self) -> Any:
         """Its type and help as typer takes them: a value of that type, or None where it is not given."""
         about = self.described
-        kind: Any = {"numbers": str, "grid": list[str], "choice": str}.get(about.kind, about.type)
-        shape = {"numbers": "NUMBER,...", "grid": "SETTING=VALUE,...", "choice": "|".join(about.choices)}.get(
-            about.kind
-        )
+        kind: Any = {"numbers": str, "grid": list[str], "files": list[str], "choice": str}.get(about.kind, about.type)
+        shape = {
+            "numbers": "NUMBER,...",
+            "grid": "SETTING=VALUE,...",
+            "files": "NAME=FILE",
+            "choice": "|".join(about.choices),
+        }.get(about.kind)
         plain = self.flag if kind is not bool else f"{self.flag}/--no-{self.flag.removeprefix('--')}"
         option = typer.Option(
             plain,
-            help=f"{about.help}{'; repeatable' if about.kind == 'grid' else ''} (default: {about.default})",
+            help=f"{about.help}{'; repeatable' if about.kind in ('grid', 'files') else ''} (default: {about.default})",
             metavar=shape,
             autocompletion=about.completions if about.names else None,
             rich_help_panel=f"Settings of {self.settings[0].partition('.')[0]}",
@@ -80,19 +83,25 @@ class SettingFlag:
 
     def value(self, given: Any) -> Any:
         """What was given as the setting's value; None where nothing was. Raises ConfigError."""
-        if given is None or self.described.kind not in ("numbers", "grid"):
+        if given is None or self.described.kind not in ("numbers", "grid", "files"):
             return given
         if self.described.kind == "grid":
             return grid_of(given)
+        if self.described.kind == "files":
+            return files_of(self.flag, given)
         return numbers_of(self.flag, given, self.described.type)
+
+
+PATIENT_TABLES = SettingFlag(("train.tables",), "--table")
+"""Patients' tables: `--table NAME=FILE`."""
 
 
 @dataclass(frozen=True)
 class Described:
-    """A setting for a person. kind: plain (of `type`), choice, numbers (of `type`, apart by commas) or grid.
+    """A setting for a person. kind: plain (of `type`), choice, numbers (of `type`, apart by commas), grid or files.
     names: what a shell may complete."""
 
-    kind: Literal["plain", "choice", "numbers", "grid"]
+    kind: Literal["plain", "choice", "numbers", "grid", "files"]
     type: type
     help: str
     default: str
@@ -156,7 +165,7 @@ def _of_backends(key: str) -> tuple[FieldInfo, list[str]]:
     return field, list(having)
 
 
-def _kind(annotation: Any) -> tuple[Literal["plain", "choice", "numbers", "grid"], type, tuple[str, ...]]:
+def _kind(annotation: Any) -> tuple[Literal["plain", "choice", "numbers", "grid", "files"], type, tuple[str, ...]]:
     """How a setting of this type is typed, the type of its value or of each of its values, and what is allowed."""
     if get_origin(annotation) in (Union, UnionType):
         annotation = next(inner for inner in get_args(annotation) if inner is not NoneType)
@@ -165,6 +174,8 @@ def _kind(annotation: Any) -> tuple[Literal["plain", "choice", "numbers", "grid"
         return "choice", str, tuple(map(str, inner))
     if origin is tuple:
         return "numbers", get_args(inner[0])[0] if get_origin(inner[0]) is Annotated else inner[0], ()
+    if origin is dict and inner == (str, str):
+        return "files", str, ()
     return ("grid", str, ()) if origin is dict else ("plain", annotation, ())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -29,6 +30,21 @@ def grid_of(texts: Iterable[str]) -> dict[str, Any] | None:
             raise ConfigError(f"--grid {text!r}: write setting=value,value, for example mask_ratio_h=0.01,0.03,0.05")
         grid[key] = [read_yaml(v, f"--grid {text!r}") for v in values.split(",")]
     return grid or None
+
+
+def files_of(flag: str, texts: Iterable[str]) -> dict[str, str] | None:
+    """`clinical=patients.csv` texts as names and files; absolute, since a job may start in another folder."""
+    from mhim.configs.load import ConfigError
+
+    files: dict[str, str] = {}
+    for text in texts:
+        name, _, file = text.partition("=")
+        if not name.strip() or not file.strip():
+            raise ConfigError(f"{flag} {text!r}: write NAME=FILE, for example clinical=patients.csv")
+        if name.strip() in files:
+            raise ConfigError(f"{flag} {text!r}: there is a {name.strip()!r} already; give each table its own name")
+        files[name.strip()] = str(Path(file.strip()).expanduser().absolute())
+    return files or None
 
 
 def share_of(text: str | None) -> tuple[int, int] | None:

@@ -1,7 +1,8 @@
 """`pipeline check`: what a cohort's files are worth, before any work. Reads slides; writes its report only.
 
-In: a folder or manifest, the tile settings, perhaps labels. Out: a table on the terminal, `check.csv`, and `check.html`
-(thumbnails with tissue outlines, least tissue first). Exit 1 if anything needs a person. Pictures are made by extract.
+In: a folder or manifest, the tile settings, perhaps labels and patients' tables. Out: a table on the terminal,
+`check.csv`, `check.html` (thumbnails with tissue outlines, least tissue first), and `tables.csv`. Exit 1 if anything
+needs a person. Pictures are made by extract.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mhim.pipeline.cohort.labels import match, use
 from mhim.pipeline.cohort.labels import table as label_table
 from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.cohort.listing import SlideEntry
+from mhim.pipeline.cohort.patient_tables import check as check_tables
 from mhim.pipeline.resume import console, leftovers
 from mhim.pipeline.resume.child import Child, Died, Order
 from mhim.pipeline.store import names, tables, writing
@@ -38,8 +40,16 @@ _FEATURE_BYTES = 1024 * 2 + 8  # a 1024-d float16 feature and its corner
 _THUMB_PX = 320
 
 
-def check(source: Path, config: Config, out: Path, labels: Path | None = None) -> int:
-    """Inspect every file and report; 0 if nothing needs a person, else 1. Raises CohortError."""
+def check(source: Path | None, config: Config, out: Path, labels: Path | None = None) -> int:
+    """Inspect every file, and every patients' table, and report; 0 if nothing needs a person, else 1. source: None for
+    the tables alone. Raises CohortError."""
+    tables_ = check_tables.check(config, labels) if config.train.tables else None
+    if source is None:
+        if tables_ is None:
+            raise CohortError("nothing to check: name the slides, or patients' tables with --table NAME=FILE")
+        out.mkdir(parents=True, exist_ok=True)
+        _show_tables(tables_, out)
+        return 1 if tables_.problems else 0
     if _inside(out, source) or any((out / mark).exists() for mark in ("cohort.csv", "tiles")):
         raise CohortError(f"--out {out} lies among the slides or in a work folder: check never writes there")
     wrong = ""
@@ -66,6 +76,9 @@ def check(source: Path, config: Config, out: Path, labels: Path | None = None) -
     writing.write_atomic(out / "check.csv", _csv(findings))
     writing.write_atomic(out / "check.html", check_page.page(names.readable(str(source)), findings, summary))
     _show(findings, summary, out)
+    if tables_ is not None:
+        _show_tables(tables_, out)
+        cohort_problems += tables_.problems
     return 1 if cohort_problems or any(f.problems for f in findings) else 0
 
 
@@ -274,6 +287,19 @@ def _show(findings: list[Finding], summary: list[str], out: Path) -> None:
     for line in summary:
         console.out.print(line, markup=False)
     console.out.print(f"{out / 'check.csv'} and {out / 'check.html'} hold all of it", markup=False)
+
+
+def _show_tables(found: check_tables.Checked, out: Path) -> None:
+    """What there is to say of patients' tables, and their columns as a file."""
+    writing.write_atomic(out / check_tables.FILE, found.csv())
+    for heading, lines in (("needs a person", found.problems), ("to be known", found.notes)):
+        if lines:
+            console.out.print(f"patients' tables, {heading}:", style="bold", markup=False)
+        for line in lines:
+            console.out.print(f"  {line}", markup=False)
+    if not found.problems:
+        console.out.print("patients' tables: nothing needs a person", markup=False)
+    console.out.print(f"{out / check_tables.FILE} holds every column", markup=False)
 
 
 def _inside(out: Path, source: Path) -> bool:
