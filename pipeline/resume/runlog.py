@@ -25,6 +25,7 @@ from typing import Any
 
 from mhim.configs.schema import Config
 from mhim.pipeline.resume import rates
+from mhim.pipeline.resume.live import Live
 from mhim.pipeline.resume.stage import Outcome, Plan, Report, Stage, State
 from mhim.pipeline.store import layout, writing
 
@@ -88,6 +89,11 @@ class RunLog:
     def path(self) -> Path:
         return self.runs / f"{self.id}.jsonl"
 
+    @property
+    def summary(self) -> Path:
+        """Written at the end."""
+        return self.path.with_suffix(".summary.md")
+
     def __enter__(self) -> RunLog:
         return self
 
@@ -100,7 +106,7 @@ class RunLog:
         self.event({"event": "end", "seconds": round(time.time() - self.started, 3), "stopped": stopped})
         if not self.broken:
             try:
-                writing.write_atomic(self.path.with_suffix(".summary.md"), self._summary(stopped))
+                writing.write_atomic(self.summary, self._summary(stopped))
             except OSError as problem:
                 self.broken = str(problem)
 
@@ -117,6 +123,11 @@ class RunLog:
         if told := rates.told(outcome.numbers):
             fields["rates"] = told
         self.event({"event": "item", "stage": self.verb, **fields, "seconds": round(outcome.seconds, 3)})
+
+    def under_way(self, found: dict[str, Live]) -> None:
+        """Note how far the items under way have come."""
+        items = {key: {k: v for k, v in asdict(one).items() if v not in (None, "", {})} for key, one in found.items()}
+        self.event({"event": "under_way", "stage": self.verb, "items": items})
 
     def finished(self, report: Report) -> None:
         """The report, for the summary."""

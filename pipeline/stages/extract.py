@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from mhim.pipeline.cohort import provenance
 from mhim.pipeline.cohort.identities import Identities
 from mhim.pipeline.cohort.listing import SlideEntry
 from mhim.pipeline.resume import fingerprints
+from mhim.pipeline.resume.live import Live, Teller
 from mhim.pipeline.resume.stage import Item, Made, Stage
 from mhim.pipeline.store import kept_chunks, layout, reading, seals, writing
 from mhim.pipeline.store.attributes import Geometry
@@ -95,10 +97,14 @@ class Extract(Stage):
         for first, chunk in kept_chunks.kept(partial):  # that an earlier run left when it was killed
             features[first : first + len(chunk)] = chunk
             start = first + len(chunk)
+        told, began = Teller(partial), time.monotonic()
         for first, chunk in self.encoding.encode(job, start):
             features[first : first + len(chunk)] = chunk
             if len(job.coords_l0) > rows:  # a slide of one chunk has nothing worth keeping before its end
                 kept_chunks.keep(partial, first, chunk)
+                there = first + len(chunk)
+                each_s = (time.monotonic() - began) / (there - start)
+                told.tell(Live("tile", there, len(job.coords_l0), begun=start, each_s=each_s))
         writer.write("coords", job.coords_l0, config.chunk_rows)
         stats = extractor.stats
         notes = (f"not read directly: {stats.note}",) if stats.note and config.reader == "auto" else ()

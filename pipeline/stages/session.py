@@ -101,7 +101,7 @@ def make(session: Session, plan: Plan, args: list[str]) -> int:
         tell([f"the back end {cluster.backend} has no settings; not used of cluster.backend_params: {names}"])
     leftovers.sweep_work(session.work, cluster.lease_s)
     log = RunLog(session.work.runs, label(plan.stage), session.config, about=_about(plan.stage, args))
-    with runner.leaving(), log, console.Progressing(plan.stage.name) as progress:
+    with runner.leaving(), log, console.Progressing(plan.stage.name, log.under_way) as progress:
 
         def planned(plan: Plan) -> None:
             progress.planned(plan)
@@ -113,7 +113,7 @@ def make(session: Session, plan: Plan, args: list[str]) -> int:
 
         report = runner.run(plan, backend, cluster.lease_s, session.replace, watch, planned)
         log.finished(report)
-    console.finish(report)
+    console.finish(report, None if log.broken else log.summary)
     if report.stopped:
         raise Stopped(report.stopped)
     if log.broken:

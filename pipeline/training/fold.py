@@ -35,8 +35,9 @@ from mhim.pipeline.store import tables, writing
 from mhim.pipeline.store.layout import CARD, FORMAT
 from mhim.pipeline.training import bundle, choices, experiment_log
 from mhim.pipeline.training.card import Card, Facts
+from mhim.pipeline.training.progress import HISTORY, Progress
 
-PREDICTIONS, HISTORY, CHECKPOINT = "predictions.csv", "history.csv", "state.pt"
+PREDICTIONS, CHECKPOINT = "predictions.csv", "state.pt"
 SIDES = (("validation", "val"), ("test", "test"))  # name in the card, and in the predictions
 # A checkpoint may cost this share of the time; with MHIM's transmil student one is 60 MB.
 CHECKPOINT_SHARE = 0.05
@@ -255,8 +256,11 @@ def _fit(
     saved = _checkpoint(file)
     state = saved
     cost, last = 0.0, time.monotonic()
+    progress = Progress(partial, config, len(train_cases), task.headline)
+    progress.begin(saved)
 
     def due() -> bool:
+        progress.step()
         wait = max(config.checkpoint_s, cost / CHECKPOINT_SHARE)
         return config.checkpoint_s > 0 and time.monotonic() - last >= wait
 
@@ -265,6 +269,7 @@ def _fit(
             state = reached
             if state["within"] is None:
                 log(state["history"][-1])
+                progress.epoch(state)
             began = time.monotonic()
             if state["within"] is not None or began - last >= cost / CHECKPOINT_SHARE:
                 _save(state, file)

@@ -18,8 +18,9 @@ from mhim.pipeline import backends
 from mhim.pipeline.cohort import slides as cohort
 from mhim.pipeline.cohort.patients import feature_stores
 from mhim.pipeline.exchange.imported import is_imported
-from mhim.pipeline.resume import console, runlog
+from mhim.pipeline.resume import causes, console, live, runlog
 from mhim.pipeline.resume.claims import running_keys
+from mhim.pipeline.resume.live import Live
 from mhim.pipeline.resume.stage import State
 from mhim.pipeline.store import layout, reading, seals
 
@@ -33,6 +34,7 @@ class StageStatus:
     name: str
     keys: dict[str, list[str]] = field(default_factory=lambda: {s: [] for s in STATES})
     reasons: dict[str, str] = field(default_factory=dict)
+    live: dict[str, Live] = field(default_factory=dict)  # how far what is running has come, where it tells that
 
 
 def read(work: layout.Work) -> list[StageStatus]:
@@ -95,6 +97,7 @@ def _stage(
             status.reasons[key] = failed[name, key]
         else:
             status.keys["missing"].append(key)
+    status.live = live.under_way(root, status.keys["running"])
     return status
 
 
@@ -120,6 +123,7 @@ def _run(folder: Path, failed: dict[tuple[str, str], str], planned: set[str]) ->
         state = "done" if key in done else "running" if key in busy else "failed" if key in wrong else "missing"
         status.keys[state].append(key)
     status.reasons |= wrong
+    status.live = live.under_way(folder, busy)
     return status
 
 
@@ -136,8 +140,9 @@ def files(root: Path) -> Iterator[int]:
         return
 
 
-def show(root: Path) -> int:
-    """Print the state of a work folder. Returns 1 if something failed."""
+def show(root: Path, most: int | None = None) -> int:
+    """Print the state of a work folder. Returns 1 if something failed. most: so many names of one cause of failures;
+    None: all."""
     work = layout.Work(root)
     stages = read(work)
     table = Table(title=f"{root}")
@@ -148,10 +153,14 @@ def show(root: Path) -> int:
         table.add_row(stage.name, *(str(len(stage.keys[s])) for s in STATES))
     console.out.print(table)
     for stage in stages:
+        for key, one in stage.live.items():
+            console.out.print(console.escape(f"{stage.name}: running {key}: {one.told()}"))
         for state in ("failed", "empty"):
-            for key in stage.keys[state]:
-                reason = stage.reasons.get(key, "")
-                console.out.print(f"{stage.name}: {state} {console.escape(key)}: {console.escape(reason)}")
+            for cause in causes.grouped((key, stage.reasons.get(key, "")) for key in stage.keys[state]):
+                told = f"{cause.keys[0]}: {cause.message}"
+                if len(cause.keys) > 1:
+                    told = f"{len(cause.keys)} items: {cause.message}: {cause.names(most)}"
+                console.out.print(console.escape(f"{stage.name}: {state} {told}"))
         if stage.keys["missing"]:
             names = ", ".join(stage.keys["missing"][:5])
             console.out.print(f"{stage.name}: {len(stage.keys['missing'])} missing ({console.escape(names)} ...)")
@@ -169,7 +178,7 @@ def watch(root: Path, every_s: float = 2.0) -> int:
     try:
         while True:
             with console.out.capture() as captured:
-                code = show(root)
+                code = show(root, causes.NAMED)
             text = captured.get()
             if text != last:
                 if console.out.is_terminal:
