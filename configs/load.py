@@ -6,7 +6,7 @@ file, in the order given < `--set` < flags. Unknown keys are refused by name. Kn
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +146,10 @@ def _put(into: dict[str, Any], dotted: str, value: Any) -> None:
     merge(into, nested)
 
 
-def template(config: BaseModel) -> str:
-    """`config` as YAML with every setting's description as a comment, ready to edit and pass with `--config`."""
+def template(config: BaseModel, allowed: Callable[[str], str] = lambda setting: "") -> str:
+    """`config` as YAML with every setting's description as a comment, ready to edit and pass with `--config`.
+
+    allowed: what to add of `section.key`."""
     lines: list[str] = []
     for section in type(config).model_fields:
         part = getattr(config, section)
@@ -155,6 +157,6 @@ def template(config: BaseModel) -> str:
         for name, setting in type(part).model_fields.items():
             value = part.model_dump(mode="json")[name]
             text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
-            lines.append(f"  {name}: {text}  # {setting.description}")
+            lines.append(f"  {name}: {text}  # {setting.description}{allowed(f'{section}.{name}')}")
         lines.append("")
     return "\n".join(lines)

@@ -70,10 +70,11 @@ def config(
     set_: Sets = [],  # noqa: B006
     presets: Annotated[bool, typer.Option("--presets", help="list the presets instead")] = False,
 ) -> int:
-    """Print all settings as commented YAML, ready to edit and pass with --config."""
+    """Print all settings as commented YAML with what each may be, ready to edit and pass with --config."""
     from mhim.configs import load
+    from mhim.pipeline.cli.settings import allowed
 
-    print("\n".join(load.presets()) if presets else load.template(load.resolve(config, set_)))
+    print("\n".join(load.presets()) if presets else load.template(load.resolve(config, set_), allowed))
     return 0
 
 
@@ -86,6 +87,17 @@ def encoders(
     from mhim.pipeline.exchange.encoder_list import show
 
     return show(weights, name)
+
+
+@app.command(rich_help_panel="Look")
+def models(
+    name: Annotated[str | None, typer.Argument(help="all that is known of one model, with its settings")] = None,
+    dim: Annotated[int, typer.Option(min=1, help="numbers per tile that the encoder gives")] = 1024,
+) -> int:
+    """List the MIL models: paper, number of weights, and multiply-adds for a bag of 1,000 tiles."""
+    from mhim.pipeline.training.model_list import show
+
+    return show(name, dim)
 
 
 @app.command(rich_help_panel="Look")

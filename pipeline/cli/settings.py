@@ -132,6 +132,20 @@ def describe(setting: str) -> Described:
     return Described(kind, type_, text, shown(field.get_default(call_default_factory=True)), choices, names)
 
 
+def allowed(setting: str) -> str:
+    """What `section.key` may be, for a comment: ` [none | png | jpeg]`, ` [at least 1]`, ` [true | false]`; or ""."""
+    from mhim.configs import lookup
+
+    field = _of_schema(setting)
+    kind, type_, choices = _kind(field.annotation)
+    if setting in _NAMES_OF:
+        choices = tuple(lookup.names(_NAMES_OF[setting]))
+    words = ["true | false"] if kind == "plain" and type_ is bool else []
+    words += [" | ".join(choices)] if choices else []
+    words += [_bounds(field).removeprefix("; ")] if _bounds(field) else []
+    return f" [{'; '.join(words)}]" if words else ""
+
+
 def shown(value: Any) -> str:
     """A default as a person reads it."""
     if value is None or value == () or value == {}:

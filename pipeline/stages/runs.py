@@ -47,6 +47,19 @@ def find(work: layout.Work, name: str | None, model: str) -> Path:
     raise layout.StoreError(f"{wanted}; there is: {', '.join(there) or 'none, run `pipeline train` first'}")
 
 
+def why_taken(run: Path, name: str | None, model: str) -> str:
+    """Which run `find` took, and why; one line."""
+    others = sorted(p.name for p in run.parent.iterdir() if p.is_dir() and p != run) if run.parent.is_dir() else []
+    if name is not None:
+        why = f"as --name {name} says"
+    elif not others:
+        why = "the only one"
+    else:
+        why = f"that of train.model={model.rsplit('.', 1)[-1]}; --name takes another: {', '.join(others[:5])}"
+        why += " ..." if len(others) > 5 else ""
+    return f"run {run} ({why})"
+
+
 def named(name: str | None, model: str) -> str:
     """The name of a new run: as given, or the model's. It becomes one folder below `runs`. Raises CohortError."""
     found = model.rsplit(".", 1)[-1] if name is None else name

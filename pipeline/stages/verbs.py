@@ -193,6 +193,15 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
     return max(code, 1) if data.damaged else code
 
 
+def features_taken(session: Session, features: Path) -> str:
+    """Which features a training takes, and why; one line."""
+    asked = "encoder" in session.config.extract.model_fields_set
+    why = "the settings or --encoder say so" if asked else "the default encoder"
+    others = sorted(p.name for p in features.parent.iterdir() if p.is_dir() and p.name != features.name)
+    more = f"; --encoder takes others: {', '.join(others[:5])}{' ...' if len(others) > 5 else ''}" if others else ""
+    return f"features {features} ({why}{more})"
+
+
 def to_train_on(session: Session, labels: Path | None) -> tuple[Path, Dataset, Config]:
     """The path of the labels, the patients of a training, and the settings with the columns that were read. Tells what
     is left out, and what would stop it later."""
@@ -216,6 +225,7 @@ def to_train_on(session: Session, labels: Path | None) -> tuple[Path, Dataset, C
         )
     features = session.work.features(config.extract.encoder)
     data = patients.labelled(table.rows, features, config.train)
+    tell([f"{features_taken(session, features)}; labels {found}"])
     late = use.too_late(table, features, session.work)
     tell((*table.notes, *data.notes, *data.order, *late, *patients.duplicates(data, session.work)))
     if config.train.protocol == "paper":
@@ -243,6 +253,7 @@ def score(
 
     plugins_there(session.config)
     run = runs.find(session.work, name, session.config.train.model)
+    tell([runs.why_taken(run, name, session.config.train.model)])
     bundle.permitted(predictions.folds_of(run))  # told before hours of tiling
     if session.submits and not session.dry_run:
         given = [("--features", features), ("--labels", labels)]
