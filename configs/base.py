@@ -32,8 +32,14 @@ def added(default: Any, description: str, **bounds: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"added": True}, **bounds)
 
 
+def apart(default: Any, description: str, **bounds: Any) -> Any:
+    """A field that decides the results of what uses it alone, and enters the fingerprints of that only: what does not
+    use it keeps the fingerprint that it had before there was such a field."""
+    return Field(default, description=description, json_schema_extra={"apart": True}, **bounds)
+
+
 def marked(settings: type[Settings], mark: str) -> frozenset[str]:
-    """Names of the fields that carry `mark` ("speed", "later" or "added")."""
+    """Names of the fields that carry `mark` ("speed", "later", "added" or "apart")."""
     extras = {name: field.json_schema_extra for name, field in settings.model_fields.items()}
     return frozenset(name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(mark))
 
@@ -41,7 +47,7 @@ def marked(settings: type[Settings], mark: str) -> frozenset[str]:
 def fingerprint_fields(settings: Settings) -> dict[str, Any]:
     """The result-affecting fields of `settings` as plain JSON values, in schema order."""
     dumped, fields = settings.model_dump(mode="json"), type(settings).model_fields
-    left_out = marked(type(settings), "speed")
+    left_out = marked(type(settings), "speed") | marked(type(settings), "apart")
     for name in marked(type(settings), "added"):
         if getattr(settings, name) == fields[name].get_default(call_default_factory=True):
             left_out |= {name}

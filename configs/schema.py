@@ -17,8 +17,8 @@ from pydantic import Field, field_validator, model_validator
 
 from mhim.configs.base import Settings as Settings
 from mhim.configs.base import added as added
+from mhim.configs.base import apart, later, speed
 from mhim.configs.base import fingerprint_fields as fingerprint_fields
-from mhim.configs.base import later, speed
 from mhim.configs.base import marked as marked
 from mhim.configs.schema_tables import LabelsConfig as LabelsConfig
 from mhim.configs.schema_tables import TablesConfig as TablesConfig
@@ -198,6 +198,16 @@ class TrainConfig(Settings):
     )
     tables: dict[str, str] = speed(
         {}, "patients' tables, name -> file (their rows of the run's patients enter the fingerprint, not the path)"
+    )
+    fusion: Literal["none", "late"] = apart(
+        "none",
+        "slides together with patients' tables (--table): late weighs the answers of models of each alone",
+    )
+    fusion_folds: int = apart(
+        4, "inner folds of each training part, in which the modalities are weighed (so many more trainings)", ge=2
+    )
+    fusion_groups: tuple[str, ...] = apart(
+        (), "tables that enter as the means of their groups of columns (tables.groups), such as pathways"
     )
     gpu: bool = speed(False, "use the GPU; stops if there is none")
     cache_gb: float = speed(8.0, "most memory for bags kept in RAM, GiB", ge=0)

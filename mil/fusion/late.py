@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -29,6 +29,7 @@ from mhim.mil.fusion import linear, skill
 from mhim.mil.fusion.linear import Form
 
 MOST = 8  # modalities: 255 patterns
+LEAST_OF_SCALE = 10  # patients
 LEAST_SLOPE = 0.01  # of a pattern that says nothing: its patients keep their order, nearly in the middle
 PRIOR = 2.0  # pseudo-patients of whom the modalities say nothing
 
@@ -68,6 +69,14 @@ class Late:
         """What each modality at hand adds to the score, (q,) each; with the pattern's offset they add up to it."""
         pattern = self.pattern(given)
         return {m: pattern.slope * pattern.weights[m] * self._standard(m, given[m]) for m in pattern.weights}
+
+    def rescaled(self, scores: Mapping[str, np.ndarray]) -> Late:
+        """The same for members of another scale, by scores (m, q) of patients that none of them learnt from; a handful
+        of patients tell no scale, and leave it as it is."""
+        usable = {m: s for m, s in scores.items() if len(s) >= LEAST_OF_SCALE and (s.std(axis=0) > 0).any()}
+        centre = {m: tuple(s.mean(axis=0).tolist()) for m, s in usable.items()}
+        spread = {m: math.sqrt(float(s.var(axis=0).mean())) for m, s in usable.items()}
+        return replace(self, centre={**self.centre, **centre}, spread={**self.spread, **spread})
 
     def pattern(self, given: Mapping[str, Any]) -> Pattern:
         """How the modalities of `given` are weighed. Raises FusionError if there is none."""

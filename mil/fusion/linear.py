@@ -139,5 +139,7 @@ def _step(z: np.ndarray, target: np.ndarray, k: int, each: float) -> tuple[np.nd
     if above.all() or not above.any():  # one side alone: its odds with half a patient on the other
         odds = (above.sum() + 0.5) / ((~above).sum() + 0.5)
         return np.zeros(z.shape[1]), float(np.log(odds))
-    made = LogisticRegression(C=1.0 / (len(z) * each), tol=1e-10, max_iter=1000, solver="newton-cg").fit(z[there], above)
+    made = LogisticRegression(C=1.0 / (len(z) * each), tol=1e-10, max_iter=1000, solver="newton-cg").fit(
+        z[there], above
+    )
     return made.coef_[0], float(made.intercept_[0])

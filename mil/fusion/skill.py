@@ -45,12 +45,12 @@ def of(scores: np.ndarray, target: np.ndarray, form: Form, inner: Sequence[np.nd
 
 def weights(skills: Sequence[Skill]) -> np.ndarray:
     """float64 (M,) >= 0, sum 1: in proportion to the skills, each pulled to their mean as far as they cannot be told
-    apart (an empirical Bayes estimate; its error is that of the paired differences).
+    apart (an empirical Bayes estimate; its error is that of the paired differences), of which half is believed: the
+    estimate of τ² from a few modalities is poor itself, and too much pull hands a useless one a share.
 
-        w_m ∝ max(0, v̄ + B (v_m - v̄)),   B = τ² / (τ² + s_m²),   τ² = max(0, var(v) - mean(s²))
+        w_m ∝ max(0, v̄ + (1 + B)/2 (v_m - v̄)),   B = τ² / (τ² + s_m²),   τ² = max(0, var(v) - mean(s²))
 
-    With thousands of patients these are the skills themselves, with a handful nearly equal weights; without any skill
-    they are equal."""
+    With thousands of patients these are the skills themselves; without any skill they are equal."""
     value = np.array([s.value for s in skills])
     if len(value) > 1:
         apart = np.stack([s.influence for s in skills])
@@ -58,7 +58,7 @@ def weights(skills: Sequence[Skill]) -> np.ndarray:
         error = (apart**2).sum(axis=1) * len(value) / (len(value) - 1)
         spread = max(0.0, float(value.var(ddof=1) - error.mean()))
         keep = spread / (spread + error) if spread > 0 else np.zeros(len(value))
-        value = value.mean() + keep * (value - value.mean())
+        value = value.mean() + 0.5 * (1.0 + keep) * (value - value.mean())
     value = np.maximum(value, 0.0)
     total = value.sum()
     return value / total if total > 0 else np.full(len(value), 1.0 / len(value))

@@ -26,7 +26,7 @@ from mhim.pipeline.results import ensemble, measures
 from mhim.pipeline.results.measures.measure import Measure, Place, place
 from mhim.pipeline.store.layout import CARD, StoreError
 from mhim.pipeline.store.reading import array_names, read_array, stored
-from mhim.pipeline.training import bundle, fold, plan
+from mhim.pipeline.training import bundle, fold, fusion_bundle, plan
 from mhim.pipeline.training.card import Card
 
 Row = dict[str, Any]
@@ -129,7 +129,9 @@ def each_of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str]
     unlike: dict[str, float] = {}  # of a patient's bags the strangest
     for bag in stage.data.patients:
         path = next((p for s in bag.slides if stored(p := stage.out / "scores" / f"{s}.zarr") is not None), None)
-        if path is not None:  # else it failed, which the stage has told
+        if not bag.slides:  # of a fusion: a patient of whom tables alone are at hand
+            groups.setdefault(bag.id, []).append((bag, np.empty(0)))
+        elif path is not None:  # else it failed, which the stage has told
             logits = read_array(path, "logits").astype(np.float64)  # (folds, n_out), the same in all slides of a bag
             name = (patients or {}).get(bag.id, bag.id)
             groups.setdefault(name, []).append((bag, logits))
@@ -139,16 +141,22 @@ def each_of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str]
     cards = {folder: bundle.card_of(folder) for folders in stage.models.values() for folder in folders}
     kinds = {f: measures.of(card.task.value) for f, card in cards.items()}
     frozen = {f: kinds[f].frozen(card, partial(fold.read_side, f, "val"), config) for f, card in cards.items()}
+    fusions = {f: fusion_bundle.read(f) for f in cards}
     for name, bags in groups.items():
         slides = ";".join(s for bag, _ in bags for s in bag.slides)
         # every fold scores a new patient; one that the run knows is scored by those that held it out
         for k, folder in enumerate(stage.models[bags[0][0].id]):
             card, measure = cards[folder], kinds[folder]
-            found = measure.answers(np.stack([logits[k] for _, logits in bags]), card, config)
+            given, rest = [logits[k] for _, logits in bags if len(logits)], {}
+            if (fusion := fusions[folder]) is not None:
+                given, rest["modalities"] = fusion.of_bags(name, given or None, stage.tables)
+            found = measure.answers(np.stack(given), card, config)
             verdict = measure.verdict(_joined(found, measure, config.several_slides), frozen[folder], card)
             strange = {"unlike": unlike[name]} if name in unlike else {}
             familiar = {"known": text} if (text := stage.known_as(bags[0][0].id)) else {}
-            each[name].append({"slide": slides, "patient": name, **_place(card), **verdict, **strange, **familiar})
+            each[name].append(
+                {"slide": slides, "patient": name, **_place(card), **verdict, **rest, **strange, **familiar}
+            )
     return [row for members in each.values() for row in members]
 
 

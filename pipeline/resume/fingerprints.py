@@ -61,6 +61,18 @@ def own_settings(config: TrainConfig) -> dict[str, Any]:
     return {k: v for k, v in fingerprint_fields(config).items() if k not in plan}
 
 
+def of_task(config: TrainConfig) -> dict[str, Any]:
+    """What decides the outcome that a table is fitted on."""
+    fields = fingerprint_fields(config)
+    return {k: fields[k] for k in ("task", "classes") if k in fields}
+
+
+def of_fusion(config: TrainConfig) -> dict[str, Any]:
+    """How modalities are fused."""
+    dumped = config.model_dump(mode="json")
+    return {k: v for k, v in dumped.items() if k in ("fusion", "fusion_params")}
+
+
 def training(config: TrainConfig) -> dict[str, Any]:
     """Of one training, its model's settings written out; without what only says which trainings there are."""
     fields = flat("train", own_settings(config)) | _code("train.model_code", "mhim.mil.models", config.model)

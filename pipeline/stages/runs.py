@@ -20,7 +20,7 @@ from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort import provenance
 from mhim.pipeline.cohort.labels.rows import CohortError, Row
 from mhim.pipeline.cohort.patients import Dataset
-from mhim.pipeline.results import known, predictions
+from mhim.pipeline.results import fused, known, predictions
 from mhim.pipeline.results import numbers as numbers_
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.resume.console import escape
@@ -148,6 +148,8 @@ def tell(stage: Score, out: Console) -> None:
         for row in numbers_.lines(found):
             table.add_row(*(escape(cell) for cell in row))
         out.print(table)
+        if (modalities := fused.read(stage.out)) is not None:
+            out.print(_modalities(modalities))
         if found.decision_rule is not None:
             out.print(escape(f"decisions: {found.decision_rule}"))
         for line in choices.lines(found.choices):
@@ -155,6 +157,17 @@ def tell(stage: Score, out: Console) -> None:
         for warning in found.warnings:
             out.print(f"[yellow]note[/]: {escape(warning)}")
         return
+
+
+def _modalities(found: dict[str, Any]) -> Table:
+    """The fused answer, each modality alone, and each removed at test."""
+    percent = f"{100 * found['confidence']:.0f} %"
+    table = Table(title=f"{found['headline']} of the same held-out patients, paired")
+    for column in ("", f"value, {percent} interval", "fused minus it", "weight ± sd over trainings"):
+        table.add_column(column)
+    for row in fused.lines(found):
+        table.add_row(*(escape(cell) for cell in row))
+    return table
 
 
 def show_folds(run: Path, out: Console) -> None:

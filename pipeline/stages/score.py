@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mhim.configs.schema import Config, fingerprint_fields
+from mhim.mil.fusion.rows import Rows
 from mhim.pipeline.cohort.patients import Dataset
 from mhim.pipeline.resume import fingerprints
 from mhim.pipeline.resume.stage import Item, Made, Stage
@@ -32,6 +34,7 @@ class Score(Stage):
     models: dict[str, list[Path]]  # patient -> folders of the models that score it
     folds: list[Path]  # trainings that metrics.json is made of; empty for new slides
     known: dict[str, Recognised] = field(default_factory=dict)  # of new slides: those that the run knows
+    tables: Mapping[str, Rows] = field(default_factory=dict)  # of new patients, for a fused run
     name = "score"
 
     def known_as(self, bag: str) -> str:
@@ -74,7 +77,7 @@ class Score(Stage):
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
         from mhim.pipeline.pictures import kinds
-        from mhim.pipeline.results import ensemble, numbers, predictions
+        from mhim.pipeline.results import ensemble, fused, numbers, predictions
         from mhim.pipeline.results.metrics_file import METRICS
         from mhim.pipeline.training import bundle, fold
 
@@ -85,6 +88,10 @@ class Score(Stage):
             found = numbers.summary(self.folds, rows, task, self.config.score)
             (out / METRICS).write_text(found.text())
             kinds.of(task).files(out, ensemble.ensemble(rows, task))
+            if fused.is_fused(self.folds):
+                (out / fused.FILE).write_text(
+                    fused.text(fused.summary(self.out, self.folds, rows, task, self.config.score))
+                )
             return Made()
         patient = self.data.by_id()[item.data]
         if self._last[0] != patient.id:  # slides of one patient are one bag: scored once

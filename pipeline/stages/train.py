@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mhim.configs.schema import Config, fingerprint_fields
 from mhim.mil import splits
 from mhim.mil.splits import Fold
+from mhim.pipeline.cohort.patient_tables.table import PatientTable
 from mhim.pipeline.cohort.patients import Dataset, digest_of
 from mhim.pipeline.resume import fingerprints
 from mhim.pipeline.resume.runner import make_one, open_claims
@@ -23,13 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Train(Stage):
-    """Features to models: `runs/<name>/fold_<k>/`, one item per (grid cell, seed, fold), baselines of MHIM first."""
+    """Features to models: `runs/<name>/fold_<k>/`, one item per (grid cell, seed, fold), baselines of MHIM first.
+
+    With `train.fusion` these are the fused ones, after `slide/`, its inner folds, and `tables/<name>/`."""
 
     work: layout.Work
     config: Config
     run: str
     data: Dataset
     folds: list[Fold]
+    tables: Mapping[str, PatientTable] = field(default_factory=dict)
     name = "train"
 
     @property
@@ -37,9 +42,13 @@ class Train(Stage):
         return self.work.run(self.run)
 
     def items(self) -> list[Item]:
-        from mhim.pipeline.training.plan import jobs
+        from mhim.pipeline.training import fused, plan
 
-        every = jobs(self.config.train, self.folds)
+        train = self.config.train
+        if train.fusion == "none":
+            every = plan.jobs(train, self.folds)
+        else:
+            every = fused.jobs(train, self.folds, self.data, tuple(self.tables))
         teachers = {job.teacher.cell + job.teacher.name: job.teacher for job in every if job.teacher}
         return [self.item(job) for job in (*teachers.values(), *every)]
 
@@ -53,7 +62,22 @@ class Train(Stage):
             inputs["classes"] = list(self.data.classes)
         if job.teacher:
             inputs["teacher"] = self._mark(self.item(job.teacher))
+        if job.part:
+            inputs |= self._of_fusion(job)
         return Item(f"{job.cell}/{job.name}" if job.cell else job.name, self.root / job.cell / job.name, inputs, job)
+
+    def _of_fusion(self, job: Job) -> dict[str, Any]:
+        """What else a table's or a fused training is made from."""
+        everyone = [p.id for p in self.data.patients]
+        found: dict[str, Any] = {"inner": splits.digest(job.inner)}
+        if job.part == "table":
+            name = job.cell.rsplit("/", 1)[-1]
+            own = {k: getattr(self.config.tables, k) for k in ("impute", "indicators", "smallest_group")}
+            own |= {"select": self.config.tables.select.get(name, 0), "rows": self.tables[name].fingerprint(everyone)}
+            own |= {"task": fingerprints.of_task(job.config), "by_groups": name in job.config.fusion_groups}
+            return found | fingerprints.flat("table", own)
+        found |= fingerprints.flat("fusion", fingerprints.of_fusion(job.config))
+        return found | {"parts": [self._mark(self.item(part)) for part in job.parts]}
 
     def settings(self) -> dict[str, Any]:
         return fingerprints.flat("train", fingerprint_fields(self.config.train))
@@ -72,7 +96,8 @@ class Train(Stage):
     def fields(self, item: Item) -> dict[str, Any]:
         """Those of the item's own settings: a cell of a grid equals the same training made alone."""
         inputs = {f"input.{k}": v for k, v in item.inputs.items()}
-        return {"stage": self.name, "format": layout.FORMAT, **fingerprints.training(item.data.config), **inputs}
+        own = {} if item.data.part else fingerprints.training(item.data.config)
+        return {"stage": self.name, "format": layout.FORMAT, **own, **inputs}
 
     def _mark(self, teacher: Item) -> str:
         """The fingerprint of a baseline: as recorded where it is made, also by version 0.1, or as it will be."""
@@ -88,14 +113,25 @@ class Train(Stage):
             shutil.copytree(twin, out, ignore=shutil.ignore_patterns(layout.SEAL))
             return Made(notes=(f"taken from {twin.relative_to(self.work.root)}, the same training",))
         job: Job = item.data
+        if job.part:
+            return Made(notes=self._make_of_fusion(job, out))
         teacher = bundle.read(self._made(self.item(job.teacher))) if job.teacher else None
         return Made(notes=fold.train_fold(job, self.data, teacher, out, partial, self.root))
 
+    def _make_of_fusion(self, job: Job, out: Path) -> tuple[str, ...]:
+        from mhim.pipeline.training import fused
+
+        if job.part == "table":
+            table = self.tables[job.cell.rsplit("/", 1)[-1]]
+            return fused.train_table(job, self.data, table, self.config.tables, out)
+        made = [self._made(self.item(part)) for part in job.parts]
+        return fused.train_fused(job, self.data, self.tables, made, out)
+
     def _made(self, teacher: Item) -> Path:
-        """The baseline's folder; if it is missing, made here or awaited. Raises StoreError if it fails."""
+        """The baseline's (or part's) folder; if it is missing, made here or awaited. Raises StoreError if it fails."""
         with open_claims(self, self.config.cluster.lease_s) as claims:
             while (outcome := make_one(self, teacher, claims)).state is State.CLAIMED:
                 time.sleep(0.5)
         if outcome.state is State.FAILED:
-            raise layout.StoreError(f"its baseline failed: {outcome.message}")
+            raise layout.StoreError(f"{teacher.key}, which it is made from, failed: {outcome.message}")
         return teacher.output

@@ -54,7 +54,7 @@ class Bundle:
         """The trained model in eval mode, on the CPU."""
         module = lookup.find("mhim.mil.models", self.card.model)
         params = lookup.params(module, self.card.model_params)
-        model = module.build(self.card.in_dim, self.task.n_out, params)
+        model = module.build(self.card.in_dim, self.card.network.n_out, params)
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:

@@ -81,6 +81,15 @@ class Fallback(Record):
     why: str
 
 
+class FusionRecord(Record):
+    """A fused model. kind: `train.fusion`. slide_task: of the logits of the network whose weights lie beside the card;
+    the card's own task is that of the fused answers. modalities: `slide` and the tables, in order."""
+
+    kind: str
+    slide_task: TaskRecord
+    modalities: list[str]
+
+
 class ImportedWeights(Record):
     """The checkpoint of another program that the weights came from."""
 
@@ -137,6 +146,12 @@ class Card(Record):
     targets: dict[str, TargetRecord] | None = None
     unlike_from: Number | None = None
     imported: ImportedWeights | None = None
+    fusion: FusionRecord | None = None
+
+    @property
+    def network(self) -> tasks.Task:
+        """The task of the network's logits: the card's own, but for a fusion, whose answers are of another."""
+        return (self.fusion.slide_task if self.fusion else self.task).value
 
     @property
     def asked(self) -> str:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,7 +49,10 @@ class DeviceError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """One training: settings (those of the grid cell), fold, seed. teacher: the job of its baseline, or None."""
+    """One training: settings (those of the grid cell), fold, seed. teacher: the job of its baseline, or None.
+
+    part: "" of bags; of a fusion `table` (the cell is its name) or `fused`. parts: the trainings that are fused: the
+    slide model, its inner folds, the tables. inner: the inner folds that these are weighed by."""
 
     config: TrainConfig
     fold: Fold
@@ -57,6 +60,9 @@ class Job:
     split_hash: str
     teacher: Job | None = None
     cell: str = ""
+    part: Literal["", "table", "fused"] = ""
+    parts: tuple[Job, ...] = ()
+    inner: tuple[Fold, ...] = ()
 
     @property
     def name(self) -> str:
@@ -159,7 +165,7 @@ def train_fold(
         "versions": bundle.versions(),
         "epoch": state["best"]["epoch"] + 1,
         "epochs": state["epoch"] + 1,
-        **{what: _finite(_metrics_of([r for r in rows if r["side"] == side], task, points)) for what, side in SIDES},
+        **{what: finite(_metrics_of([r for r in rows if r["side"] == side], task, points)) for what, side in SIDES},
         **({"taught": True} if teacher else {}),
         **points,
     }
@@ -317,6 +323,6 @@ def _metrics_of(rows: Sequence[dict[str, Any]], task: Task, points: dict[str, An
     return task.metrics(task.truth(rows), logits_of(rows), points) if rows else {}
 
 
-def _finite(values: dict[str, float]) -> dict[str, float | None]:
+def finite(values: dict[str, float]) -> dict[str, float | None]:
     """NaN has no place in JSON: None says undefined."""
     return {k: v if math.isfinite(v) else None for k, v in values.items()}

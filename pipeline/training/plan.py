@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from mhim.configs.load import ConfigError
 from mhim.configs.lookup import explain
-from mhim.configs.schema import Config, TrainConfig, fingerprint_fields
+from mhim.configs.schema import Config, TrainConfig, fingerprint_fields, marked
 from mhim.mil import splits
 from mhim.mil.splits import Fold
 from mhim.pipeline.cohort import provenance
@@ -77,7 +77,9 @@ def describe(run: Path, config: Config, folds: Sequence[Fold], made: provenance.
     `labels.yaml` (which columns of the table were read, for --config with that table).
 
     made: how the features were made, as they tell themselves; of imported ones little or nothing is known."""
-    sections = {**provenance.sections(made), "train": fingerprint_fields(config.train)}
+    fusion = config.train.model_dump(mode="json", include=set(marked(TrainConfig, "apart")))
+    fusion = {} if config.train.fusion == "none" else fusion
+    sections = {**provenance.sections(made), "train": fingerprint_fields(config.train) | fusion}
     sections.setdefault("extract", {"encoder": config.extract.encoder})  # where the features lie
     digest = splits.digest(folds)
     rows = [{**row, "split_hash": digest} for row in splits.rows(folds)]

@@ -1,0 +1,198 @@
+"""What a fused run says of its modalities: each alone, each removed, the weights, and what the tables lean on.
+
+In: the folders of a fused run's trainings and of what they are made of. Out: `fusion.json` beside `metrics.json`, and its
+lines for a table. All numbers are of the same held-out patients, and differences are paired: the same draws of patients
+(`estimand.py`). Who has no row in a table is scored by that table's mean, and counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mhim.configs.schema import ScoreConfig
+from mhim.mil import resampling
+from mhim.mil.tasks import Task
+from mhim.pipeline.results import estimand, numbers, predictions
+from mhim.pipeline.results.estimand import Row
+from mhim.pipeline.results.metrics_file import METRICS
+from mhim.pipeline.store import reading, tables
+from mhim.pipeline.training import bundle, fusion_bundle
+from mhim.pipeline.training.fused import PARTS, TABLES
+from mhim.pipeline.training.fusion_bundle import SLIDE, Fusion
+
+FILE = "fusion.json"
+SHOWN = 20  # of a table's features or groups
+
+
+def is_fused(folders: Sequence[Path]) -> bool:
+    """Whether a run's trainings are fused ones."""
+    return bundle.card_of(folders[0]).fusion is not None
+
+
+def members(run: Path, folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """Modality -> the trainings of it alone, on the folds of `folders`; tables are fitted once per fold."""
+    names = (bundle.card_of(folders[0]).fusion or _none()).modalities
+    found: dict[str, list[Path]] = {}
+    for name in names:
+        root = run / SLIDE if name == SLIDE else run / TABLES / name
+        found[name] = [root / f.name for f in folders if name == SLIDE or (root / f.name).is_dir()]
+    return found
+
+
+def summary(run: Path, folders: Sequence[Path], rows: Sequence[Row], task: Task, config: ScoreConfig) -> dict[str, Any]:
+    """The content of `fusion.json`. rows: the fused predictions."""
+    fused = [f for f in (fusion_bundle.read(folder) for folder in folders) if f is not None]
+    alone = {name: predictions.predictions(of, config)[0] for name, of in members(run, folders).items()}
+    removed = _removed(folders, rows, task, config)
+    names = list(alone)
+    value, told = _compared(rows, {**alone, **{f"without {n}": r for n, r in removed.items()}}, task, config)
+    made = {
+        "format": 1,
+        "kind": fused[0].kind,
+        "headline": task.headline,
+        "confidence": config.confidence,
+        "fused": value,
+        "alone": {n: told[n] for n in names},
+        "removed": {n: told[f"without {n}"] for n in names if f"without {n}" in told},
+        "best_single": max(names, key=lambda n: _worth(told[n]["value"]["value"])),
+        "weights": {n: _spread([f.late.patterns[f.late.names].weights[n] for f in fused]) for n in names},
+        "skill": {n: _spread([f.late.skill[n] for f in fused]) for n in names},
+        "patterns": _patterns(fused, folders),
+        "tables": {n: _importance(fused, n) for n in names if n != SLIDE},
+    }
+    return dict(numbers.no_nan(made))
+
+
+def read(run: Path) -> dict[str, Any] | None:
+    """The `fusion.json` of a scored run, None where it is of slides alone. Raises StoreError."""
+    return dict(reading.read_json(run / FILE)) if (run / FILE).is_file() else None
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """The file's text."""
+    return json.dumps(found, indent=1) + "\n"
+
+
+def lines(found: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(what, value with interval, fused minus it, mean weight ± sd) for a table."""
+
+    def interval(of: Mapping[str, Any], sign: str = "") -> str:
+        if of["value"] is None:
+            return "undefined"
+        bounds = "" if of["low"] is None else f" [{of['low']:{sign}.3f}, {of['high']:{sign}.3f}]"
+        return f"{of['value']:{sign}.3f}{bounds}"
+
+    made = [(f"fused ({found['kind']})", interval(found["fused"]), "", "")]
+    for name, one in found["alone"].items():
+        weight = found["weights"][name]
+        spread = "" if weight["sd"] is None else f" ± {weight['sd']:.2f}"
+        best = " (best alone)" if name == found["best_single"] else ""
+        made.append(
+            (
+                f"{name} alone{best}",
+                interval(one["value"]),
+                interval(one["fused_minus"], "+"),
+                f"{weight['mean']:.2f}{spread}",
+            )
+        )
+    made += [
+        (f"without {name} at test", interval(one["value"]), interval(one["fused_minus"], "+"), "")
+        for name, one in found["removed"].items()
+    ]
+    return made
+
+
+def _compared(
+    rows: Sequence[Row], others: Mapping[str, Sequence[Row]], task: Task, config: ScoreConfig
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The headline of the fused rows, and of the others with the fused one minus theirs."""
+    name = task.headline
+    own = estimand.answers(sorted(rows, key=_order), task)
+    sides = {n: estimand.answers(sorted(r, key=_order), task) for n, r in others.items()}
+
+    def values(weights: np.ndarray) -> dict[str, np.ndarray]:
+        fused = estimand.values(own, weights)[name]
+        each = {n: estimand.values(side, weights)[name] for n, side in sides.items()}
+        return {"": fused, **each, **{f"-{n}": fused - v for n, v in each.items()}}
+
+    point, drawn = resampling.bootstrap(values, len(own.patients), config.bootstrap, own.strata)
+    found = {k: asdict(resampling.interval(v, drawn[k], config.confidence)) for k, v in point.items()}
+    return found[""], {n: {"value": found[n], "fused_minus": found[f"-{n}"]} for n in others}
+
+
+def _removed(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: ScoreConfig) -> dict[str, list[Row]]:
+    """Modality -> the predictions without it; of who lacks it anyway, or has nothing else, as they are."""
+    by = {(*estimand.place(r), r["patient"]): r for r in rows}
+    found: dict[str, list[Row]] = {}
+    for folder in folders:
+        card = bundle.card_of(folder)
+        for name in (card.fusion or _none()).modalities:
+            key = f"without.{name}.logit_"
+            for row in tables.read(folder / PARTS):
+                whole = by[*card.place, row["patient"]]
+                known = [row[k] for k in sorted(k for k in row if k.startswith(key)) if row[k] not in (None, "")]
+                if known:
+                    logits = np.array([[float(v) for v in known]])
+                    whole = whole | predictions.answers(logits, task, card, config)[0]
+                found.setdefault(name, []).append(whole)
+    return found
+
+
+def _patterns(fused: Sequence[Fusion], folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """How each pattern of modalities is weighed, over the trainings, and how many held-out answers rest on it."""
+    said = [row["modalities"] for folder in folders for row in tables.read(folder / PARTS)]
+    return [
+        {
+            "of": list(of),
+            "weights": {m: _spread([f.late.patterns[of].weights[m] for f in fused]) for m in of},
+            "slope": _spread([f.late.patterns[of].slope for f in fused]),
+            "answers": said.count("+".join(of)),
+        }
+        for of in fused[0].late.patterns
+    ]
+
+
+def _importance(fused: Sequence[Fusion], name: str) -> dict[str, Any]:
+    """The features and groups that a table's models lean on: mean weight per sd and its sd over the trainings, in how
+    many of these it is used, and how many agree with the mean in sign."""
+    models = [f.tables[name] for f in fused]
+    return {
+        "penalty": [m.penalty for m in models],
+        "features": _stable([m.importance() for m in models]),
+        "groups": _stable([m.group_importance() for m in models]),
+    }
+
+
+def _stable(each: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    values: dict[str, list[float]] = {}
+    for one in each:
+        for name, value in one.items():
+            values.setdefault(name, []).append(value)
+    found = [
+        {"name": name, **_spread(v), "in": len(v), "same_sign": int(sum(np.sign(v) == np.sign(np.mean(v))))}
+        for name, v in values.items()
+    ]
+    return sorted(found, key=lambda f: -abs(f["mean"]))[:SHOWN]
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+
+
+def _worth(value: float | None) -> float:
+    return -np.inf if value is None or not np.isfinite(value) else value
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    """The same order of patients in every set of rows, so that one weight is of one patient."""
+    return row["repeat"], row["fold"], row["patient"], row["seed"]
+
+
+def _none() -> Any:
+    raise ValueError(f"no fused training, see {METRICS}")

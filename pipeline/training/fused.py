@@ -1,0 +1,259 @@
+"""The trainings that a fusion consists of, beside the slide model's own: inner folds, tables, and the fused fold itself.
+
+In: the settings, the folds and the patients' tables of a run. Out: jobs; a table's folder (`model.json`,
+`model.safetensors`, `table.json`, `predictions.csv`); a fused fold's folder, which is the slide model's bundle with
+`fusion.json` and `fusion.safetensors` beside it, the fused `predictions.csv`, and `parts.csv` (what each modality says of
+each test patient, and the answer without it). Of a table and of a fusion the rows of side `val` are those of all
+training patients, by models of the inner folds that did not see them: weights, penalties, temperature and thresholds
+rest on these, and on no test patient.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mhim.configs.schema import TablesConfig, TrainConfig
+from mhim.mil import splits
+from mhim.mil.fusion import late, outcome, tabular
+from mhim.mil.fusion.columns import ColumnsError, Options
+from mhim.mil.fusion.outcome import NotFused
+from mhim.mil.splits import Fold, SplitError
+from mhim.mil.tasks import Task
+from mhim.pipeline.cohort import patients as cases
+from mhim.pipeline.cohort.patient_tables.table import PatientTable
+from mhim.pipeline.cohort.patients import Dataset, Patient
+from mhim.pipeline.resume.fingerprints import own_settings
+from mhim.pipeline.store import tables
+from mhim.pipeline.store.layout import FORMAT
+from mhim.pipeline.training import bundle
+from mhim.pipeline.training import fold as folds_
+from mhim.pipeline.training import fusion_bundle as bundles
+from mhim.pipeline.training.card import Facts
+from mhim.pipeline.training.fold import Job
+from mhim.pipeline.training.fusion_bundle import SLIDE, Fusion
+
+INNER, TEACHER, TABLES = "inner", "teacher", "tables"
+PARTS = "parts.csv"
+
+
+def jobs(config: TrainConfig, folds: Sequence[Fold], data: Dataset, names: Sequence[str]) -> list[Job]:
+    """Every training of a fused run, in an order in which each finds what it needs. names: of the tables.
+
+    Raises NotFused where the settings contradict a fusion, SplitError where the training part is too small."""
+    if not names:
+        raise NotFused(f"train.fusion={config.fusion} needs a table beside the slides: give --table NAME=FILE")
+    if config.grid:
+        raise NotFused("train.fusion goes with no train.grid: choose the slide model's settings first, by a run alone")
+    if config.protocol == "paper":
+        raise NotFused("train.fusion needs inner folds of the training part: set train.protocol=honest")
+    split_hash = splits.digest(folds)
+    inner = {fold: inner_folds(config, fold, data) for fold in folds}
+    plain = folds_.whole_params(config)
+    base = folds_.baseline_config(plain)
+    base = None if base is None else folds_.whole_params(base)
+    made: list[Job] = []
+    for seed, fold in product(range(config.seed, config.seed + config.seeds), folds):
+
+        def slide(of: Fold, digest: str, cell: str, teacher: str, seed: int = seed) -> Job:
+            taught = None if base is None else Job(base, of, seed, digest, cell=teacher)
+            return Job(plain, of, seed, digest, taught, cell)
+
+        whole = slide(fold, split_hash, SLIDE, TEACHER)
+        digest, under = splits.digest(inner[fold]), f"{INNER}/{fold.name}"
+        parts = [slide(f, digest, f"{SLIDE}/{under}", f"{TEACHER}/{under}") for f in inner[fold]]
+        aside = [
+            Job(plain, fold, config.seed, split_hash, cell=f"{TABLES}/{n}", part="table", inner=inner[fold])
+            for n in names
+        ]
+        made += [whole, *parts, *(aside if seed == config.seed else [])]
+        made.append(Job(plain, fold, seed, split_hash, part="fused", parts=(whole, *parts, *aside), inner=inner[fold]))
+    return made
+
+
+def inner_folds(config: TrainConfig, fold: Fold, data: Dataset) -> tuple[Fold, ...]:
+    """The inner folds of a fold's training part (training and validation patients): each patient is left out once. Whole
+    sites where sites are known, and fewer folds where the patients are few. Raises SplitError."""
+    wanted = {*fold.train, *fold.val}
+    own = replace(data, patients=tuple(p for p in data.patients if p.id in wanted))
+    sites = {p.site for p in own.patients}
+    by = "site" if None not in sites and len(sites) >= config.fusion_folds else "patient"
+    error: SplitError | None = None
+    for how, k in [(how, k) for how in dict.fromkeys((by, "patient")) for k in range(config.fusion_folds, 1, -1)]:
+        asked = config.model_copy(update={"split_by": how, "folds": k, "repeats": 1, "protocol": "honest"})
+        try:
+            return tuple(cases.make_folds(own, asked))
+        except SplitError as found:
+            error = found
+    raise SplitError(f"{fold.name}: its training part has no inner folds, which train.fusion weighs by: {error}")
+
+
+def train_table(job: Job, data: Dataset, table: PatientTable, config: TablesConfig, out: Path) -> tuple[str, ...]:
+    """Fit one table on the training part of a fold, and fill `out`. Returns notes. Raises ColumnsError."""
+    learn, inner = _training_part(job, data)
+    test = [data.by_id()[p] for p in job.fold.test]
+    task = folds_.make_task(data, job.config, learn)
+    form, targets = outcome.form(task), [p.target for p in learn if p.target is not None]
+    rows = table.rows.of([p.id for p in learn])
+    if not rows.present.any():
+        raise ColumnsError(
+            f"no training patient of {job.fold.name} is in the table {table.name}: check the patient ids"
+        )
+    model, outside = tabular.fit(
+        rows,
+        outcome.arrays(task, targets),
+        form,
+        inner,
+        outcome.levels(task),
+        options(config, table.name),
+        table.name in job.config.fusion_groups,
+        targets,
+    )
+    given = model.scores(table.rows.of([p.id for p in test]))
+    middle = np.nanmean(outside, axis=0)  # of who is not in the table: nothing is known, the score is the mean
+    said = outcome.fused(task, targets)
+    predicted = [
+        *_rows("val", learn, np.where(np.isfinite(outside), outside, middle), said),
+        *_rows("test", test, np.where(np.isfinite(given), given, middle), said),
+    ]
+    card = _card(job, data, said, predicted, {"model": f"table:{table.name}", "model_params": {}}, len(model.names))
+    bundles.write_table(out, card, model, table.kinds)
+    (out / folds_.PREDICTIONS).write_text(tables.of_mappings(predicted))
+    lacking = sum(~rows.present)
+    return (f"{lacking} of {len(learn)} training patients have no row in {table.name}",) if lacking else ()
+
+
+def options(config: TablesConfig, name: str) -> Options:
+    """How a table's columns are fitted."""
+    return Options(config.impute, config.indicators, config.select.get(name, 0), config.smallest_group)
+
+
+def train_fused(
+    job: Job, data: Dataset, given: Mapping[str, PatientTable], made: Sequence[Path], out: Path
+) -> tuple[str, ...]:
+    """Weigh the modalities of a fold by the out-of-fold answers of its inner folds, and fill `out`. Returns notes.
+
+    made: the folders of `job.parts`, in that order: the slide model, its inner folds, the tables."""
+    learn, inner = _training_part(job, data)
+    test = [data.by_id()[p] for p in job.fold.test]
+    at = {p.id: i for i, p in enumerate(learn)}
+    slide, inner_folders = made[0], made[1 : 1 + len(inner)]
+    of_tables = {folder.parent.name: bundles.read_table(folder) for folder in made[1 + len(inner) :]}
+    card = bundle.card_of(slide)
+    task, targets = card.task.value, [p.target for p in learn if p.target is not None]
+    form, said = outcome.form(task), outcome.fused(task, targets)
+    outside: dict[str, np.ndarray] = {SLIDE: np.full((len(learn), said.n_out), np.nan)}
+    for folder in inner_folders:
+        own = bundle.card_of(folder).task.value
+        rows = [r for r in folds_.read_predictions(folder) if r["side"] == "test"]
+        outside[SLIDE][[at[r["patient"]] for r in rows]] = outcome.scores(own, folds_.logits_of(rows))
+    for name in of_tables:
+        outside[name] = _outside(made[1 + len(inner) :], name, at, given[name], learn)
+    own_val = [r for r in folds_.read_predictions(slide) if r["side"] == "val"]
+    scale = {SLIDE: outcome.scores(task, folds_.logits_of(own_val))} if own_val else {}
+    weighed = late.fit(outside, outcome.arrays(task, targets), form, inner, outcome.levels(task))
+    val = np.stack(
+        [weighed.score({m: s[i] for m, s in outside.items() if np.isfinite(s[i]).all()}) for i in at.values()]
+    )
+    found = weighed.rescaled(scale)  # the slide model has another scale than those of its inner folds
+    models, kinds = {n: m for n, (m, _) in of_tables.items()}, {n: k for n, (_, k) in of_tables.items()}
+    fusion = Fusion(job.config.fusion, task, said, models, found, kinds)
+    logits = {r["patient"]: x for r, x in _test_rows(slide)}
+    answers = fusion.answers(
+        [logits[p.id] for p in test], {n: t.rows.of([p.id for p in test]) for n, t in given.items()}
+    )
+    fused = np.stack([a.logits for a in answers])
+    predicted = [*_rows("val", learn, val, said), *_rows("test", test, fused, said)]
+    named = {"model": card.model, "model_params": card.model_params}
+    named |= {k: v for k in ("fallback", "taught", "unlike_from") if (v := card.plain().get(k)) is not None}
+    whole = _card(job, data, said, predicted, named | {"epoch": card.epoch, "epochs": card.epochs}, card.in_dim)
+    whole |= {"fusion": {"kind": job.config.fusion, "slide_task": task.to_json(), "modalities": list(found.names)}}
+    bundles.write(out, whole, slide, fusion)
+    (out / folds_.PREDICTIONS).write_text(tables.of_mappings(predicted))
+    (out / folds_.HISTORY).write_bytes((slide / folds_.HISTORY).read_bytes())
+    (out / PARTS).write_text(tables.of_mappings(_parts(test, answers)))
+    return ()
+
+
+def _training_part(job: Job, data: Dataset) -> tuple[list[Patient], list[np.ndarray]]:
+    """The patients that a fold's fusion is fitted on, and who of them each inner fold leaves out, as places."""
+    learn = [p for p in data.patients if p.id in {*job.fold.train, *job.fold.val}]
+    at = {p.id: i for i, p in enumerate(learn)}
+    return learn, [np.array([at[p] for p in f.test], dtype=np.int64) for f in job.inner]
+
+
+def _outside(
+    folders: Sequence[Path], name: str, at: Mapping[str, int], table: PatientTable, learn: Sequence[Patient]
+) -> np.ndarray:
+    """A table's out-of-fold scores of the training patients, NaN for who is not in it."""
+    (folder,) = (f for f in folders if f.parent.name == name)
+    rows = [r for r in folds_.read_predictions(folder) if r["side"] == "val"]
+    found = np.full((len(at), len(folds_.logits_of(rows)[0])), np.nan)
+    found[[at[r["patient"]] for r in rows]] = folds_.logits_of(rows)
+    found[~table.rows.of([p.id for p in learn]).present] = np.nan
+    return found
+
+
+def _test_rows(folder: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
+    rows = [r for r in folds_.read_predictions(folder) if r["side"] == "test"]
+    return list(zip(rows, folds_.logits_of(rows), strict=True))
+
+
+def _rows(side: str, of: Sequence[Patient], logits: np.ndarray, task: Task) -> list[dict[str, Any]]:
+    return [
+        {
+            "side": side,
+            "patient": p.id,
+            "slides": json.dumps(list(p.slides)),
+            **task.columns(p.target),
+            **{f"logit_{k}": float(v) for k, v in enumerate(row)},
+        }
+        for p, row in zip(of, logits, strict=True)
+    ]
+
+
+def _card(
+    job: Job, data: Dataset, task: Task, rows: Sequence[dict[str, Any]], named: Mapping[str, Any], in_dim: int
+) -> dict[str, Any]:
+    """A card of answers that are no single network's: the fields that every reader of a trained fold looks at."""
+    known = data.by_id()
+    learnt = task.learnt([t for p in job.fold.train if (t := known[p].target) is not None])
+    points = {**folds_.operating_points(rows, task), **learnt}
+    sides = {what: [r for r in rows if r["side"] == side] for what, side in folds_.SIDES}
+    return {
+        "format": FORMAT,
+        "epoch": 0,
+        "epochs": 0,
+        **named,
+        "in_dim": in_dim,
+        "task": task.to_json(),
+        "features": Facts.of(data.facts, "what the features say of themselves"),
+        "made": data.made,
+        "split": {
+            "hash": job.split_hash,
+            "repeat": job.fold.repeat,
+            "fold": job.fold.fold,
+            **{s: len(getattr(job.fold, s)) for s in splits.SIDES},
+        },
+        "seed": job.seed,
+        "protocol": job.config.protocol,
+        "train": own_settings(job.config),
+        "versions": bundle.versions(),
+        **{
+            what: folds_.finite(task.metrics(task.truth(of), folds_.logits_of(of), points))
+            for what, of in sides.items()
+        },
+        **points,
+    }
+
+
+def _parts(of: Sequence[Patient], answers: Sequence[bundles.Answer]) -> list[dict[str, Any]]:
+    """One row per test patient: the modalities at hand, the weight of each, what it adds to the score, and the score
+    without it (of one logit or two, their difference; of several the logit of the class that is likeliest)."""
+    return [{"patient": p.id, **answer.row()} for p, answer in zip(of, answers, strict=True)]
