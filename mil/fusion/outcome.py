@@ -1,8 +1,8 @@
 """What an outcome is to a fusion: the form of its scores, the task that fused logits are of, and targets as arrays.
 
-In: a `Task`. Out: what `linear.py`, `member.py` and `late.py` take. A survival model of time bins is fused by its risk, so
-the fused task is Cox's; grades are fused by the steps of a continuation ratio (corn), whatever the slide model's link.
-Knows no file.
+In: a `Task`. Out: what `linear.py`, `member.py` and `late.py` take. A survival model of time bins is fused by its
+risk, so the fused task is Cox's; grades are fused by the steps of a continuation ratio (corn), whatever the slide
+model's link. Knows no file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A table as a member of a fusion: its columns as a training part knows them, and a ridge regression on them.
 
 In: `Rows` of the training patients, targets, inner folds. Out: `TableModel`, which scores any rows, and the training
-patients' out-of-fold scores. Columns are fitted anew inside each inner fold, so that no scaler, imputer or selector sees a
-patient that it is judged by. Knows no file.
+patients' out-of-fold scores. Columns are fitted anew inside each inner fold, so that no scaler, imputer or selector
+sees a patient that it is judged by. Knows no file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a fused run says of its modalities: each alone, each removed, the weights, and what the tables lean on.
 
-In: the folders of a fused run's trainings and of what they are made of. Out: `fusion.json` beside `metrics.json`, and its
-lines for a table. All numbers are of the same held-out patients, and differences are paired: the same draws of patients
-(`estimand.py`). Who has no row in a table is scored by that table's mean, and counts.
+In: the folders of a fused run's trainings and of what they are made of. Out: `fusion.json` beside `metrics.json`, and
+its lines for a table. All numbers are of the same held-out patients, and differences are paired: the same draws of
+patients (`estimand.py`). Who has no row in a table is scored by that table's mean, and counts.
 """
 
 from __future__ import annotations

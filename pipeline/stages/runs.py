@@ -24,7 +24,7 @@ from mhim.pipeline.results import fused, known, predictions
 from mhim.pipeline.results import numbers as numbers_
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.resume.console import escape
-from mhim.pipeline.stages import external
+from mhim.pipeline.stages import external, tables_given
 from mhim.pipeline.stages.score import Score
 from mhim.pipeline.store import layout
 from mhim.pipeline.training import bundle, choices, fold
@@ -120,6 +120,11 @@ def new_slides(
     if not data.patients:
         raise CohortError(f"no slide in {features} has tiles: nothing to score")
     bundle.read(folders[0]).check(data.facts)
+    beside, told = tables_given.to_score_with(config, folders)
+    bare = tables_given.without_slides(beside, data, rows)
+    if bare:
+        told.append(f"{len(bare)} patients of the tables have no slide: their answers rest on the tables alone")
+    data = replace(data, patients=(*data.patients, *bare))
     names = {} if whole else external.patients_of(data, rows)
     found = known.recognise(run, folders, data, names)
     allowed = config.score.allow_known
@@ -129,9 +134,9 @@ def new_slides(
     scored = replace(
         data,
         patients=tuple(p for p in data.patients if members[p.id]),
-        notes=(*known.note(found, unscored, allowed), *otherwise, *data.notes),
+        notes=(*known.note(found, unscored, allowed), *told, *otherwise, *data.notes),
     )
-    return Score(work, config, out, scored, {i: by for i, by in members.items() if by}, [], found)
+    return Score(work, config, out, scored, {i: by for i, by in members.items() if by}, [], found, beside)
 
 
 def tell(stage: Score, out: Console) -> None:

@@ -179,14 +179,16 @@ def submit_all(session: Session, source: Path, labels: Path, name: str | None) -
 def train(session: Session, labels: Path | None, name: str | None) -> int:
     """Features to models: one training per grid cell, seed and fold."""
     from mhim.pipeline.cohort import patients
-    from mhim.pipeline.stages import runs
+    from mhim.pipeline.stages import runs, tables_given
     from mhim.pipeline.stages.train import Train
 
     plugins_there(session.config, "train")
     config = session.config
     run = runs.named(name, config.train.model)
     found, data, config = to_train_on(session, labels)
-    stage = Train(session.work, config, run, data, patients.make_folds(data, config.train))
+    beside, told = tables_given.to_train_on(config, [p.id for p in data.patients])
+    tell(told)
+    stage = Train(session.work, config, run, data, patients.make_folds(data, config.train), beside)
     code = run_stage(session, stage, ["--labels", str(found.resolve()), "--name", run])
     if not (session.dry_run or session.submits):
         runs.show_folds(stage.root, console.out)

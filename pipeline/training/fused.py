@@ -1,9 +1,10 @@
-"""The trainings that a fusion consists of, beside the slide model's own: inner folds, tables, and the fused fold itself.
+"""The trainings that a fusion consists of, beside the slide model's own: inner folds, tables, and the fused fold
+itself.
 
 In: the settings, the folds and the patients' tables of a run. Out: jobs; a table's folder (`model.json`,
 `model.safetensors`, `table.json`, `predictions.csv`); a fused fold's folder, which is the slide model's bundle with
-`fusion.json` and `fusion.safetensors` beside it, the fused `predictions.csv`, and `parts.csv` (what each modality says of
-each test patient, and the answer without it). Of a table and of a fusion the rows of side `val` are those of all
+`fusion.json` and `fusion.safetensors` beside it, the fused `predictions.csv`, and `parts.csv` (what each modality says
+of each test patient, and the answer without it). Of a table and of a fusion the rows of side `val` are those of all
 training patients, by models of the inner folds that did not see them: weights, penalties, temperature and thresholds
 rest on these, and on no test patient.
 """
@@ -78,8 +79,8 @@ def jobs(config: TrainConfig, folds: Sequence[Fold], data: Dataset, names: Seque
 
 
 def inner_folds(config: TrainConfig, fold: Fold, data: Dataset) -> tuple[Fold, ...]:
-    """The inner folds of a fold's training part (training and validation patients): each patient is left out once. Whole
-    sites where sites are known, and fewer folds where the patients are few. Raises SplitError."""
+    """The inner folds of a fold's training part (training and validation patients): each patient is left out once.
+    Whole sites where sites are known, and fewer folds where the patients are few. Raises SplitError."""
     wanted = {*fold.train, *fold.val}
     own = replace(data, patients=tuple(p for p in data.patients if p.id in wanted))
     sites = {p.site for p in own.patients}

@@ -1,8 +1,8 @@
 """A fused model in its folder, and its answers: the slide model's bundle with the tables and the weights beside it.
 
-In: a folder that `fused.py` filled, or what is to be written there. Out: `Fusion`, which answers for patients of whom any
-of the modalities is at hand. Files: `fusion.json` (plain values) and `fusion.safetensors` (vectors, `<table>.<name>`);
-of a table alone `table.json` and `model.safetensors`. Nothing in them is code.
+In: a folder that `fused.py` filled, or what is to be written there. Out: `Fusion`, which answers for patients of whom
+any of the modalities is at hand. Files: `fusion.json` (plain values) and `fusion.safetensors` (vectors,
+`<table>.<name>`); of a table alone `table.json` and `model.safetensors`. Nothing in them is code.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class Fusion:
     def of_bags(
         self, patient: str, logits: Sequence[np.ndarray] | None, given: Mapping[str, Rows]
     ) -> tuple[list[np.ndarray], str]:
-        """The fused logits of a new patient's bags, and the modalities that they rest on. logits: of the slide model, one
-        per bag; None: there is no bag. given: the tables at hand, of any patients."""
+        """The fused logits of a new patient's bags, and the modalities that they rest on. logits: of the slide model,
+        one per bag; None: there is no bag. given: the tables at hand, of any patients."""
         rows = {n: t.of([patient]) for n, t in given.items()}
         found = [self.answers([one], rows)[0] for one in ([None] if logits is None else logits)]
         return [a.logits for a in found], "+".join(found[0].weights)

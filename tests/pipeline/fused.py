@@ -30,8 +30,8 @@ def config(**train: Any) -> Config:
 def cohort(
     work: layout.Work, kind: str = "classification", lacking: int = 5
 ) -> tuple[list[Row], dict[str, PatientTable]]:
-    """Labels of features below `work`, and two tables: `clinical` with a factor, `rna` with a group, whose last `lacking`
-    patients are missing."""
+    """Labels of features below `work`, and two tables: `clinical` with a factor, `rna` with a group, whose last
+    `lacking` patients are missing."""
     rng = np.random.default_rng(3)
     rows = make_features(work, PATIENTS)
     truth = np.array([i % 2 for i in range(PATIENTS)]) * 2.0 - 1 + 0.5 * rng.normal(size=PATIENTS)
@@ -60,8 +60,8 @@ def training(
     return Train(work, config, name, data, patients.make_folds(data, config.train), tables)
 
 
-def trained(work: layout.Work, rows: list[Row], tables: Mapping[str, PatientTable], config: Config, name: str = "run") -> (
-    stage.Report
-):  # fmt: skip
+def trained(
+    work: layout.Work, rows: list[Row], tables: Mapping[str, PatientTable], config: Config, name: str = "run"
+) -> stage.Report:
     made = training(work, rows, tables, config, name)
     return runner.run(stage.plan(made, made.items()), in_turn)
