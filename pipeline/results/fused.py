@@ -18,8 +18,8 @@ import numpy as np
 from mhim.configs.schema import ScoreConfig
 from mhim.mil import resampling
 from mhim.mil.tasks import Task
-from mhim.pipeline.results import estimand, numbers, predictions
-from mhim.pipeline.results.estimand import Row
+from mhim.pipeline.results import estimand, measures, numbers, predictions
+from mhim.pipeline.results.measures.measure import Row, place
 from mhim.pipeline.results.metrics_file import METRICS
 from mhim.pipeline.store import reading, tables
 from mhim.pipeline.training import bundle, fusion_bundle
@@ -128,7 +128,7 @@ def _compared(
 
 def _removed(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: ScoreConfig) -> dict[str, list[Row]]:
     """Modality -> the predictions without it; of who lacks it anyway, or has nothing else, as they are."""
-    by = {(*estimand.place(r), r["patient"]): r for r in rows}
+    by = {(*place(r), r["patient"]): r for r in rows}
     found: dict[str, list[Row]] = {}
     for folder in folders:
         card = bundle.card_of(folder)
@@ -139,7 +139,7 @@ def _removed(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: S
                 known = [row[k] for k in sorted(k for k in row if k.startswith(key)) if row[k] not in (None, "")]
                 if known:
                     logits = np.array([[float(v) for v in known]])
-                    whole = whole | predictions.answers(logits, task, card, config)[0]
+                    whole = whole | measures.of(task).answers(logits, card, config)[0]
                 found.setdefault(name, []).append(whole)
     return found
 
