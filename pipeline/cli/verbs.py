@@ -33,13 +33,16 @@ if TYPE_CHECKING:
 def tile(
     slides: Slides,
     labels: Annotated[Path | None, typer.Option(help="table whose columns mpp and regions are obeyed")] = None,
+    regions: Annotated[
+        Path | None, typer.Option(help="folder of drawn regions, named by slide id, as `pipeline view` saves them")
+    ] = None,
     *,
     session: Session,
 ) -> int:
     """Find the tissue of every slide and cut it into tiles of exact µm."""
     from mhim.pipeline.stages import verbs
 
-    return verbs.tile(session, slides, labels)
+    return verbs.tile(session, slides, labels, regions)
 
 
 @app.command(cls=SettingsCommand, rich_help_panel="Verbs", epilog="Example: pipeline extract --encoder texture")

@@ -30,15 +30,20 @@ if TYPE_CHECKING:
     from mhim.pipeline.cohort.patients import Dataset
 
 
-def tile(session: Session, source: Path, labels: Path | None = None) -> int:
-    """Slides to tiles, with the mpp and regions that `labels` (or a manifest) tell of them."""
+def tile(session: Session, source: Path, labels: Path | None = None, regions: Path | None = None) -> int:
+    """Slides to tiles, with the mpp and regions that `labels` (or a manifest) tell of them. regions: folder with more
+    regions, one file `<slide id>.geojson` each."""
     from mhim.pipeline.stages.tile import Tile
 
     plugins_there(session.config, "tile")
     slides = _slides(session, source, labels)
+    if regions is not None:
+        slides, note = use.drawn_on(slides, regions)
+        tell([note])
     if not session.dry_run:
         cohort.remember(session.work, slides)
     args = [str(source.resolve()), *(["--labels", str(labels.resolve())] if labels else [])]
+    args += ["--regions", str(regions.resolve())] if regions else []
     return run_stage(session, Tile(session.work, session.config, slides), args)
 
 

@@ -54,6 +54,27 @@ def _with(slide: SlideEntry, row: Row, table: Table) -> SlideEntry:
     return replace(slide, mpp=slide.mpp if row.mpp is None else row.mpp, regions=regions or slide.regions)
 
 
+def drawn_on(slides: list[SlideEntry], folder: Path) -> tuple[list[SlideEntry], str]:
+    """The slides with the regions of `folder`, a file `<slide id>.geojson` each, and what there is to tell. Raises
+    CohortError where there is no such folder, where it fits no slide, and where a table names other regions."""
+    if not folder.is_dir():
+        raise CohortError(f"--regions {folder} is no folder: it holds a file <slide id>.geojson for each drawn slide")
+    made = []
+    for slide in slides:
+        own = folder.resolve() / f"{slide.id}.geojson"
+        if not own.is_file():
+            made.append(slide)
+            continue
+        if slide.regions is not None and slide.regions.resolve() != own.resolve():
+            raise CohortError(f"{slide.id} has regions in {folder} and in {slide.regions}, named by a table: keep one")
+        made.append(replace(slide, regions=own))
+    used = sum(s.regions is not None and s.regions.parent.is_relative_to(folder.resolve()) for s in made)
+    if not used:
+        like = f" (like {slides[0].id}.geojson)" if slides else ""
+        raise CohortError(f"no file in {folder} is called as a slide is{like}")
+    return made, f"{folder}: regions of {used} slide{'s' * (used != 1)} taken from it"
+
+
 def too_late(table: Table, features: Path, work: layout.Work) -> list[str]:
     """What `train` has to tell of columns that only tiling obeys: where tiles were made otherwise."""
     if not {"mpp", "regions"} & table.columns.keys():
