@@ -91,6 +91,7 @@ class Gallery:
                 continue
             self.runs += [found] if found is not None else []
         self.read = Slides()
+        self._palettes = {name: colours.stops(name) for name in get_args(heatmap.Palette)}
         self.layer_png = lru_cache(maxsize=64)(self._layer_png)
         self.clusters = lru_cache(maxsize=64)(self._clusters)
         self._layers = lru_cache(maxsize=8)(self._read_layers)
@@ -121,7 +122,7 @@ class Gallery:
             "slides": slides,
             "runs": runs,
             "version": version,
-            "palettes": {name: colours.stops(name) for name in get_args(heatmap.Palette)},
+            "palettes": self._palettes,
             "even": heatmap.EVEN[0],
             "diverging": heatmap.DIVERGING,
         }

@@ -12,15 +12,17 @@ import pytest
 
 
 @contextmanager
-def page(width: int = 1400, height: int = 900) -> Iterator[Any]:
-    """A page whose console errors, page errors and failed requests are in its list `.faults`."""
+def page(width: int = 1400, height: int = 900, scheme: str = "light", touch: bool = False) -> Iterator[Any]:
+    """A page whose console errors, page errors and failed requests are in its list `.faults`. scheme: light or dark."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs a browser: Playwright is not installed")
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if not path:
         pytest.skip("needs a browser: no Chromium on this machine (install it, or set CHROMIUM to its path)")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": width, "height": height})
+        opened = browser.new_page(
+            viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=touch, accept_downloads=True
+        )
         opened.faults = []
         opened.on("console", lambda m: opened.faults.append(m.text) if m.type == "error" else None)
         opened.on("pageerror", lambda e: opened.faults.append(str(e)))
@@ -29,3 +31,14 @@ def page(width: int = 1400, height: int = 900) -> Iterator[Any]:
             yield opened
         finally:
             browser.close()
+
+
+def inaccessible(opened: Any) -> list[str]:
+    """What axe-core calls serious or critical on a page: rule, help and the elements. Skips where axe is not there."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    found = axe.Axe().run(opened).response["violations"]
+    return [
+        f"{v['id']}: {v['help']}: {[n['target'] for n in v['nodes']][:5]}"
+        for v in found
+        if v["impact"] in ("serious", "critical")
+    ]

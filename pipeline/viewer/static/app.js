@@ -173,9 +173,9 @@ async function main() {
   if ($("two").checked) sideBySide();
   if (first >= 0) open(first);
   else {
-    if (location.hash.includes("slide=")) fail("the slide of this address is not in this work folder");
-    const i = neighbour(1);
+    const lost = location.hash.includes("slide="), i = neighbour(1);
     if (i >= 0) open(i);
+    if (lost) fail("the slide of this address is not in this work folder");
   }
 }
 

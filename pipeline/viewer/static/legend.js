@@ -38,7 +38,7 @@ export function verdictText(run, number) {
   const call = one.decision || one.group;
   if (call) parts.push(`→ ${call}`);
   if (one.label) parts.push(one.wrong ? `✗ label ${one.label}` : `label ${one.label}`);
-  return parts.join("  ");
+  return parts.join(" ");
 }
 
 export function verdict(pane) {

@@ -28,7 +28,7 @@ export function start(pane) {
 
 function make(pane) {
   pane.viewer = OpenSeadragon({
-    element: $(`osd${pane.side}`), showNavigationControl: false, drawer: "canvas", animationTime: 0.4,
+    element: $(`osd${pane.side}`), showNavigationControl: false, tabIndex: -1, drawer: "canvas", animationTime: 0.4,
     maxZoomPixelRatio: 4, visibilityRatio: 0.5, imageSmoothingEnabled: true, preserveImageSizeOnResize: true,
     gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, minZoomImageRatio: 0.6,
     gestureSettingsTouch: { clickToZoom: false, dblClickToZoom: true, pinchToZoom: true, flickEnabled: true },
