@@ -30,6 +30,7 @@ from mhim.configs.schema import TrainConfig
 from mhim.mil.feed import Case, Feed, Scale, moments, shuffled
 from mhim.mil.memory import keep_freed
 from mhim.mil.models import MILModel
+from mhim.mil.parts.masking import cosine
 from mhim.mil.tasks import Task
 
 LR_MIN, LR_WARM = 1e-7, 1e-6  # of the published schedule: end of the cosine, start of the warm-up
@@ -156,6 +157,8 @@ def fit(
 def _prepare(model: MILModel, feed: Feed, task: Task, config: TrainConfig, seed: int) -> None:
     """What the model takes from the training part before the first step; the random states stay as they are."""
     net = _module(model)
+    if not hasattr(net, "prepare"):  # own code of before there was such a step
+        return
     net.eval()
     with isolated(None, next(net.parameters()).device, config.threads), torch.no_grad(), seeded(seed):
         batches = feed.batches(feed.in_turn(), (seed,) if config.max_tiles else None)
@@ -263,7 +266,10 @@ class _Epoch:
         for batch in self._batches:
             n = self._done
             assert batch.target is not None
-            model.set_progress((self._epoch + n / steps) / config.epochs)
+            done = (self._epoch + n / steps) / config.epochs
+            model.set_progress(done)
+            if config.attention_entropy:
+                model.entropy_weight = cosine(config.attention_entropy, 0.0, done)
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=config.amp):
                 reaching = task.with_memory(self.memory) if task.remembers else task
                 named = model.losses(batch.bag, batch.target, reaching)

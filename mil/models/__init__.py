@@ -19,6 +19,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from mhim.configs.errors import UserError
+
+
+class NoAttention(UserError, ValueError):
+    """What was asked for is of attention, and the model has none that learns."""
+
 
 class TaskLike(Protocol):
     """All that a model may ask of a task (see mil/tasks.py)."""
@@ -156,12 +162,12 @@ class MIL(nn.Module):
 
         entropy_weight * sum_n p_n log p_n of the attention over the instances, mean over heads and bags: the answer is
         to lean on more of them. It reaches from -log N to 0, so its pull is stronger on long bags. found: with detail.
-        Raises ValueError for a model whose attention is no distribution that learns (mean, max, transmil)."""
+        Raises NoAttention for a model whose attention is no distribution that learns (mean, max, transmil)."""
         if not self.entropy_weight:
             return {}
         each = [e.attention for e in found if e.attention is not None and e.attention.requires_grad]
         if len(each) < len(found):
-            raise ValueError(
+            raise NoAttention(
                 f"{type(self).__name__} has no attention that could be spread: "
                 "leave train.attention_entropy at 0, or take an attention model"
             )

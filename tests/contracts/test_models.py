@@ -211,7 +211,10 @@ def test_training_is_repeatable_and_learns(name, extra):
         return collate([(x, coords, tile)], 0.5)
 
     def trained():
-        model = make(name, extra).train()
+        model = make(name, extra).eval()
+        with torch.no_grad():
+            model.prepare(((data(s), torch.tensor([s % 2])) for s in range(200, 230)), TWO)
+        model.train()
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=5e-3)
         torch.manual_seed(3)
         for step in range(80):

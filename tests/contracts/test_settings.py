@@ -58,7 +58,9 @@ def others(key: str, kind: Any, value: Any) -> Iterator[Any]:
 
 def numbers(name: str, extra: dict[str, Any]) -> str:
     """Hash of all that two bags make of a fresh model: losses and gradients of a step, what it leaves, answers."""
-    model, b = make(name, extra), bag(90, 9)
+    model, b = make(name, extra).eval(), bag(90, 9)
+    with torch.no_grad():
+        model.prepare(((bag(9, seed=s), target(s % 2 + 1)[-1:]) for s in range(30)), TWO)
     model.set_progress(0.5)
     model.train()
     torch.manual_seed(1)

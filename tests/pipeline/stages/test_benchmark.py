@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors import safe_open
 
 from mhim.configs import load
 from mhim.pipeline.stages import benchmark
@@ -75,6 +77,25 @@ def test_the_table_holds_every_model_and_a_second_call_changes_nothing(bench: An
     assert "0 to do" in text
 
 
+def test_models_that_are_prepared_train_resume_and_score(bench: Any, tmp_path: Path) -> None:
+    """Controls that are fitted before the first step, and a model of two stages, whose first is not its rival."""
+    models = "mean_linear,mean_knn,ibmil,camil"
+    code, text = bench("--models", models)
+    assert code == 0, text
+    runs = tmp_path / "w" / "runs"
+    assert all(row["trainings"] == "2" for row in lines(runs / "benchmark.csv").values())
+    assert (runs / "ibmil" / "teacher" / "fold_0" / "model.safetensors").exists()
+    card = json.loads((runs / "ibmil" / "fold_0" / "model.json").read_text())
+    assert "fallback" not in card
+    with safe_open(runs / "ibmil" / "fold_0" / "model.safetensors", "np") as file:
+        assert len(np.unique(file.get_tensor("confounders").round(5), axis=0)) > 1
+    with safe_open(runs / "mean_knn" / "fold_0" / "model.safetensors", "np") as file:
+        assert len(file.get_tensor("means")) == card["split"]["train"]
+    code, text = bench("--models", models)
+    assert code == 0, text
+    assert "0 to do" in text
+
+
 def test_the_grid_reaches_the_models_that_have_it(bench: Any, tmp_path: Path) -> None:
     code, text = bench("--models", "abmil,mhim_abmil", "--grid", "mask_ratio_h=0.1,0.3", "--name", "g")
     assert code == 0, text
@@ -102,10 +123,10 @@ def test_wrong_names_and_other_settings_are_told_before_any_work(bench: Any, tmp
 
 def test_every_row_of_the_default_table_is_a_model_that_can_be_built() -> None:
     made = benchmark.rows(load.resolve(["digits_bags"]))
-    assert len(made) == 17
+    assert len(made) == 33
     for name, settings in made.items():
         params = settings.model_params
-        assert params.get("student_params", params)["width"] == 128, name
+        assert params.get("student_params", params).get("width", 128) == 128, name
         assert settings.epochs == 40
 
 
