@@ -168,8 +168,8 @@ def _modalities(found: dict[str, Any]) -> Table:
     """The fused answer, each modality alone, and each removed at test."""
     percent = f"{100 * found['confidence']:.0f} %"
     table = Table(title=f"{found['headline']} of the same held-out patients, paired")
-    for column in ("", f"value, {percent} interval", "fused minus it", "weight ± sd over trainings"):
-        table.add_column(column)
+    for column in ("", f"value, {percent} interval", "fused minus it", "weight ± sd"):
+        table.add_column(column, no_wrap=not column)
     for row in fused.lines(found):
         table.add_row(*(escape(cell) for cell in row))
     return table
