@@ -121,6 +121,9 @@ class ExtractConfig(Settings):
     cache_gb: float = speed(50.0, "size limit of `cache_dir`, GiB", gt=0)
 
 
+KINDS = ("classification", "ordinal", "regression", "survival")
+
+
 class TrainConfig(Settings):
     """Training (`pipeline train`)."""
 
@@ -129,11 +132,22 @@ class TrainConfig(Settings):
         description="MIL model: a file name in mil/models/, or your own: my_module, ./mine.py or ./mine.py:object",
     )
     model_params: dict[str, Any] = Field(default_factory=dict, description="settings of the model itself")
-    task: Literal["auto", "classification", "survival"] = Field(
-        "auto", description="auto: survival if the labels have time and event"
+    task: str = Field(
+        "auto",
+        description="classification, ordinal, regression, survival, multilabel (two classes in each of several columns), or the kind of each column: grade=ordinal,ki67=regression; auto: survival if the labels have time and event, classes if they are words or two values",
     )
     classes: tuple[str, ...] = Field(
-        (), description="class names in order, the positive one last; empty: as in the labels, sorted"
+        (),
+        description="class names in order, the positive one last, or levels, the lowest first; empty: as in the labels, sorted",
+    )
+    levels: dict[str, tuple[str, ...]] = added(
+        {}, "`classes` of each of several columns that need an order of their own: {grade: [low, high]}"
+    )
+    ordinal: Literal["corn", "cumulative"] = added(
+        "corn", "how the logits of levels become probabilities: conditional (CORN) or cumulative"
+    )
+    regression_loss: Literal["squared", "huber"] = added(
+        "squared", "loss of numbers, in standard deviations of the training part; huber is robust to outliers"
     )
     survival_loss: Literal["nll", "cox"] = Field(
         "nll", description="discrete-time likelihood, or Cox partial likelihood over several bags"
@@ -230,6 +244,31 @@ class TrainConfig(Settings):
         if wrong:
             raise ValueError(f"{wrong[0]!r} cannot be the name of a table: letters, digits and _, and not slide")
         return tables
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Column -> kind, where `task` names columns."""
+        return dict(part.split("=", 1) for part in self.task.split(",")) if "=" in self.task else {}
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _of_columns(cls, task: Any) -> Any:
+        return ",".join(f"{k}={v}" for k, v in task.items()) if isinstance(task, dict) else task
+
+    @field_validator("task")
+    @classmethod
+    def _known_kinds(cls, task: str) -> str:
+        if "=" not in task:
+            if task not in ("auto", *KINDS, "multilabel"):
+                raise ValueError(f"{task!r} is none of auto, {', '.join(KINDS)}, multilabel, and no column=kind")
+            return task
+        parts = [tuple(s.strip() for s in part.rpartition("=")[::2]) for part in task.split(",")]
+        for name, kind in parts:
+            if not name or kind not in KINDS:
+                raise ValueError(f"{name}={kind}: write column=kind, where the kind is {', '.join(KINDS)}")
+        if len({name for name, _ in parts}) < len(parts):
+            raise ValueError("a column is named twice")
+        return ",".join(f"{name}={kind}" for name, kind in parts)
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> TrainConfig:

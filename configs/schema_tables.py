@@ -24,7 +24,10 @@ class LabelsConfig(Settings):
         "", description="column with paths or ids of the slides; empty: slide, slide_id, wsi or filename"
     )
     patient_column: str = Field("", description="column with the patient; empty: patient, patient_id or case_id")
-    label_column: str = Field("", description="column with the class; empty: label")
+    label_column: str = Field(
+        "",
+        description="column with the class, level or number; several, separated by commas, are the targets of one run; empty: label",
+    )
     time_column: str = Field("", description="column with the survival time; empty: time")
     event_column: str = Field("", description="column that tells whether the event happened; empty: event")
     event_words: dict[str, int] = Field(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mhim.configs.errors import UserError
+from mhim.mil import stratify
 
 SIDES = ("train", "val", "test")
 
@@ -23,6 +24,10 @@ class SplitError(UserError, ValueError):
 
 
 _TIME_PARTS = 2  # groups of time in which survival folds are alike
+_NUMBER_PARTS = 5  # groups of a number in which regression folds are alike
+
+# patient -> stratum; or, of several targets, the strata of all that is known of the patient, no two targets' alike
+Strata = Mapping[str, int | tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Fold:
 
 
 def k_fold(
-    strata: Mapping[str, int],
+    strata: Strata,
     folds: int,
     val_fraction: float,
     seed: int,
@@ -61,11 +66,12 @@ def k_fold(
 ) -> list[Fold]:
     """Stratified folds over patients, each with an inner validation part of the rest.
 
-    strata: patient -> class index (survival: `survival_strata`). sites: patient -> site; when given, a site is wholly
-    in one fold, and the validation part holds whole sites too where that leaves every class in training. survival: the
-    strata are those of `survival_strata`, and a fold needs an event, but neither a censored patient nor one of each
-    stratum. Raises SplitError when a fold or class is too small. The same arguments give the same folds; the order of
-    `strata` does not matter.
+    strata: patient -> class index (survival: `survival_strata`, a number: `number_strata`); where patients have several
+    each, folds are dealt by iterative stratification (`stratify.py`). sites: patient -> site; when given, a site is
+    wholly in one fold, and the validation part holds whole sites too where that leaves every class in training. In
+    survival the strata are those of `survival_strata`, and a fold needs an event, but neither a censored patient nor
+    one of each stratum. Raises SplitError when a fold or class is too small. The same arguments give the same folds;
+    the order of `strata` does not matter.
     """
     patients = sorted(strata)
     if folds > len(patients):
@@ -88,9 +94,7 @@ def k_fold(
     return made
 
 
-def from_fold_column(
-    column: Mapping[str, str], strata: Mapping[str, int], val_fraction: float, seed: int
-) -> list[Fold]:
+def from_fold_column(column: Mapping[str, str], strata: Strata, val_fraction: float, seed: int) -> list[Fold]:
     """Folds given by the labels: patient -> fold name. Each name is the test side once; validation is drawn inside."""
     names = sorted(set(column.values()), key=lambda v: (0, int(v), "") if v.isdigit() else (1, 0, v))
     if len(names) < 2:
@@ -113,9 +117,7 @@ def from_fold_column(
     return made
 
 
-def from_split_column(
-    column: Mapping[str, str], strata: Mapping[str, int], val_fraction: float, seed: int
-) -> list[Fold]:
+def from_split_column(column: Mapping[str, str], strata: Strata, val_fraction: float, seed: int) -> list[Fold]:
     """The one split given by the labels: patient -> train, val or test. Without val, it is drawn from train."""
     for patient, side in sorted(column.items()):
         if side not in SIDES:
@@ -144,6 +146,14 @@ def survival_strata(time: Mapping[str, float], event: Mapping[str, int]) -> dict
     return strata
 
 
+def number_strata(values: Mapping[str, float], folds: int) -> dict[str, int]:
+    """patient -> stratum of regression folds: fifths of the patients by value, fewer where a stratum would have less
+    than a patient per fold."""
+    order = sorted(values, key=lambda p: (values[p], p))
+    parts = max(1, min(_NUMBER_PARTS, len(order) // max(folds, 1)))
+    return {patient: (i * parts) // len(order) for i, patient in enumerate(order)}
+
+
 def digest(folds: Sequence[Fold]) -> str:
     """Hash of a set of folds, 16 hex digits: equal folds, equal hash, whatever made them."""
     plain = [[f.repeat, f.fold, list(f.train), list(f.val), list(f.test)] for f in folds]
@@ -160,10 +170,14 @@ def rows(folds: Sequence[Fold]) -> list[dict[str, str | int]]:
     ]
 
 
-def _enough(strata: Mapping[str, int], folds: int, survival: bool) -> None:
+def _enough(strata: Strata, folds: int, survival: bool) -> None:
     """Raise SplitError unless every fold can have a patient of each class, or one with an event. `_deal` deals the
-    strata of events one after the other, so that as many of them as folds are enough."""
-    counts = np.bincount(list(strata.values()))
+    strata of events one after the other, so that as many of them as folds are enough. Of several targets a fold may
+    lack a class of one."""
+    single = _single(strata)
+    if single is None:
+        return
+    counts = np.bincount(list(single.values()))
     if survival:
         events = int(counts[_TIME_PARTS:].sum())
         if events < folds:
@@ -180,12 +194,25 @@ def _enough(strata: Mapping[str, int], folds: int, survival: bool) -> None:
         )
 
 
-def _deal(patients: Sequence[str], strata: Mapping[str, int], folds: int, rng: np.random.Generator) -> dict[str, int]:
+def _single(strata: Strata) -> dict[str, int] | None:
+    """The strata, if each patient has one."""
+    found = {p: s for p, s in strata.items() if isinstance(s, int)}
+    return found if len(found) == len(strata) else None
+
+
+def _all(strata: Strata) -> dict[str, tuple[int, ...]]:
+    return {p: (s,) if isinstance(s, int) else s for p, s in strata.items()}
+
+
+def _deal(patients: Sequence[str], strata: Strata, folds: int, rng: np.random.Generator) -> dict[str, int]:
     """patient -> fold: each class is shuffled and dealt round; the start moves on so that fold sizes stay even."""
     fold_of: dict[str, int] = {}
     start = 0
-    for stratum in sorted(set(strata.values())):
-        group = [p for p in patients if strata[p] == stratum]
+    single = _single(strata)
+    if single is None:
+        return stratify.iterative(_all(strata), patients, [1.0] * folds, rng)
+    for stratum in sorted(set(single.values())):
+        group = [p for p in patients if single[p] == stratum]
         for i, j in enumerate(rng.permutation(len(group))):
             fold_of[group[j]] = (start + i) % folds
         start += len(group)
@@ -193,7 +220,7 @@ def _deal(patients: Sequence[str], strata: Mapping[str, int], folds: int, rng: n
 
 
 def _deal_sites(
-    patients: Sequence[str], strata: Mapping[str, int], sites: Mapping[str, str], folds: int, rng: np.random.Generator
+    patients: Sequence[str], strata: Strata, sites: Mapping[str, str], folds: int, rng: np.random.Generator
 ) -> dict[str, int]:
     """patient -> fold with whole sites together: large sites first, each to the fold it leaves best balanced.
 
@@ -206,8 +233,9 @@ def _deal_sites(
     names = sorted({sites[p] for p in patients})
     if len(names) < folds:
         raise SplitError(f"{folds} folds but only {len(names)} sites: set train.folds to {len(names)} or less")
-    classes = sorted(set(strata.values()))
-    count = {s: np.array([sum(sites[p] == s and strata[p] == c for p in patients) for c in classes]) for s in names}
+    labels = _all(strata)
+    classes = sorted({c for found in labels.values() for c in found})
+    count = {s: np.array([sum(sites[p] == s and c in labels[p] for p in patients) for c in classes]) for s in names}
     shuffled = [names[i] for i in rng.permutation(len(names))]
     shuffled.sort(key=lambda s: -int(count[s].sum()))
     ideal = np.sum([count[s] for s in names], axis=0) / folds
@@ -226,13 +254,14 @@ def _deal_sites(
 
 
 def _inner_sites(
-    rest: Sequence[str], strata: Mapping[str, int], sites: Mapping[str, str], fraction: float, rng: np.random.Generator
+    rest: Sequence[str], strata: Strata, sites: Mapping[str, str], fraction: float, rng: np.random.Generator
 ) -> set[str]:
     """The validation part of `rest` as whole sites; nothing where no choice of sites leaves every class on both sides.
 
     Of random orders of the sites, each taken until the part would grow too large, the one nearest to `fraction`."""
     names = sorted({sites[p] for p in rest})
-    wanted = {strata[p] for p in rest}
+    labels = _all(strata)
+    wanted = {c for p in rest for c in labels[p]}
     best: tuple[float, set[str]] = (float("inf"), set())
     for _ in range(min(200, 20 * len(names))):
         val: set[str] = set()
@@ -241,17 +270,21 @@ def _inner_sites(
             if abs(len(more) / len(rest) - fraction) < abs(len(val) / len(rest) - fraction):
                 val = more
         off = abs(len(val) / len(rest) - fraction)
-        both = {strata[p] for p in val}, {strata[p] for p in rest if p not in val}
+        both = {c for p in val for c in labels[p]}, {c for p in rest if p not in val for c in labels[p]}
         if both == (wanted, wanted) and off < best[0]:
             best = (off, val)
     return best[1] if best[0] <= 0.5 * (1 - fraction) else set()
 
 
-def _inner(rest: Sequence[str], strata: Mapping[str, int], fraction: float, rng: np.random.Generator) -> set[str]:
-    """The validation part of `rest`: at least one patient of each stratum that has two or more, never all of one."""
+def _inner(rest: Sequence[str], strata: Strata, fraction: float, rng: np.random.Generator) -> set[str]:
+    """The validation part of `rest`: at least one patient of each stratum that has two or more, never all of one. Of
+    several targets the iterative rule's part, without the only patients of a stratum."""
     val: set[str] = set()
-    for stratum in sorted({strata[p] for p in rest}):
-        group = [p for p in rest if strata[p] == stratum]
+    single = _single({p: strata[p] for p in rest})
+    if single is None:
+        return stratify.part(_all(strata), rest, fraction, rng)
+    for stratum in sorted({single[p] for p in rest}):
+        group = [p for p in rest if single[p] == stratum]
         take = min(max(round(fraction * len(group)), 1), len(group) - 1)
         val.update(group[j] for j in rng.permutation(len(group))[:take])
     if not val:

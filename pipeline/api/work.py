@@ -90,7 +90,7 @@ class Work:
         made = []
         for p in data.patients:
             pair = p.target if isinstance(p.target, tuple) else None
-            label = data.classes[p.target] if isinstance(p.target, int) else None
+            label = data.classes[p.target] if isinstance(p.target, int) and data.classes else None
             time, event = (pair[0], int(pair[1])) if pair else (None, None)
             of = tuple(by_id[s] for s in p.slides)
             made.append(Patient(p.id, of, label, time, event, cases.StoredBag(p.stores)))

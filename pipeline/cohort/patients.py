@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,22 +19,23 @@ import numpy as np
 from mhim.configs.schema import TrainConfig
 from mhim.mil import splits
 from mhim.mil.splits import Fold, SplitError
+from mhim.mil.tasks import Target
+from mhim.pipeline.cohort import outcomes as outcome
 from mhim.pipeline.cohort import provenance
 from mhim.pipeline.cohort.labels.match import match
 from mhim.pipeline.cohort.labels.of_patients import joint_sites, mixed_tissue
 from mhim.pipeline.cohort.labels.rows import CohortError, Row
+from mhim.pipeline.cohort.outcomes import Outcome
 from mhim.pipeline.cohort.provenance import Made
 from mhim.pipeline.store import layout, reading, seals
 
 # Facts of the features that a model is bound to: scoring refuses others.
 FACTS = ("encoder", "weights_id", "mpp", "tile_px", "stain_norm", "dim", "pooling", "transform", "encoder_name")
 
-Target = int | tuple[float, float]
-
 
 @dataclass(frozen=True)
 class Patient:
-    """One bag. target: class index, (time, event), or None if unknown. stores: feature stores, in the order of
+    """One bag. target: as `mil.tasks` reads it, or None if unknown. stores: feature stores, in the order of
     `slides`. digest: hash of the features' fingerprints. wrong: why it cannot be used, if its features are damaged."""
 
     id: str
@@ -52,8 +52,9 @@ class Patient:
 @dataclass(frozen=True)
 class Dataset:
     """Patients that can be trained on or scored. facts: what all features share. notes: what was left out, and why.
-    made: the settings of tiling and extraction that all features share. damaged: slides whose features are damaged; no
-    patient of these is among `patients`."""
+    classes: of a single outcome that has them. outcomes: what the targets are; none without labels. made: the settings
+    of tiling and extraction that all features share. damaged: slides whose features are damaged; no patient of these is
+    among `patients`."""
 
     patients: tuple[Patient, ...]
     classes: tuple[str, ...]
@@ -61,16 +62,17 @@ class Dataset:
     notes: tuple[str, ...] = ()
     made: Made = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
 
     @property
     def survival(self) -> bool:
-        return not self.classes
+        """Whether it is of survival alone."""
+        return [o.kind for o in self.outcomes] == ["survival"]
 
     @property
     def order(self) -> list[str]:
-        """The classes in their order, to be told: which of two is the positive one decides what every number means."""
-        of = f"; the positive one is {self.classes[-1]} (other order: train.classes)" if len(self.classes) == 2 else ""
-        return [f"classes: {', '.join(self.classes)}{of}"] if self.classes else []
+        """What the labels are taken for, to be told."""
+        return [o.order for o in self.outcomes if self.outcomes and (o.name or o.kind != "survival")]
 
     def by_id(self) -> dict[str, Patient]:
         return {p.id: p for p in self.patients}
@@ -132,20 +134,20 @@ def labelled(rows: Sequence[Row], features: Path, config: TrainConfig) -> Datase
     notes = [*_damaged(damaged), *matched.notes]
     notes += _left_out(matched.without_row, "slides have features but no row in the labels")
     notes += _without_features(matched.without_slide, features, every)
-    survival = config.task == "survival" or (config.task == "auto" and any(r.time is not None for r, _ in matched.rows))
     lost = {r.patient for r, i in matched.rows if i in damaged}  # a bag without one of its slides is another bag
+    outcomes = outcome.told([r for r, _ in matched.rows if r.patient not in lost], config)
     notes += _left_out(
         [i for r, i in matched.rows if r.patient in lost and i not in damaged],
         "slides are of patients with a damaged one",
     )
-    known = [(r, i) for r, i in matched.rows if (r.time if survival else r.label) is not None and r.patient not in lost]
-    unknown = [i for r, i in matched.rows if (r.time if survival else r.label) is None]
-    notes += _left_out(unknown, f"slides have no {'time' if survival else 'label'}")
+    known = [(r, i) for r, i in matched.rows if outcome.has_target(r, outcomes) and r.patient not in lost]
+    what = outcome.lacking(outcomes)
+    notes += _left_out([i for r, i in matched.rows if not outcome.has_target(r, outcomes)], f"slides have no {what}")
     if not known:
-        what = "time and event" if survival else "label"
+        what = "time and event" if what == "time" else what
         why = "; ".join(notes) or "the labels are empty"
         raise CohortError(f"no slide with features in {features} has a {what}; {why}")
-    classes = () if survival else _classes([r.label for r, _ in known if r.label is not None], config.classes)
+    target_of = dict(zip((i for _, i in known), outcome.targets([r for r, _ in known], outcomes), strict=True))
     groups: dict[str, list[tuple[Row, str]]] = {}
     for row, slide in known:
         groups.setdefault(row.patient, []).append((row, slide))
@@ -155,17 +157,11 @@ def labelled(rows: Sequence[Row], features: Path, config: TrainConfig) -> Datase
     for name, members in sorted(groups.items()):
         members.sort(key=lambda member: member[1])  # by slide: the order of the table is nobody's business
         row = replace(members[0][0], site=sites.get(name))
-        if survival:
-            assert row.time is not None
-            assert row.event is not None
-            target: Target = (row.time, float(row.event))
-        else:
-            assert row.label is not None
-            target = classes.index(row.label)
-        patients.append(patient_of(name, [i for _, i in members], stores, target, row))
+        patients.append(patient_of(name, [i for _, i in members], stores, target_of[members[0][1]], row))
     used = {i: stores[i] for p in patients for i in p.slides}
     made, differ = _made(used, features)
-    return Dataset(tuple(patients), classes, _facts(used), (*notes, *differ), made, tuple(damaged))
+    classes = outcomes[0].classes if len(outcomes) == 1 else ()
+    return Dataset(tuple(patients), classes, _facts(used), (*notes, *differ), made, tuple(damaged), outcomes)
 
 
 def unlabelled(features: Path, rows: Sequence[Row] = ()) -> Dataset:
@@ -200,7 +196,8 @@ def make_folds(dataset: Dataset, config: TrainConfig) -> list[Fold]:
     patients = dataset.patients
     if how == "auto":
         how = "csv" if any(p.split or p.fold is not None for p in patients) else "patient"
-    strata = _strata(dataset)
+    of = {p.id: p.target for p in patients if p.target is not None}
+    strata = outcome.strata(of, dataset.outcomes, config.folds)
     if how == "csv":
         if any(p.fold is not None for p in patients):
             lacking = [p.id for p in patients if p.fold is None]
@@ -245,7 +242,7 @@ def duplicates(dataset: Dataset, work: layout.Work) -> list[str]:
 
 def digest_of(patients: Sequence[Patient]) -> str:
     """Hash of which patients, with which targets and features: 16 hex digits."""
-    plain = [[p.id, p.target, p.digest] for p in patients]
+    plain = [[p.id, outcome.plain(p.target), p.digest] for p in patients]
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
 
 
@@ -329,36 +326,6 @@ def _facts(stores: dict[str, Path]) -> dict[str, Any]:
                     f"{shared.get(key)!r}: extract all slides with one encoder and one tile size"
                 )
     return shared
-
-
-def _classes(labels: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
-    """Class names in order: as given, else numbers by value, then names by letter."""
-    present = set(labels)
-    if given:
-        unknown = sorted(present - set(given))
-        if unknown:
-            raise CohortError(f"label {unknown[0]!r} is none of train.classes ({', '.join(given)})")
-        return tuple(given)
-    if len(present) < 2:
-        raise CohortError(f"all {len(labels)} labelled slides are {labels[0]!r}: two classes are needed to train")
-    if all(_number(v) is not None for v in present):
-        return tuple(sorted(present, key=lambda v: (_number(v), v)))
-    return tuple(sorted(present, key=lambda v: (0, float(v), "") if v.isdigit() else (1, 0.0, v)))
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _strata(dataset: Dataset) -> dict[str, int]:
-    if not dataset.survival:
-        return {p.id: int(p.target) for p in dataset.patients if isinstance(p.target, int)}
-    pairs = {p.id: p.target for p in dataset.patients if isinstance(p.target, tuple)}
-    return splits.survival_strata({k: v[0] for k, v in pairs.items()}, {k: int(v[1]) for k, v in pairs.items()})
 
 
 def _without_features(rows: Sequence[Row], features: Path, every: dict[str, Path]) -> list[str]:

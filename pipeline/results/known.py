@@ -13,10 +13,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from mhim.pipeline.cohort import outcomes
 from mhim.pipeline.cohort.listing import SlideEntry
 from mhim.pipeline.cohort.patients import Dataset, Patient, feature_stores
 from mhim.pipeline.cohort.slides import read_cohort
@@ -65,12 +65,7 @@ def table(data: Dataset, cohort: Mapping[str, SlideEntry]) -> str:
     identity of each slide's content and features."""
     rows = []
     for patient in sorted(data.patients, key=lambda p: p.id):
-        target = patient.target
-        known: dict[str, Any] = {}
-        if isinstance(target, tuple):
-            known = {"time": repr(target[0]), "event": int(target[1])}
-        elif target is not None:
-            known = {"label": data.classes[target]}
+        known = outcomes.cells(patient.target, data.outcomes)
         known |= {k: v for k in ("split", "fold", "site") if (v := getattr(patient, k)) is not None}
         for slide, path in zip(patient.slides, patient.stores, strict=True):
             entry = cohort.get(slide)

@@ -60,6 +60,8 @@ class Train(Stage):
         inputs |= {"seed": job.seed, "split": job.split_hash} | fingerprints.flat("features", self.data.facts)
         if self.data.classes:  # targets are numbers: the names are facts of their own
             inputs["classes"] = list(self.data.classes)
+        if len(self.data.outcomes) > 1:
+            inputs["targets"] = [[o.name, o.kind, *o.classes] for o in self.data.outcomes]
         if job.teacher:
             inputs["teacher"] = self._mark(self.item(job.teacher))
         if job.part:

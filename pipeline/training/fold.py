@@ -24,16 +24,16 @@ import torch
 from mhim.configs import lookup
 from mhim.configs.errors import UserError
 from mhim.configs.schema import TrainConfig, fingerprint_fields
-from mhim.mil import novelty, tasks
+from mhim.mil import novelty
 from mhim.mil import train as loop
 from mhim.mil.feed import Case, Feed
 from mhim.mil.splits import Fold
-from mhim.mil.tasks import Task
+from mhim.mil.tasks import Several, Task
 from mhim.pipeline.cohort.patients import Dataset, Patient, StoredBag
 from mhim.pipeline.resume.fingerprints import own_settings
 from mhim.pipeline.store import tables, writing
 from mhim.pipeline.store.layout import CARD, FORMAT
-from mhim.pipeline.training import bundle, choices, experiment_log
+from mhim.pipeline.training import bundle, choices, experiment_log, targets
 from mhim.pipeline.training.card import Card, Facts
 from mhim.pipeline.training.progress import HISTORY, Progress
 
@@ -90,14 +90,7 @@ def whole_params(config: TrainConfig) -> TrainConfig:
 
 def make_task(dataset: Dataset, config: TrainConfig, patients: Sequence[Patient]) -> Task:
     """The task, with everything that is learnt from labels learnt from `patients` (the training part)."""
-    targets = [p.target for p in patients if p.target is not None]
-    if dataset.survival and config.balance == "weights":
-        raise tasks.TaskError("train.balance=weights is of classes; for survival use sampling or none")
-    if not dataset.survival:
-        return tasks.classification(dataset.classes, targets, config.balance == "weights")
-    if config.survival_loss == "cox":
-        return tasks.cox_survival(targets)
-    return tasks.discrete_survival(targets, config.survival_bins)
+    return targets.task_of(dataset.outcomes, [p.target for p in patients if p.target is not None], config)
 
 
 def cases(patients: Iterable[Patient], mpp: float) -> list[Case]:
@@ -141,14 +134,14 @@ def train_fold(
     why, by = alarm(model, rival, train_cases, task, scale, config) if rival else None, choices.ALARM
     learnt = task.learnt([p.target for p in train if p.target is not None])
     if why is None and rival is not None and config.select == "best" and config.fallback is not None:
-        why = outdone(_metrics_of(rows, task, operating_points(rows, task) | learnt), rival, task)
+        why = outdone(_metrics_of(rows, task, _merged(operating_points(rows, task), learnt)), rival, task)
         by = choices.VALIDATION
     if why is not None and rival is not None:
         model, weights, scale = rival.model().to(device(config.gpu)), rival.weights, rival.scale
         named = {"model": rival.card.model, "model_params": rival.card.model_params}
         named["fallback"] = {"from": config.model, "by": by, "why": why}
         rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
-    points = operating_points(rows, task) | learnt
+    points = _merged(operating_points(rows, task), learnt)
     rows += _predicted(model, "test", cases(test, mpp), task, scale)
     sizes = {"train": len(train), "val": len(val), "test": len(test)}
     card: dict[str, Any] = {
@@ -169,6 +162,8 @@ def train_fold(
         **({"taught": True} if teacher else {}),
         **points,
     }
+    if isinstance(task, Several):
+        card["targets"] = _of_targets(rows, task, points)
     profile = novelty.profile(c.load()[0] for c in train_cases)
     if profile is not None:
         farthest = novelty.limit(profile.distance(c.load()[0]) for c in cases([*val, *test], mpp))
@@ -321,6 +316,23 @@ def _predicted(model: Any, side: str, of: Sequence[Case], task: Task, scale: Any
 def _metrics_of(rows: Sequence[dict[str, Any]], task: Task, points: dict[str, Any]) -> dict[str, float]:
     """Metrics of predictions, by what `points` holds."""
     return task.metrics(task.truth(rows), logits_of(rows), points) if rows else {}
+
+
+def _of_targets(rows: Sequence[dict[str, Any]], task: Several, points: dict[str, Any]) -> dict[str, Any]:
+    """What the card says of each of several targets."""
+    found: dict[str, Any] = {name: dict(points["targets"][name]) for name in task.names}
+    for what, side in SIDES:
+        own = [r for r in rows if r["side"] == side]
+        each = task.metrics_of(task.truth(own), logits_of(own), points) if own else {}
+        for name in task.names:
+            found[name][what] = finite(each.get(name, {}))
+    return found
+
+
+def _merged(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+    """Both, key by key also inside."""
+    both = {k: _merged(one[k], two[k]) for k in one.keys() & two.keys() if isinstance(one[k], dict)}
+    return one | two | both
 
 
 def finite(values: dict[str, float]) -> dict[str, float | None]:

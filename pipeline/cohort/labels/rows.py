@@ -25,6 +25,7 @@ COLUMNS = {
     "site": "where the slide comes from",
     "regions": "file of drawn regions: QuPath GeoJSON, ASAP or ImageScope XML",
 }
+TARGET = "target."  # before the name of one of several columns of labels
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -48,7 +49,8 @@ class CohortError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled slide as the CSV gives it. number: line in the file as an editor counts it."""
+    """One labelled slide as the CSV gives it. number: line in the file as an editor counts it. targets: column and cell
+    of each of several columns of labels; then there is no `label`. separator: of the table, see `plain_number`."""
 
     number: int
     slide: str
@@ -61,6 +63,8 @@ class Row:
     fold: int | None = None
     site: str | None = None
     regions: str | None = None
+    targets: tuple[tuple[str, str | None], ...] = ()
+    separator: str = ","
 
 
 def row_of(
@@ -107,6 +111,8 @@ def row_of(
         fold=None if fold is None else int(fold),
         site=cells.get("site") or None,
         regions=cells.get("regions") or None,
+        targets=tuple((k.removeprefix(TARGET), v or None) for k, v in cells.items() if k.startswith(TARGET)),
+        separator=separator,
     )
 
 
@@ -157,8 +163,9 @@ def contradictions(rows: list[Row]) -> list[str]:
         if other is not row:
             wrong.append(f"row {row.number}, column slide: {row.slide!r} stands in row {other.number} already")
         patient = first_patient.setdefault(row.patient, row)
-        for column in ("label", "time", "event", "split", "fold"):
-            a, b = getattr(patient, column), getattr(row, column)
+        pairs = [(c, getattr(patient, c), getattr(row, c)) for c in ("label", "time", "event", "split", "fold")]
+        pairs += [(c, a, b) for (c, a), (_, b) in zip(patient.targets, row.targets, strict=True)]
+        for column, a, b in pairs:
             if a != b:
                 here, there = ("nothing" if v is None else repr(v) for v in (b, a))
                 wrong.append(

@@ -16,7 +16,17 @@ from mhim.configs.schema import LabelsConfig
 from mhim.pipeline.cohort import published, tcga
 from mhim.pipeline.cohort.labels import cells as label_cells
 from mhim.pipeline.cohort.labels.cells import Sheet
-from mhim.pipeline.cohort.labels.rows import COLUMNS, CohortError, Row, contradictions, look_alikes, row_of, same, some
+from mhim.pipeline.cohort.labels.rows import (
+    COLUMNS,
+    TARGET,
+    CohortError,
+    Row,
+    contradictions,
+    look_alikes,
+    row_of,
+    same,
+    some,
+)
 
 # Other programs' names of a column (CLAM: case_id, slide_id; TRIDENT: wsi), taken where ours is not there.
 ALIASES = {"slide": ("slide_id", "wsi", "filename"), "patient": ("patient_id", "case_id")}
@@ -35,8 +45,8 @@ class Table:
 
     @property
     def has_outcome(self) -> bool:
-        """Whether it tells a class or a survival time: labels, not only a list of slides."""
-        return "label" in self.columns or "time" in self.columns
+        """Whether it tells a label or a survival time: labels, not only a list of slides."""
+        return "label" in self.columns or "time" in self.columns or any(c.startswith(TARGET) for c in self.columns)
 
     def settings(self, given: LabelsConfig) -> LabelsConfig:
         """`given` with the columns that were found, so that a record of it reads the same columns again."""
@@ -53,7 +63,8 @@ def read_table(path: Path, settings: LabelsConfig | None = None) -> Table:
     """A manifest or labels table. Raises CohortError naming every wrong row and column (at most 20)."""
     settings = settings or LabelsConfig()
     named = {ours: str(getattr(settings, f"{ours}_column")) for ours in NAMED if getattr(settings, f"{ours}_column")}
-    looked_for = {plain(h) for h in (*named.values(), *COLUMNS, *(a for of in ALIASES.values() for a in of), "WSI")}
+    names = (*named.values(), *_several(named.get("label", "")), *COLUMNS, *(a for of in ALIASES.values() for a in of))
+    looked_for = {plain(h) for h in (*names, "WSI")}
     dialect = label_cells.Dialect.of_labels(settings)
     sheet = label_cells.read(path, dialect, lambda header: bool(looked_for & {plain(h) for h in header}))
     found = published.translate(sheet, path.name) if not named else label_cells.trimmed(sheet)
@@ -70,6 +81,11 @@ def read_table(path: Path, settings: LabelsConfig | None = None) -> Table:
 def plain(name: str) -> str:
     """A column's name as it is compared: small letters, blanks and hyphens as underscores."""
     return re.sub(r"[\s\-]+", "_", same(name).strip().casefold())
+
+
+def _several(named: str) -> list[str]:
+    """The columns of `labels.label_column`, if it may name more than one."""
+    return [part.strip() for part in named.split(",")] if "," in named else []
 
 
 def _columns(header: Sequence[str], named: Mapping[str, str], path: Path) -> dict[str, int]:
@@ -92,12 +108,21 @@ def _columns(header: Sequence[str], named: Mapping[str, str], path: Path) -> dic
         if hits:
             at[ours] = hits[0]
 
-    for ours, name in named.items():
+    several = [] if places(named.get("label", "")) else _several(named.get("label", ""))
+    for ours, name in [*named.items(), *((TARGET + name, name) for name in several)]:
+        if ours == "label" and several:
+            continue
         hits = places(name)
         if not hits:
-            raise CohortError(f"there is no column {name!r} (--{ours}-column): {has}")
+            raise CohortError(
+                f"there is no column {name!r} (--{'label' if ours.startswith(TARGET) else ours}-column): {has}"
+            )
         only(ours, hits, "rename one")
+    if len({i for ours, i in at.items() if ours.startswith(TARGET)}) < len(several):
+        raise CohortError(f"--label-column {named['label']}: a column is named twice")
     for ours in COLUMNS:
+        if ours == "label" and several:
+            continue
         if ours in at or (ours in ("time", "event") and "label" in named and not {"time", "event"} & named.keys()):
             continue  # who names the label's column means classes, whatever else the table holds
         own = [i for i in places(ours) if i not in at.values()]
@@ -125,7 +150,7 @@ def _columns(header: Sequence[str], named: Mapping[str, str], path: Path) -> dic
 
 def _of_columns(header: Sequence[str], at: Mapping[str, int], path: Path) -> list[str]:
     """What is to be known of a table's columns: those under another name, and those that mean nothing here."""
-    other = [f"{header[i]} as `{ours}`" for ours, i in at.items() if header[i] != ours]
+    other = [f"{header[i]} as `{ours}`" for ours, i in at.items() if header[i] != ours and not ours.startswith(TARGET)]
     unused = [h for i, h in enumerate(header) if h and i not in at.values()]
     notes = [f"{path.name}: column {some(other, 9)}"] if other else []
     return notes + ([f"{path.name}: {len(unused)} columns are not used: {some(unused, 8)}"] if unused else [])

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from mhim.configs.schema import Config, LabelsConfig, TrainConfig
+from mhim.pipeline.cohort import outcomes, tcga
 from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort import slides as cohort
-from mhim.pipeline.cohort import tcga
 from mhim.pipeline.cohort.labels import use
 from mhim.pipeline.cohort.labels.match import Finder, files_of, match, without_suffix
 from mhim.pipeline.cohort.labels.of_patients import joint_sites, mixed_tissue
@@ -299,7 +299,7 @@ def test_sites_that_share_a_patient_are_one_or_refused() -> None:
     ],
 )
 def test_classes_stand_in_the_order_of_numbers_where_all_are(labels: list[str], order: tuple[str, ...]) -> None:
-    assert cases._classes(labels, ()) == order
+    assert outcomes.classes_of("", "classification", labels, ()) == order
 
 
 # ---------------------------------------------------------------------------------------------- mpp, regions
