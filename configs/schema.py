@@ -20,6 +20,7 @@ from mhim.configs.base import added as added
 from mhim.configs.base import apart, later, speed
 from mhim.configs.base import fingerprint_fields as fingerprint_fields
 from mhim.configs.base import marked as marked
+from mhim.configs.outcomes import TaskName
 from mhim.configs.schema_tables import LabelsConfig as LabelsConfig
 from mhim.configs.schema_tables import TablesConfig as TablesConfig
 
@@ -121,9 +122,6 @@ class ExtractConfig(Settings):
     cache_gb: float = speed(50.0, "size limit of `cache_dir`, GiB", gt=0)
 
 
-KINDS = ("classification", "ordinal", "regression", "survival")
-
-
 class TrainConfig(Settings):
     """Training (`pipeline train`)."""
 
@@ -132,7 +130,7 @@ class TrainConfig(Settings):
         description="MIL model: a file name in mil/models/, or your own: my_module, ./mine.py or ./mine.py:object",
     )
     model_params: dict[str, Any] = Field(default_factory=dict, description="settings of the model itself")
-    task: str = Field(
+    task: TaskName = Field(
         "auto",
         description="classification, ordinal, regression, survival, multilabel (two classes in each of several columns), or the kind of each column: grade=ordinal,ki67=regression; auto: survival if the labels have time and event, classes if they are words or two values",
     )
@@ -244,31 +242,6 @@ class TrainConfig(Settings):
         if wrong:
             raise ValueError(f"{wrong[0]!r} cannot be the name of a table: letters, digits and _, and not slide")
         return tables
-
-    @property
-    def kinds(self) -> dict[str, str]:
-        """Column -> kind, where `task` names columns."""
-        return dict(part.split("=", 1) for part in self.task.split(",")) if "=" in self.task else {}
-
-    @field_validator("task", mode="before")
-    @classmethod
-    def _of_columns(cls, task: Any) -> Any:
-        return ",".join(f"{k}={v}" for k, v in task.items()) if isinstance(task, dict) else task
-
-    @field_validator("task")
-    @classmethod
-    def _known_kinds(cls, task: str) -> str:
-        if "=" not in task:
-            if task not in ("auto", *KINDS, "multilabel"):
-                raise ValueError(f"{task!r} is none of auto, {', '.join(KINDS)}, multilabel, and no column=kind")
-            return task
-        parts = [tuple(s.strip() for s in part.rpartition("=")[::2]) for part in task.split(",")]
-        for name, kind in parts:
-            if not name or kind not in KINDS:
-                raise ValueError(f"{name}={kind}: write column=kind, where the kind is {', '.join(KINDS)}")
-        if len({name for name, _ in parts}) < len(parts):
-            raise ValueError("a column is named twice")
-        return ",".join(f"{name}={kind}" for name, kind in parts)
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> TrainConfig:

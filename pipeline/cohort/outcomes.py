@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mhim.configs import outcomes as settings
 from mhim.configs.schema import TrainConfig
 from mhim.mil import splits
 from mhim.mil.tasks import Cells, One, Target
@@ -55,7 +56,7 @@ class Outcome:
 
 def told(rows: Sequence[Row], config: TrainConfig) -> tuple[Outcome, ...]:
     """What the labelled rows hold: one outcome, or several, in the order of the columns. Raises CohortError."""
-    kinds = config.kinds
+    kinds = settings.kinds(config.task)
     names = [name for name, _ in rows[0].targets] if rows else []
     if not names:
         return (_single(rows, config),)
@@ -75,7 +76,7 @@ def told(rows: Sequence[Row], config: TrainConfig) -> tuple[Outcome, ...]:
 
 
 def _single(rows: Sequence[Row], config: TrainConfig) -> Outcome:
-    if config.kinds:
+    if settings.kinds(config.task):
         raise CohortError(
             f"train.task={config.task} names columns, but the labels are of one column: name two or more with "
             "--label-column A,B, or give the kind alone, such as --task ordinal"
