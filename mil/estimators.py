@@ -122,6 +122,66 @@ def of_confusion(counts: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def quadratic_kappa(counts: np.ndarray) -> np.ndarray:
+    """(D,) Cohen's kappa with quadratic weights (Cohen 1968) of (D, K, K) counts; NaN where all patients are of one
+    level, whatever they are called: there is nothing to agree on."""
+    levels = np.arange(counts.shape[1], dtype=np.float64)
+    wrong = (levels[:, None] - levels[None, :]) ** 2
+    true, called, total = counts.sum(axis=2), counts.sum(axis=1), counts.sum(axis=(1, 2))
+    missed = total * np.einsum("dij,ij->d", counts, wrong)
+    chance = np.einsum("di,dj,ij->d", true, called, wrong)
+    varied = (true > 0).sum(axis=1) > 1
+    kappa: np.ndarray = 1.0 - ratio((missed, np.where(varied, chance, 0.0)))
+    return kappa
+
+
+def mean_error(error: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(D,) mean of what each patient's answer is off by, error (n,); NaN without patients."""
+    return ratio((weights @ error, weights.sum(axis=1)))
+
+
+def r2(true: np.ndarray, value: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(D,) 1 - Σ (y - f)² / Σ (y - mean of y)²; NaN where the truth does not vary. true, value: (n,)."""
+    centred = true - true.mean() if len(true) else true  # numbers far from 0 would lose digits
+    total = weights.sum(axis=1)
+    middle = np.divide(weights @ centred, total, out=np.zeros(len(weights)), where=total > 0)
+    around = (weights * (centred[None, :] - middle[:, None]) ** 2).sum(axis=1)
+    varied = np.array([len(np.unique(true[w > 0])) > 1 for w in weights], dtype=bool)
+    explained: np.ndarray = 1.0 - ratio((weights @ (true - value) ** 2, np.where(varied, around, 0.0)))
+    return explained
+
+
+def pearson(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(D,) correlation of a and b, (n,) or (D, n); NaN where one of them does not vary."""
+    total = weights.sum(axis=1, keepdims=True)
+
+    def centred(x: np.ndarray) -> np.ndarray:
+        x = np.broadcast_to(x, weights.shape)
+        middle = np.divide((weights * x).sum(1, keepdims=True), total, out=np.zeros_like(total), where=total > 0)
+        off = x - middle
+        off[np.abs(off) <= 1e-12 * np.abs(x)] = 0.0  # of a constant nothing but rounding is left
+        return off
+
+    da, db = centred(a), centred(b)
+    squares = (weights * da**2).sum(axis=1) * (weights * db**2).sum(axis=1)
+    return ratio(((weights * da * db).sum(axis=1), np.sqrt(squares)))
+
+
+def spearman(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(D,) correlation of the ranks, ties at their mean rank. a, b: (n,)."""
+    return pearson(_ranks(a, weights), _ranks(b, weights), weights)
+
+
+def _ranks(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(D, n) mean rank of each value where each stands as often as its weight says."""
+    _, which = np.unique(x, return_inverse=True)
+    own = np.zeros((len(weights), which.max(initial=0) + 1))
+    for place in range(own.shape[1]):
+        own[:, place] = weights[:, which == place].sum(axis=1)
+    ranks: np.ndarray = (np.cumsum(own, axis=1) - 0.5 * own + 0.5)[:, which]
+    return ranks
+
+
 def brier(true: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(D,) mean squared distance to the one-hot truth (Brier 1950), halved for two classes so that it is the usual one.
 

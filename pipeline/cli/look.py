@@ -200,6 +200,9 @@ def benchmark(
 def compare(
     one: Annotated[str, typer.Argument(help="a scored run, by name or folder")],
     two: Annotated[str, typer.Argument(help="another one, on the same splits")],
+    target: Annotated[
+        str | None, typer.Option("--target", help="of runs with several targets, which (default: each)")
+    ] = None,
     work: WorkDir = Path("work"),
     config: ConfigFiles = [],  # noqa: B006
     set_: Sets = [],  # noqa: B006
@@ -213,5 +216,6 @@ def compare(
 
     settings = load.resolve(config, set_)
     folders = [runs.find(store.Work(work), name, settings.train.model) for name in (one, two)]
-    compare.tell(folders[0], folders[1], settings.score, console.out)
+    for sides in compare.views_of(folders[0], folders[1], target):
+        compare.tell(*sides, settings.score, console.out)
     return 0

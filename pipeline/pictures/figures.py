@@ -211,3 +211,18 @@ def nice_ticks(most: float) -> list[float]:
     power = 10.0 ** np.floor(np.log10(max(most, 1e-9) / 4))
     step = min(k * power for k in (1, 2, 2.5, 5, 10) if most / (k * power) <= 5)
     return [float(step * i) for i in range(int(np.ceil(most / step)) + 1)]
+
+
+def scatter(true: np.ndarray, predicted: np.ndarray, low: np.ndarray, high: np.ndarray) -> Callable[[Any], None]:
+    """Predicted against true values, (n,) each, with the finite intervals; on the line both are equal."""
+
+    def draw(axes: Any) -> None:
+        there = np.isfinite(high - low)
+        if there.any():
+            axes.vlines(true[there], low[there], high[there], color=COLOURS[0], alpha=0.25, linewidth=1)
+        axes.scatter(true, predicted, s=14, color=COLOURS[1], zorder=3)
+        ends = [float(min(true.min(), predicted.min())), float(max(true.max(), predicted.max()))]
+        axes.plot(ends, ends, color="#999", linestyle=":", linewidth=1)
+        axes.set(xlabel="true", ylabel="predicted")
+
+    return draw

@@ -7,6 +7,7 @@ encoded again. It knows no model: what a model cannot tell (class evidence) is l
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mhim.extract.images import encoded
 from mhim.extract.units import Mpp
 from mhim.mil import captions, heatmap
 from mhim.mil.heatmap import Frame
-from mhim.mil.tasks import Task
+from mhim.mil.tasks import Several, Task
 from mhim.pipeline.pictures import kinds
 from mhim.pipeline.pictures.kinds.kind import Layer
 from mhim.pipeline.store.attributes import Geometry
@@ -38,7 +39,13 @@ def layers(arrays: dict[str, np.ndarray], task: Task, which: str) -> list[Layer]
     evidence = arrays.get("evidence")
     if evidence is None or which in ("none", "attention"):
         return made
-    return made + kinds.of(task).layers(arrays["attention"], evidence.astype(np.float64), which)
+    evidence = evidence.astype(np.float64)
+    if not isinstance(task, Several):
+        return made + kinds.of(task).layers(arrays["attention"], evidence, which)
+    for name, one in task.targets:
+        own = kinds.of(one).layers(arrays["attention"], evidence[:, task.slices[name]], which)
+        made += [replace(layer, name=f"{layer.name}_of_{name}") for layer in own]
+    return made
 
 
 def low_resolution(slide: Any) -> tuple[np.ndarray, Frame]:

@@ -11,6 +11,7 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from mhim.extract.images import encoded
 from mhim.pipeline.pictures import figures, kinds
 from mhim.pipeline.pictures.kinds.kind import Drawing, Kind
-from mhim.pipeline.results import again, ensemble, estimand, numbers, predictions
+from mhim.pipeline.results import again, ensemble, estimand, numbers, predictions, views
 from mhim.pipeline.results.metrics_file import METRICS, Metrics
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.store import layout, pages, reading, tables, writing
@@ -37,7 +38,8 @@ FIGURES = {
 
 
 def write(work: layout.Work, run: Path) -> Path:
-    """Write the report of a scored run. Raises StoreError if it is not scored."""
+    """Write the report of a scored run; of several targets one page in which each has its section. Raises StoreError if
+    it is not scored."""
     if not (run / METRICS).exists() or not (run / "predictions.csv").exists():
         raise layout.StoreError(f"{run} is not scored; run `pipeline score --name {run.name}` first")
     reading.check_scored(run)
@@ -48,25 +50,15 @@ def write(work: layout.Work, run: Path) -> Path:
             f"the numbers of {run.name} are of version 0.1, which counted otherwise; run `pipeline "
             f"score --name {run.name}` first, which takes seconds"
         )
-    each = estimand.read(run / "predictions.csv")
-    kind = kinds.of(found.task.value)
-    rows = ensemble.ensemble(each, kind.task)
-    rows = [row | {"mistake": wrong} for row, wrong in zip(rows, kind.mistakes(rows), strict=True)]
-    rows.sort(key=lambda row: (not kind.measure.said(row).wrong, -row["mistake"]))
-    drawn = kind.figures(found, rows, each) | _training_figures(run, found)
-    svg = figures.save_all(run / "report", drawn)
-    titles = kind.titles | FIGURES
     style, script = ((ASSETS / name).read_text() for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    sections = [_section(view) for view in views.of(run)]
     values: dict[str, Any] = {
         "name": run.name,
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         "style": pages.own(style),
         "script": pages.own(script),
         "warnings": found.warnings,
-        "metrics": numbers.lines(found),
-        "counted": _counted(found),
-        "figures": [(titles[k], pages.data_uri("image/svg+xml", v)) for k, v in svg.items()],
         "cohort": _cohort(work, found),
         "left_out": _left_out(work),
         "splits": _splits(run),
@@ -75,15 +67,57 @@ def write(work: layout.Work, run: Path) -> Path:
         "features": list(found.features.plain().items()),
         "config": (run / "config.yaml").read_text() if (run / "config.yaml").exists() else "",
         "again": "\n".join(again.commands(work, run)),
-        **_summary(found, kind),
-        **_patients(rows, kind),
-        **_trainings(found),
     }
-    bare = pages.page(ASSETS / "report.html", **values, gallery=[], no_room=0)
-    gallery, no_room = _gallery(run, rows, kind, BUDGET - len(bare.encode()) - 4096)
-    text = pages.page(ASSETS / "report.html", **values, gallery=gallery, no_room=no_room)
+    if found.targets is not None:
+        drawn = figures.save_all(run / "report", _training_figures(run, found))
+        values |= {
+            "summary": _told(found),
+            "metrics": numbers.lines(found),
+            "figures": [(FIGURES[k], pages.data_uri("image/svg+xml", v)) for k, v in drawn.items()],
+            "sections": [one.values for one in sections],
+        }
+        text = pages.page(ASSETS / "several.html", **values)
+    else:
+        (only,) = sections
+        values |= only.values | _trainings(found)
+        bare = pages.page(ASSETS / "report.html", **values, gallery=[], no_room=0)
+        gallery, no_room = _gallery(run, only.rows, only.kind, BUDGET - len(bare.encode()) - 4096)
+        text = pages.page(ASSETS / "report.html", **values, gallery=gallery, no_room=no_room)
     writing.write_atomic(run / "report.html", text)
     return run / "report.html"
+
+
+@dataclass(frozen=True)
+class _Section:
+    """What a page says of one target. rows: one per patient, mistakes first."""
+
+    kind: Kind
+    rows: list[Row]
+    values: dict[str, Any]
+
+
+def _section(view: views.View) -> _Section:
+    found = Metrics.read(view.folder)
+    each = estimand.read(view.folder / "predictions.csv")
+    kind = kinds.of(found.task.value)
+    rows = ensemble.ensemble(each, kind.task)
+    rows = [row | {"mistake": wrong} for row, wrong in zip(rows, kind.mistakes(rows), strict=True)]
+    rows.sort(key=lambda row: (not kind.measure.said(row).wrong, -row["mistake"]))
+    drawn = kind.figures(found, rows, each)
+    if not view.target:
+        drawn |= _training_figures(view.run, found)
+    folder = view.run / "report"
+    svg = figures.save_all(folder / views.file_name(view.target) if view.target else folder, drawn)
+    titles = kind.titles | FIGURES
+    values = {
+        "target": view.target,
+        "metrics": numbers.lines(found),
+        "counted": _counted(found),
+        "figures": [(titles[k], pages.data_uri("image/svg+xml", v)) for k, v in svg.items()],
+        **_summary(found, kind),
+        **_patients(rows, kind),
+    }
+    return _Section(kind, rows, values)
 
 
 def _training_figures(run: Path, found: Metrics) -> dict[str, Drawing]:
@@ -91,23 +125,30 @@ def _training_figures(run: Path, found: Metrics) -> dict[str, Drawing]:
     for folder in predictions.folds_of(run):
         if (folder / "history.csv").exists():
             histories[folder.name] = tables.read(folder / "history.csv")
-    return {"loss": figures.training(histories, "loss"), "validation": figures.training(histories, found.headline)}
+    return {
+        "loss": figures.training(histories, "loss"),
+        "validation": figures.training(histories, found.headline),
+    }
 
 
 def _summary(found: Metrics, kind: Kind) -> dict[str, Any]:
     """What the page says first: of what the numbers are, and the most asked-for of them."""
     names = [k for k in kind.measure.brief if k in found.test]
-    told = (
+    return {"summary": _told(found), "shown": [(k.replace("_", " "), found.test[k]) for k in names]}
+
+
+def _told(found: Metrics) -> str:
+    return (
         f"{found.model} on {found.features.encoder} features; {found.patients} held-out {found.unit}s, {found.folds} "
         f"folds, {found.seeds} seed(s); split {found.split_hash}; {100 * found.confidence:.0f} % intervals over "
         "patients drawn inside their folds; ranking is of pairs of patients whom the same training held out."
     )
-    return {"summary": told, "shown": [(k.replace("_", " "), found.test[k]) for k in names]}
 
 
 def _counted(found: Metrics) -> list[str]:
     """Lines below the table of metrics: what was decided and chosen, how often."""
     lines = [f"Decisions: {found.decision_rule}."] if found.decision_rule is not None else []
+    lines += [f"Intervals: {found.interval_rule}."] if found.interval_rule is not None else []
     lines += choices.lines(found.choices)
     if found.log_rank_stratified_p is not None:
         lines.append(

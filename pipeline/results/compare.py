@@ -17,9 +17,10 @@ from rich.table import Table
 
 from mhim.configs.schema import ScoreConfig
 from mhim.mil import resampling
-from mhim.pipeline.results import estimand, measures, numbers, operating_point
+from mhim.pipeline.results import estimand, measures, numbers, operating_point, views
 from mhim.pipeline.results.measures.measure import Answers, Row, place
 from mhim.pipeline.results.metrics_file import Metrics
+from mhim.pipeline.results.views import View
 from mhim.pipeline.resume.console import escape
 from mhim.pipeline.store import reading
 from mhim.pipeline.store.layout import CARD, StoreError
@@ -27,13 +28,16 @@ from mhim.pipeline.training import bundle, choices
 from mhim.pipeline.training import fold as training
 
 
-def compare(one: Path, two: Path, config: ScoreConfig, only: str | None = None) -> dict[str, dict[str, Any]]:
+def compare(
+    one: View | Path, two: View | Path, config: ScoreConfig, only: str | None = None
+) -> dict[str, dict[str, Any]]:
     """Metric -> difference (two minus one), interval, p value, verdict on `two`. Of metrics of which less is better the
     sign is turned.
 
     only: one metric instead of all. Raises StoreError when a run is not scored, or task, classes, splits, patients or
     truths differ.
     """
+    one, two = (run if isinstance(run, View) else View(run) for run in (one, two))
     told, rows = zip(*(_scored(run) for run in (one, two)), strict=True)
     refuse_others((one.name, two.name), told, rows)
     task = told[0].task.value
@@ -99,7 +103,27 @@ def refuse_others(names: Sequence[str], told: Sequence[Metrics], rows: Sequence[
         )
 
 
-def tell(one: Path, two: Path, config: ScoreConfig, out: Console) -> None:
+def views_of(one: Path, two: Path, target: str | None) -> list[tuple[View, View]]:
+    """Which views of two runs are set side by side: of the target named, or of every one that both have. A run with a
+    single target stands beside the one that is named of the other. Raises StoreError."""
+    sides = views.of(one), views.of(two)
+    names = [[view.target for view in side] for side in sides]
+    if target is None and names[0] != [""] and names[1] != [""]:
+        both = [name for name in names[0] if name in names[1]]
+        if not both:
+            raise StoreError(f"{one.name} and {two.name} have no target in common")
+        return [(View(one, name), View(two, name)) for name in both]
+    picked = [run if alone == [""] else None for run, alone in zip((one, two), names, strict=True)]
+    if None not in picked and target is not None:
+        raise StoreError(f"{one.name} and {two.name} have a single target each; leave --target {target} away")
+    first, second = (
+        View(run) if alone is not None else views.pick(run, target)
+        for run, alone in zip((one, two), picked, strict=True)
+    )
+    return [(first, second)]
+
+
+def tell(one: View, two: View, config: ScoreConfig, out: Console) -> None:
     """The comparison as a table, with what each run's trainings chose and what is to be known of them."""
     found = compare(one, two, config)
     told = [_scored(run) for run in (one, two)]
@@ -127,13 +151,16 @@ def tell(one: Path, two: Path, config: ScoreConfig, out: Console) -> None:
             out.print(escape(f"{run.name}: {line}"))
 
 
-def _scored(run: Path) -> tuple[Metrics, list[Row]]:
-    """A run's metrics.json and predictions.csv."""
-    reading.check_scored(run)
+def _scored(view: View) -> tuple[Metrics, list[Row]]:
+    """A view's metrics.json and predictions.csv."""
+    reading.check_scored(view.run)
     try:
-        return Metrics.read(run), estimand.read(run / training.PREDICTIONS)
+        found, rows = Metrics.read(view.folder), estimand.read(view.folder / training.PREDICTIONS)
     except FileNotFoundError as error:
-        raise StoreError(f"{run.name} is not scored; run `pipeline score --name {run.name}` first") from error
+        raise StoreError(f"{view.name} is not scored; run `pipeline score --name {view.run.name}` first") from error
+    if found.targets is not None:
+        raise StoreError(f"{view.name} has several targets: name one with --target: {', '.join(found.targets)}")
+    return found, rows
 
 
 def _order(row: Row) -> tuple[Any, ...]:
@@ -141,9 +168,9 @@ def _order(row: Row) -> tuple[Any, ...]:
     return row["repeat"], row["fold"], row["patient"], row["seed"]
 
 
-def _horizons(run: Path) -> list[float]:
+def _horizons(view: View) -> list[float]:
     """Of a run that was scored by version 0.1, out of its cards."""
-    cards = [bundle.card_of(p.parent) for p in sorted(run.glob(f"**/{CARD}"))]
+    cards = [bundle.card_of(p.parent) for p in sorted(view.run.glob(f"**/{CARD}"))]
     return numbers.mean_horizons(cards)
 
 

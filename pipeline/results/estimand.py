@@ -38,6 +38,10 @@ NUMERIC = (
     "high_risk",
     "spread",
     "unlike",
+    "expected_level",
+    "predicted",
+    "low",
+    "high",
 )
 
 

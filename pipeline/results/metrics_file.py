@@ -78,7 +78,9 @@ class Reliability(Record):
 
 class Metrics(Record):
     """`metrics.json` of a run. split_hash: a list where its trainings are of several. confusion: counts[true class]
-    [class decided on]. reliability: `before` and `after` temperature scaling."""
+    [class decided on]. reliability: `before` and `after` temperature scaling. interval_rule: how `low` and `high` of
+    a number were found. target: of several, which one this is; targets: of the file of all, name -> patients whose cell
+    is known."""
 
     numbers: int | None = None
     unit: str
@@ -104,6 +106,9 @@ class Metrics(Record):
     ensemble: dict[str, Estimate] = Field(default_factory=dict)
     log_rank_p: Metric = None
     log_rank_stratified_p: Metric = None
+    interval_rule: str | None = None
+    target: str | None = None
+    targets: dict[str, int] | None = None
     pooled: dict[str, Estimate] = Field(default_factory=dict)
     decision_rule: str | None = None
     confusion: list[list[int]] | None = None
@@ -159,6 +164,8 @@ class ExternalMetrics(Record):
     internal_patients: int | None
     choices: Choices
     warnings: list[str]
+    interval_rule: str | None = None
+    target: str | None = None
     decision_rule: str | None = None
     confusion: list[list[int]] | None = None
     decisions: ExternalDecisions | None = None

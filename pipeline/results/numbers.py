@@ -29,9 +29,12 @@ from mhim.pipeline.training.card import Card
 Row = dict[str, Any]
 
 
-def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: ScoreConfig) -> Metrics:
-    """The content of `metrics.json`. folders: the trainings; rows: their `scoring.predictions`."""
-    cards = [bundle.card_of(f) for f in folders]
+def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: ScoreConfig, target: str = "") -> Metrics:
+    """The content of `metrics.json`. folders: the trainings; rows: their `predictions.predictions`; target: of several.
+    A training that held out no patient whose target is known is in no number, which is told."""
+    every, places = list(folders), {place(r) for r in rows}
+    folders = [f for f in every if bundle.card_of(f).place in places] if target else every
+    cards = [bundle.card_of(f).seen_as(target) for f in folders]
     horizons = mean_horizons(cards)
     found = estimand.answers(rows, task)
     each = estimand.per_training(found, horizons)
@@ -39,14 +42,13 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
     over = metrics.over_folds([f["metrics"] for f in per_fold])
     told = estimand.intervals(found, horizons, config.bootstrap, config.confidence)
     hashes = sorted({c.split.hash for c in cards})
-    cells = [f["cell"] for f in per_fold]
-    offered = len(list((folders[0].parents[1]).iterdir())) if cells[0] else 0
     together = ensemble.ensemble(rows, task)
     measure = measures.of(task)
     made: dict[str, Any] = {
         "numbers": layout.NUMBERS,
         "unit": "patient",
         "patients": len(found.patients),
+        **({"target": target} if target else {}),
         "model": cards[0].asked,
         "task": task.to_json(),
         "headline": task.headline,
@@ -64,7 +66,7 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
         "confidence": config.confidence,
         "bootstrap": config.bootstrap,
         "per_fold": per_fold,
-        "choices": choices.count(cards, cells, offered).plain(),
+        "choices": chosen(folders, cards).plain(),
     }
     if len(found.seeds) > 1:
         made["ensemble"] = _intervals(ensemble.of_seeds(rows, task), task, horizons, config)
@@ -74,16 +76,29 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
 
     def scaled(how: bool) -> list[Row]:
         asked = config.model_copy(update={"calibrate": how})
-        return ensemble.ensemble(predictions.predictions(folders, asked)[0], task)
+        return ensemble.ensemble(predictions.predictions(folders, asked, target)[0], task)
 
     made |= measure.own_tables(together) | measure.tables(found, rows, together, config, scaled)
     made["warnings"] = [
-        *_missing(folders, cards),
+        *_missing(every),
+        *_unknown(len(every) - len(folders), len(every), target),
         *_warnings(cards, task),
         *undefined(found, over, told, config, task),
         *one_class(rows),
     ]
     return Metrics.of(no_nan(made), METRICS)
+
+
+def chosen(folders: Sequence[Path], cards: Sequence[Card]) -> choices.Choices:
+    """What was chosen between trainings, counted."""
+    cells = [_cell(f) for f in folders]
+    offered = len(list((folders[0].parents[1]).iterdir())) if cells[0] else 0
+    return choices.count(cards, cells, offered)
+
+
+def _cell(folder: Path) -> str:
+    """Of a grid, "" without one."""
+    return folder.parent.name if folder.parent.parent.name == "grid" else ""
 
 
 def pooled(rows: Sequence[Row]) -> list[Row]:
@@ -102,6 +117,8 @@ def lines(found: Metrics) -> list[tuple[str, str, str]]:
     """(metric, mean ± sd over trainings, value inside trainings with interval) for a table; what is of other things
     follows under its own name."""
     n = len(found.per_fold) if found.trainings is None else found.trainings
+    if found.targets is not None:
+        return [(k, "", text_of(v)) for k, v in found.test.items()]
     measure, made = measures.of(found.task.value), []
     for name, over in found.over_folds.items():
         spread = "" if over.sd is None else f" ± {over.sd:.3f}"
@@ -109,7 +126,7 @@ def lines(found: Metrics) -> list[tuple[str, str, str]]:
         mean += f" ({over.n} of {n})" if 0 < over.n < n else ""
         made.append((measure.label(name, found.horizons), mean, text_of(found.test.get(name))))
     for told, what in ((found.pooled, "folds pooled"), (found.ensemble, "ensemble of seeds")):
-        shown = [k for k in (*measure.ranking, *measure.decided[:1]) if k in told]
+        shown = [k for k in dict.fromkeys((*measure.ranking, *measure.decided[:1], found.headline)) if k in told]
         made += [(f"{k}, {what}", "", text_of(told[k])) for k in shown]
     return made
 
@@ -198,14 +215,21 @@ def _per_fold(folder: Path, card: Card, each: Mapping[Place, dict[str, float]], 
         "seed": place[2],
         "patients": len(own.who),
         "epoch": card.epoch,
-        "cell": folder.parent.name if folder.parent.parent.name == "grid" else "",
+        "cell": _cell(folder),
         **({"fallback": card.fallback.plain()} if card.fallback else {}),
         "metrics": each[place],
     }
 
 
-def _missing(folders: Sequence[Path], cards: Sequence[Card]) -> list[str]:
+def _unknown(lacking: int, n: int, target: str) -> list[str]:
+    if not lacking:
+        return []
+    return [f"{lacking} of {n} trainings held out no patient whose {target} is known, and are in no number of it"]
+
+
+def _missing(folders: Sequence[Path]) -> list[str]:
     """Folds of the splits that have no model: their patients are in no number."""
+    cards = [bundle.card_of(f) for f in folders]
     file = next((p / "splits.csv" for p in folders[0].parents[:3] if (p / "splits.csv").exists()), None)
     if file is None:
         return []  # weights that were brought in

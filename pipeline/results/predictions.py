@@ -20,7 +20,7 @@ from mhim.configs.schema import ScoreConfig
 from mhim.mil import metrics, mining
 from mhim.mil import train as loop
 from mhim.mil.feed import Feed
-from mhim.mil.tasks import Task
+from mhim.mil.tasks import Several, Task
 from mhim.pipeline.cohort.patients import Patient, StoredBag
 from mhim.pipeline.results import ensemble, measures
 from mhim.pipeline.results.measures.measure import Measure, Place, place
@@ -46,16 +46,19 @@ def folds_of(run: Path) -> list[Path]:
     return [f for cell in cells for f in bundle.find(cell) if chosen[bundle.card_of(f).place[:2]] == str(cell)]
 
 
-def predictions(folders: Sequence[Path], config: ScoreConfig) -> tuple[list[Row], Task]:
-    """One row per test patient and training: slides, patient, repeat, fold, seed, truth, probabilities or risk."""
+def predictions(folders: Sequence[Path], config: ScoreConfig, target: str = "") -> tuple[list[Row], Task]:
+    """One row per test patient and training: slides, patient, repeat, fold, seed, truth, probabilities or risk. target:
+    which of several; of the patients whose cell is known."""
     rows: list[Row] = []
     task: Task | None = None
     for folder in folders:
-        card = bundle.card_of(folder)
+        card = bundle.card_of(folder).seen_as(target)
         task = card.task.value
         measure = measures.of(task)
-        test = fold.read_side(folder, "test")
-        frozen = measure.frozen(card, partial(fold.read_side, folder, "val"), config)
+        test = fold.read_side(folder, "test", target)
+        if target and not test:
+            continue
+        frozen = measure.frozen(card, partial(fold.read_side, folder, "val", target), config)
         for row, answer in zip(test, measure.answers(fold.logits_of(test), card, config), strict=True):
             rows.append(
                 {
@@ -66,6 +69,8 @@ def predictions(folders: Sequence[Path], config: ScoreConfig) -> tuple[list[Row]
                     **measure.verdict(answer, frozen, card),
                 }
             )
+    if task is None and target:
+        return [], bundle.card_of(folders[0]).seen_as(target).task.value
     if task is None:
         raise StoreError("no trained fold to score; run `pipeline train` first")
     return rows, task
@@ -119,8 +124,10 @@ def strangeness(unlike: np.ndarray) -> float:
     return float(known.mean()) if len(known) else math.nan
 
 
-def each_of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str] | None = None) -> list[Row]:
-    """One row per patient and fold that scored it, as a run's own `predictions.csv` has them.
+def each_of_new_slides(
+    stage: Any, config: ScoreConfig, patients: dict[str, str] | None = None, target: str = ""
+) -> list[Row]:
+    """One row per patient and fold that scored it, as a run's own `predictions.csv` has them. target: of several.
 
     patients: slide -> patient, where each slide was scored alone (`score.several_slides`): a fold's answer for a
     patient is then the mean over the slides, or that of the most positive one (of several classes: the surest one).
@@ -138,16 +145,18 @@ def each_of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str]
             if "unlike" in array_names(path) and not math.isnan(far := strangeness(read_array(path, "unlike"))):
                 unlike[name] = max(far, unlike.get(name, 0.0))
     each: dict[str, list[Row]] = {name: [] for name in groups}
-    cards = {folder: bundle.card_of(folder) for folders in stage.models.values() for folder in folders}
+    whole = {folder: bundle.card_of(folder) for folders in stage.models.values() for folder in folders}
+    cards = {folder: card.seen_as(target) for folder, card in whole.items()}
+    own = {f: _logits_of(card.task.value, target) for f, card in whole.items()}
     kinds = {f: measures.of(card.task.value) for f, card in cards.items()}
-    frozen = {f: kinds[f].frozen(card, partial(fold.read_side, f, "val"), config) for f, card in cards.items()}
+    frozen = {f: kinds[f].frozen(card, partial(fold.read_side, f, "val", target), config) for f, card in cards.items()}
     fusions = {f: fusion_bundle.read(f) for f in cards}
     for name, bags in groups.items():
         slides = ";".join(s for bag, _ in bags for s in bag.slides)
         # every fold scores a new patient; one that the run knows is scored by those that held it out
         for k, folder in enumerate(stage.models[bags[0][0].id]):
             card, measure = cards[folder], kinds[folder]
-            given, rest = [logits[k] for _, logits in bags if len(logits)], {}
+            given, rest = [logits[k][own[folder]] for _, logits in bags if len(logits)], {}
             if (fusion := fusions[folder]) is not None:
                 given, rest["modalities"] = fusion.of_bags(name, given or None, stage.tables)
             found = measure.answers(np.stack(given), card, config)
@@ -160,12 +169,12 @@ def each_of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str]
     return [row for members in each.values() for row in members]
 
 
-def held_out_risks(folders: Sequence[Path]) -> dict[Place, np.ndarray]:
+def held_out_risks(folders: Sequence[Path], target: str = "") -> dict[Place, np.ndarray]:
     """Training -> risks of the patients it held out: what a new patient's risk is placed among, model by model."""
     made = {}
     for folder in folders:
-        card = bundle.card_of(folder)
-        test = fold.read_side(folder, "test")
+        card = bundle.card_of(folder).seen_as(target)
+        test = fold.read_side(folder, "test", target)
         if test:
             risks = card.task.value.risk(torch.from_numpy(fold.logits_of(test))).numpy()
             made[card.place] = risks
@@ -178,10 +187,15 @@ def of_new_slides(stage: Any, config: ScoreConfig, patients: dict[str, str] | No
     return together(rows, sorted({folder for folders in stage.models.values() for folder in folders}))
 
 
-def together(rows: Sequence[Row], folders: Sequence[Path]) -> list[Row]:
+def _logits_of(task: Task, target: str) -> slice:
+    """Which logits of a model are the target's."""
+    return task.slices[target] if isinstance(task, Several) and target else slice(None)
+
+
+def together(rows: Sequence[Row], folders: Sequence[Path], target: str = "") -> list[Row]:
     """One row per new patient out of those of all folds, without the columns that tell a single training."""
-    task = bundle.card_of(folders[0]).task.value
-    known = held_out_risks(folders) if rows and measures.of(task).scale else {}
+    task = bundle.card_of(folders[0]).seen_as(target).task.value
+    known = held_out_risks(folders, target) if rows and measures.of(task).scale else {}
     # weights that were brought in know no patients: then new ones are placed among themselves
     complete = known if all(place(r) in known for r in rows) else None
     return [

@@ -19,7 +19,7 @@ from mhim.configs import load, lookup
 from mhim.configs.load import ConfigError
 from mhim.configs.schema import Config, TrainConfig
 from mhim.pipeline.cohort import patients
-from mhim.pipeline.results import compare, estimand, measures, numbers, predictions
+from mhim.pipeline.results import compare, estimand, measures, numbers, predictions, views
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.resume import console
 from mhim.pipeline.resume.stage import Plan
@@ -129,7 +129,7 @@ def _line(row: str, folder: Path) -> Line:
         return {"model": row, "trainings": 0}
     line: Line = {
         "model": row,
-        "trainings": len(found.per_fold),
+        "trainings": len(found.per_fold) or found.trainings or 0,
         "headline": found.headline,
         "patients": found.patients,
         "folds": found.folds,
@@ -139,9 +139,14 @@ def _line(row: str, folder: Path) -> Line:
         "protocol": found.protocol,
         "fell_back": sum(f.fallback is not None for f in found.per_fold),
         "counted": choices.lines(found.choices),
-        "one_class": numbers.one_class(estimand.read(folder / fold.PREDICTIONS)),
+        "one_class": [] if found.targets is not None else numbers.one_class(estimand.read(folder / fold.PREDICTIONS)),
         "rule": found.decision_rule or "",
     }
+    if found.targets is not None:
+        line["tabled"] = {name: name for name in found.test}
+        for name, test in found.test.items():
+            line |= {f"{name}_all": test.value, f"{name}_low": test.low, f"{name}_high": test.high}
+        return line
     measure = measures.of(found.task.value)
     line["tabled"] = {name: measure.label(name, found.horizons) for name in measure.tabled if name in found.over_folds}
     for key in measure.ranking:
@@ -177,6 +182,8 @@ def _against_plain(
         same = [r for r in done if (wanted[r].model, wanted[r].model_params) == (whole.model, whole.model_params)]
         if not same:
             continue
+        if any(len(views.of(folders[r])) > 1 for r in (same[0], row)):
+            continue  # of several targets: `pipeline compare` tells each
         try:
             found = compare.compare(folders[same[0]], folders[row], config.score, line["headline"])[line["headline"]]
         except layout.StoreError:  # a fold of one of them is missing
@@ -255,6 +262,8 @@ def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str,
 
 
 def _pm(line: Line, metric: str) -> str:
+    if f"{metric}_mean" not in line and f"{metric}_all" in line:  # of several targets only the whole
+        return _whole(line, metric)
     mean, sd = line.get(f"{metric}_mean"), line.get(f"{metric}_sd")
     return "undefined" if mean is None else f"{mean:.3f}" + ("" if sd is None else f" ± {sd:.3f}")
 

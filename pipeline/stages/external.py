@@ -23,7 +23,7 @@ from mhim.pipeline.cohort.labels import match, use
 from mhim.pipeline.cohort.labels import table as label_table
 from mhim.pipeline.cohort.labels.rows import CohortError, Row
 from mhim.pipeline.cohort.patients import Dataset
-from mhim.pipeline.results import estimand, measures, numbers, operating_point, predictions
+from mhim.pipeline.results import estimand, measures, numbers, operating_point, predictions, views
 from mhim.pipeline.results.measures.measure import Answers
 from mhim.pipeline.results.metrics_file import METRICS, ExternalMetrics, Metrics
 from mhim.pipeline.resume import console
@@ -64,12 +64,22 @@ def patients_of(data: Dataset, rows: Sequence[Row]) -> dict[str, str]:
     return {slide: row.patient for row, slide in match.match(rows, slides).rows}
 
 
-def predict(stage: Any, rows: Sequence[Row], config: ScoreConfig) -> tuple[list[predictions.Row], dict[str, Row]]:
-    """Predictions, one row per patient and model, and what `rows` know of each slide that was scored."""
+def predict(
+    stage: Any, rows: Sequence[Row], config: ScoreConfig, target: str = ""
+) -> tuple[list[predictions.Row], dict[str, Row]]:
+    """Predictions, one row per patient and model, and what `rows` know of each slide that was scored. target: which of
+    several; then a row's `label` is the cell of that column."""
     slides = [s for p in stage.data.patients for s in p.slides]
-    known = {slide: row for row, slide in match.match(rows, slides).rows}
+    known = {slide: _cell(row, target) for row, slide in match.match(rows, slides).rows}
     alone = config.several_slides != "bag"
-    return predictions.each_of_new_slides(stage, config, patients_of(stage.data, rows) if alone else None), known
+    return predictions.each_of_new_slides(
+        stage, config, patients_of(stage.data, rows) if alone else None, target
+    ), known
+
+
+def _cell(row: Row, target: str) -> Row:
+    """The row as labels of the target alone; labels of a single column are of every target that can be them."""
+    return replace(row, label=dict(row.targets).get(target)) if target and row.targets else row
 
 
 def with_truth(
@@ -97,6 +107,7 @@ def compare(
     run: Path,
     config: Config,
     held_out: bool = False,
+    target: str = "",
 ) -> ExternalMetrics:
     """Metrics of new patients with known labels beside the run's own. Raises CohortError when none can be used.
 
@@ -108,7 +119,7 @@ def compare(
     held_out: the patients are the run's own, each scored by the trainings that held it out; then the numbers are
     counted as the internal ones are."""
     folders = predictions.folds_of(run)
-    cards = [bundle.card_of(f) for f in folders]
+    cards = [bundle.card_of(f).seen_as(target) for f in folders]
     task = cards[0].task.value
     measure = measures.of(task)
     told, other = with_truth(each, known, task)
@@ -120,18 +131,20 @@ def compare(
     # as for the run's own patients: in the mean of the folds' horizons
     horizons = numbers.mean_horizons(cards)
     found = estimand.answers(told, task, together=not held_out)
-    joined = with_truth(predictions.together(each, folders), known, task)[0]
+    joined = with_truth(predictions.together(each, folders, target), known, task)[0]
     as_one = estimand.answers(numbers.pooled(joined), task, together=True)
     how = (config.score.bootstrap, config.score.confidence)
     models = estimand.intervals(found if held_out else _one_seed(found), horizons, *how)
     joint = estimand.intervals(as_one, horizons, *how)
     over = metrics.over_folds(list(estimand.per_training(found, horizons).values()))
-    inside = Metrics.read(run) if (run / METRICS).exists() else None
-    own = [r for f in folders if (f / fold.PREDICTIONS).exists() for r in fold.read_predictions(f)]
+    at = views.View(run, target).folder
+    inside = Metrics.read(at) if (at / METRICS).exists() else None
+    own = [r for f in folders if (f / fold.PREDICTIONS).exists() for r in fold.read_target(f, target)]
     made: dict[str, Any] = {
         "numbers": layout.NUMBERS,
         "unit": "patient",
         "patients": labelled,
+        **({"target": target} if target else {}),
         "slides": sum(len(r["slide"].split(";")) for r in joined),
         "without_label": patients - labelled - other,
         "of_another_class": other,
@@ -155,7 +168,7 @@ def compare(
         )
 
     def scaled(how: bool) -> list[predictions.Row]:
-        return with_truth(predictions.together(each if how else before, folders), known, task)[0]
+        return with_truth(predictions.together(each if how else before, folders, target), known, task)[0]
 
     made |= measure.tables(as_one, told, joined, config.score, scaled)
     if "decisions" in made:
@@ -208,20 +221,39 @@ def show(found: ExternalMetrics) -> Table:
 
 
 def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, config: Config) -> None:
-    """Write the predictions of new slides, and with labels `metrics.json`, and tell both."""
-    each, known = predict(stage, known_as, config.score)
-    folders = predictions.folds_of(run)
-    rows = predictions.together(each, folders)
+    """Write the predictions of new slides, and with labels `metrics.json`, and tell both; of each target where there
+    are several."""
     for note in stage.data.notes:
         console.err.print(console.escape(note))
-    task = bundle.card_of(folders[0]).task.value
+    task = bundle.card_of(predictions.folds_of(run)[0]).task.value
+    if isinstance(task, tasks.Several):
+        if labels is not None and not any(row.targets for row in known_as):
+            raise CohortError(
+                f"{run.name} has the targets {', '.join(task.names)}: name the columns of those that the labels tell "
+                f"with --label-column, such as --label-column {','.join(task.names[:2])}"
+            )
+        for name in task.names:
+            console.out.print(f"[bold]{console.escape(name)}[/]")
+            _finish(stage, known_as, labels, run, config, name)
+    else:
+        _finish(stage, known_as, labels, run, config, "")
+    if (stage.out / "cohort.csv").exists():
+        console.out.print(f"look at them: pipeline view {console.escape(str(stage.out))}")
+
+
+def _finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, config: Config, target: str) -> None:
+    each, known = predict(stage, known_as, config.score, target)
+    folders = predictions.folds_of(run)
+    rows = predictions.together(each, folders, target)
+    task = bundle.card_of(folders[0]).seen_as(target).task.value
     truth = {r["patient"]: r for r in with_truth(rows, known, task)[0]} if labels is not None else {}
     measure = measures.of(task)
-    out = stage.out
+    out = views.View(stage.out, target).folder
+    out.mkdir(parents=True, exist_ok=True)
     for file, some in ((fold.PREDICTIONS, rows), (BY_MODEL, each)):
-        told = [
-            {**r, **{c: truth.get(r["patient"], {}).get(c, "") for c in measure.truth}} if truth else r for r in some
-        ]
+        told = some
+        if truth:
+            told = [{**r, **{c: truth.get(r["patient"], {}).get(c, "") for c in measure.truth}} for r in some]
         writing.write_atomic(out / file, tables.of_mappings(told))
     of = f"{sum(len(p.slides) for p in stage.data.patients)} slides of {len(rows)} patients"
     console.out.print(f"{of} scored: {console.escape(str(out / fold.PREDICTIONS))}")
@@ -234,24 +266,32 @@ def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, 
         console.out.print(console.escape(f"  {whose}: {values}{spread}{decided}"))
     if len(rows) > 20:
         console.out.print(f"  and {len(rows) - 20} more")
-    if (out / "cohort.csv").exists():
-        console.out.print(f"look at them: pipeline view {console.escape(str(out))}")
-    if labels is not None:
-        before = predict(stage, known_as, config.score.model_copy(update={"calibrate": False}))[0]
-        found = _apart(each, before, known, run, config)
-        found = found.model_copy(update={"warnings": [*stage.data.notes, *found.warnings]})
-        writing.write_atomic(out / METRICS, found.text())
-        console.out.print(show(found))
-        if found.decision_rule is not None:
-            console.out.print(console.escape(f"decisions: {found.decision_rule}"))
-        for line in choices.lines(found.choices):
-            console.out.print(console.escape(line))
-        for warning in [w for w in found.warnings if w not in stage.data.notes]:
-            console.err.print(f"[yellow]note[/]: {console.escape(warning)}")
+    if labels is None or (target and not truth):
+        if target and labels is not None:
+            console.err.print(console.escape(f"{target}: no scored slide has {measure.wanted} in the labels"))
+        return
+    before = predict(stage, known_as, config.score.model_copy(update={"calibrate": False}), target)[0]
+    found = _apart(each, before, known, run, config, target)
+    found = found.model_copy(update={"warnings": [*stage.data.notes, *found.warnings]})
+    writing.write_atomic(out / METRICS, found.text())
+    console.out.print(show(found))
+    if found.decision_rule is not None:
+        console.out.print(console.escape(f"decisions: {found.decision_rule}"))
+    if found.interval_rule is not None:
+        console.out.print(console.escape(f"intervals: {found.interval_rule}"))
+    for line in choices.lines(found.choices):
+        console.out.print(console.escape(line))
+    for warning in [w for w in found.warnings if w not in stage.data.notes]:
+        console.err.print(f"[yellow]note[/]: {console.escape(warning)}")
 
 
 def _apart(
-    rows: Sequence[predictions.Row], before: Sequence[predictions.Row], known: dict[str, Row], run: Path, config: Config
+    rows: Sequence[predictions.Row],
+    before: Sequence[predictions.Row],
+    known: dict[str, Row],
+    run: Path,
+    config: Config,
+    target: str,
 ) -> ExternalMetrics:
     """`compare` of the strangers alone; under `known` the same numbers of those whom the run knows, which are held-out
     numbers like the internal ones and never external."""
@@ -263,11 +303,11 @@ def _apart(
         return mine, early
 
     (strangers, early), (familiar, familiar_early) = of(False), of(True)
-    task = bundle.card_of(predictions.folds_of(run)[0]).task.value
+    task = bundle.card_of(predictions.folds_of(run)[0]).seen_as(target).task.value
     told = with_truth(familiar, known, task)[0]
-    inside = compare(familiar, familiar_early, known, run, config, held_out=True) if told else None
+    inside = compare(familiar, familiar_early, known, run, config, held_out=True, target=target) if told else None
     if with_truth(strangers, known, task)[0] or inside is None:
-        found = compare(strangers, early, known, run, config).plain()
+        found = compare(strangers, early, known, run, config, target=target).plain()
     else:
         found = {k: v for k, v in inside.plain().items() if k not in ("confusion", "reliability", "decisions")}
         found |= {

@@ -20,7 +20,7 @@ from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort import provenance
 from mhim.pipeline.cohort.labels.rows import CohortError, Row
 from mhim.pipeline.cohort.patients import Dataset
-from mhim.pipeline.results import fused, known, predictions
+from mhim.pipeline.results import fused, known, predictions, views
 from mhim.pipeline.results import numbers as numbers_
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.resume.console import escape
@@ -141,11 +141,13 @@ def new_slides(
 
 def tell(stage: Score, out: Console) -> None:
     """The table of a scored run; for new slides the predictions, which are written first."""
-    if stage.folds:
-        found = Metrics.read(stage.out)
+    if not stage.folds:
+        return
+    for folder, what in [(v.folder, v.name) for v in views.of(stage.out) if v.target] + [(stage.out, stage.out.name)]:
+        found = Metrics.read(folder)
         percent = f"{100 * found.confidence:.0f} %"
         table = Table(
-            title=f"{stage.out.name}: {found.patients} held-out patients, {found.folds} folds, "
+            title=f"{what}: {found.patients} held-out patients, {found.folds} folds, "
             f"{found.seeds} seed(s), split {found.split_hash}"
         )
         for column in ("metric", "mean ± sd over trainings", f"inside trainings, {percent} interval"):
@@ -153,15 +155,18 @@ def tell(stage: Score, out: Console) -> None:
         for row in numbers_.lines(found):
             table.add_row(*(escape(cell) for cell in row))
         out.print(table)
-        if (modalities := fused.read(stage.out)) is not None:
+        if (modalities := fused.read(folder)) is not None:
             out.print(_modalities(modalities))
         if found.decision_rule is not None:
             out.print(escape(f"decisions: {found.decision_rule}"))
+        if found.interval_rule is not None:
+            out.print(escape(f"intervals: {found.interval_rule}"))
+        if found.target is not None:
+            continue
         for line in choices.lines(found.choices):
             out.print(escape(line))
         for warning in found.warnings:
             out.print(f"[yellow]note[/]: {escape(warning)}")
-        return
 
 
 def _modalities(found: dict[str, Any]) -> Table:

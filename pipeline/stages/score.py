@@ -77,13 +77,17 @@ class Score(Stage):
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
         from mhim.pipeline.pictures import kinds
-        from mhim.pipeline.results import ensemble, fused, numbers, predictions
+        from mhim.pipeline.results import ensemble, fused, numbers, predictions, several, views
         from mhim.pipeline.results.metrics_file import METRICS
         from mhim.pipeline.training import bundle, fold
 
         if item.seal:
-            rows, task = predictions.predictions(self.folds, self.config.score)
             out.mkdir(parents=True)
+            if bundle.card_of(self.folds[0]).task.kind == "several":
+                for name, (own, task) in several.write(out, self.folds, self.config.score).items():
+                    kinds.of(task).files(views.View(out, name).folder, ensemble.ensemble(own, task))
+                return Made()
+            rows, task = predictions.predictions(self.folds, self.config.score)
             (out / fold.PREDICTIONS).write_text(tables.of_mappings(rows))
             found = numbers.summary(self.folds, rows, task, self.config.score)
             (out / METRICS).write_text(found.text())

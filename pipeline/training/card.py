@@ -153,6 +153,13 @@ class Card(Record):
         """The task of the network's logits: the card's own, but for a fusion, whose answers are of another."""
         return (self.fusion.slide_task if self.fusion else self.task).value
 
+    def seen_as(self, target: str) -> Card:
+        """The card of one of several targets, as a run of it alone would have left it; "" gives the card itself."""
+        if not target:
+            return self
+        tasks_, known = self.task.targets or {}, (self.targets or {}).get(target, TargetRecord())
+        return self.model_copy(update={"task": tasks_[target], "targets": None, **dict(known)})
+
     @property
     def asked(self) -> str:
         """The model that was asked for, also where the training fell back to its plain model."""

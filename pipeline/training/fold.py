@@ -237,9 +237,16 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
     return tables.read(folder / PREDICTIONS)
 
 
-def read_side(folder: Path, side: str) -> list[dict[str, Any]]:
-    """Those rows of the patients of one side: val or test."""
-    return [row for row in read_predictions(folder) if row["side"] == side]
+def read_side(folder: Path, side: str, target: str = "") -> list[dict[str, Any]]:
+    """Those rows of the patients of one side: val or test. target: of several, as a run of it alone would have written
+    them, of the patients whose cell is known."""
+    return [row for row in read_target(folder, target) if row["side"] == side]
+
+
+def read_target(folder: Path, target: str = "") -> list[dict[str, Any]]:
+    """All rows, of one of several targets (see `read_side`) where one is named."""
+    rows, task = read_predictions(folder), bundle.card_of(folder).task.value if target else None
+    return task.view(target, rows) if isinstance(task, tasks.Several) else rows
 
 
 def _fit(

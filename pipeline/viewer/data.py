@@ -19,11 +19,11 @@ import numpy as np
 from mhim.extract.images import encoded
 from mhim.mil import heatmap
 from mhim.mil.heatmap import Frame
-from mhim.mil.tasks import Task
+from mhim.mil.tasks import Several, Task
 from mhim.pipeline.cohort import slides as cohort
 from mhim.pipeline.pictures import layers
 from mhim.pipeline.pictures.kinds.kind import Layer
-from mhim.pipeline.results import ensemble, estimand, measures
+from mhim.pipeline.results import ensemble, estimand, measures, views
 from mhim.pipeline.results.measures.measure import Row
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.store import layout, reading, seals
@@ -57,8 +57,8 @@ class Shown:
 
 @dataclass(frozen=True)
 class ShownRun:
-    """One scored run. rows: slide id -> the columns of its patient in predictions.csv. encoder: of its features, ""
-    where that is not known."""
+    """One scored run, or one target of it. rows: slide id -> the columns of its patient in predictions.csv. encoder: of
+    its features, "" where that is not known. logits: of several targets, which columns of the evidence are its own."""
 
     name: str
     folder: Path
@@ -66,6 +66,7 @@ class ShownRun:
     rows: dict[str, Row]
     seal: str
     encoder: str = ""
+    logits: slice | None = None
 
 
 class Unknown(LookupError):
@@ -89,7 +90,7 @@ class Gallery:
             except (layout.StoreError, KeyError, ValueError, csv.Error) as error:
                 self.left_out.append(f"the run in {folder} cannot be read ({error}); score it again")
                 continue
-            self.runs += [found] if found is not None else []
+            self.runs += found
         self.read = Slides()
         self._palettes = {name: colours.stops(name) for name in get_args(heatmap.Palette)}
         self.layer_png = lru_cache(maxsize=64)(self._layer_png)
@@ -269,6 +270,9 @@ class Gallery:
         if found is None or found.wrong:
             return []  # not scored, or damaged: `pipeline status` and `verify` tell which
         arrays = {name: np.asarray(reading.read_array(scores, name)) for name in reading.array_names(scores)}
+        own = self.runs[run].logits
+        if own is not None and "evidence" in arrays:
+            arrays["evidence"] = arrays["evidence"][:, own]
         return layers.layers(arrays, self.runs[run].task, "all")
 
     def _ask(self, number: int, what: What, tile: tuple[int, int, int] = (0, 0, 0), mpp: float = 0.0) -> Any:
@@ -305,32 +309,44 @@ def _shown(slide: str, path: Path, tiles: Path, regions: Path | None) -> Shown:
     return Shown(slide, path, found.attrs, regions=regions)
 
 
-def _run(folder: Path) -> ShownRun | None:
-    metrics = folder / "metrics.json"
-    if not (folder / "predictions.csv").exists() or not metrics.exists():
-        return None
-    found = Metrics.read(folder)
-    return replace(_shown_run(folder.name, folder, found.task.value), encoder=str(found.features.encoder))
+def _run(folder: Path) -> list[ShownRun]:
+    made = []
+    for view in views.of(folder):
+        if not (view.folder / "predictions.csv").exists() or not (view.folder / "metrics.json").exists():
+            continue
+        found = Metrics.read(view.folder)
+        shown = _shown_run(view.name, view, found.task.value)
+        made.append(replace(shown, encoder=str(found.features.encoder), logits=_logits(folder, view.target)))
+    return made
 
 
-def _new_slides(folder: Path) -> ShownRun | None:
+def _new_slides(folder: Path) -> list[ShownRun]:
     """New slides that `pipeline score` put into a work folder of their own, `<run>/new/<name>`: the run's scores."""
     run = folder.resolve().parent.parent
     if folder.resolve().parent.name != "new" or not (folder / "predictions.csv").exists():
-        return None
+        return []
     card = bundle.card_of(bundle.find(run)[0])
-    return _shown_run(run.name, folder, card.task.value)
+    made = []
+    for view in views.of(folder):
+        shown = _shown_run(views.View(run, view.target).name, view, card.seen_as(view.target).task.value)
+        made.append(replace(shown, logits=_logits(run, view.target)))
+    return made
 
 
-def _shown_run(name: str, folder: Path, task: Task) -> ShownRun:
-    file = folder / "predictions.csv"
+def _logits(run: Path, target: str) -> slice | None:
+    """Which columns of the evidence are the target's; None of a single one."""
+    task = bundle.card_of(bundle.find(run)[0]).task.value if target else None
+    return task.slices[target] if isinstance(task, Several) else None
+
+
+def _shown_run(name: str, view: views.View, task: Task) -> ShownRun:
+    file = view.folder / "predictions.csv"
     rows: dict[str, Row] = {}
-    for row in ensemble.ensemble(
-        estimand.read(file), task
-    ):  # of several trainings the answer that the report shows too
+    # of several trainings the answer that the report shows too
+    for row in ensemble.ensemble(estimand.read(file), task):
         for slide in row["slide"].split(";"):
             rows.setdefault(slide, row)
-    return ShownRun(name, folder, task, rows, layout.sha256(file))
+    return ShownRun(name, view.run, task, rows, layout.sha256(file))
 
 
 def _told(row: Row, task: Task) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,14 +27,14 @@ class Classification(Measure):
     question = "classification"
     headline, no_pair = "AUC", "not a patient of each class"
     truth = ("label",)
-    ranking = ("auc", "auprc")
-    decided = ("balanced_accuracy", "f1", "accuracy", "kappa")
-    compared = ("auc", "auprc", "balanced_accuracy", "f1", "accuracy", "kappa", "brier")
-    tabled = ("auc", "auprc", "balanced_accuracy", "f1", "kappa")
-    less_is_better = ("brier", "ece")
-    brief = ("auc", "balanced_accuracy", "f1", "ece")
+    ranking: ClassVar[tuple[str, ...]] = ("auc", "auprc")
+    decided: ClassVar[tuple[str, ...]] = ("balanced_accuracy", "f1", "accuracy", "kappa")
+    compared: ClassVar[tuple[str, ...]] = ("auc", "auprc", "balanced_accuracy", "f1", "accuracy", "kappa", "brier")
+    tabled: ClassVar[tuple[str, ...]] = ("auc", "auprc", "balanced_accuracy", "f1", "kappa")
+    less_is_better: ClassVar[tuple[str, ...]] = ("brier", "ece")
+    brief: ClassVar[tuple[str, ...]] = ("auc", "balanced_accuracy", "f1", "ece")
     pooled = True
-    averaged = ("p_", "threshold", "undecided_from", "undecided_to")
+    averaged: ClassVar[tuple[str, ...]] = ("p_", "threshold", "undecided_from", "undecided_to")
 
     def answers(self, logits: np.ndarray, card: Card, config: ScoreConfig) -> list[Row]:
         scaled = torch.from_numpy(logits)

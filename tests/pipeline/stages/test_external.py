@@ -12,8 +12,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mhim.pipeline.cohort.patients import StoredBag
-from mhim.pipeline.stages import external
-from mhim.pipeline.store import layout, reading, tables
+from mhim.pipeline.results import measures
+from mhim.pipeline.store import layout, reading
 from mhim.pipeline.training import bundle, fold
 from tests.pipeline.bags import make_features, sets, write_labels
 from tests.pipeline.numbered import COX
@@ -53,7 +53,6 @@ def alone(run: Path, stores: list[Path]) -> np.ndarray:
     """(folds,) probability of "yes" for one bag of these stores, by the models themselves."""
     from mhim.mil import train as loop
     from mhim.pipeline.cohort.patients import Patient
-    from mhim.pipeline.training import fold
 
     found = []
     for folder in bundle.find(run):
@@ -183,13 +182,9 @@ def test_without_rows_each_slide_is_a_patient_and_labels_that_come_later_join_th
         (1.0, []),
     ],
 )
-def test_times_in_another_unit_are_told(tmp_path: Path, factor: float, says: list[str]) -> None:
-    folder = tmp_path / "fold_0"
-    folder.mkdir()
+def test_times_in_another_unit_are_told(factor: float, says: list[str]) -> None:
     times = [float(t) for t in range(10, 22)]
-    rows = [{"side": "test", "patient": f"p{t}", "time": t, "event": 1, "logit_0": 0.0} for t in times]
-    (folder / fold.PREDICTIONS).write_text(tables.of_mappings(rows))
-    told = external._times([{"time": factor * t} for t in times], [folder], COX)
+    told = measures.of(COX).odd([{"time": factor * t} for t in times], [{"time": str(t)} for t in times])
     assert len(told) == len(says)
     for said, expected in zip(told, says, strict=True):
         assert expected in said
