@@ -246,7 +246,7 @@ def read_side(folder: Path, side: str, target: str = "") -> list[dict[str, Any]]
 def read_target(folder: Path, target: str = "") -> list[dict[str, Any]]:
     """All rows, of one of several targets (see `read_side`) where one is named."""
     rows, task = read_predictions(folder), bundle.card_of(folder).task.value if target else None
-    return task.view(target, rows) if isinstance(task, tasks.Several) else rows
+    return task.view(target, rows) if isinstance(task, Several) else rows
 
 
 def _fit(

@@ -323,11 +323,15 @@ def _run(folder: Path) -> list[ShownRun]:
 def _new_slides(folder: Path) -> list[ShownRun]:
     """New slides that `pipeline score` put into a work folder of their own, `<run>/new/<name>`: the run's scores."""
     run = folder.resolve().parent.parent
-    if folder.resolve().parent.name != "new" or not (folder / "predictions.csv").exists():
+    if folder.resolve().parent.name != "new":
+        return []
+    if not (folder / "predictions.csv").exists() and not (folder / views.FOLDER).is_dir():
         return []
     card = bundle.card_of(bundle.find(run)[0])
     made = []
     for view in views.of(folder):
+        if not (view.folder / "predictions.csv").exists():
+            continue
         shown = _shown_run(views.View(run, view.target).name, view, card.seen_as(view.target).task.value)
         made.append(replace(shown, logits=_logits(run, view.target)))
     return made
