@@ -113,13 +113,13 @@ class Regression(Measure):
         self, found: Answers, rows: Sequence[Row], together: Sequence[Row], config: ScoreConfig, scaled: Scaled
     ) -> Row:
         """`interval_rule`: by what rule low and high were found, and of how many trainings they are the whole line."""
-        endless = sum(not np.isfinite(t.score).all() for t in found.trainings)
+        places = {measure.place(r) for r in rows}
+        endless = len({measure.place(r) for r in rows if not math.isfinite(r["high"] - r["low"])})
         least = math.ceil(round(config.confidence / (1 - config.confidence), 9))
-        n = len(found.trainings)
         told = f"predicted ± a half width for {100 * config.confidence:g} % coverage, found on each training's "
         told += "validation patients (split conformal) and frozen"
         if endless:
-            told += f"; {endless} of {n} trainings had fewer than {least} of them: no finite interval"
+            told += f"; {endless} of {len(places)} trainings had fewer than {least} of them: no finite interval"
         return {"interval_rule": told}
 
     def odd(self, rows: Sequence[Row], inside: Sequence[Row]) -> list[str]:
