@@ -210,8 +210,9 @@ class TrainConfig(Settings):
         "weight of the attention's negative entropy in the loss of any attention model, MHIM's students too (AEM); it falls to 0 over the epochs by a half cosine",
         ge=0,
     )
-    standardize: bool = Field(
-        False, description="standardise features with the training fold's mean and sd (kept in the model)"
+    standardize: bool | Literal["auto"] = Field(
+        False,
+        description="standardise features with the training fold's mean and sd (kept in the model); auto decides by their size and spread, and tells it",
     )
     tables: dict[str, str] = speed(
         {}, "patients' tables, name -> file (their rows of the run's patients enter the fingerprint, not the path)"

@@ -27,10 +27,11 @@ from torch import Tensor
 
 from mhim.configs.errors import UserError
 from mhim.configs.schema import TrainConfig
-from mhim.mil.feed import Case, Feed, Scale, moments, shuffled
+from mhim.mil.feed import Case, Feed, Scale, shuffled
 from mhim.mil.memory import keep_freed
 from mhim.mil.models import MILModel
 from mhim.mil.parts.masking import cosine
+from mhim.mil.scaling import chosen
 from mhim.mil.tasks import Task
 
 LR_MIN, LR_WARM = 1e-7, 1e-6  # of the published schedule: end of the cosine, start of the warm-up
@@ -89,13 +90,14 @@ def fit(
     device = next(net.parameters()).device
     plain = Feed(train_cases, task, device, config.cache_gb * 2**30, max_tiles=config.max_tiles)
     scale: Scale | None = None
+    judged: State | None = None  # what train.standardize=auto found
     if start is not None:
         if start["format"] not in (1, FORMAT):
             raise ValueError(f"the checkpoint has format {start['format']}, this program {FORMAT}: start again")
         net.load_state_dict(start["model"])
-        scale = scale_of(start)
-    elif config.standardize:
-        scale = moments(plain)
+        scale, judged = scale_of(start), start.get("judged")
+    else:
+        scale, judged = chosen(plain, config.standardize)
     plain.scale = scale
     val = Feed(val_cases, task, device, config.cache_gb * 2**30 / 4, scale)
     optimizer = _optimizer(net, config)
@@ -125,6 +127,7 @@ def fit(
             "stale": stale,
             "history": list(history),
             "done": done,
+            **({} if judged is None else {"judged": judged}),
             "scale": None if scale is None else {"mean": torch.from_numpy(scale[0]), "sd": torch.from_numpy(scale[1])},
         }
 

@@ -114,8 +114,9 @@ class Card(Record):
 
     in_dim: numbers per tile. made: how the features were made, as their own records say (`tile.mpp` ...). train:
     settings of the training. epoch: the chosen one, from 1; epochs: how many there were. validation, test: metric ->
-    value. taught: a plain model of the same fold was the teacher. temperature, threshold, risk_threshold: fitted on the
-    validation patients. horizons: times of the time-dependent AUCs, in the labels' unit. interval: level -> half width
+    value. taught: a plain model of the same fold was the teacher. standardized: what train.standardize=auto found, with
+    `why` it was done, None where it was not. temperature, threshold, risk_threshold: fitted on the validation
+    patients. horizons: times of the time-dependent AUCs, in the labels' unit. interval: level -> half width
     of a prediction's interval, in the labels' unit; None: the whole line, as validation was too small. targets: name ->
     the same of each of several. unlike_from: distance from which on a bag is unlike all that the model was trained and
     tested on."""
@@ -138,6 +139,7 @@ class Card(Record):
     validation: dict[str, Metric]
     test: dict[str, Metric]
     taught: bool | None = None
+    standardized: dict[str, Any] | None = None
     temperature: Number | None = None
     threshold: Number | None = None
     risk_threshold: Number | None = None

@@ -160,6 +160,7 @@ def train_fold(
         "epochs": state["epoch"] + 1,
         **{what: finite(_metrics_of([r for r in rows if r["side"] == side], task, points)) for what, side in SIDES},
         **({"taught": True} if teacher else {}),
+        **({"standardized": state["judged"]} if "judged" in state else {}),
         **points,
     }
     if isinstance(task, Several):
@@ -171,7 +172,10 @@ def train_fold(
     bundle.write(out, Card.of(card, out / CARD), weights, scale, profile)
     (out / PREDICTIONS).write_text(tables.of_mappings(rows))
     (out / HISTORY).write_text(tables.of_mappings(state["history"]))
-    return (f"the plain model is used instead: {why}",) if why else ()
+    notes = [f"the plain model is used instead: {why}"] if why else []
+    if state.get("judged", {}).get("why"):
+        notes.append(f"standardised: {state['judged']['why']}")
+    return tuple(notes)
 
 
 def alarm(

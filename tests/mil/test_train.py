@@ -1,8 +1,10 @@
 """The loop: resumed from any epoch it ends in the same bytes; it isolates its randomness; it selects on validation."""
 
+import dataclasses
 import io
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -274,3 +276,39 @@ def test_standardising_gives_mean_zero_and_sd_one_over_the_training_tiles():
     x = torch.cat([scaled.batch([i]).bag.features[0] for i in range(8)])
     torch.testing.assert_close(x.mean(0), torch.zeros(WIDTH), atol=1e-4, rtol=0)
     torch.testing.assert_close(x.std(0, correction=0), torch.ones(WIDTH), atol=1e-3, rtol=0)
+
+
+NATURAL = {
+    "of an encoder": (lambda x: x, None),
+    "large": (lambda x: 40.0 * x, r"of size 4\d"),
+    "minute": (lambda x: 1e-3 * x, "of size 0.001"),
+    "uneven": (lambda x: x * np.array([1, 0.02, 0.01, 1, 1, 1]), "spreads differ"),
+    "with a constant": (lambda x: np.where(np.arange(WIDTH) == 2, 3.0, x), None),
+}
+
+
+@pytest.mark.parametrize("name", NATURAL)
+def test_auto_standardises_by_size_and_spread_of_the_training_part(name):
+    change, why = NATURAL[name]
+
+    def made(seed):
+        found = []
+        for case in cases(8, seed):
+            x, *rest = case.load()
+            arrays = (change(x.astype(np.float32)).astype(np.float32), *rest)
+            found.append(dataclasses.replace(case, load=lambda a=arrays: a))
+        return found
+
+    config = TrainConfig(epochs=2, patience=0, standardize="auto")
+    states = list(train.fit(build(), made(0), made(1), TWO, config, seed=1))
+    found = states[-1]["judged"]
+    assert (found["why"] is None) == (why is None)
+    assert (train.scale_of(states[-1]) is None) == (why is None)
+    if why:
+        assert re.search(why, found["why"])
+    again = list(train.fit(build(), made(0), made(1), TWO, config, seed=1, start=states[0]))
+    assert again[-1]["judged"] == found
+    as_told = TrainConfig(epochs=2, patience=0, standardize=why is not None)
+    same = list(train.fit(build(), made(0), made(1), TWO, as_told, seed=1))[-1]
+    assert "judged" not in same
+    assert all(torch.equal(v, states[-1]["model"][k]) for k, v in same["model"].items())

@@ -290,3 +290,13 @@ def test_a_bundle_is_read_back_exactly_and_holds_no_surprise(work: layout.Work) 
     (work.run("run") / "fold_0" / "model.json").write_text("{")
     with pytest.raises(bundle.BundleError, match="damaged"):
         bundle.read(work.run("run") / "fold_0")
+
+
+def test_standardising_by_the_rule_is_told_and_recorded(work: layout.Work) -> None:
+    report = trained(work, make_features(work, shift=30.0), settings(standardize="auto"))
+    found = bundle.read(work.run("run") / "fold_0")
+    assert found.scale is not None
+    assert found.card.standardized is not None
+    assert found.card.standardized["rms"] > 20
+    assert all("standardised: the features are of size" in note for o in report.outcomes for note in o.notes)
+    assert any(o.notes for o in report.outcomes)
