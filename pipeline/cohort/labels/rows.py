@@ -68,12 +68,17 @@ class Row:
 
 
 def row_of(
-    number: int, cells: Mapping[str, str], patient: str, separator: str = ",", words: Mapping[str, int] | None = None
+    number: int,
+    cells: Mapping[str, str],
+    patient: str,
+    separator: str = ",",
+    words: Mapping[str, int] | None = None,
+    may_lack_slide: bool = False,
 ) -> Row:
     """The row that `cells` (our column -> text, missing ones blank) stand for. patient: whose it is where no cell says.
 
-    separator: of the table, which decides what a comma in a number means. words: further words of `event`. Raises
-    ValueError that names the column."""
+    separator: of the table, which decides what a comma in a number means. words: further words of `event`.
+    may_lack_slide: a row that names its patient needs no slide. Raises ValueError that names the column."""
 
     def number_of(column: str, low: float) -> float | None:
         text = cells.get(column, "")
@@ -84,7 +89,7 @@ def row_of(
             raise ValueError(f"column {column}: {text!r} must be a number of at least {low:g}")
         return value
 
-    if not cells["slide"]:
+    if not cells["slide"] and not (may_lack_slide and cells.get("patient")):
         raise ValueError("column slide: it is empty, or says that it is missing")
     mpp = number_of("mpp", 0.0)
     if mpp == 0:
@@ -159,7 +164,7 @@ def contradictions(rows: list[Row]) -> list[str]:
     first_slide: dict[str, Row] = {}
     first_patient: dict[str, Row] = {}
     for row in rows:
-        other = first_slide.setdefault(same(row.slide), row)
+        other = first_slide.setdefault(same(row.slide), row) if row.slide else row
         if other is not row:
             wrong.append(f"row {row.number}, column slide: {row.slide!r} stands in row {other.number} already")
         patient = first_patient.setdefault(row.patient, row)

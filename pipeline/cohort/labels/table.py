@@ -59,8 +59,8 @@ def read_rows(path: Path, settings: LabelsConfig | None = None) -> list[Row]:
     return read_table(path, settings).rows
 
 
-def read_table(path: Path, settings: LabelsConfig | None = None) -> Table:
-    """A manifest or labels table. Raises CohortError naming every wrong row and column (at most 20)."""
+def read_table(path: Path, settings: LabelsConfig | None = None, may_lack_slide: bool = False) -> Table:
+    """A manifest or labels table. may_lack_slide: rows of patients without a slide are allowed. Raises CohortError naming every wrong row and column (at most 20)."""
     settings = settings or LabelsConfig()
     named = {ours: str(getattr(settings, f"{ours}_column")) for ours in NAMED if getattr(settings, f"{ours}_column")}
     names = (*named.values(), *_several(named.get("label", "")), *COLUMNS, *(a for of in ALIASES.values() for a in of))
@@ -70,7 +70,7 @@ def read_table(path: Path, settings: LabelsConfig | None = None) -> Table:
     found = published.translate(sheet, path.name) if not named else label_cells.trimmed(sheet)
     header = found.lines[0][1]
     at = _columns(header, named, path)
-    rows, notes = _rows(found, at, settings, path)
+    rows, notes = _rows(found, at, settings, path, may_lack_slide)
     if not rows:
         raise CohortError(f"{path} has no rows")
     columns = {ours: header[i] for ours, i in at.items()}
@@ -156,7 +156,9 @@ def _of_columns(header: Sequence[str], at: Mapping[str, int], path: Path) -> lis
     return notes + ([f"{path.name}: {len(unused)} columns are not used: {some(unused, 8)}"] if unused else [])
 
 
-def _rows(sheet: Sheet, at: Mapping[str, int], settings: LabelsConfig, path: Path) -> tuple[list[Row], list[str]]:
+def _rows(
+    sheet: Sheet, at: Mapping[str, int], settings: LabelsConfig, path: Path, may_lack_slide: bool
+) -> tuple[list[Row], list[str]]:
     header = sheet.lines[0][1]
     missing = {m.casefold() for m in settings.missing}
     gone: dict[str, Counter[str]] = {}
@@ -179,7 +181,7 @@ def _rows(sheet: Sheet, at: Mapping[str, int], settings: LabelsConfig, path: Pat
         by_code = tcga.patient(same(slide)) if settings.tcga_patients and tcga.is_slide(slide) else None
         grouped += bool(by_code and not cells.get("patient"))
         try:
-            row = row_of(number, cells, by_code or same(slide), sheet.separator, settings.event_words)
+            row = row_of(number, cells, by_code or same(slide), sheet.separator, settings.event_words, may_lack_slide)
         except ValueError as error:
             wrong.append(f"row {number}, {error}")
             continue
