@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mhim.pipeline.cli.options import GPU, Labels, Name, Slides, app, session_flags
-from mhim.pipeline.cli.settings import TABLE, SettingFlag, SettingsCommand
+from mhim.pipeline.cli.settings import PATIENT_TABLES, TABLE, SettingFlag, SettingsCommand
 
 if TYPE_CHECKING:
     from mhim.pipeline.stages.session import Session
@@ -74,7 +74,9 @@ def extract(*, session: Session) -> int:
     "train.seeds",
     "train.grid",
     "train.protocol",
+    "train.fusion",
     "train.gpu",
+    PATIENT_TABLES,
     *TABLE,
 )
 def train(labels: Labels = None, name: Name = None, *, session: Session) -> int:
@@ -90,7 +92,14 @@ def train(labels: Labels = None, name: Name = None, *, session: Session) -> int:
     epilog="Examples: pipeline score --heatmaps all; pipeline score --model mhim new_slide.svs",
 )
 @session_flags(
-    "score.heatmaps", "score.tiff", "score.geojson", "score.top_tiles", "score.allow_known", "train.gpu", *TABLE
+    "score.heatmaps",
+    "score.tiff",
+    "score.geojson",
+    "score.top_tiles",
+    "score.allow_known",
+    "train.gpu",
+    PATIENT_TABLES,
+    *TABLE,
 )
 def score(
     slides: Annotated[
@@ -127,6 +136,8 @@ def score(
     "extract.weights",
     GPU,
     "train.model",
+    "train.fusion",
+    PATIENT_TABLES,
     *TABLE,
     shares=False,
 )

@@ -180,10 +180,14 @@ def _section(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _strings(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(key by key, value) of every value that is no mapping."""
+    """(key by key, value) of every value that is no mapping; of those of a list of texts each."""
     if isinstance(settings, Mapping):
         for key, value in settings.items():
             yield from _strings(value, (*path, str(key)))
+    elif path[:2] == ("tables", "groups") and isinstance(settings, (list, tuple)):
+        for value in settings:
+            if str(value).casefold().endswith((".gmt", ".gmt.gz")):
+                yield path, value
     else:
         yield path, settings
 
@@ -201,6 +205,8 @@ def _is_place(key: tuple[str, ...], value: Any) -> bool:
     """Whether a setting may be a path: one of those that are, or a text of a plug-in that looks like one."""
     if value is None or not isinstance(value, str):
         return False
+    if key[:2] in (("train", "tables"), ("tables", "groups")):
+        return True
     inner = any(part.endswith("_params") for part in key[:-1])
     return key[-1] in _PLACES or (inner and (value[:1] in "/\\~" or ".." in value or ":" in value))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mhim.configs.schema import Config, fingerprint_fields
 from mhim.mil import splits
 from mhim.mil.splits import Fold
+from mhim.pipeline.cohort.patient_tables import join
 from mhim.pipeline.cohort.patient_tables.table import PatientTable
 from mhim.pipeline.cohort.patients import Dataset, digest_of
 from mhim.pipeline.resume import fingerprints
@@ -94,6 +95,8 @@ class Train(Stage):
 
         known.describe(self.work, self.root, self.data)
         plan.describe(self.root, self.config, self.folds, self.data.made)
+        if self.tables:
+            join.describe(self.root, self.tables)
 
     def fields(self, item: Item) -> dict[str, Any]:
         """Those of the item's own settings: a cell of a grid equals the same training made alone."""

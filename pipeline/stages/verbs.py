@@ -107,6 +107,8 @@ def plugins_there(config: Config, *verbs: str) -> None:
 def run_all(session: Session, source: Path, labels: Path | None, name: str | None) -> int:
     """The four verbs in order. Failed items do not stop the next verb; the worst exit code is returned. Raises Stopped
     at the first verb that can make nothing more."""
+    from mhim.pipeline.stages import tables_given
+
     plugins_there(
         session.config, "tile", "extract", "train"
     )  # told before hours of tiling, as is a wrong or missing table
@@ -116,6 +118,7 @@ def run_all(session: Session, source: Path, labels: Path | None, name: str | Non
         labels = source if own else match.labels_beside(source, session.work)
     rows = label_table.read_rows(labels, session.config.labels)
     of_patients.joint_sites(rows, session.config.train.split_by)
+    tables_given.foresee(session.config, rows)
     if session.dry_run:
         return foresee(session, source, labels, name)
     if session.submits:
@@ -191,7 +194,9 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
     config = session.config
     run = runs.named(name, config.train.model)
     found, data, config = to_train_on(session, labels)
-    beside, told = tables_given.to_train_on(config, [p.id for p in data.patients])
+    beside, told = tables_given.to_train_on(
+        config, [p.id for p in data.patients], {p.id for p in data.patients if p.slides}
+    )
     tell(told)
     stage = Train(session.work, config, run, data, patients.make_folds(data, config.train), beside)
     code = run_stage(session, stage, ["--labels", str(found.resolve()), "--name", run])

@@ -17,6 +17,7 @@ from mhim.pipeline.cohort import tcga
 from mhim.pipeline.cohort.labels.rows import CohortError, look_alikes, some
 from mhim.pipeline.cohort.patient_tables import table as patient_table
 from mhim.pipeline.cohort.patient_tables.table import Kinds, PatientTable
+from mhim.pipeline.store import writing
 
 FILE = "tables.json"  # in the folder of a run
 _PER_TABLE = tuple(n for n, f in TablesConfig.model_fields.items() if str(f.annotation).startswith("dict"))
@@ -106,6 +107,13 @@ def text(tables: Mapping[str, PatientTable]) -> str:
         for name, table in sorted(tables.items())
     }
     return json.dumps(made, indent=1, ensure_ascii=False) + "\n"
+
+
+def describe(run: Path, tables: Mapping[str, PatientTable]) -> None:
+    """Write `tables.json` into the folder of a run, if it is not that already."""
+    file, said = run / FILE, text(tables)
+    if not file.exists() or file.read_text(encoding="utf-8") != said:
+        writing.write_atomic(file, said)
 
 
 def _nobody(table: PatientTable, patients: Sequence[str]) -> str:
