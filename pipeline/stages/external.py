@@ -30,17 +30,22 @@ from mhim.pipeline.resume import console
 from mhim.pipeline.store import layout, tables, writing
 from mhim.pipeline.training import bundle, choices, fold
 
+_PERSON = "\0"  # before the name of a patient without slides, among names of slides
 BY_MODEL = "predictions_by_model.csv"
 
 
-def known_rows(slides: Path | None, labels: Path | None, settings: LabelsConfig) -> list[Row]:
-    """What is known of new slides: the rows of the labels, else those of the manifest. Tell whose the slides are."""
+def known_rows(
+    slides: Path | None, labels: Path | None, settings: LabelsConfig, may_lack_slide: bool = False
+) -> list[Row]:
+    """What is known of new slides: the rows of the labels, else those of the manifest. Tell whose the slides are.
+
+    may_lack_slide: patients of whom tables alone are at hand may have a row too."""
     from mhim.pipeline.stages import session
 
     source = labels if labels is not None else slides if slides is not None and slides.is_file() else None
     if source is None or not label_cells.is_table(source):
         return []
-    table = label_table.read_table(source, settings)
+    table = label_table.read_table(source, settings, may_lack_slide)
     told = use.unused_by_score(table, slides is not None)
     session.tell((*(() if slides is not None else table.notes), *told))  # else told where the slides are listed
     return table.rows
@@ -67,10 +72,12 @@ def patients_of(data: Dataset, rows: Sequence[Row]) -> dict[str, str]:
 def predict(
     stage: Any, rows: Sequence[Row], config: ScoreConfig, target: str = ""
 ) -> tuple[list[predictions.Row], dict[str, Row]]:
-    """Predictions, one row per patient and model, and what `rows` know of each slide that was scored. target: which of
-    several; then a row's `label` is the cell of that column."""
+    """Predictions, one row per patient and model, and what `rows` know of each slide that was scored (and of
+    each patient, for those without slides). target: which of several; then a row's `label` is the cell of that column.
+    """
     slides = [s for p in stage.data.patients for s in p.slides]
     known = {slide: _cell(row, target) for row, slide in match.match(rows, slides).rows}
+    known |= {_PERSON + r.patient: _cell(r, target) for r in rows}
     alone = config.several_slides != "bag"
     return predictions.each_of_new_slides(
         stage, config, patients_of(stage.data, rows) if alone else None, target
@@ -91,7 +98,8 @@ def with_truth(
     told: list[predictions.Row] = []
     others: set[str] = set()
     for row in rows:
-        one = next((known[s] for s in row["slide"].split(";") if s in known), None)
+        keys = row["slide"].split(";") if row["slide"] else [_PERSON + row["patient"]]
+        one = next((known[k] for k in keys if k in known), None)
         truth = None if one is None else measure.told(one)
         if truth:
             told.append({**row, **truth})

@@ -106,7 +106,7 @@ def numbers(work: layout.Work, config: Config, run: Path) -> Score:
 
 
 def new_slides(
-    config: Config, work: layout.Work, run: Path, features: Path, out: Path, rows: Sequence[Row] = ()
+    config: Config, work: layout.Work, run: Path, features: Path | None, out: Path, rows: Sequence[Row] = ()
 ) -> Score:
     """Every slide of a folder of features, scored into `out`: strangers by all folds of `run`, patients that it knows
     by the trainings that held them out. Refuses features of another encoder or mpp, and tells in which other settings
@@ -116,12 +116,15 @@ def new_slides(
     each is to be scored alone."""
     folders = predictions.folds_of(run)
     whole = config.score.several_slides == "bag"
-    data = cases.unlabelled(features, rows if whole else ())
-    if not data.patients:
-        raise CohortError(f"no slide in {features} has tiles: nothing to score")
-    bundle.read(folders[0]).check(data.facts)
+    if features is None:  # patients of whom tables alone are at hand
+        data = Dataset((), (), bundle.card_of(folders[0]).features.plain())
+    else:
+        data = cases.unlabelled(features, rows if whole else ())
+        if not data.patients:
+            raise CohortError(f"no slide in {features} has tiles: nothing to score")
+        bundle.read(folders[0]).check(data.facts)
     beside, told = tables_given.to_score_with(config, folders)
-    bare = tables_given.without_slides(beside, data, rows)
+    bare = tables_given.without_slides(beside, data, external.patients_of(data, rows).values())
     if bare:
         told.append(f"{len(bare)} patients of the tables have no slide: their answers rest on the tables alone")
     data = replace(data, patients=(*data.patients, *bare))

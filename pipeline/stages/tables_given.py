@@ -57,9 +57,9 @@ def to_score_with(config: Config, folders: Sequence[Path]) -> tuple[dict[str, Ro
     return rows, [*(note for t in read.values() for note in t.notes), *fusion.told(rows)]
 
 
-def without_slides(given: Mapping[str, Rows], data: Dataset, rows: Sequence[Row]) -> list[Patient]:
-    """Patients of the tables who have a known cell and no slide among those to be scored. rows: tell whose slides are
-    whose also where each is scored by itself."""
-    there = {p.id for p in data.patients} | {r.patient for r in rows}
+def without_slides(given: Mapping[str, Rows], data: Dataset, whose: Collection[str]) -> list[Patient]:
+    """Patients of the tables who have a known cell and no slide among those to be scored. whose: the patients of the
+    slides, also where each is scored by itself."""
+    there = {p.id for p in data.patients} | set(whose)
     names = sorted({p for t in given.values() for p, has in zip(t.patients, t.present, strict=True) if has} - there)
     return [Patient(name, (), (), None, "") for name in names]

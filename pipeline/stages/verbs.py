@@ -268,20 +268,21 @@ def score(
     tell([runs.why_taken(run, name, session.config.train.model)])
     bundle.permitted(predictions.folds_of(run))  # told before hours of tiling
     if session.submits and not session.dry_run:
-        given = [("--features", features), ("--labels", labels)]
+        files = [("--features", features), ("--labels", labels)]
         args = [str(slides.resolve())] if slides else []
         args += ["--name", str(run.resolve())]
-        args += [part for flag, path in given if path for part in (flag, str(path.resolve()))]
+        args += [part for flag, path in files if path for part in (flag, str(path.resolve()))]
         args += ["--as", called] if called else []
         return submit(session, [Step("score", args, 1)])
     codes = []
-    if labels is not None and slides is None and features is None:
+    given = session.config.train.tables  # of new patients, who may have no slides
+    if labels is not None and slides is None and features is None and not given:
         raise CohortError(
             "--labels are those of new slides: name the slides, or their --features. The run's own "
             "patients keep the labels that they were trained with"
         )
-    rows = external.known_rows(slides, labels, session.config.labels)
-    source = slides or features
+    rows = external.known_rows(slides, labels, session.config.labels, bool(given))
+    source = slides or features or (Path(next(iter(given.values()))) if given else None)
     if source is not None:
         out = newcomers.folder_of(run / "new", source, called)
         if not session.dry_run:
@@ -291,19 +292,19 @@ def score(
             codes.append(code)
             if session.dry_run:
                 return code
-        assert features is not None
-        rows, told = external.with_barcodes(rows, features, session.config.labels)
-        tell(told)
+        if features is not None:
+            rows, told = external.with_barcodes(rows, features, session.config.labels)
+            tell(told)
         stage = runs.new_slides(session.config, session.work, run, features, out, rows)
     else:
         stage = runs.held_out(session.work, session.config, run)
-    code = run_stage(session, stage)
+    code = run_stage(session, stage) if stage.folds or features is not None else 0
     if not session.dry_run:
         runs.tell(stage, console.out)
         if not stage.folds:
             external.finish(stage, rows, labels, run, session.config)
             codes.append(1 if stage.data.damaged else 0)
-        codes.append(draw(session, stage))
+        codes.append(draw(session, stage) if stage.folds or features is not None else 0)
     return max(code, *codes) if codes else code
 
 

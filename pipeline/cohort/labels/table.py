@@ -60,7 +60,9 @@ def read_rows(path: Path, settings: LabelsConfig | None = None) -> list[Row]:
 
 
 def read_table(path: Path, settings: LabelsConfig | None = None, may_lack_slide: bool = False) -> Table:
-    """A manifest or labels table. may_lack_slide: rows of patients without a slide are allowed. Raises CohortError naming every wrong row and column (at most 20)."""
+    """A manifest or labels table. may_lack_slide: rows of patients without a slide are allowed.
+
+    Raises CohortError naming every wrong row and column (at most 20)."""
     settings = settings or LabelsConfig()
     named = {ours: str(getattr(settings, f"{ours}_column")) for ours in NAMED if getattr(settings, f"{ours}_column")}
     names = (*named.values(), *_several(named.get("label", "")), *COLUMNS, *(a for of in ALIASES.values() for a in of))
