@@ -171,6 +171,7 @@ def report(
 
 @app.command(cls=SettingsCommand, rich_help_panel="Verbs")
 @session_flags(
+    "train.task",
     "extract.encoder",
     "train.folds",
     "train.epochs",

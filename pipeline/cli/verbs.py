@@ -68,6 +68,7 @@ def extract(*, session: Session) -> int:
 )
 @session_flags(
     "train.model",
+    "train.task",
     "extract.encoder",
     "train.folds",
     "train.epochs",
@@ -138,6 +139,7 @@ def score(
     "train.model",
     "train.fusion",
     PATIENT_TABLES,
+    "train.task",
     *TABLE,
     shares=False,
 )

@@ -149,7 +149,7 @@ def classes_of(name: str, kind: Kind, values: Sequence[str], given: Sequence[str
         return tuple(sorted(present, key=lambda v: (number(v), v)))
     if kind == "ordinal":
         words = ", ".join(sorted(present))
-        how = f"--set 'train.levels={{{name}: [{words}]}}'" if name else f"--classes {words.replace(', ', ',')}"
+        how = f"--set 'train.levels={{{name}: [{words}]}}'" if name else f"--set 'train.classes=[{words}]'"
         raise CohortError(
             f"{where}levels in words ({words}) have no order of their own: give it, lowest first, as {how}"
         )

@@ -40,6 +40,7 @@ TABLE = {
     )
 }
 TRAIN = {
+    "--task": "train.task",
     "--encoder": "extract.encoder",
     "--folds": "train.folds",
     "--epochs": "train.epochs",
@@ -93,6 +94,7 @@ ALWAYS: dict[str, dict[str, str]] = {
         "--weights": "extract.weights",
         "--gpu": "extract.gpu",
         "--model": "train.model",
+        "--task": "train.task",
         **TABLE,
         **CLUSTER,
     },
