@@ -328,6 +328,11 @@ class ScoreConfig(Settings):
     top_tiles: int = Field(
         0, ge=0, description="contact sheet of so many highest and lowest tiles per slide; 0 is none"
     )
+    evidence: Literal["none", "attention", "all"] = Field(
+        "none",
+        description="test whether the maps say what the model uses, by keeping and removing their highest tiles: of "
+        "attention, or of all maps",
+    )
     geojson: bool = Field(False, description="also write the tiles with their scores as QuPath GeoJSON")
     tiff: bool = Field(False, description="also write the heatmap as a pyramidal TIFF registered to the slide")
     sensitivity: float | None = Field(

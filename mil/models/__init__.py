@@ -143,6 +143,10 @@ class MIL(nn.Module):
         """One bag of at least one embedded instance -> its answer. detail: fill the per-instance fields too."""
         raise NotImplementedError
 
+    def at_test(self, instances: Instances) -> Instances:
+        """One bag of embedded instances as `encode` is shown it at test: as it is, unless a model adds to it."""
+        return instances
+
     def forward(self, bag: Bag) -> Output:
         """The bag classifier, nothing masked or recycled. An empty bag scores as one instance embedded as zeros."""
         return collect([self.encode(i, detail=True) for i in self.instances(bag)], bag)

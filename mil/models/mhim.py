@@ -179,10 +179,12 @@ class Mhim(MIL):
         return out
 
     def instances(self, bag: Bag) -> list[Instances]:
-        found = self.student.instances(bag)
+        return [self.at_test(i) for i in self.student.instances(bag)]
+
+    def at_test(self, instances: Instances) -> Instances:
         if self.recycle is None or not self.params.merge_at_test:
-            return found
-        return [self._with_tokens(i, self.recycle(i.z, i.grid)) for i in found]
+            return instances
+        return self._with_tokens(instances, self.recycle(instances.z, instances.grid))
 
     # -- training -------------------------------------------------------------------------------------------------
 

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 
 from mhim.extract.images import encoded
+from mhim.mil import evidence
 from mhim.pipeline.pictures import figures, kinds
 from mhim.pipeline.pictures.kinds.kind import Drawing, Kind
 from mhim.pipeline.results import again, ensemble, estimand, numbers, predictions, views
+from mhim.pipeline.results import evidence as measured
 from mhim.pipeline.results.metrics_file import METRICS, Metrics
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.store import layout, pages, reading, tables, writing
@@ -79,7 +81,7 @@ def write(work: layout.Work, run: Path) -> Path:
         text = pages.page(ASSETS / "several.html", **values)
     else:
         (only,) = sections
-        values |= only.values | _trainings(found)
+        values |= only.values | _trainings(found) | _maps(run)
         bare = pages.page(ASSETS / "report.html", **values, gallery=[], no_room=0)
         gallery, no_room = _gallery(run, only.rows, only.kind, BUDGET - len(bare.encode()) - 4096)
         text = pages.page(ASSETS / "report.html", **values, gallery=gallery, no_room=no_room)
@@ -239,6 +241,28 @@ def _trainings(found: Metrics) -> dict[str, Any]:
     measured = headline.replace("_", " ")
     columns = ("repeat", "fold", "seed", "patients", "epoch", "cell of the grid", measured, "fell back")
     return {"training_columns": columns, "trainings": rows}
+
+
+def _maps(run: Path) -> dict[str, Any]:
+    """What each map is worth, where that was measured (`score.evidence`)."""
+    columns = {
+        "patients": "patients",
+        "sufficiency": f"kept by the first 1/{evidence.FEW}",
+        "necessity": "lost without them",
+        "keep_area": "area kept",
+        "remove_area": "area left",
+        "gain": "gain",
+        "smallest_share": f"smallest share of tiles that keeps {100 * evidence.WANTED:.0f} %",
+    }
+    if not (run / measured.SUMMARY).is_file():
+        return {"map_columns": (), "maps": []}
+    found = reading.read_json(run / measured.SUMMARY)
+    rows = []
+    for name in found["best_first"]:
+        one = found["maps"][name]
+        cells = [f"{one[k]['mean']:.3f}" if isinstance(one[k], dict) else str(one[k]) for k in columns]
+        rows.append((name.replace("_", " "), *cells))
+    return {"map_columns": ("map", *columns.values()), "maps": rows}
 
 
 def _gallery(run: Path, rows: Sequence[Row], kind: Kind, room: int) -> tuple[list[dict[str, Any]], int]:

@@ -23,7 +23,14 @@ from mhim.pipeline.resume import runlog
 from mhim.pipeline.resume.stage import Refused
 from mhim.pipeline.store import layout, writing
 
-VERBS = {"tile": "tile", "extract": "extract", "train": "train", "score": "score", "draw": "score"}  # of stage labels
+VERBS = {
+    "tile": "tile",
+    "extract": "extract",
+    "train": "train",
+    "score": "score",
+    "draw": "score",
+    "evidence": "score",
+}  # of stage labels
 _COMMANDS = ("tile", "extract", "train", "score", "run")  # whose command lines are read
 _PLACES = ("weights", "cache_dir")  # settings that are paths
 
@@ -67,6 +74,8 @@ def commands(work: layout.Work, read_line: Callable[[list[str]], CommandLine]) -
 
 def _again(label: str, start: dict[str, Any], keys: list[str], read_line: Callable[[list[str]], CommandLine]) -> Again:
     stage, _, called = label.partition(" ")
+    if stage in ("draw", "evidence"):  # the run, then the folder in it
+        called = called.rpartition(" ")[0]
     said = start.get("command")
     line = " ".join(shlex.quote(str(a)) for a in said[1:]) if isinstance(said, list) else ""
     line = _shown(line)

@@ -304,7 +304,8 @@ def score(
         if not stage.folds:
             external.finish(stage, rows, labels, run, session.config)
             codes.append(1 if stage.data.damaged else 0)
-        codes.append(draw(session, stage) if stage.folds or features is not None else 0)
+        if stage.folds or features is not None:
+            codes += [draw(session, stage), tested(session, stage)]
     return max(code, *codes) if codes else code
 
 
@@ -349,3 +350,18 @@ def draw(session: Session, scored: Stage) -> int:
     stage, lacking = draw_.drawing(session.work, session.config, scored)
     tell(lacking)
     return run_stage(session, stage)
+
+
+def tested(session: Session, scored: Stage) -> int:
+    """Maps of a scored run against its models, as `score.evidence` asks for."""
+    from mhim.pipeline.stages import evidence
+
+    if session.config.score.evidence == "none":
+        return 0
+    stage = evidence.testing(session.work, session.config, scored)
+    if stage.task.kind == "several":
+        tell(["score.evidence: maps of several targets are not tested; train one target alone to test its maps"])
+        return 0
+    code = run_stage(session, stage)
+    evidence.tell(stage, console.out)
+    return code

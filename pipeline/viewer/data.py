@@ -23,7 +23,7 @@ from mhim.mil.tasks import Several, Task
 from mhim.pipeline.cohort import slides as cohort
 from mhim.pipeline.pictures import layers
 from mhim.pipeline.pictures.kinds.kind import Layer
-from mhim.pipeline.results import ensemble, estimand, measures, views
+from mhim.pipeline.results import ensemble, estimand, evidence, measures, views
 from mhim.pipeline.results.measures.measure import Row
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.store import layout, reading, seals
@@ -273,7 +273,9 @@ class Gallery:
         own = self.runs[run].logits
         if own is not None and "evidence" in arrays:
             arrays["evidence"] = arrays["evidence"][:, own]
-        return layers.layers(arrays, self.runs[run].task, "all")
+        made = layers.layers(arrays, self.runs[run].task, "all")
+        sets = evidence.needed(self.runs[run].folder, self._shown(number).id, found.fingerprint)
+        return made + [Layer(name, chosen, share=True) for name, chosen in sets.items()]
 
     def _ask(self, number: int, what: What, tile: tuple[int, int, int] = (0, 0, 0), mpp: float = 0.0) -> Any:
         """What the slide's reading processes say. Raises Unknown, and SlideError where the slide cannot be read."""

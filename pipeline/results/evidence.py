@@ -1,0 +1,89 @@
+"""What the maps of a run are worth: which tiles keep the model's answer, and which it cannot do without.
+
+In: a patient's bag, the models that score it, and their maps. Out: numbers and the smallest set of tiles per map; and
+their means over the patients, `evidence.json`. How it is measured stands in `mil/evidence.py`. Knows no stage.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mhim.mil import evidence, metrics
+from mhim.mil import train as loop
+from mhim.mil.evidence import Evidence
+from mhim.mil.feed import Feed
+from mhim.pipeline.cohort.patients import Patient
+from mhim.pipeline.store import reading, seals, writing
+from mhim.pipeline.training import bundle, fold
+
+FOLDER, SUMMARY = "evidence", "evidence.json"
+
+
+def of_patient(
+    patient: Patient, models: Sequence[bundle.Bundle], maps: Mapping[str, np.ndarray], gpu: bool = False
+) -> dict[str, Evidence]:
+    """Map -> what it is worth on the patient's bag, which all of `models` answer for together.
+
+    maps: scores (N,) by name, over all slides of the patient in their order. What is tested is the class that the bag
+    is called. The map of another class says nothing of it and is left out; of two classes it is turned round: what
+    speaks least for one speaks most for the other."""
+    case = fold.cases([patient], float(models[0].card.features.mpp or 0.0))
+    at, task = fold.device(gpu), models[0].task
+    found: dict[str, Evidence] = {}
+    with loop.isolated(None, at, models[0].card.train["threads"]):
+        bags = []
+        for one in models:
+            bag = Feed(case, one.task, at, scale=one.scale).batch([0]).bag
+            bags.append(evidence.Embedded(one.model().to(at), bag))
+        answer, called = evidence.answer_of(bags, task)
+        for name, scores in maps.items():
+            own = name.partition("_")[2]
+            if called is not None and own in task.classes and own != task.classes[called]:
+                if len(task.classes) > 2:
+                    continue
+                scores = -scores
+            found[name] = evidence.of_map(scores, answer)
+    return found
+
+
+def needed(folder: Path, slide: str, scores: str) -> dict[str, np.ndarray]:
+    """The smallest sets of a slide by name, float32 (n,), 1 in the set and 0 outside.
+
+    folder: of the results. scores: fingerprint of the scores that they must be of; none where they are of others, or
+    were not made."""
+    path = folder / FOLDER / f"{slide}.zarr"
+    found = seals.look(path)
+    if found is None or found.wrong or found.attrs.get("scores") != scores:
+        return {}
+    names = [one["array"] for one in found.attrs["maps"].values()]
+    return {name: np.asarray(reading.read_array(path, name)).astype(np.float32) for name in names}
+
+
+def summarise(folder: Path) -> dict[str, Any]:
+    """Write and return `evidence.json` of the results in `folder`: per map, mean and sd over the patients."""
+    patients: dict[str, dict[str, dict[str, float]]] = {}
+    for path in sorted((folder / FOLDER).glob("**/*.zarr")):
+        found = seals.look(path)
+        if found is not None and not found.wrong:
+            attrs = found.attrs
+            patients.setdefault(str(attrs["patient"]), {k: v["numbers"] for k, v in attrs["maps"].items()})
+    rows: dict[str, list[dict[str, float]]] = {}
+    for maps in patients.values():
+        for name, numbers in maps.items():
+            rows.setdefault(name, []).append(numbers)
+    told = {
+        name: {
+            "patients": len(each),
+            **{k: {"mean": mean, "sd": sd} for k, (mean, sd, _) in metrics.over_folds(each).items()},
+        }
+        for name, each in rows.items()
+    }
+    best = sorted(told, key=lambda name: -told[name]["gain"]["mean"])
+    summary = {"kept": evidence.WANTED, "few": evidence.FEW, "best_first": best, "maps": told}
+    writing.write_atomic(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    return summary
