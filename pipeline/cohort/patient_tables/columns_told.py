@@ -10,6 +10,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import NormalDist
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from mhim.mil import estimators
 from mhim.mil.fusion.rows import Rows
 
 LEAK = 0.97  # area under the ROC curve, or C-index, or rank correlation, from which on one column is a leak
-CHANCE = 6.0  # see `_telling`
+LUCK = 0.001  # columns of a table without meaning that may be told by luck, see `_telling`
 LEAST = 10  # patients with the column known, and 5 of each kind, below which nothing is said
 FEW = 5
 MOST_PAIRS = 1500  # patients of whom all pairs are compared
@@ -147,12 +148,14 @@ def leaks_of_numbers(rows: Rows, values: Sequence[float | None]) -> dict[str, st
 def _telling(rows: Rows, classes: Sequence[str | None], least: int = FEW) -> dict[str, tuple[float, str]]:
     """Columns that tell a class from the others: how well (AUC), and which.
 
-    From LEAK on, and so far from 1/2 (CHANCE standard deviations of an AUC without meaning) that thousands of columns
-    make none by chance. A word of a factor tells as much as the share of a class among its patients."""
+    From LEAK on, and so far from 1/2, in standard deviations of an AUC without meaning, that of all the table's columns
+    LUCK are as far by luck: thousands of columns make none. A word of a factor tells as much as the share of a class
+    among its patients."""
     names = sorted({c for c in classes if c is not None})
     at = {c: i for i, c in enumerate(names)}
     codes = np.array([-1 if c is None else at[c] for c in classes], dtype=np.int64)
     found: dict[str, tuple[float, str]] = {}
+    beyond = NormalDist().inv_cdf(1 - LUCK / max(1, len(rows.columns) + len(rows.factors)))
     for column, x, words in _scores(rows):
         here = (codes >= 0) & np.isfinite(x)
         n = np.bincount(codes[here], minlength=len(names)).astype(np.float64)
@@ -168,7 +171,7 @@ def _telling(rows: Rows, classes: Sequence[str | None], least: int = FEW) -> dic
         auc = np.where(fit, np.maximum(auc, 1 - auc), 0.0)
         best = int(np.argmax(auc))
         by_chance = math.sqrt((n.sum() + 1) / (12 * n[best] * others[best])) if fit[best] else math.inf
-        if auc[best] >= LEAK and auc[best] - 0.5 >= CHANCE * by_chance:
+        if auc[best] >= LEAK and auc[best] - 0.5 >= beyond * by_chance:
             found[column] = (float(auc[best]), names[best])
     return found
 
