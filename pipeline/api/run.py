@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from mhim.configs.errors import UserError
 from mhim.configs.schema import Config
+from mhim.mil.tasks import Several
 from mhim.pipeline.api.bags import Bag, Features, arrays_of
 from mhim.pipeline.api.slide import Slide
 from mhim.pipeline.cohort import patients as cases
@@ -50,7 +51,8 @@ class Prediction:
     class by the frozen threshold, `undecided`, or None. spread: standard deviation over the models, None of one.
     unlike: how far the features lie from the training's, above 1 farther than any it was tested on; None: not known.
     known: how the run knows the patient, "" of a stranger; such a one is scored by the models that held it out.
-    row: the row of `predictions.csv` that all of it comes from."""
+    row: the row of `predictions.csv` that all of it comes from. value: a predicted number, or the expected level of
+    ordered ones, None of other outcomes. interval: of a number, at `score.confidence`."""
 
     patient: str
     slides: tuple[str, ...]
@@ -61,6 +63,8 @@ class Prediction:
     unlike: float | None
     known: str
     row: Mapping[str, Any] = field(repr=False)
+    value: float | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,35 +108,45 @@ class Run:
         return self._task.classes
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets of a run with several, in their order; empty of a single one."""
+        return tuple(self._task.names) if isinstance(self._task, Several) else ()
+
+    @property
     def folds(self) -> tuple[Path, ...]:
         """The folders of its trained models, one per fold and seed."""
         return tuple(self._folders)
 
-    def held_out(self) -> list[Prediction]:
-        """The run's own patients, each by the models that never saw it: what `pipeline score` writes down."""
-        rows, _ = predictions.predictions(self._folders, self._config.score)
-        return [_prediction(row) for row in ensemble.ensemble(rows, self._task)]
+    def held_out(self, target: str | None = None) -> list[Prediction]:
+        """The run's own patients, each by the models that never saw it: what `pipeline score` writes down. target:
+        which of several; of the patients whose cell is known."""
+        rows, task = predictions.predictions(self._folders, self._config.score, self._target(target))
+        return [_prediction(row) for row in ensemble.ensemble(rows, task)]
 
-    def predict(self, bags: Mapping[str, Features | Bag]) -> dict[str, Prediction]:
+    def predict(self, bags: Mapping[str, Features | Bag], target: str | None = None) -> dict[str, Prediction]:
         """Answers about bags at hand: {name: features (N, D)} -> {name: answer}. The features must be of the encoder
         that the run was trained on; their width is all that can be checked. A bag that the run knows, by its name or
-        its features, is scored by the models that held it out, with a UserWarning. Raises CohortError, BundleError,
-        RunFailed."""
-        arrays = arrays_of(bags)
+        its features, is scored by the models that held it out, with a UserWarning. target: which of several. Raises
+        CohortError, BundleError, RunFailed."""
+        which, arrays = self._target(target), arrays_of(bags)
         with tempfile.TemporaryDirectory(prefix="mhim-") as private:
             features = Path(private) / "features"
             for name, bag in arrays.items():
                 attrs = {**self._card.features.plain(), **bag.sizes, "fingerprint": bag.digest}
                 bag_table.write_bag(bag, features / f"{name}.zarr", features, attrs)
             made = self._scored(Path(private), features, (), None)
-            return {p.patient: p for p in self._answers(made)}
+            return {p.patient: p for p in self._answers(made, which)}
 
-    def predict_slides(self, slides: Iterable[Slide | str] | None = None) -> list[Prediction]:
+    def predict_slides(
+        self, slides: Iterable[Slide | str] | None = None, target: str | None = None
+    ) -> list[Prediction]:
         """Answers about slides whose features lie in the work folder (None: all of them), one per patient. Slides of
-        the run's patients are grouped as in training and scored by the models that held them out."""
+        the run's patients are grouped as in training and scored by the models that held them out. target: which of
+        several."""
+        which = self._target(target)
         wanted = None if slides is None else {s if isinstance(s, str) else s.id for s in slides}
         with tempfile.TemporaryDirectory(prefix="mhim-") as private:
-            return self._answers(self._stored(Path(private), wanted))
+            return self._answers(self._stored(Path(private), wanted), which)
 
     def scores(self, slide: Slide | str) -> TileScores:
         """Scores of a slide's tiles: those that `pipeline score` stored, else computed now."""
@@ -155,6 +169,14 @@ class Run:
         return picture
 
     # ------------------------------------------------------------------------------------------ the stage `score`
+
+    def _target(self, target: str | None) -> str:
+        """Raises CohortError listing the targets, where one must be named or there is none of that name."""
+        if target is None and not self.targets:
+            return ""
+        if target is None or target not in self.targets:
+            raise CohortError(f"{self.name}: target {target!r}; there is {', '.join(self.targets) or 'a single one'}")
+        return target
 
     def _features(self) -> Path:
         return cases.features_of(self._work, self._card.features.plain())
@@ -193,9 +215,9 @@ class Run:
             raise RunFailed(report.stopped or f"{first.key}: {first.message}" if first else report.stopped)
         return made
 
-    def _answers(self, made: Score) -> list[Prediction]:
-        each, _ = external.predict(made, (), self._config.score)
-        return [_prediction(row) for row in predictions.together(each, self._folders)]
+    def _answers(self, made: Score, target: str) -> list[Prediction]:
+        each, _ = external.predict(made, (), self._config.score, target)
+        return [_prediction(row) for row in predictions.together(each, self._folders, target)]
 
     def _arrays(self, slide: str) -> dict[str, npt.NDArray[Any]]:
         with self._scores_at(slide) as at:
@@ -237,4 +259,6 @@ def _prediction(row: Mapping[str, Any]) -> Prediction:
         unlike=number("unlike"),
         known=str(row.get("known", "")),
         row=dict(row),
+        value=number("predicted" if "predicted" in row else "expected_level"),
+        interval=(float(row["low"]), float(row["high"])) if "low" in row else None,
     )
