@@ -217,9 +217,9 @@ class TrainConfig(Settings):
     tables: dict[str, str] = speed(
         {}, "patients' tables, name -> file (their rows of the run's patients enter the fingerprint, not the path)"
     )
-    fusion: Literal["none", "late"] = apart(
+    fusion: Literal["none", "late", "gate"] = apart(
         "none",
-        "slides together with patients' tables (--table): late weighs the answers of models of each alone",
+        "slides together with patients' tables (--table): late weighs the answers of models of each alone, gate learns weights of each patient's own",
     )
     fusion_folds: int = apart(
         4, "inner folds of each training part, in which the modalities are weighed (so many more trainings)", ge=2

@@ -68,7 +68,7 @@ class Late:
     def parts(self, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What each modality at hand adds to the score, (q,) each; with the pattern's offset they add up to it."""
         pattern = self.pattern(given)
-        return {m: pattern.slope * pattern.weights[m] * self._standard(m, given[m]) for m in pattern.weights}
+        return {m: pattern.slope * pattern.weights[m] * self.standard(m, given[m]) for m in pattern.weights}
 
     def rescaled(self, scores: Mapping[str, np.ndarray]) -> Late:
         """The same for members of another scale, by scores (m, q) of patients that none of them learnt from; a handful
@@ -85,12 +85,17 @@ class Late:
             raise FusionError(f"none of the modalities {', '.join(self.names)} is at hand for this patient")
         return self.patterns[present]
 
-    def _standard(self, name: str, scores: np.ndarray) -> np.ndarray:
+    def weights(self, given: Mapping[str, Any]) -> dict[str, float]:
+        """Modality at hand -> its weight, sum 1."""
+        return dict(self.pattern(given).weights)
+
+    def standard(self, name: str, scores: np.ndarray) -> np.ndarray:
+        """Scores of a member in its standard unit."""
         standard: np.ndarray = (np.asarray(scores, np.float64) - np.array(self.centre[name])) / self.spread[name]
         return standard
 
     def _mixed(self, given: Mapping[str, np.ndarray], pattern: Pattern) -> np.ndarray:
-        mixed: np.ndarray = np.sum([w * self._standard(m, given[m]) for m, w in pattern.weights.items()], axis=0)
+        mixed: np.ndarray = np.sum([w * self.standard(m, given[m]) for m, w in pattern.weights.items()], axis=0)
         return mixed
 
     def to_json(self) -> dict[str, Any]:
@@ -141,7 +146,7 @@ def fit(
             raise FusionError(f"no patient of the training part has scores of {name}: leave it away")
     centre = {m: s[there[m]].mean(axis=0) for m, s in outside.items()}
     spread = {m: _spread(outside[m], [i[there[m][i]] for i in inner]) for m in names}
-    standard = {m: _by_fold(outside[m], centre[m], spread[m], there[m], inner) for m in names}
+    standard = {m: _by_fold(outside[m], spread[m], there[m], inner) for m in names}
     patterns, alone = {}, {}
     for size in range(1, len(names) + 1):
         for of in combinations(names, size):
@@ -167,9 +172,12 @@ def _spread(scores: np.ndarray, inner: Sequence[np.ndarray]) -> float:
     return found if found > 1e-12 else 1.0
 
 
-def _by_fold(
-    scores: np.ndarray, centre: np.ndarray, spread: float, there: np.ndarray, inner: Sequence[np.ndarray]
-) -> np.ndarray:
+def by_fold(outside: Mapping[str, np.ndarray], of: Late, inner: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Out-of-fold scores (n, q) in the standard units that `of` was fitted with, NaN rows where there are none."""
+    return {m: _by_fold(s, of.spread[m], np.isfinite(s).all(axis=1), inner) for m, s in outside.items()}
+
+
+def _by_fold(scores: np.ndarray, spread: float, there: np.ndarray, inner: Sequence[np.ndarray]) -> np.ndarray:
     """Out-of-fold scores as if of one model: each inner fold moved to the common centre, then standardised."""
     made = np.full(scores.shape, np.nan)
     for members in inner:

@@ -61,7 +61,7 @@ def summary(run: Path, folders: Sequence[Path], rows: Sequence[Row], task: Task,
         "alone": {n: told[n] for n in names},
         "removed": {n: told[f"without {n}"] for n in names if f"without {n}" in told},
         "best_single": max(names, key=lambda n: _worth(told[n]["value"]["value"])),
-        "weights": {n: _spread([f.late.patterns[f.late.names].weights[n] for f in fused]) for n in names},
+        "weights": _weights(folders, names),
         "skill": {n: _spread([f.late.skill[n] for f in fused]) for n in names},
         "patterns": _patterns(fused, folders),
         "tables": {n: _importance(fused, n) for n in names if n != SLIDE},
@@ -142,6 +142,18 @@ def _removed(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: S
                     whole = whole | measures.of(task).answers(logits, card, config)[0]
                 found.setdefault(name, []).append(whole)
     return found
+
+
+def _weights(folders: Sequence[Path], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Modality -> its weight, mean over a training's held-out patients who have all of them (or over all, where nobody
+    has), and the spread of these means over the trainings."""
+    each: dict[str, list[float]] = {n: [] for n in names}
+    for folder in folders:
+        rows = tables.read(folder / PARTS)
+        whole = [r for r in rows if r["modalities"] == "+".join(names)] or rows
+        for n in names:
+            each[n].append(float(np.mean([float(r.get(f"weight.{n}") or 0.0) for r in whole])))
+    return {n: _spread(v) for n, v in each.items()}
 
 
 def _patterns(fused: Sequence[Fusion], folders: Sequence[Path]) -> list[dict[str, Any]]:

@@ -22,8 +22,10 @@ import numpy as np
 
 from mhim.configs.schema import TablesConfig, TrainConfig
 from mhim.mil import splits
-from mhim.mil.fusion import late, outcome, tabular
+from mhim.mil.fusion import gate, late, outcome, tabular
 from mhim.mil.fusion.columns import ColumnsError, Options
+from mhim.mil.fusion.gate import Gate
+from mhim.mil.fusion.late import Late
 from mhim.mil.fusion.outcome import NotFused
 from mhim.mil.splits import Fold, SplitError
 from mhim.mil.tasks import Task
@@ -158,7 +160,8 @@ def train_fused(
         outside[name] = _outside(made[1 + len(inner) :], name, at, given[name], learn)
     own_val = [r for r in folds_.read_predictions(slide) if r["side"] == "val"]
     scale = {SLIDE: outcome.scores(task, folds_.logits_of(own_val))} if own_val else {}
-    weighed = late.fit(outside, outcome.arrays(task, targets), form, inner, outcome.levels(task))
+    fit = gate.fit if job.config.fusion == "gate" else late.fit
+    weighed: Late | Gate = fit(outside, outcome.arrays(task, targets), form, inner, outcome.levels(task))
     val = np.stack(
         [weighed.score({m: s[i] for m, s in outside.items() if np.isfinite(s[i]).all()}) for i in at.values()]
     )

@@ -18,7 +18,8 @@ import numpy as np
 
 from mhim.configs import texts
 from mhim.mil import tasks
-from mhim.mil.fusion import late, outcome
+from mhim.mil.fusion import gate, late, outcome
+from mhim.mil.fusion.gate import Gate
 from mhim.mil.fusion.late import Late
 from mhim.mil.fusion.rows import Rows
 from mhim.mil.fusion.tabular import TableModel
@@ -66,7 +67,7 @@ class Fusion:
     slide_task: Task
     task: Task
     tables: Mapping[str, TableModel]
-    late: Late
+    late: Late | Gate
     kinds: Mapping[str, Kinds] = field(default_factory=dict)
 
     def answers(self, slide: Sequence[np.ndarray | None], rows: Mapping[str, Rows]) -> list[Answer]:
@@ -95,7 +96,7 @@ class Fusion:
             m: self.late.score({k: v for k, v in given.items() if k != m}) for m in given if len(given) > 1
         }  # fmt: skip
         parts = {m: number(v) for m, v in self.late.parts(given).items()}
-        weights = dict(self.late.pattern(given).weights)
+        weights = self.late.weights(given)
         return Answer(logits, number(logits), weights, parts, {m: number(v) for m, v in others.items()}, others)
 
     def of_bags(
@@ -148,7 +149,7 @@ def read(folder: Path) -> Fusion | None:
             for n, t in plain["tables"].items()
         }
         kinds = {n: _kinds(t["kinds"]) for n, t in plain["tables"].items() if t.get("kinds")}
-        weighed = late.from_json(plain["late"])
+        weighed = (gate if plain["kind"] == "gate" else late).from_json(plain["late"])
     except (KeyError, ValueError, TypeError) as error:
         raise BundleError(f"{folder / FUSION} is damaged: {error!r}; copy the run again") from error
     slide_task = tasks.from_json(card.fusion.slide_task.plain())

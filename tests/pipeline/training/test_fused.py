@@ -80,12 +80,17 @@ def test_the_slide_part_is_the_same_training_as_a_run_of_slides_alone(work: layo
 
 def test_a_model_with_a_teacher_is_fused_too(work: layout.Work) -> None:
     rows, tables = fused.cohort(work)
-    config = fused.config(**mhim(), folds=2, epochs=2)
+    config = fused.config(**mhim(), folds=2, epochs=2, fusion="gate")
     report = fused.trained(work, rows, tables, config)
     assert not report.failures, report.failures
     assert (work.run("run") / "teacher" / "fold_0" / "model.json").is_file()
     assert len(list(work.run("run").glob("teacher/inner/fold_*/fold_*/model.json"))) == 4
-    assert bundle.card_of(work.run("run") / "fold_0").fusion is not None
+    card = bundle.card_of(work.run("run") / "fold_0")
+    assert card.fusion is not None
+    assert card.fusion.kind == "gate"
+    scored(work, config)
+    found = json.loads((work.run("run") / "fusion.json").read_text())
+    assert sum(w["mean"] for w in found["weights"].values()) == pytest.approx(1.0)
 
 
 def test_held_out_rows_and_outcomes_change_no_fitted_number(work: layout.Work, tmp_path: Path) -> None:
