@@ -127,6 +127,7 @@ def implied(field: str, value: Any, seal: dict[str, Any], output: Path) -> bool:
 
 def as_once_called(field: str, value: Any, old: Any, fields: dict[str, Any]) -> Any:
     """`old` where it is another name of the same as `value`: version 0.1 called a user's own encoder as that calls
-    itself."""
+    itself; and what `train.task=auto` took for classes once, as three numbers, has to be called classification now."""
     same = field == "input.features.encoder" and old is not None and old == fields.get("input.features.encoder_name")
-    return old if same else value
+    classes = field == "train.task" and (value, old) == ("classification", "auto") and "input.classes" in fields
+    return old if same or classes else value

@@ -17,6 +17,7 @@ from mhim.mil import train as loop
 from mhim.mil.tasks import Regression, Several, TaskError
 from mhim.pipeline.cohort import patients
 from mhim.pipeline.cohort.labels.rows import CohortError, Row
+from mhim.pipeline.resume import fingerprints
 from mhim.pipeline.store import layout
 from mhim.pipeline.training import bundle
 from mhim.pipeline.training import fold as training
@@ -249,3 +250,10 @@ def test_folds_of_a_number_are_alike_in_it(work: layout.Work) -> None:
     for fold in patients.make_folds(data, config):
         counts = np.bincount(np.searchsorted(fifths, [of[p].target for p in fold.test]), minlength=5)  # type: ignore[arg-type]
         assert counts.tolist() == [4, 4, 4, 4, 4]
+
+
+def test_three_numbers_that_auto_once_took_for_classes_are_the_same_training_by_name() -> None:
+    fields = {"train.task": "classification", "input.classes": ["1", "2", "3"]}
+    assert fingerprints.as_once_called("train.task", "classification", "auto", fields) == "auto"
+    assert fingerprints.as_once_called("train.task", "ordinal", "auto", fields) == "ordinal"
+    assert fingerprints.as_once_called("train.task", "survival", "auto", {}) == "survival"
