@@ -7,8 +7,8 @@ Sufficiency and comprehensiveness of a rationale: DeYoung et al., ACL 2020 (ERAS
 patches in order: Hense et al., NeurIPS 2024 (xMIL). The difference of the two orders' areas is the symmetric relevance
 gain of Bluecher et al., TMLR 2024: it does not depend on how a model takes bags that are smaller than usual.
 
-A tile is embedded once; every smaller bag is made of embedded tiles, as the model would embed them. k is halved from
-the bag to one tile, so that all bags of kept tiles together are as large as the bag itself.
+A tile is embedded once; every smaller bag is made of embedded tiles, as the model would embed them. k goes from half
+the bag down by 4, so that all bags of kept tiles together are smaller than the bag itself.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from mhim.mil.models import Bag, MILModel, flatten, grids, one_bag
 from mhim.mil.tasks import Task
 
 WANTED = 0.95  # of the whole bag's answer, that the smallest set keeps
-REMOVED = (2, 8, 32, 128)  # the first 1/2, 1/8 ... of the tiles, in the map's order, are removed
-FEW = 32
-_STEPS = 4  # of the search between two halvings: the set is found to 1/16 of the smaller one, or exactly
+FEW = 32  # the first 1 / FEW of the tiles are few
+REMOVED = (2, FEW)  # the first 1/2 and 1/32 of the tiles, in the map's order, are removed
+_STEPS = 5  # of the search between two sizes: the set is found to a tenth of the smaller one, or exactly
 FALSE_POSITIVES = (1 / 4, 1 / 2, 1, 2, 4, 8)  # tiles per slide, at which FROC takes the share of findings
 Answer = Callable[[np.ndarray], float]
 
@@ -46,7 +46,7 @@ class Evidence:
 
     @property
     def keep_area(self) -> float:
-        """Mean of `kept` over the halvings: the area under the keep curve over log k. Larger is better."""
+        """Mean of `kept` over the sizes: the area under the keep curve over log k. Larger is better."""
         return float(np.mean(np.clip(self.kept, 0, 1)))
 
     @property
@@ -127,9 +127,9 @@ def of_map(scores: np.ndarray, answer: Answer) -> Evidence:
     """What the map `scores`, (N,) with N >= 1, is worth. Ties stand in the order of the bag."""
     n = len(scores)
     order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
-    ks = [n]
-    while ks[0] > 1:
-        ks.insert(0, ks[0] // 2)
+    ks = [n] if n == 1 else [n // 2, n]
+    while ks[0] >= 4:
+        ks.insert(0, ks[0] // 4)
     kept = {k: answer(order[:k]) for k in ks[:-1]} | {n: 1.0}
     high = next(k for k in ks if kept[k] >= WANTED)
     low = max((k for k in ks if k < high), default=0)
