@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,16 @@ from mhim.mil.splits import Fold, SplitError
 from mhim.mil.tasks import Target
 from mhim.pipeline.cohort import outcomes as outcome
 from mhim.pipeline.cohort import provenance
-from mhim.pipeline.cohort.labels.match import match
+from mhim.pipeline.cohort.labels.match import Matched, match
 from mhim.pipeline.cohort.labels.of_patients import joint_sites, mixed_tissue
-from mhim.pipeline.cohort.labels.rows import CohortError, Row
+from mhim.pipeline.cohort.labels.rows import CohortError, Row, some
 from mhim.pipeline.cohort.outcomes import Outcome
 from mhim.pipeline.cohort.provenance import Made
 from mhim.pipeline.store import layout, reading, seals
 
 # Facts of the features that a model is bound to: scoring refuses others.
 FACTS = ("encoder", "weights_id", "mpp", "tile_px", "stain_norm", "dim", "pooling", "transform", "encoder_name")
+_NO_SLIDE = "\0"  # before a patient's name: stands for the slide of who has none
 
 
 @dataclass(frozen=True)
@@ -126,21 +127,29 @@ def feature_stores(root: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def labelled(rows: Sequence[Row], features: Path, config: TrainConfig) -> Dataset:
-    """The patients of `rows` that have a label and features. Raises CohortError when nothing can be trained on."""
+def labelled(rows: Sequence[Row], features: Path, config: TrainConfig, in_tables: Collection[str] = ()) -> Dataset:
+    """The patients of `rows` that have a label and features. in_tables: who has other data, and is taken without slides
+    too. Raises CohortError when nothing can be trained on."""
     stores, damaged = _usable(features)
     every = {**stores, **damaged}
     matched = match(rows, every)
     notes = [*_damaged(damaged), *matched.notes]
     notes += _left_out(matched.without_row, "slides have features but no row in the labels")
-    notes += _without_features(matched.without_slide, features, every)
+    bare = _bare(matched, in_tables)
+    lone = {r.patient for r, _ in bare}
+    notes += _without_features([r for r in matched.without_slide if r.patient not in lone], features, every)
+    if lone:
+        notes.append(
+            f"{len(lone)} patients have no slides with features and rest on their tables: {some(sorted(lone))}"
+        )
     lost = {r.patient for r, i in matched.rows if i in damaged}  # a bag without one of its slides is another bag
-    outcomes = outcome.told([r for r, _ in matched.rows if r.patient not in lost], config)
+    outcomes = outcome.told([r for r, _ in (*matched.rows, *bare) if r.patient not in lost], config)
     notes += _left_out(
         [i for r, i in matched.rows if r.patient in lost and i not in damaged],
         "slides are of patients with a damaged one",
     )
-    known = [(r, i) for r, i in matched.rows if outcome.has_target(r, outcomes) and r.patient not in lost]
+    pairs = [*matched.rows, *bare]
+    known = [(r, i) for r, i in pairs if outcome.has_target(r, outcomes) and r.patient not in lost]
     what = outcome.lacking(outcomes)
     notes += _left_out([i for r, i in matched.rows if not outcome.has_target(r, outcomes)], f"slides have no {what}")
     if not known:
@@ -152,16 +161,30 @@ def labelled(rows: Sequence[Row], features: Path, config: TrainConfig) -> Datase
     for row, slide in known:
         groups.setdefault(row.patient, []).append((row, slide))
     sites, joined = joint_sites([r for r, _ in known], config.split_by)
-    notes += joined + mixed_tissue({name: [i for _, i in members] for name, members in groups.items()})
+    notes += joined + mixed_tissue({name: _slides(members) for name, members in groups.items()})
     patients = []
     for name, members in sorted(groups.items()):
         members.sort(key=lambda member: member[1])  # by slide: the order of the table is nobody's business
         row = replace(members[0][0], site=sites.get(name))
-        patients.append(patient_of(name, [i for _, i in members], stores, target_of[members[0][1]], row))
+        patients.append(patient_of(name, _slides(members), stores, target_of[members[0][1]], row))
     used = {i: stores[i] for p in patients for i in p.slides}
     made, differ = _made(used, features)
     classes = outcomes[0].classes if len(outcomes) == 1 else ()
     return Dataset(tuple(patients), classes, _facts(used), (*notes, *differ), made, tuple(damaged), outcomes)
+
+
+def _bare(matched: Matched, in_tables: Collection[str]) -> list[tuple[Row, str]]:
+    """One row of each patient without slides at hand who is in a table, with a stand-in for the name of a slide."""
+    there = {r.patient for r, _ in matched.rows}
+    first: dict[str, Row] = {}
+    for row in matched.without_slide:
+        if row.patient in in_tables and row.patient not in there:
+            first.setdefault(row.patient, row)
+    return [(row, _NO_SLIDE + name) for name, row in sorted(first.items())]
+
+
+def _slides(members: Sequence[tuple[Row, str]]) -> list[str]:
+    return [i for _, i in members if not i.startswith(_NO_SLIDE)]
 
 
 def unlabelled(features: Path, rows: Sequence[Row] = ()) -> Dataset:

@@ -67,6 +67,8 @@ def table(data: Dataset, cohort: Mapping[str, SlideEntry]) -> str:
     for patient in sorted(data.patients, key=lambda p: p.id):
         known = outcomes.cells(patient.target, data.outcomes)
         known |= {k: v for k in ("split", "fold", "site") if (v := getattr(patient, k)) is not None}
+        if not patient.slides:
+            rows.append({"slide": "", "patient": patient.id, **known})
         for slide, path in zip(patient.slides, patient.stores, strict=True):
             entry = cohort.get(slide)
             made = {"mpp": repr(entry.mpp)} if entry and entry.mpp is not None else {}

@@ -36,6 +36,14 @@ def to_train_on(
     return join.of_patients(join.read(config), patients, bags)
 
 
+def patients(config: Config) -> set[str]:
+    """Who has a known cell in a table of a fused training. Raises CohortError."""
+    if config.train.fusion == "none":
+        return set()
+    tables = join.read(config).values()
+    return {p for t in tables for p, known in zip(t.patients, t.rows.present, strict=True) if known}
+
+
 def foresee(config: Config, rows: Sequence[Row]) -> None:
     """Find the patients of the labels in the tables, before hours of tiling. Raises CohortError."""
     to_train_on(config, sorted({r.patient for r in rows}))

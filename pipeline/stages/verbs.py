@@ -116,7 +116,7 @@ def run_all(session: Session, source: Path, labels: Path | None, name: str | Non
     if labels is None:
         own = use.of_manifest(source, session.config.labels)
         labels = source if own else match.labels_beside(source, session.work)
-    rows = label_table.read_rows(labels, session.config.labels)
+    rows = label_table.read_table(labels, session.config.labels, bool(session.config.train.tables)).rows
     of_patients.joint_sites(rows, session.config.train.split_by)
     tables_given.foresee(session.config, rows)
     if session.dry_run:
@@ -219,6 +219,7 @@ def to_train_on(session: Session, labels: Path | None) -> tuple[Path, Dataset, C
     is left out, and what would stop it later."""
     from mhim.pipeline.cohort import patients
     from mhim.pipeline.exchange import bag_table
+    from mhim.pipeline.stages import tables_given
     from mhim.pipeline.training import experiment_log, fold
 
     config = session.config
@@ -228,7 +229,8 @@ def to_train_on(session: Session, labels: Path | None) -> tuple[Path, Dataset, C
     if not (session.work.root / "features").is_dir():
         raise CohortError(f"{session.work.root} holds no features; run `pipeline tile`, then `pipeline extract` first")
     found = match.find_labels(labels, session.work)
-    table = label_table.read_table(found, config.labels)
+    in_tables = tables_given.patients(config)
+    table = label_table.read_table(found, config.labels, bool(in_tables))
     if not table.has_outcome:
         raise CohortError(
             f"{found} tells neither a class nor time and event; it has the columns "
@@ -236,7 +238,7 @@ def to_train_on(session: Session, labels: Path | None) -> tuple[Path, Dataset, C
             "--event-column"
         )
     features = session.work.features(config.extract.encoder)
-    data = patients.labelled(table.rows, features, config.train)
+    data = patients.labelled(table.rows, features, config.train, in_tables)
     tell([f"{features_taken(session, features)}; labels {found}"])
     late = use.too_late(table, features, session.work)
     tell((*table.notes, *data.notes, *data.order, *late, *patients.duplicates(data, session.work)))

@@ -117,7 +117,8 @@ def train_fold(
     run: the run's folder, after which an experiment log is named."""
     config, fold, known = job.config, job.fold, dataset.by_id()
     facts = Facts.of(dataset.facts, "what the features say of themselves")  # before hours of work that end in a card
-    train, val, test = ([known[p] for p in side] for side in (fold.train, fold.val, fold.test))
+    train, val, test = ([known[p] for p in s if known[p].slides] for s in (fold.train, fold.val, fold.test))
+    bare = [known[p] for p in fold.test if not known[p].slides]  # of a fusion: they have tables alone
     mpp = float(dataset.facts.get("mpp") or 0.0)
     # The published protocol cuts its bins over all patients, test included, and selects on the test fold.
     paper = config.protocol == "paper"
@@ -143,6 +144,7 @@ def train_fold(
         rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
     points = _merged(operating_points(rows, task), learnt)
     rows += _predicted(model, "test", cases(test, mpp), task, scale)
+    rows += _middle(bare, rows, task)
     sizes = {"train": len(train), "val": len(val), "test": len(test)}
     card: dict[str, Any] = {
         "format": FORMAT,
@@ -176,6 +178,22 @@ def train_fold(
     if state.get("judged", {}).get("why"):
         notes.append(f"standardised: {state['judged']['why']}")
     return tuple(notes)
+
+
+def _middle(bare: Sequence[Patient], rows: Sequence[dict[str, Any]], task: Task) -> list[dict[str, Any]]:
+    """Test rows of patients without slides, of whom the model knows nothing: the mean of what it says of validation."""
+    val = [r for r in rows if r["side"] == "val"]
+    mean = logits_of(val).mean(axis=0) if val else np.zeros(task.n_out)
+    return [
+        {
+            "side": "test",
+            "patient": p.id,
+            "slides": "[]",
+            **task.columns(p.target),
+            **{f"logit_{k}": float(v) for k, v in enumerate(mean)},
+        }
+        for p in bare
+    ]
 
 
 def alarm(

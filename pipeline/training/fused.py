@@ -154,7 +154,7 @@ def train_fused(
     outside: dict[str, np.ndarray] = {SLIDE: np.full((len(learn), said.n_out), np.nan)}
     for folder in inner_folders:
         own = bundle.card_of(folder).task.value
-        rows = [r for r in folds_.read_predictions(folder) if r["side"] == "test"]
+        rows = [r for r in folds_.read_predictions(folder) if r["side"] == "test" and r["slides"] != "[]"]
         outside[SLIDE][[at[r["patient"]] for r in rows]] = outcome.scores(own, folds_.logits_of(rows))
     for name in of_tables:
         outside[name] = _outside(made[1 + len(inner) :], name, at, given[name], learn)
@@ -170,7 +170,8 @@ def train_fused(
     fusion = Fusion(job.config.fusion, task, said, models, found, kinds)
     logits = {r["patient"]: x for r, x in _test_rows(slide)}
     answers = fusion.answers(
-        [logits[p.id] for p in test], {n: t.rows.of([p.id for p in test]) for n, t in given.items()}
+        [logits[p.id] if p.slides else None for p in test],
+        {n: t.rows.of([p.id for p in test]) for n, t in given.items()},
     )
     fused = np.stack([a.logits for a in answers])
     predicted = [*_rows("val", learn, val, said), *_rows("test", test, fused, said)]

@@ -109,6 +109,37 @@ def test_new_patients_come_with_their_tables_or_without(
     assert lone["bare"]["p_yes"] == found["bare"]["p_yes"]
 
 
+def test_patients_without_slides_are_trained_and_scored_by_their_tables(
+    tmp_path: Path, cohort: tuple[layout.Work, list[object], list[str]], cli: Cli
+) -> None:
+    work, train, names = cohort
+    bare = [f"t{i:02d}" for i in range(6)]
+    table = clinical(tmp_path / "c.csv", [*names[:-3], *bare])
+    with open(tmp_path / "labels.csv", "a") as file:
+        file.writelines(f"{'' if i % 2 else f'gone{i}.svs'},{p},{('no', 'yes')[i % 2]}\n" for i, p in enumerate(bare))
+    code, said = cli(*train, "--table", f"clinical={table}")
+    assert code == 0, said
+    said = " ".join(said.split())
+    assert "6 patients have no slides with features and rest on their tables: t00, t01, t02" in said
+    assert f"patients by what they have: {N - 3} slides + clinical, 6 clinical, 3 slides" in said
+    code, said = cli("score", "--work", work.root, "--name", "f", *QUICK)
+    assert code == 0, said
+    found = answers(work.run("f"))
+    assert set(found) == {*names, *bare}
+    assert {found[p]["slide"] for p in bare} == {""}
+    rests = {}
+    for fold in ("fold_0", "fold_1"):
+        with open(work.run("f") / fold / "parts.csv", newline="") as file:
+            rests |= {r["patient"]: r["modalities"] for r in csv.DictReader(file)}
+    assert {rests[p] for p in bare} == {"clinical"}
+    assert {rests[p] for p in names[-3:]} == {"slide"}
+    # known again by its name, though no slide is there to know it by
+    code, said = cli("score", "--work", work.root, "--name", "f", *QUICK, "--table", f"clinical={table}", "--as", "x")
+    assert code == 0, said
+    again = answers(work.run("f") / "new" / "x")
+    assert all(again[p]["known"].startswith(f"{p} of the run") for p in bare)
+
+
 def test_a_table_is_refused_where_nothing_would_use_it(
     tmp_path: Path, cohort: tuple[layout.Work, list[object], list[str]], cli: Cli
 ) -> None:
