@@ -158,7 +158,7 @@ def pearson(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
     def centred(x: np.ndarray) -> np.ndarray:
         x = np.broadcast_to(x, weights.shape)
         middle = np.divide((weights * x).sum(1, keepdims=True), total, out=np.zeros_like(total), where=total > 0)
-        off = x - middle
+        off: np.ndarray = x - middle
         off[np.abs(off) <= 1e-12 * np.abs(x)] = 0.0  # of a constant nothing but rounding is left
         return off
 

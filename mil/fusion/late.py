@@ -63,7 +63,8 @@ class Late:
     def score(self, given: Mapping[str, np.ndarray]) -> np.ndarray:
         """float64 (q,) of one patient. given: modality -> scores (q,), without those that are not at hand."""
         pattern = self.pattern(given)
-        return pattern.slope * self._mixed(given, pattern) + np.array(pattern.offset)
+        scored: np.ndarray = pattern.slope * self._mixed(given, pattern) + np.array(pattern.offset)
+        return scored
 
     def parts(self, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What each modality at hand adds to the score, (q,) each; with the pattern's offset they add up to it."""
@@ -221,7 +222,7 @@ def line(u: np.ndarray, target: np.ndarray, form: Form, levels: int = 0) -> tupl
     def value(x: np.ndarray) -> float:
         offset = np.concatenate([x[1:], np.zeros(q - free)])
         loss = linear.loss(x[0] * u + offset, aim, form)
-        return (loss + 0.5 * PRIOR * x[0] ** 2 + 0.5e-3 * float(x[1:] @ x[1:])) / n
+        return float((loss + 0.5 * PRIOR * x[0] ** 2 + 0.5e-3 * float(x[1:] @ x[1:])) / n)
 
     found = minimize(value, np.array([0.5] + [0.0] * free), method="BFGS", options={"gtol": 1e-7})
     slope, offset = max(float(found.x[0]), LEAST_SLOPE), np.concatenate([found.x[1:], np.zeros(q - free)])

@@ -36,7 +36,8 @@ class Linear:
     def scores(self, x: np.ndarray) -> np.ndarray:
         """float64 (n, q) of x (n, p), each row by itself: who else is scored changes no bit of it."""
         found: np.ndarray = np.stack([row @ self.weights for row in x]) if len(x) else np.empty((0, len(self.offset)))
-        return found + self.offset
+        whole: np.ndarray = found + self.offset
+        return whole
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ def arrays(task: Task, targets: Sequence[Target]) -> np.ndarray:
     values = np.array([float(t) for t in targets if isinstance(t, (int, float))])
     if kind == "number":
         plain: Any = task
-        return (values - plain.mean) / plain.sd
+        scaled: np.ndarray = (values - plain.mean) / plain.sd
+        return scaled
     return values.astype(np.int64)
 
 

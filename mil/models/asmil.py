@@ -97,7 +97,8 @@ class AsMil(MIL):
         share = torch.einsum("k,kn->n", b[:, 0].mean(0), p[:, kept].mean(0))
         path = self.bag_pool.evidence(self.classifier.weight, torch.eye(z.shape[1], dtype=z.dtype, device=z.device))
         through = torch.einsum("dhc,hk->kcd", path, b[:, 0].to(path.dtype))  # a token's map to the classes
-        of_heads = [self.pools[i].evidence(m, z) for i, m in zip(kept, through, strict=True)]  # (N, H, C) each
+        pools: list[Pool] = list(self.pools)  # type: ignore[arg-type]
+        of_heads = [pools[i].evidence(m, z) for i, m in zip(kept, through, strict=True)]  # (N, H, C) each
         contribution = sum(
             (torch.einsum("hn,nhc->nc", p[:, i].to(e.dtype), e) for i, e in zip(kept, of_heads, strict=True)),
             z.new_zeros(len(z), len(logits)),

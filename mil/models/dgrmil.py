@@ -160,7 +160,8 @@ def diversity(g: Tensor) -> Tensor:
     """-log det of the cosines between rows of g (K, h), a scalar, in float64: of alike rows float32 has none."""
     unit = F.normalize(g.double(), dim=1)
     cosines = unit @ unit.T + 1e-10 * torch.eye(len(g), dtype=unit.dtype, device=g.device)
-    return -torch.linalg.slogdet(cosines).logabsdet.to(g.dtype if g.dtype == torch.float64 else torch.float32)
+    volume: Tensor = torch.linalg.slogdet(cosines).logabsdet
+    return -volume.to(g.dtype if g.dtype == torch.float64 else torch.float32)
 
 
 def build(in_dim: int, n_out: int, params: Params) -> DgrMil:

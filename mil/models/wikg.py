@@ -15,7 +15,7 @@ Instance n's contribution is its share of W v_n, past the norm.
 from __future__ import annotations
 
 import math
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +92,7 @@ class Wikg(MIL):
         for part in e.split(size):
             where, dead = self.nearest(part, t, gone)
             if again:  # the neighbours' tails of all instances would be k copies of the bag, several times
-                found.append(cast(Tensor, checkpoint(_read, part, t, where, dead, use_reentrant=False)))
+                found.append(checkpoint(_read, part, t, where, dead, use_reentrant=False))
             else:
                 found.append(_read(part, t, where, dead))
         return torch.cat(found)

@@ -38,7 +38,7 @@ class Scores(nn.Module):
         bias = self.key.bias.unflatten(0, (self.heads, -1))  # (H, d)
         asked = torch.einsum("khd,hdw->hkw", q, weight.to(q.dtype))  # (H, K, h)
         same = torch.einsum("khd,hd->hk", q, bias.to(q.dtype))
-        found = (asked.flatten(0, 1) @ z.T).unflatten(0, (self.heads, -1)) + same[..., None]
+        found: Tensor = (asked.flatten(0, 1) @ z.T).unflatten(0, (self.heads, -1)) + same[..., None]
         return found / math.sqrt(q.shape[2])
 
 
@@ -66,4 +66,5 @@ class Pool(nn.Module):
         weight = self.value.weight.unflatten(0, (self.heads, -1))  # (H, d, h)
         path = (classifier @ self.out.weight).unflatten(1, (self.heads, -1))  # (C, H, d)
         maps = torch.einsum("chd,hdw->hcw", path, weight).flatten(0, 1)  # (H C, h)
-        return (z @ maps.T.to(z.dtype)).unflatten(1, (self.heads, -1))
+        found: Tensor = (z @ maps.T.to(z.dtype)).unflatten(1, (self.heads, -1))
+        return found

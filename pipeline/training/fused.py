@@ -41,6 +41,7 @@ from mhim.pipeline.training import fusion_bundle as bundles
 from mhim.pipeline.training.card import Facts
 from mhim.pipeline.training.fold import Job
 from mhim.pipeline.training.fusion_bundle import SLIDE, Fusion
+from mhim.pipeline.training.progress import HISTORY
 
 INNER, TEACHER, TABLES = "inner", "teacher", "tables"
 PARTS = "parts.csv"
@@ -181,7 +182,7 @@ def train_fused(
     whole |= {"fusion": {"kind": job.config.fusion, "slide_task": task.to_json(), "modalities": list(found.names)}}
     bundles.write(out, whole, slide, fusion)
     (out / folds_.PREDICTIONS).write_text(tables.of_mappings(predicted))
-    (out / folds_.HISTORY).write_bytes((slide / folds_.HISTORY).read_bytes())
+    (out / HISTORY).write_bytes((slide / HISTORY).read_bytes())
     (out / PARTS).write_text(tables.of_mappings(_parts(test, answers)))
     return ()
 

@@ -206,7 +206,8 @@ class _Handler(BaseHTTPRequestHandler):
         if found := re.fullmatch(r"/clusters/(\d{1,4})/(\d{1,7})", path):
             return _json(self.gallery.clusters(int(found[1]), int(found[2]))), "application/json", False
         if found := re.fullmatch(r"/(layer|values|scale)/(\d{1,4})/(\d{1,4})/(\d{1,7})(\.png|\.bin|)", path):
-            return self._layer(found[1] + found[5], *(int(v) for v in found.groups()[1:4]), query)
+            run, layer, number = (int(v) for v in found.groups()[1:4])
+            return self._layer(found[1] + found[5], run, layer, number, query)
         raise Unknown("there is nothing here")
 
     def _layer(self, what: str, run: int, layer: int, number: int, query: dict[str, str]) -> tuple[bytes, str, bool]:
