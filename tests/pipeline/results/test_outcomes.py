@@ -1,0 +1,120 @@
+"""Every outcome through the commands: train, score, compare, new patients, report; cells missing, a target that cannot
+be known in a fold, an interrupted command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mhim.pipeline import Work
+from mhim.pipeline.results import estimand, views
+from mhim.pipeline.store import layout
+from tests.pipeline.bags import make_features, sets, tree
+
+Cli = Callable[..., tuple[int, str]]
+QUICK = [
+    *sets("train.epochs=3", "train.folds=2", "train.lr=0.02", "score.bootstrap=20", "score.heatmaps=none"),
+    *sets("train.patience=0", "train.min_epochs=0", "train.model=mean", "train.model_params={width: 8}"),
+    *sets("train.survival_bins=2", "train.val_fraction=0.4"),
+    "--workers",
+    "1",
+]
+COLUMNS = ("er", "pr", "grade", "ki67")
+KINDS = {
+    "ordinal": ["labels.label_column=grade", "train.task=ordinal"],
+    "regression": ["labels.label_column=ki67", "train.task=regression"],
+    "multilabel": ["labels.label_column=er,pr", "train.task=multilabel"],
+    "several": ["labels.label_column=er,grade,ki67", "train.task=grade=ordinal,ki67=regression"],
+}
+
+
+def labels(path: Path, work: layout.Work, patients: int, **more: Any) -> Path:
+    """Features, and a table of their four columns in which a fifth of the cells are empty."""
+    rng, lines = np.random.default_rng(3), [",".join(("slide", "patient", *COLUMNS))]
+    for i, row in enumerate(make_features(work, patients, **more)):
+        odd = i % 2
+        cells = [("neg", "pos")[odd], ("neg", "pos")[i // 2 % 2], str(1 + odd + (i % 4 == 3))]
+        cells.append(f"{10 + 40 * odd + rng.normal(0, 4):.2f}")
+        cells = ["" if (i + j) % 5 == 0 else cell for j, cell in enumerate(cells)]
+        lines.append(",".join([row.slide, row.patient, *cells]))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_verb_knows_every_outcome(kind: str, cli: Cli, tmp_path: Path) -> None:
+    work, other = layout.Work(tmp_path / "work"), layout.Work(tmp_path / "other")
+    own, new = labels(tmp_path / "a.csv", work, 30), labels(tmp_path / "b.csv", other, 10, seed=5, prefix="x")
+    shared = ["--work", work.root, *QUICK, *sets(*KINDS[kind])]
+    for name, seeds in (("one", 1), ("two", 2)):
+        code, text = cli("train", *shared, "--labels", own, "--name", name, *sets(f"train.seeds={seeds}"))
+        assert code == 0, text
+        code, text = cli("score", *shared, "--name", name)
+        assert code == 0, text
+    run = work.run("one")
+    every = views.of(run)
+    assert [v.target for v in every] == {"multilabel": ["er", "pr"], "several": ["er", "grade", "ki67"]}.get(kind, [""])
+    for view in every:
+        rows = estimand.read(view.folder / "predictions.csv")
+        assert len({r["patient"] for r in rows}) == 24  # a fifth of the cells is empty
+        found = json.loads((view.folder / "metrics.json").read_text())
+        assert found["patients"] == 24
+        assert found["test"][found["headline"]]["value"] is not None
+    calm = tree(run)
+    shutil.rmtree(run / views.FOLDER, ignore_errors=True)
+    (run / "metrics.json").unlink()
+    assert cli("score", *shared, "--name", "one")[0] == 0
+    assert tree(run) == calm
+
+    code, text = cli("compare", "one", "two", "--work", work.root, *sets("score.bootstrap=20"))
+    assert code == 0, text
+    assert text.count("minus one") == len(every)
+    code, text = cli("report", "--work", work.root, "--name", "one")
+    assert code == 0, text
+    page = (run / "report.html").read_text()
+    assert all(f"<h2>{view.target}</h2>" in page for view in every if view.target)
+
+    code, text = cli(
+        "score", *shared, "--model", "one", "--features", other.features("texture"), "--labels", new, "--as", "b"
+    )
+    assert code == 0, text
+    for view in views.of(run / "new" / "b"):
+        assert len(estimand.read(view.folder / "predictions.csv")) == 10
+        found = json.loads((view.folder / "metrics.json").read_text())
+        assert found["patients"] == 8
+        assert found["external"].keys() == found["internal"].keys()
+        assert found["without_label"] == 2
+
+
+def test_labels_of_new_patients_may_lack_targets_and_the_library_names_one(cli: Cli, tmp_path: Path) -> None:
+    work, other = layout.Work(tmp_path / "work"), layout.Work(tmp_path / "other")
+    own, new = labels(tmp_path / "a.csv", work, 30), labels(tmp_path / "b.csv", other, 10, seed=5, prefix="x")
+    shared = ["--work", work.root, *QUICK]
+    assert cli("train", *shared, *sets(*KINDS["several"]), "--labels", own, "--name", "one")[0] == 0
+    assert cli("score", *shared, "--name", "one")[0] == 0
+    given = ["--model", "one", "--features", other.features("texture"), "--labels", new, "--as", "b"]
+    code, text = cli("score", *shared, *given, *sets("labels.label_column=er,pr"))
+    assert code == 0, text
+    assert "ki67: no scored slide has a number as label in the labels" in text
+    at = {v.target: v.folder for v in views.of(work.run("one") / "new" / "b")}
+    assert (at["er"] / "metrics.json").exists()
+    assert not (at["ki67"] / "metrics.json").exists()
+    assert len(estimand.read(at["ki67"] / "predictions.csv")) == 10
+    code, text = cli("score", *shared, *given, *sets("labels.label_column=er"))
+    assert code == 2
+    assert "has the targets er, grade, ki67" in text
+
+    found = Work(work.root).run("one")
+    assert found.targets == ("er", "grade", "ki67")
+    (first, *_) = found.held_out("ki67")
+    assert first.value == pytest.approx(first.row["predicted"])
+    assert first.interval is not None
+    assert first.interval[0] <= first.value <= first.interval[1]
+    with pytest.raises(Exception, match="there is er, grade, ki67"):
+        found.held_out()
