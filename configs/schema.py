@@ -205,6 +205,14 @@ class TrainConfig(Settings):
     grid: dict[str, tuple[Any, ...]] = Field(
         default_factory=dict, description="lists of model_params or settings to try, chosen on validation only"
     )
+    pretrained: str = speed(
+        "",
+        "file with pretrained weights of FEATHER's layout from which train.model=feather starts, your own (their SHA-256 enters the fingerprint, not the path)",
+    )
+    pretrained_encoder: str = added(
+        "",
+        "encoder that these weights were trained on; it must be that of the features, since widths alone prove nothing",
+    )
     attention_entropy: float = added(
         0.0,
         "weight of the attention's negative entropy in the loss of any attention model, MHIM's students too (AEM); it falls to 0 over the epochs by a half cosine",

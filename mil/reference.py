@@ -165,7 +165,7 @@ def load_reference(
     if name == "mhim":
         names = {f"{part}.{ours}": theirs for part in ("student", "teacher") for ours, theirs in names.items()}
         names |= {f"recycle.{ours}": theirs for theirs, ours in _RECYCLE.items()}
-    return _fill(model, state, names, f"a {student} of {n_classes} classes on {in_dim} features")
+    return fill(model, state, names, f"a {student} of {n_classes} classes on {in_dim} features")
 
 
 def _load_row(state_dict: Mapping[str, Tensor], row: str, n_classes: int, in_dim: int, options: dict[str, Any]) -> MIL:
@@ -182,10 +182,10 @@ def _load_row(state_dict: Mapping[str, Tensor], row: str, n_classes: int, in_dim
     model: MIL = module.build(in_dim, n_out, lookup.params(module, still | naming.settings | options))
     state = {k: v for k, v in state.items() if k not in naming.unused}
     names = {ours: theirs for theirs, ours in naming.names.items()}
-    return _fill(model, state, names, f"a {row} of {n_classes} classes on {in_dim} features")
+    return fill(model, state, names, f"a {row} of {n_classes} classes on {in_dim} features")
 
 
-def _fill(model: MIL, state: Mapping[str, Tensor], names: Mapping[str, str], what: str) -> MIL:
+def fill(model: MIL, state: Mapping[str, Tensor], names: Mapping[str, str], what: str) -> MIL:
     """`model` with the weights `state`, in eval mode and in their dtype. names: ours -> theirs. Raises NotReference."""
     own = model.state_dict()
     filled = {ours: _fitting(state, theirs, own[ours]) for ours, theirs in names.items() if ours in own}

@@ -19,6 +19,7 @@ from mhim.pipeline.resume import fingerprints
 from mhim.pipeline.resume.runner import make_one, open_claims
 from mhim.pipeline.resume.stage import Item, Made, Stage, State, is_made
 from mhim.pipeline.store import layout, reading, seals
+from mhim.pipeline.training import pretrained
 
 if TYPE_CHECKING:
     from mhim.pipeline.training.fold import Job
@@ -67,6 +68,7 @@ class Train(Stage):
             inputs["teacher"] = self._mark(self.item(job.teacher))
         if job.part:
             inputs |= self._of_fusion(job)
+        inputs |= pretrained.inputs(job.config)
         return Item(f"{job.cell}/{job.name}" if job.cell else job.name, self.root / job.cell / job.name, inputs, job)
 
     def _of_fusion(self, job: Job) -> dict[str, Any]:

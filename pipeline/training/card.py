@@ -113,13 +113,13 @@ class Card(Record):
     """`model.json`.
 
     in_dim: numbers per tile. made: how the features were made, as their own records say (`tile.mpp` ...). train:
-    settings of the training. epoch: the chosen one, from 1; epochs: how many there were. validation, test: metric ->
-    value. taught: a plain model of the same fold was the teacher. standardized: what train.standardize=auto found, with
-    `why` it was done, None where it was not. temperature, threshold, risk_threshold: fitted on the validation
-    patients. horizons: times of the time-dependent AUCs, in the labels' unit. interval: level -> half width
-    of a prediction's interval, in the labels' unit; None: the whole line, as validation was too small. targets: name ->
-    the same of each of several. unlike_from: distance from which on a bag is unlike all that the model was trained and
-    tested on."""
+    settings of the training. epoch: the chosen one, from 1; epochs: how many there were. validation, test: metric
+    -> value. taught: a plain model of the same fold was the teacher. standardized: what train.standardize=auto
+    found, with `why` it was done, None where it was not. temperature, threshold, risk_threshold: fitted on the
+    validation patients. pretrained: sha256, encoder and names of the weights that it started from. horizons: times
+    of the time-dependent AUCs, in the labels' unit. interval: level -> half width of a prediction's interval, in
+    the labels' unit; None: the whole line, as validation was too small. targets: name -> the same of each of
+    several. unlike_from: distance from which on a bag is unlike all that the model was trained and tested on."""
 
     format: int = FORMAT
     model: str
@@ -140,6 +140,7 @@ class Card(Record):
     test: dict[str, Metric]
     taught: bool | None = None
     standardized: dict[str, Any] | None = None
+    pretrained: dict[str, Any] | None = None
     temperature: Number | None = None
     threshold: Number | None = None
     risk_threshold: Number | None = None

@@ -33,7 +33,7 @@ from mhim.pipeline.cohort.patients import Dataset, Patient, StoredBag
 from mhim.pipeline.resume.fingerprints import own_settings
 from mhim.pipeline.store import tables, writing
 from mhim.pipeline.store.layout import CARD, FORMAT
-from mhim.pipeline.training import bundle, choices, experiment_log, targets
+from mhim.pipeline.training import bundle, choices, experiment_log, pretrained, targets
 from mhim.pipeline.training.card import Card, Facts
 from mhim.pipeline.training.progress import HISTORY, Progress
 
@@ -124,7 +124,9 @@ def train_fold(
     paper = config.protocol == "paper"
     task = make_task(dataset, config, [*train, *test] if paper else train)
     train_cases, val_cases = cases(train, mpp), cases(test if paper else val, mpp)
-    model = build_model(config, int(dataset.facts["dim"]), task, job.seed, teacher).to(device(config.gpu))
+    model = build_model(config, int(dataset.facts["dim"]), task, job.seed, teacher)
+    begun = pretrained.begin(model, config, dataset.facts)
+    model.to(device(config.gpu))
     with experiment_log.opened(config.log, run, f"{job.cell}/{job.name}".strip("/")) as log:
         state = _fit(model, train_cases, val_cases, task, config, job.seed, partial, log)
     scale, weights = loop.scale_of(state), state["best"]["weights"]
@@ -162,6 +164,7 @@ def train_fold(
         "epochs": state["epoch"] + 1,
         **{what: finite(_metrics_of([r for r in rows if r["side"] == side], task, points)) for what, side in SIDES},
         **({"taught": True} if teacher else {}),
+        **({} if begun is None else {"pretrained": begun}),
         **({"standardized": state["judged"]} if "judged" in state else {}),
         **points,
     }

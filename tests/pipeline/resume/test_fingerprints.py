@@ -42,6 +42,7 @@ OUTSIDE = {
     "extract.queue_mb": "memory",
     "extract.cache_dir": "copies of slides",
     "extract.cache_gb": "copies of slides",
+    "train.pretrained": "where the weights lie; their SHA-256 is an input",
     "train.gpu": "last bits are promised on one kind of device only",
     "train.cache_gb": "memory",
     "train.checkpoint_s": "when checkpoints are written; a training that goes on ends in the same bytes",
