@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.benchmarks import fusion
 from tests.documents import commands, settings, tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,6 +20,8 @@ WHOLE = "configs/README.md"
 PART = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PARTS: dict[str, Callable[[], str]] = {
     "commands": commands.commands,
+    "fusion": lambda: "\n".join(fusion.table("pooled")),
+    "fusion-tables": lambda: "\n".join(fusion.table_of_tables()),
     "models": tables.models,
     "masking-abmil": lambda: tables.masking("abmil"),
     "masking-dsmil": lambda: tables.masking("dsmil"),
