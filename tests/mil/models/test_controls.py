@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -152,3 +153,32 @@ def test_a_model_that_needs_another_before_it_is_no_student() -> None:
     module = lookup.find(MODELS, "mhim")
     with pytest.raises(ValueError, match="ibmil needs another model before it"):
         module.build(12, 2, lookup.params(module, {"student": "ibmil"}))
+
+
+@pytest.mark.parametrize(
+    "name", ["abmil", "clam_sb", "acmil", "asmil", "smabmil", "camil", "wikg", "nnmil", "dsmil", "ilra"]
+)
+def test_bags_packed_into_one_step_are_the_bags_one_by_one(name: str) -> None:
+    """A batch has a softmax, a loss and a gradient per bag, nothing of padding: its step is the mean of theirs."""
+    sizes = (40, 1, 7, 90)
+    given = [arrays(n, seed) for seed, n in enumerate(sizes)]
+    still = {k: 0.0 for k in lookup.find(MODELS, name).Params.model_fields if k.endswith("dropout")}
+    model = make(name, still | ({"drop": 0} if name == "asmil" else {"top_k": 0} if name == "acmil" else {})).double()
+    model.train(name != "nnmil")
+
+    def step(chosen: list[int]) -> tuple[float, list[torch.Tensor]]:
+        model.zero_grad()
+        b = collate([given[i] for i in chosen], 0.5)
+        b = dataclasses.replace(b, features=b.features.double())
+        loss = sum(model.losses(b, torch.tensor([i % 2 for i in chosen]), TWO).values(), torch.zeros(()))
+        loss.backward()
+        return float(loss.detach()), [
+            torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()
+        ]
+
+    together, packed = step([0, 1, 2, 3])
+    alone = [step([i]) for i in range(4)]
+    assert together == pytest.approx(np.mean([v for v, _ in alone]), rel=1e-12)
+    for k, gradient in enumerate(packed):
+        mean = torch.stack([g[k] for _, g in alone]).mean(0)
+        torch.testing.assert_close(gradient, mean, rtol=1e-12, atol=1e-12 * max(1.0, float(mean.abs().max())))

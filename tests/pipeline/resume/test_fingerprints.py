@@ -42,6 +42,7 @@ OUTSIDE = {
     "extract.queue_mb": "memory",
     "extract.cache_dir": "copies of slides",
     "extract.cache_gb": "copies of slides",
+    "train.tables": "where the tables lie; their rows of the run's patients are inputs",
     "train.pretrained": "where the weights lie; their SHA-256 is an input",
     "train.gpu": "last bits are promised on one kind of device only",
     "train.cache_gb": "memory",
@@ -76,6 +77,9 @@ OTHER: dict[str, Any] = {
     "train.model_params": {"dropout": 0.5},
     "tile.segmenter_params": {"dark_od": 0.3},
     "train.grid": {"lr": (1.0,)},
+    "train.tables": {"blood": "blood.csv"},
+    "train.pretrained": "weights.safetensors",
+    "train.pretrained_encoder": "uni",
     "score.confidence": 0.9,
 }
 
