@@ -14,6 +14,7 @@ import numpy as np
 
 from mhim.mil import captions
 
+STRIP_PX = 56  # height of the strip that `legend` puts below a picture
 BAND_ROWS = 256  # a heatmap of 25 Mpx is summed up in bands that fit the cache: 3 times faster, a tenth of the memory
 # position, red, green, blue: dark blue, teal, yellow-green, orange, dark red
 _STOPS = np.array(
@@ -234,7 +235,7 @@ def laid_over(rgb: np.ndarray, layer: np.ndarray) -> np.ndarray:
 def legend(rgb: np.ndarray, mpp: float, title: str, low: str, high: str) -> np.ndarray:
     """The image with a strip below it: title, colour bar with its two ends, and a scale bar in µm."""
     h, w = rgb.shape[:2]
-    width, strip = max(w, 480), 56
+    width, strip = max(w, 480), STRIP_PX
     out = np.full((h + strip, width, 3), 255, np.uint8)
     out[:h, :w] = rgb
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-import numpy as np
-
-from mhim.extract.images import encoded
 from mhim.mil import evidence
-from mhim.pipeline.pictures import figures, kinds
+from mhim.pipeline.pictures import beside, figures, kinds, methods, thumbnails
 from mhim.pipeline.pictures.kinds.kind import Drawing, Kind
 from mhim.pipeline.results import again, ensemble, estimand, numbers, predictions, views
 from mhim.pipeline.results import evidence as measured
@@ -30,7 +28,6 @@ from mhim.pipeline.training import bundle, choices
 from mhim.pipeline.upkeep import status
 
 BUDGET = 9 * 2**20  # bytes of the HTML file
-PICTURE_PX = 360
 Row = dict[str, Any]
 ASSETS = Path(__file__).parent / "assets"
 FIGURES = {
@@ -55,6 +52,7 @@ def write(work: layout.Work, run: Path) -> Path:
     style, script = ((ASSETS / name).read_text() for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     sections = [_section(view) for view in views.of(run)]
+    versions = bundle.card_of(predictions.folds_of(run)[0]).versions
     values: dict[str, Any] = {
         "name": run.name,
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
@@ -65,7 +63,7 @@ def write(work: layout.Work, run: Path) -> Path:
         "left_out": _left_out(work),
         "splits": _splits(run),
         "choices": choices.lines(found.choices),
-        "versions": list(bundle.card_of(predictions.folds_of(run)[0]).versions.items()),
+        "versions": list(versions.items()),
         "features": list(found.features.plain().items()),
         "config": (run / "config.yaml").read_text() if (run / "config.yaml").exists() else "",
         "again": "\n".join(again.commands(work, run)),
@@ -81,7 +79,7 @@ def write(work: layout.Work, run: Path) -> Path:
         text = pages.page(ASSETS / "several.html", **values)
     else:
         (only,) = sections
-        values |= only.values | _trainings(found) | _maps(run)
+        values |= only.values | _trainings(found) | _maps(run) | _beside(run, found, versions)
         bare = pages.page(ASSETS / "report.html", **values, gallery=[], no_room=0)
         gallery, no_room = _gallery(run, only.rows, only.kind, BUDGET - len(bare.encode()) - 4096)
         text = pages.page(ASSETS / "report.html", **values, gallery=gallery, no_room=no_room)
@@ -120,6 +118,20 @@ def _section(view: views.View) -> _Section:
         **_patients(rows, kind),
     }
     return _Section(kind, rows, values)
+
+
+def _beside(run: Path, found: Metrics, versions: Mapping[str, str]) -> dict[str, Any]:
+    """The headline by the frozen decision, the methods paragraph, other runs and other cohorts."""
+    compared, more = beside.comparisons(run, found)
+    return {
+        "frozen": methods.frozen(found),
+        "methods": methods.paragraph(found, methods.settings(run), versions),
+        "compared": compared,
+        "compared_columns": beside.COMPARED,
+        "not_compared": more,
+        "external": beside.external(run),
+        "external_columns": beside.EXTERNAL,
+    }
 
 
 def _training_figures(run: Path, found: Metrics) -> dict[str, Drawing]:
@@ -278,24 +290,22 @@ def _gallery(run: Path, rows: Sequence[Row], kind: Kind, room: int) -> tuple[lis
             if room <= 0:
                 left += 1
                 continue
+            made_of = [(p, thumbnails.heatmap(p)) for p in pictures]
+            tiles = run / "heatmaps" / slide / "tiles.jpg"
+            made_of += [(tiles, thumbnails.sheet(tiles))] if tiles.exists() else []
             shown = {
                 "name": slide,
-                "uri": pages.data_uri("image/jpeg", _small_jpeg(pictures[0])),
+                "pictures": [
+                    {
+                        "uri": pages.data_uri("image/jpeg", data),
+                        "layer": "highest and lowest tiles" if p == tiles else p.stem.replace("_", " "),
+                        "file": quote(p.relative_to(run).as_posix()),
+                    }
+                    for p, data in made_of
+                ],
                 "wrong": kind.measure.said(r).wrong,
                 "told": kind.caption(r),
-                "layer": pictures[0].stem.replace("_", " "),
             }
             room -= len(pages.page(ASSETS / "slide.html", slide=shown).encode())
             made.append(shown)
     return made, left
-
-
-def _small_jpeg(path: Path) -> bytes:
-    import cv2
-
-    picture = cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_4)
-    if picture is None:
-        raise layout.StoreError(f"{path} is damaged; delete its folder and score again")
-    k = min(1.0, PICTURE_PX / max(picture.shape[:2]))
-    picture = np.asarray(cv2.resize(picture, None, fx=k, fy=k, interpolation=cv2.INTER_AREA))
-    return encoded(picture[..., ::-1], ".jpg", 78)
