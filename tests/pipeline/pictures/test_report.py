@@ -180,7 +180,7 @@ def test_a_missing_fold_is_told_before_any_number(cli: Cli, tmp_path: Path) -> N
     note = re.search(r'<p class="note">(1 of 3 trainings are missing[^<]*)', text)
     assert note is not None
     assert "fold 1 with seed" in note[1]
-    assert note.start() < text.index("<h2>Results")
+    assert note.start() < text.index('<h2 id="results">')
     assert "12 held-out patients, 2 folds" in text
 
 
