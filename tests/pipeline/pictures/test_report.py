@@ -203,6 +203,6 @@ def test_an_alarm_is_told_per_training(cli: Cli, tmp_path: Path) -> None:
     fallen = [f for f in found["per_fold"] if "fallback" in f]
     assert fallen, "with no tolerance at all some fold must fall back"
     assert f"{len(fallen)} of 3 trainings fell back to the plain model" in text
-    table = text[text.index("<h2>Trainings") :]
+    table = text[text.index('<h2 id="trainings">') :]
     for one in fallen:  # and beside each that did, why
         assert one["fallback"]["why"] in html.unescape(table[: table.index("</table>")])
