@@ -5,6 +5,10 @@
 A bag of 60 tiles holds a share s of marked ones (one feature raised by 3 sd); its number is 100 s with noise of 5, its
 grade the quarter of a noisy s. The oracle counts the marked tiles by their likelihood and knows how truth was made;
 what it misses is the noise of the labels and of the count, which no model can explain. Written beside, a line a seed.
+
+Of 300 bags, one seed: the number reaches .98 of the oracle's R2 (.95 among several); the grade by CORN is .06 below the
+oracle's kappa (.03 among several). A trial of 20 epochs with every grade known and the cumulative link came to .908 of
+.924, .016 below: with few bags of one ordered cause it learns from fewer than CORN does.
 """
 
 from __future__ import annotations
