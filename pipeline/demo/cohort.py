@@ -109,7 +109,7 @@ def plan_cohort(seed: int = 7, n: int = 32, small: bool = False) -> list[DemoSli
 
 
 def make_cohort(folder: Path, seed: int = 7, n: int = 32, small: bool = False, workers: int = 0) -> Path:
-    """Write the cohort into `folder`: slides/, truth/ and labels.csv, whose path is returned.
+    """Write the cohort into `folder`: slides/, truth/, clinical.csv and labels.csv, whose path is returned.
 
     A slide that is already there is kept (it was renamed into place complete), so an interrupted run goes on.
     workers: threads, 0 is one per core; about 400 MB each at full size.
@@ -131,11 +131,24 @@ def make_cohort(folder: Path, seed: int = 7, n: int = 32, small: bool = False, w
         for slide in slides:
             (folder / "slides" / slide.name).unlink(missing_ok=True)
     (folder / "labels.csv").write_text(table)
+    (folder / "clinical.csv").write_text(clinical(slides, seed))
     marker.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         for done in [pool.submit(_make_slide, folder, s, seed, small) for s in slides]:
             done.result()
     return folder / "labels.csv"
+
+
+def clinical(slides: Sequence[DemoSlide], seed: int) -> str:
+    """A table of made-up patients: an age and a marker that lean a little with the label, a sex that does not, and a
+    few empty cells."""
+    rng = np.random.default_rng(seed)
+    rows: list[list[object]] = []
+    for patient, label in sorted({s.patient: s.label for s in slides}.items()):
+        age, marker = 62 + 5 * label + rng.normal(0, 8), np.exp(1 + 0.7 * label + rng.normal(0, 0.7))
+        sex, empty = str(rng.choice(["female", "male"])), rng.random(2)
+        rows.append([patient, "" if empty[0] < 0.15 else round(age), sex, "" if empty[1] < 0.15 else round(marker, 2)])
+    return tables.text_of(("patient", "age", "sex", "marker"), rows)
 
 
 @lru_cache(maxsize=4)

@@ -117,3 +117,6 @@ def _show_places(work: layout.Work, folder: Path) -> None:
     ):
         console.out.print(f"  {what}: {console.escape(str(where))}")
     console.out.print(f"Then: pipeline status --work {console.escape(str(work.root))}")
+    words = f"pipeline train --work {work.root} --config demo --labels {folder / 'labels.csv'} --model abmil"
+    words += f" --name fused --fusion late --table clinical={folder / 'clinical.csv'}"
+    console.out.print(f"The slides together with a made-up clinical table: {console.escape(words)}")

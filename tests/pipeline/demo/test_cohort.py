@@ -130,3 +130,16 @@ def test_tumour_fraction_counts_the_area_of_each_tile() -> None:
     fraction = cohort.tumour_fraction(truth, coords, 160)
     np.testing.assert_allclose(fraction, [1.0, 0.5, 0.0, 0.25, 0.0])
     assert cohort.tumour_fraction(truth, np.zeros((0, 2), np.int32), 160).shape == (0,)
+
+
+def test_the_clinical_table_has_every_patient_and_a_few_empty_cells(few: Path) -> None:
+    from mhim.pipeline.cohort.patient_tables.table import Kinds, read
+
+    found = read(few / "clinical.csv", "clinical")
+    with open(few / "labels.csv") as file:
+        assert set(found.patients) == {row["patient"] for row in csv.DictReader(file)}
+    assert found.kinds == Kinds(("age", "marker"), ("sex",))
+    slides = cohort.plan_cohort()
+    rows = [line.split(",") for line in cohort.clinical(slides, 7).splitlines()[1:]]
+    assert 0 < sum(cell == "" for row in rows for cell in row) < len(rows)
+    assert len(rows) == len({s.patient for s in slides})
