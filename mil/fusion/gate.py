@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mhim.mil.fusion import late
-from mhim.mil.fusion.late import FusionError, Late
+from mhim.mil.fusion.late import FusionError, Late, Pattern
 from mhim.mil.fusion.linear import Form
 
 DRAWS, DROPPED = 8, 0.3  # passes over the patients, and the share of modalities that each lacks in them
@@ -55,7 +55,7 @@ class Gate:
         return self.late.skill
 
     @property
-    def patterns(self) -> Mapping[tuple[str, ...], late.Pattern]:
+    def patterns(self) -> Mapping[tuple[str, ...], Pattern]:
         return self.late.patterns
 
     def score(self, given: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -143,7 +143,7 @@ def fit(
     def closure() -> float:
         optimizer.zero_grad()
         value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         if form == "survival":
             assert free.grad is not None
             free.grad[len(free) - q :] = 0.0  # a constant changes no partial likelihood
@@ -161,7 +161,8 @@ def _dropped(there: np.ndarray) -> np.ndarray:
     masks = [there]
     for _ in range(DRAWS - 1):
         kept = there & (rng.random(there.shape) >= DROPPED)
-        masks.append(np.where(kept.any(axis=1)[:, None], kept, there))
+        some = np.asarray(kept.any(axis=1))
+        masks.append(np.where(some[:, None], kept, there))
     return np.stack(masks).astype(np.float64)
 
 

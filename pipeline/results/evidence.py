@@ -76,7 +76,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     for maps in patients.values():
         for name, numbers in maps.items():
             rows.setdefault(name, []).append(numbers)
-    told = {
+    told: dict[str, Any] = {
         name: {
             "patients": len(each),
             **{k: {"mean": mean, "sd": sd} for k, (mean, sd, _) in metrics.over_folds(each).items()},
