@@ -37,6 +37,8 @@ def cost(name: str, dim: int, params: dict[str, Any] | None = None) -> Cost:
     module = lookup.find(PACKAGE, name)
     with loop.seeded(0):
         model = module.build(dim, 2, lookup.params(module, params or {})).eval()
+        weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        model.requires_grad_(False)  # the counter follows gradients where there are any
         side = int(TILES**0.5) + 1
         at = torch.arange(TILES)
         coords = torch.stack([at % side, at // side], 1).float()[None] * 256
@@ -45,7 +47,6 @@ def cost(name: str, dim: int, params: dict[str, Any] | None = None) -> Cost:
         )
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(bag)
-    weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Cost(weights, counter.get_total_flops() // 2)  # a product and its sum are two operations
 
 
