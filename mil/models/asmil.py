@@ -94,7 +94,7 @@ class AsMil(MIL):
         logits = self.classifier(embedding)
         if not detail:
             return Encoded(logits, embedding[None])
-        share = torch.einsum("k,kn->n", b[:, 0].mean(0), p[:, kept].mean(0))
+        share = torch.einsum("k,kn->n", b[:, 0].mean(0), torch.stack([p[:, i] for i in kept], dim=1).mean(0))
         path = self.bag_pool.evidence(self.classifier.weight, torch.eye(z.shape[1], dtype=z.dtype, device=z.device))
         through = torch.einsum("dhc,hk->kcd", path, b[:, 0].to(path.dtype))  # a token's map to the classes
         pools: list[Pool] = list(self.pools)  # type: ignore[arg-type]

@@ -76,8 +76,8 @@ def test_the_numbers_are_those_of_the_cpu(name: str, extra: dict[str, object], m
         torch.testing.assert_close(other.scores.cpu(), one.scores)
     single = bag(61)
     single = Bag(single.features.double(), single.mask, single.coords, single.tile_l0, single.mpp, single.sizes)
-    for key, value in mined(here, single).items():
-        np.testing.assert_allclose(mined(gone, there(single, torch.float64))[key], value, rtol=1e-5, atol=1e-6)
+    for key, value in mined(here, single, TWO).items():
+        np.testing.assert_allclose(mined(gone, there(single, torch.float64), TWO)[key], value, rtol=1e-5, atol=1e-6)
     if name == "dtfd":
         return  # its pseudo-bags are drawn on the device
     losses = []
@@ -107,6 +107,8 @@ def test_golden_answers(name: str) -> None:
 def test_no_step_waits_for_the_host(name: str, extra: dict[str, object], task: str) -> None:
     """Batches from RAM, teacher, student, backward, optimiser, EMA: the host only queues. (TransMIL's grid, which has
     to learn its size, is not the default.)"""
+    if {name, extra.get("student")} & {"camil", "smabmil"}:
+        pytest.skip("a table of neighbours has the size of the tissue, which only the places tell")
     t = TASKS[task]
     values = [(5.0, 1.0), (7.0, 0.0)] if t.survival else [0, 1]
     model = make(name, extra, t.n_out).to(GPU).train()
