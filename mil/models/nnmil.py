@@ -77,7 +77,8 @@ class NnMil(MIL):
         if self.keep >= width:
             return [None]
         if self.training:
-            return [(self.draw() if self._drawn is None else self._drawn)[: self.keep].to(self.order.device, non_blocking=True)]
+            drawn = self.draw() if self._drawn is None else self._drawn
+            return [drawn[: self.keep].to(self.order.device, non_blocking=True)]  # a GPU is not waited for
         starts = list(range(0, width - self.keep + 1, max(1, self.keep // 4)))
         if starts[-1] + self.keep < width:
             starts.append(width - self.keep)
