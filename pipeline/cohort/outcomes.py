@@ -115,6 +115,8 @@ def _kind(name: str, values: Sequence[str], asked: str, listed: bool) -> Kind:
     """The kind of one column of labels, as asked for or as its values tell it. Raises CohortError."""
     if asked == "survival":
         raise CohortError(f"column {name}: survival is told by the time and event columns, not by a label")
+    if asked == "regression":
+        _differ(name, values)
     if asked != "auto":
         return _KINDS[asked]
     distinct = {v if (n := number(v)) is None else n for v in values}
@@ -129,6 +131,13 @@ def _kind(name: str, values: Sequence[str], asked: str, listed: bool) -> Kind:
         f"{where}: {len(distinct)} distinct numbers ({shown}), which may be classes, grades or measurements: say which "
         f"with {how}"
     )
+
+
+def _differ(name: str, values: Sequence[str]) -> None:
+    """Raises CohortError where all labels are one number: no fold could learn from them."""
+    if len(values) > 1 and len({v if (n := number(v)) is None else n for v in values}) == 1:
+        where = f"column {name}: " if name else ""
+        raise CohortError(f"{where}all {len(values)} labelled slides are {values[0]!r}: there is nothing to learn")
 
 
 def classes_of(name: str, kind: Kind, values: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
@@ -149,7 +158,8 @@ def classes_of(name: str, kind: Kind, values: Sequence[str], given: Sequence[str
         return tuple(sorted(present, key=lambda v: (number(v), v)))
     if kind == "ordinal":
         words = ", ".join(sorted(present))
-        how = f"--set 'train.levels={{{name}: [{words}]}}'" if name else f"--set 'train.classes=[{words}]'"
+        example = "[LOWEST, ..., HIGHEST]"  # never the words by letter: whoever copies them has a wrong order unawares
+        how = f"--set 'train.levels={{{name}: {example}}}'" if name else f"--set 'train.classes={example}'"
         raise CohortError(
             f"{where}levels in words ({words}) have no order of their own: give it, lowest first, as {how}"
         )

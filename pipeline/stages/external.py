@@ -270,7 +270,8 @@ def _finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path,
         spread = f" (sd {row['spread']:.3f} over the folds)" if row.get("spread") is not None else ""
         decided = f" -> {decision}" if decision else ""
         decided += " (unlike what the model knows)" if row.get("unlike", 0.0) > 1 else ""
-        whose = row["slide"] if row["patient"] == row["slide"] else f"{row['patient']} ({row['slide']})"
+        slides = row["slide"] or "no slide"
+        whose = slides if row["patient"] == slides else f"{row['patient']} ({slides})"
         console.out.print(console.escape(f"  {whose}: {values}{spread}{decided}"))
     if len(rows) > 20:
         console.out.print(f"  and {len(rows) - 20} more")

@@ -181,6 +181,8 @@ def test_what_is_safe_is_told_from_the_labels(work: layout.Work) -> None:
         (labelled("low", "high"), {"task": "ordinal"}, "order of their own"),
         (labelled("1", "2", "oops"), {"task": "regression"}, "row 4, column label: 'oops' is not a number"),
         (labelled("1", "2", "inf"), {"task": "regression"}, "not finite"),
+        (labelled("3", "3.0"), {"task": "regression"}, "all 12 labelled slides are '3': there is nothing to learn"),
+        (labelled("none", "mild"), {"task": "ordinal"}, r"lowest first, as --set 'train.classes=\[LOWEST, ..., HIGHEST"),
         (lambda r: r, {"task": "multilabel"}, "two or more columns"),
         (lambda r: r, {"task": "a=ordinal"}, "the labels are of one column"),
         (several, {"task": "multilabel"}, "column grade: 3 distinct values"),
@@ -204,11 +206,11 @@ def test_an_unknown_task_is_a_mistake_of_the_user(task: str) -> None:
 
 def test_a_target_that_is_constant_in_the_training_part_says_so(work: layout.Work) -> None:
     rows = make_features(work, 12)
-    cells = [(("er", ("neg", "pos")[i % 2]), ("pd", "5" if i % 3 else None)) for i in range(12)]
+    cells = [(("er", ("neg", "pos")[i % 2]), ("pd", ("5" if i % 3 else None) if i else "6")) for i in range(12)]
     same = [replace(r, label=None, targets=of) for r, of in zip(rows, cells, strict=True)]
     data = patients.labelled(same, work.features("texture"), TrainConfig(task="pd=regression"))
     with pytest.raises(TaskError, match=r"target pd: all .* training targets of this fold are 5"):
-        training.make_task(data, TrainConfig(), data.patients)
+        training.make_task(data, TrainConfig(), [p for p in data.patients if p.id != rows[0].patient])
 
 
 def test_settings_that_came_later_leave_old_fingerprints_alone() -> None:
