@@ -182,7 +182,7 @@ def test_what_is_safe_is_told_from_the_labels(work: layout.Work) -> None:
         (labelled("1", "2", "oops"), {"task": "regression"}, "row 4, column label: 'oops' is not a number"),
         (labelled("1", "2", "inf"), {"task": "regression"}, "not finite"),
         (labelled("3", "3.0"), {"task": "regression"}, "all 12 labelled slides are '3': there is nothing to learn"),
-        (labelled("none", "mild"), {"task": "ordinal"}, r"lowest first, as --set 'train.classes=\[LOWEST, ..., HIGHEST"),
+        (labelled("none", "mild"), {"task": "ordinal"}, r"as --set .train.classes=\[LOWEST, ..., HIGHEST"),
         (lambda r: r, {"task": "multilabel"}, "two or more columns"),
         (lambda r: r, {"task": "a=ordinal"}, "the labels are of one column"),
         (several, {"task": "multilabel"}, "column grade: 3 distinct values"),
