@@ -106,6 +106,8 @@ def _folds(folder: Path) -> Iterator[tuple[str, str]]:
     meanwhile."""
     for name, inner, _ in os.walk(folder):
         inner[:] = [n for n in inner if not n.startswith(".")]
+        if any(n.startswith("fold_") for n in inner):
+            continue  # it holds folds, as `inner/fold_0` of a fused run does
         if os.path.basename(name).startswith("fold_") and (found := seals.look(Path(name))) is not None:
             yield Path(name).relative_to(folder).as_posix(), found.wrong
             inner.clear()

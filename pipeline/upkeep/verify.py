@@ -62,7 +62,8 @@ def outputs(work: layout.Work) -> Iterator[Output]:
             for n in sorted(f for f in files if f.endswith(".zarr.zip")):
                 if not (folder / n.removesuffix(".zip")).is_dir():
                     yield _output(work, folder / n.removesuffix(".zip"))
-            if layout.SEAL in files or folder.name.startswith("fold_"):
+            holds_folds = any(n.startswith("fold_") for n in names)  # `inner/fold_0` of a fused run, no output itself
+            if layout.SEAL in files or (folder.name.startswith("fold_") and not holds_folds):
                 yield _output(work, folder)
                 names.clear()
             yield from (_output(work, folder, seal) for seal in _SEALS if seal in files)
