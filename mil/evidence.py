@@ -62,7 +62,7 @@ class Evidence:
     def numbers(self, tiles: int) -> dict[str, float]:
         """By name, for a table. tiles: of the bag. sufficiency: what the first 1 / `FEW` of the tiles keep; necessity:
         what goes with them."""
-        few = max(k for k in self.ks if k <= max(tiles // FEW, 1))
+        few = max((k for k in self.ks if k <= tiles // FEW), default=min(self.ks))  # of few tiles: the fewest
         return {
             "sufficiency": self.kept[self.ks.index(few)],
             "necessity": 1.0 - self.left[REMOVED.index(FEW)],

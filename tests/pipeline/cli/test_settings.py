@@ -39,6 +39,7 @@ TABLE = {
         *("encoding", "tcga_patients"),
     )
 }
+PATIENTS = {"--table": "train.tables"}
 TRAIN = {
     "--task": "train.task",
     "--encoder": "extract.encoder",
@@ -75,7 +76,7 @@ ALWAYS: dict[str, dict[str, str]] = {
         "--cache": "extract.cache_dir",
         **CLUSTER,
     },
-    "train": {"--model": "train.model", **TRAIN, **TABLE, **CLUSTER},
+    "train": {"--model": "train.model", **TRAIN, **PATIENTS, "--fusion": "train.fusion", **TABLE, **CLUSTER},
     "score": {
         "--heatmaps": "score.heatmaps",
         "--tiff": "score.tiff",
@@ -83,6 +84,7 @@ ALWAYS: dict[str, dict[str, str]] = {
         "--top-tiles": "score.top_tiles",
         "--allow-known": "score.allow_known",
         "--gpu": "train.gpu",
+        **PATIENTS,
         **TABLE,
         **CLUSTER,
     },
@@ -95,6 +97,8 @@ ALWAYS: dict[str, dict[str, str]] = {
         "--gpu": "extract.gpu",
         "--model": "train.model",
         "--task": "train.task",
+        **PATIENTS,
+        "--fusion": "train.fusion",
         **TABLE,
         **CLUSTER,
     },
@@ -103,6 +107,7 @@ ALWAYS: dict[str, dict[str, str]] = {
         "--mpp": "tile.mpp",
         "--mpp-of-slides": "tile.mpp_of_slides",
         "--workers": "cluster.workers",
+        **PATIENTS,
         **TABLE,
     },
     "demo": {"--workers": "cluster.workers"},

@@ -97,11 +97,11 @@ def test_wrong_tables_are_told(run: Path, tmp_path: Path, cli: Cli) -> None:
     strangers = write_table(tmp_path / "strangers.csv", ["a", "b"])
     code, text = cli(*train, *sets("train.fusion=late"), *given_table("clinical", strangers))
     assert code == 2
-    assert "has none of the run's 24 patients" in " ".join(text.split())
+    assert "it has a, b, they are p00, p01, p02 and 21 more" in " ".join(text.split())
     code, text = cli("score", "--work", work, "--name", "both", *QUICK, "--features", work / "features" / "texture",
                      *given_table("lab", table), "--as", "y")  # fmt: skip
     assert code == 2
-    assert "table lab is none of the run's, which are clinical" in " ".join(text.split())
+    assert "the run was not trained with such a table; it knows: clinical" in " ".join(text.split())
 
 
 def test_the_settings_of_a_fused_run_stand_in_its_configuration(run: Path) -> None:
