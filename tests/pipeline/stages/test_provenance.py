@@ -177,7 +177,7 @@ def test_the_report_s_commands_do_it_again(
     """The commands that the report prints, run as printed but for the folder, give the same bytes."""
     assert cli("report", "--work", made, "--name", "abmil")[0] == 0
     html = (layout.Work(made).run("abmil") / "report.html").read_text()
-    block = re.search(r"Do it again</h2>.*?<pre>(.*?)</pre>", html, re.S)
+    block = re.search(r"Do it again</h2>.*?<pre[^>]*>(.*?)</pre>", html, re.S)
     assert block
     monkeypatch.chdir(tmp_path)
     commands = [line for line in unescape(block.group(1)).splitlines() if line.startswith("pipeline ")]
