@@ -96,15 +96,16 @@ class Embedded:
         return found.logits[None].double().cpu()
 
 
-def answer_of(bags: Sequence[Embedded], task: Task) -> tuple[Answer, int | None]:
+def answer_of(bags: Sequence[Embedded], tasks: Sequence[Task]) -> tuple[Answer, int | None]:
     """What share of the whole bag's answer some tiles give, mean over the models that `bags` were embedded by; and the
-    class that the whole bag is called.
+    class that the whole bag is called. tasks: of each model, its own: a number is read by what its training learnt.
 
     Of classes: the probability of that class, over that of the whole bag. Of any other outcome (class None) its number
     (`Task.risk`): 1 less its distance from the whole bag's, over that of an empty bag."""
     every = np.arange(len(bags[0]))
-    whole = torch.cat([bag.logits(every) for bag in bags])
+    task = tasks[0]
     if task.classes:
+        whole = torch.cat([bag.logits(every) for bag in bags])
         p = task.probabilities(whole).mean(0)
         called = int(p.argmax())
 
@@ -113,12 +114,14 @@ def answer_of(bags: Sequence[Embedded], task: Task) -> tuple[Answer, int | None]
             return float(found[called] / p[called])
 
         return probability, called
-    full = float(task.risk(whole).mean())
-    none = float(task.risk(torch.cat([bag.logits(every[:0]) for bag in bags])).mean())
+
+    def mean(rows: np.ndarray) -> float:
+        return float(torch.cat([own.risk(bag.logits(rows)) for own, bag in zip(tasks, bags, strict=True)]).mean())
+
+    full, none = mean(every), mean(every[:0])
 
     def number(rows: np.ndarray) -> float:
-        found = float(task.risk(torch.cat([bag.logits(rows) for bag in bags])).mean())
-        return 1.0 - abs(found - full) / max(abs(full - none), 1e-12)
+        return 1.0 - abs(mean(rows) - full) / max(abs(full - none), 1e-12)
 
     return number, None
 

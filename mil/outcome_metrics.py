@@ -14,14 +14,9 @@ from mhim.mil import estimators, metrics
 
 
 def quadratic_kappa(labels: np.ndarray, called: np.ndarray, levels: int) -> float:
-    """Cohen's kappa with quadratic weights (Cohen 1968): 1 - Σ w O / Σ w E, w = (i - j)^2. NaN where all labels are one
-    level, whatever is called: there is nothing to agree on. labels, called: int (n,)."""
-    if len(np.unique(labels)) < 2:
-        return float("nan")
-    at = np.arange(levels, dtype=np.float64)
-    true, said = np.bincount(labels, minlength=levels), np.bincount(called, minlength=levels)
-    expected = ((at[:, None] - at[None, :]) ** 2 * np.outer(true, said)).sum() / len(labels)
-    return float(1.0 - ((labels - called).astype(np.float64) ** 2).sum() / expected)
+    """Cohen's kappa with quadratic weights, see `estimators.quadratic_kappa`. labels, called: int (n,)."""
+    counts = estimators.confusion(labels, called, levels, np.ones((1, len(labels))))
+    return float(estimators.quadratic_kappa(counts)[0])
 
 
 def ordinal(labels: np.ndarray, probabilities: np.ndarray, called: np.ndarray) -> metrics.Metrics:
@@ -41,25 +36,18 @@ def ordinal(labels: np.ndarray, probabilities: np.ndarray, called: np.ndarray) -
 
 
 def r2(truth: np.ndarray, value: np.ndarray) -> float:
-    """1 - Σ (y - f)^2 / Σ (y - mean of y)^2; NaN where the truth does not vary."""
-    around = float(((truth - truth.mean()) ** 2).sum()) if len(truth) > 1 else 0.0
-    return float(1.0 - ((truth - value) ** 2).sum() / around) if around > 0 else float("nan")
+    """The share of the variance that is explained, see `estimators.r2`; NaN where the truth does not vary."""
+    return float(estimators.r2(truth, value, np.ones((1, len(truth))))[0])
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
     """Correlation; NaN where one of the two does not vary."""
-    if len(a) < 2:
-        return float("nan")
-    da, db = a - a.mean(), b - b.mean()
-    size = float(np.sqrt((da**2).sum() * (db**2).sum()))
-    return float((da * db).sum() / size) if size > 0 else float("nan")
+    return float(estimators.pearson(a, b, np.ones((1, len(a))))[0])
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Correlation of the ranks, ties at their mean rank."""
-    from scipy.stats import rankdata
-
-    return pearson(rankdata(a), rankdata(b))
+    return float(estimators.spearman(a, b, np.ones((1, len(a))))[0])
 
 
 def conformal_half_width(error: np.ndarray, level: float) -> float:

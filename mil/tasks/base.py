@@ -121,6 +121,12 @@ class Task:
         classes the logit of the last over the first."""
         raise NotImplementedError
 
+    def of_tiles(self, evidence: np.ndarray, attention: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """What this training's model says of each tile of a bag, (n, n_out), in what other trainings' is in too, so
+        that it may be averaged and drawn on one scale. evidence: (n, n_out), without bias; attention: (n,), sums to
+        one; logits: (n_out,), of the bag. Here the evidence as it is."""
+        return evidence
+
     # ------------------------------------------------------------------------------------------ a fold
 
     def columns(self, target: Target | None) -> dict[str, Any]:
@@ -160,6 +166,12 @@ def there(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -
     """The values as a tensor, made once per device: making one on a GPU waits for it."""
     with torch.inference_mode(False):  # whoever asks first, a loss may use it
         return torch.tensor(values, dtype=dtype, device=device)
+
+
+def completed(evidence: np.ndarray, attention: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Evidence with what the bag's logits hold besides it, such as the bias: by attention it sums up to them."""
+    found: np.ndarray = evidence + (logits - attention @ evidence)
+    return found
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mhim.mil import outcome_metrics
-from mhim.mil.tasks.base import Kind, Points, Target, Task, class_counts, class_weights, kl, there
+from mhim.mil.tasks.base import Kind, Points, Target, Task, class_counts, class_weights, completed, kl, there
 from mhim.mil.tasks.survival import running_product
 
 Link = Literal["corn", "cumulative"]
@@ -87,6 +87,10 @@ class Ordinal(Task):
     def risk(self, logits: Tensor) -> Tensor:
         """(B,) expected level, 0 to K - 1."""
         return self.exceeding(logits).sum(dim=1)
+
+    def of_tiles(self, evidence: np.ndarray, attention: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """Logits with their bias: the levels' frequencies are in it."""
+        return completed(evidence, attention, logits)
 
     def divergence(self, teacher: Tensor, student: Tensor) -> Tensor:
         """KL(teacher || student) of the levels' probabilities."""

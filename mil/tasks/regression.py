@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mhim.mil import outcome_metrics
-from mhim.mil.tasks.base import Kind, Points, Target, Task, TaskError
+from mhim.mil.tasks.base import Kind, Points, Target, Task, TaskError, completed
 
 Robustness = Literal["squared", "huber"]
 LEVELS = (0.9, 0.95)  # of the intervals that a card holds
@@ -55,6 +55,11 @@ class Regression(Task):
     def risk(self, logits: Tensor) -> Tensor:
         """(B,) the value."""
         return self.value(logits)
+
+    def of_tiles(self, evidence: np.ndarray, attention: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """Values in the labels' unit, since every training has a mean and an sd of its own; their mean, weighted by
+        attention, is the bag's value."""
+        return completed(evidence, attention, logits) * self.sd + self.mean
 
     def divergence(self, teacher: Tensor, student: Tensor) -> Tensor:
         """Half the squared difference of the values in sd, which is the KL of two unit-variance normals."""

@@ -91,6 +91,10 @@ class Several(Task):
         parts = [t.divergence(teacher[:, self.slices[n]], student[:, self.slices[n]]) for n, t in self.targets]
         return torch.stack(parts).mean()
 
+    def of_tiles(self, evidence: np.ndarray, attention: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        own = ((task, self.slices[name]) for name, task in self.targets)
+        return np.concatenate([task.of_tiles(evidence[:, at], attention, logits[at]) for task, at in own], axis=1)
+
     def hardness(self, contribution: Tensor, logits: Tensor) -> Tensor:
         n = len(contribution)
         ranks = []

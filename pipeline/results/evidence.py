@@ -40,7 +40,7 @@ def of_patient(
         for one in models:
             bag = Feed(case, one.task, at, scale=one.scale).batch([0]).bag
             bags.append(evidence.Embedded(one.model().to(at), bag))
-        answer, called = evidence.answer_of(bags, task)
+        answer, called = evidence.answer_of(bags, [one.task for one in models])
         for name, scores in maps.items():
             own = name.partition("_")[2]
             if called is not None and own in task.classes and own != task.classes[called]:

@@ -82,8 +82,9 @@ def slide_scores(
     """Slide id -> per-tile scores, averaged over `models` (for a run: those that have not trained on the patient).
 
     attention: float32 (n,), sums to one over the patient's slides. evidence: float32 (n, n_out), where the model has
-    it. hardness, masked: float32 (n,), of MHIM, see `mhim.mil.mining`. coords: int32 (n, 2), level-0 px.
-    logits: float32 (models, n_out), of the patient's whole bag. unlike: float32 (models,), see `Bundle.unlike`.
+    it, as `Task.of_tiles` gives it. hardness, masked: float32 (n,), of MHIM, see `mhim.mil.mining`. coords: int32
+    (n, 2), level-0 px. logits: float32 (models, n_out), of the patient's whole bag. unlike: float32 (models,), see
+    `Bundle.unlike`.
     """
     logits, attention, evidence, unlike = [], [], [], []
     hidden: dict[str, list[np.ndarray]] = {}
@@ -99,7 +100,8 @@ def slide_scores(
         logits.append(found.logits)
         unlike.append(one.unlike(features))
         attention.append(found.scores)
-        evidence += [found.evidence] if found.evidence is not None else []
+        if found.evidence is not None:
+            evidence.append(one.task.of_tiles(found.evidence, found.scores, found.logits))
     arrays = {"attention": np.stack(attention).mean(axis=0)}
     if evidence:
         arrays["evidence"] = np.stack(evidence).mean(axis=0)

@@ -82,7 +82,7 @@ def test_the_answer_is_a_share_of_the_whole_bags(kind: str) -> None:
     task = TWO if kind == "classes" else tasks.regression([1.0, 2.0, 3.0])
     model = make("abmil", {}, n_out=task.n_out).eval()
     whole, of = bag_of(12)
-    answer, called = evidence.answer_of([evidence.Embedded(model, whole)], task)
+    answer, called = evidence.answer_of([evidence.Embedded(model, whole)], [task])
     assert answer(np.arange(12)) == pytest.approx(1)
     some = np.array([1, 5])
     with torch.inference_mode():

@@ -71,7 +71,7 @@ class Kind(ABC):
     @abstractmethod
     def layers(self, attention: np.ndarray, evidence: np.ndarray, which: str) -> list[Layer]:
         """Layers out of a model's evidence. attention: (n,), the tile's share in the answer; evidence: float64
-        (n, n_out), the logits of the tile, were it a slide of its own. which: a value of score.heatmaps."""
+        (n, n_out), what the models say of the tile, as `Task.of_tiles` gives it. which: a value of score.heatmaps."""
 
     def files(self, out: Path, together: Sequence[Row]) -> None:
         """Pictures that stand beside the numbers of a scored run."""

@@ -42,10 +42,11 @@ class Regression(Kind):
         return [abs(float(row["predicted"]) - float(row["label"])) for row in rows]
 
     def layers(self, attention: np.ndarray, evidence: np.ndarray, which: str) -> list[Layer]:
-        """value: of the tile, in the labels' unit. contribution: attention x how far that is from the mean of the
-        training patients, in the labels' unit: what the tile adds to the answer above 0, what it takes away below."""
+        """value: of the tile, in the labels' unit, as the evidence is (`Task.of_tiles`). contribution: attention x how
+        far that is from the mean of the first training's patients, one zero for all slides of a run: what the tile adds
+        to the answer above 0, what it takes away below."""
         assert isinstance(self.task, Task)
-        value = evidence[:, 0] * self.task.sd + self.task.mean
+        value = evidence[:, 0]
         made = [Layer("value", value)] if which in ("probability", "all") else []
         if which in ("contribution", "all"):
             made.append(Layer("contribution_value", attention * (value - self.task.mean), True))

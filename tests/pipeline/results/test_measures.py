@@ -186,16 +186,17 @@ def test_runs_are_compared_target_by_target_by_names_that_are_no_folders_too(tmp
 
 def test_layers_of_each_kind_are_signed_where_they_argue() -> None:
     attention = np.full(4, 0.25)
-    evidence = np.array([[0.0, 1.0, 2.0, 1.0], [1.0, 0.0, -2.0, -1.0], [0, 0, 0, 0.5], [0, 0, 1, 0]], np.float64)
+    raw = np.array([[0.0, 1.0, 2.0, 1.0], [1.0, 0.0, -2.0, -1.0], [0, 0, 0, 0.5], [0, 0, 1, 0]], np.float64)
     task = Several((("er", Classification(("neg", "pos"))), ("ki67", PERCENT), ("own", PERCENT)))
+    evidence = task.of_tiles(raw, attention, attention @ raw)  # a model without bias
     found = {x.name: x for x in layers.layers({"attention": attention, "evidence": evidence}, task, "all")}
     of_er = ["probability_pos_of_er", "contribution_pos_of_er"]
     of_numbers = [f"{what}_of_{name}" for name in ("ki67", "own") for what in ("value", "contribution_value")]
     assert list(found) == ["attention", *of_er, *of_numbers]
-    assert found["value_of_ki67"].scores == pytest.approx(40 + 10 * evidence[:, 2])
+    assert found["value_of_ki67"].scores == pytest.approx(40 + 10 * raw[:, 2])
     added = found["contribution_value_of_ki67"]
     assert added.signed
-    assert added.scores.sum() == pytest.approx(10 * evidence[:, 2].mean())  # adds up to the answer less the mean
-    levels = kinds.of(GRADES).layers(attention, evidence[:, :2], "contribution")
+    assert added.scores.sum() == pytest.approx(10 * raw[:, 2].mean())  # adds up to the answer less the mean
+    levels = kinds.of(GRADES).layers(attention, raw[:, :2], "contribution")
     assert [x.name for x in levels] == ["contribution_level"]
     assert levels[0].scores.sum() == pytest.approx(0, abs=1e-12)

@@ -11,10 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from mhim.configs.schema import LabelsConfig
 from mhim.pipeline import Work
-from mhim.pipeline.results import estimand, views
+from mhim.pipeline.cohort import patients
+from mhim.pipeline.cohort.labels import table as label_table
+from mhim.pipeline.pictures import layers
+from mhim.pipeline.results import estimand, predictions, views
 from mhim.pipeline.store import layout
+from mhim.pipeline.training import bundle
 from tests.pipeline.bags import make_features, sets, tree
 
 Cli = Callable[..., tuple[int, str]]
@@ -118,3 +124,26 @@ def test_labels_of_new_patients_may_lack_targets_and_the_library_names_one(cli: 
     assert first.interval[0] <= first.value <= first.interval[1]
     with pytest.raises(Exception, match="there is er, grade, ki67"):
         found.held_out()
+
+
+def test_the_tiles_of_a_number_are_in_the_labels_unit_whatever_model_scored_them(cli: Cli, tmp_path: Path) -> None:
+    """Each training has its own mean and sd: what one learnt must not be read by what another did."""
+    work = layout.Work(tmp_path / "work")
+    own = labels(tmp_path / "a.csv", work, 30)
+    abmil = sets("train.model=abmil", "train.model_params={width: 8, attention_width: 8}")
+    shared = ["--work", work.root, *QUICK, *abmil, *sets(*KINDS["regression"])]
+    assert cli("train", *shared, "--labels", own, "--name", "one")[0] == 0
+    models = [bundle.read(f) for f in predictions.folds_of(work.run("one"))]
+    assert abs(models[0].task.sd - models[1].task.sd) > 0.01
+    rows = label_table.read_rows(own, LabelsConfig(label_column="ki67"))
+    (patient, *_) = patients.unlabelled(work.features("texture"), rows).patients
+    values = []
+    for some in (models[:1], models[1:], models):
+        (arrays,) = predictions.slide_scores(patient, some).values()
+        each = [m.task.value(torch.from_numpy(z)[None]).item() for m, z in zip(some, arrays["logits"], strict=True)]
+        values.append(arrays["evidence"][:, 0])
+        if len(some) == 1:  # the tiles' values, weighted by their attention, are the answer
+            assert arrays["attention"] @ values[-1] == pytest.approx(each[0], rel=1e-4)
+    assert values[2] == pytest.approx((values[0] + values[1]) / 2, rel=1e-5)
+    drawn = layers.layers({**arrays, "evidence": values[1][:, None]}, models[0].task, "probability")
+    assert drawn[0].scores == pytest.approx(values[1])
