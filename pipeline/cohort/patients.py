@@ -135,7 +135,7 @@ def labelled(rows: Sequence[Row], features: Path, config: TrainConfig, in_tables
     matched = match(rows, every)
     notes = [*_damaged(damaged), *matched.notes]
     notes += _left_out(matched.without_row, "slides have features but no row in the labels")
-    bare = _bare(matched, in_tables)
+    bare = _bare(matched, in_tables) if matched.rows else []  # without any bag there is no slide model to fuse
     lone = {r.patient for r, _ in bare}
     notes += _without_features([r for r in matched.without_slide if r.patient not in lone], features, every)
     if lone:

@@ -19,6 +19,7 @@ from mhim.configs import load, lookup
 from mhim.configs.load import ConfigError
 from mhim.configs.schema import Config, TrainConfig
 from mhim.pipeline.cohort import patients
+from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.results import compare, estimand, measures, numbers, predictions, views
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.resume import console
@@ -82,6 +83,8 @@ def run(session: Session, labels: Path | None, name: str | None, picked: Sequenc
     config = session.config
     wanted = rows(config, picked)
     runs.named(name, "benchmark")
+    if config.train.fusion != "none" or config.train.tables:
+        raise CohortError("benchmark compares models of slides alone: leave --fusion and --table away")
     found, data, config = verbs.to_train_on(session, labels)
     plans: dict[str, tuple[Session, Plan]] = {}
     for row, settings in wanted.items():

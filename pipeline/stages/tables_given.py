@@ -11,42 +11,39 @@ from pathlib import Path
 
 from mhim.configs.schema import Config
 from mhim.mil.fusion.rows import Rows
-from mhim.pipeline.cohort.labels.rows import CohortError, Row
+from mhim.pipeline.cohort.labels.rows import CohortError
+from mhim.pipeline.cohort.labels.table import Table
 from mhim.pipeline.cohort.patient_tables import join
 from mhim.pipeline.cohort.patient_tables.table import PatientTable
 from mhim.pipeline.cohort.patients import Dataset, Patient
 from mhim.pipeline.training import bundle, fusion_bundle
 
 
-def to_train_on(
-    config: Config, patients: Sequence[str], bags: Collection[str] | None = None
-) -> tuple[dict[str, PatientTable], list[str]]:
-    """The tables of a fused training, their rows of `patients` only, and what is told; none of a training of slides
-    alone. bags: the patients with slides. Raises CohortError."""
+def to_train_on(config: Config) -> dict[str, PatientTable]:
+    """The tables of a fused training, whole; none of a training of slides alone. Raises CohortError."""
     given = config.train.tables
     if config.train.fusion == "none":
         if given:
             raise CohortError(
                 f"table {next(iter(given))} is given, but train.fusion is none: say how slides and tables are put "
-                "together, e.g. --set train.fusion=late"
+                "together, e.g. --fusion late"
             )
-        return {}, []
+        return {}
     if not given:
         raise CohortError(f"train.fusion={config.train.fusion} needs a patients' table: --table NAME=FILE")
-    return join.of_patients(join.read(config), patients, bags)
+    return join.read(config)
 
 
-def patients(config: Config) -> set[str]:
-    """Who has a known cell in a table of a fused training. Raises CohortError."""
-    if config.train.fusion == "none":
-        return set()
-    tables = join.read(config).values()
-    return {p for t in tables for p, known in zip(t.patients, t.rows.present, strict=True) if known}
+def patients(tables: Mapping[str, PatientTable]) -> set[str]:
+    """Who has a known cell in any of the tables."""
+    return {p for t in tables.values() for p, known in zip(t.patients, t.rows.present, strict=True) if known}
 
 
-def foresee(config: Config, rows: Sequence[Row]) -> None:
-    """Find the patients of the labels in the tables, before hours of tiling. Raises CohortError."""
-    to_train_on(config, sorted({r.patient for r in rows}))
+def foresee(config: Config, labels: Table) -> None:
+    """Find the patients of the labels in the tables, and no outcome, before hours of tiling. Raises CohortError."""
+    tables = to_train_on(config)
+    join.without_outcomes(tables, labels)
+    join.of_patients(tables, {r.patient for r in labels.rows})
 
 
 def to_score_with(config: Config, folders: Sequence[Path]) -> tuple[dict[str, Rows], list[str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mhim.configs.schema import Config, fingerprint_fields
+from mhim.configs.schema_tables import MISSING
 from mhim.mil import splits
 from mhim.mil.splits import Fold
 from mhim.pipeline.cohort.patient_tables import join
@@ -79,6 +80,8 @@ class Train(Stage):
             name = job.cell.rsplit("/", 1)[-1]
             own = {k: getattr(self.config.tables, k) for k in ("impute", "indicators", "smallest_group")}
             own |= {"select": self.config.tables.select.get(name, 0), "rows": self.tables[name].fingerprint(everyone)}
+            if self.config.tables.missing != MISSING:  # kept with the model, by which new patients' cells are read
+                own["missing"] = sorted({m.casefold() for m in self.config.tables.missing})
             own |= {"task": fingerprints.of_task(job.config), "by_groups": name in job.config.fusion_groups}
             return found | fingerprints.flat("table", own)
         found |= fingerprints.flat("fusion", fingerprints.of_fusion(job.config))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from mhim.pipeline.store.layout import CARD, Work
 from mhim.pipeline.store.names import readable
 
 if TYPE_CHECKING:
+    from mhim.pipeline.cohort.patient_tables.table import PatientTable
     from mhim.pipeline.cohort.patients import Dataset
 
 
@@ -109,16 +111,14 @@ def run_all(session: Session, source: Path, labels: Path | None, name: str | Non
     at the first verb that can make nothing more."""
     from mhim.pipeline.stages import tables_given
 
-    plugins_there(
-        session.config, "tile", "extract", "train"
-    )  # told before hours of tiling, as is a wrong or missing table
-    # whose mpp and regions decide the tiles
+    # told before hours of tiling, as is a wrong or missing table, whose mpp and regions decide the tiles
+    plugins_there(session.config, "tile", "extract", "train")
     if labels is None:
         own = use.of_manifest(source, session.config.labels)
         labels = source if own else match.labels_beside(source, session.work)
-    rows = label_table.read_table(labels, session.config.labels, bool(session.config.train.tables)).rows
-    of_patients.joint_sites(rows, session.config.train.split_by)
-    tables_given.foresee(session.config, rows)
+    table = label_table.read_table(labels, session.config.labels, bool(session.config.train.tables))
+    of_patients.joint_sites(table.rows, session.config.train.split_by)
+    tables_given.foresee(session.config, table)
     if session.dry_run:
         return foresee(session, source, labels, name)
     if session.submits:
@@ -187,16 +187,15 @@ def submit_all(session: Session, source: Path, labels: Path, name: str | None) -
 def train(session: Session, labels: Path | None, name: str | None) -> int:
     """Features to models: one training per grid cell, seed and fold."""
     from mhim.pipeline.cohort import patients
+    from mhim.pipeline.cohort.patient_tables import join
     from mhim.pipeline.stages import runs, tables_given
     from mhim.pipeline.stages.train import Train
 
     plugins_there(session.config, "train")
-    config = session.config
-    run = runs.named(name, config.train.model)
-    found, data, config = to_train_on(session, labels)
-    beside, told = tables_given.to_train_on(
-        config, [p.id for p in data.patients], {p.id for p in data.patients if p.slides}
-    )
+    run = runs.named(name, session.config.train.model)
+    whole = tables_given.to_train_on(session.config)
+    found, data, config = to_train_on(session, labels, whole)
+    beside, told = join.of_patients(whole, [p.id for p in data.patients], {p.id for p in data.patients if p.slides})
     tell(told)
     stage = Train(session.work, config, run, data, patients.make_folds(data, config.train), beside)
     code = run_stage(session, stage, ["--labels", str(found.resolve()), "--name", run])
@@ -214,10 +213,14 @@ def features_taken(session: Session, features: Path) -> str:
     return f"features {features} ({why}{more})"
 
 
-def to_train_on(session: Session, labels: Path | None) -> tuple[Path, Dataset, Config]:
+def to_train_on(
+    session: Session, labels: Path | None, tables: Mapping[str, PatientTable] | None = None
+) -> tuple[Path, Dataset, Config]:
     """The path of the labels, the patients of a training, and the settings with the columns that were read. Tells what
-    is left out, and what would stop it later."""
+    is left out, and what would stop it later. tables: of a fused training, which tell of patients without slides and
+    may not tell the outcome."""
     from mhim.pipeline.cohort import patients
+    from mhim.pipeline.cohort.patient_tables import join
     from mhim.pipeline.exchange import bag_table
     from mhim.pipeline.stages import tables_given
     from mhim.pipeline.training import experiment_log, fold
@@ -229,7 +232,8 @@ def to_train_on(session: Session, labels: Path | None) -> tuple[Path, Dataset, C
     if not (session.work.root / "features").is_dir():
         raise CohortError(f"{session.work.root} holds no features; run `pipeline tile`, then `pipeline extract` first")
     found = match.find_labels(labels, session.work)
-    in_tables = tables_given.patients(config)
+    tables = tables or {}
+    in_tables = tables_given.patients(tables)
     table = label_table.read_table(found, config.labels, bool(in_tables))
     if not table.has_outcome:
         raise CohortError(
@@ -237,6 +241,7 @@ def to_train_on(session: Session, labels: Path | None) -> tuple[Path, Dataset, C
             f"{', '.join(table.header)}: say which with --label-column, or --time-column and "
             "--event-column"
         )
+    join.without_outcomes(tables, table)
     features = session.work.features(config.extract.encoder)
     data = patients.labelled(table.rows, features, config.train, in_tables)
     tell([f"{features_taken(session, features)}; labels {found}"])

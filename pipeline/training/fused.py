@@ -5,14 +5,14 @@ In: the settings, the folds and the patients' tables of a run. Out: jobs; a tabl
 `model.safetensors`, `table.json`, `predictions.csv`); a fused fold's folder, which is the slide model's bundle with
 `fusion.json` and `fusion.safetensors` beside it, the fused `predictions.csv`, and `parts.csv` (what each modality says
 of each test patient, and the answer without it). Of a table and of a fusion the rows of side `val` are those of all
-training patients, by models of the inner folds that did not see them: weights, penalties, temperature and thresholds
-rest on these, and on no test patient.
+training patients, by models of the inner folds, and by weights, that did not see them (a table's penalty alone, one of
+ten, is chosen on all of these): temperature, thresholds and intervals rest on them, and on no test patient.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -26,6 +26,7 @@ from mhim.mil.fusion import gate, late, outcome, tabular
 from mhim.mil.fusion.columns import ColumnsError, Options
 from mhim.mil.fusion.gate import Gate
 from mhim.mil.fusion.late import Late
+from mhim.mil.fusion.linear import Form
 from mhim.mil.fusion.outcome import NotFused
 from mhim.mil.splits import Fold, SplitError
 from mhim.mil.tasks import Task
@@ -163,9 +164,7 @@ def train_fused(
     scale = {SLIDE: outcome.scores(task, folds_.logits_of(own_val))} if own_val else {}
     fit = gate.fit if job.config.fusion == "gate" else late.fit
     weighed: Late | Gate = fit(outside, outcome.arrays(task, targets), form, inner, outcome.levels(task))
-    val = np.stack(
-        [weighed.score({m: s[i] for m, s in outside.items() if np.isfinite(s[i]).all()}) for i in at.values()]
-    )
+    val = crossed(fit, outside, outcome.arrays(task, targets), form, inner, outcome.levels(task))
     found = weighed.rescaled(scale)  # the slide model has another scale than those of its inner folds
     models, kinds = {n: m for n, (m, _) in of_tables.items()}, {n: k for n, (_, k) in of_tables.items()}
     fusion = Fusion(job.config.fusion, task, said, models, found, kinds)
@@ -185,6 +184,29 @@ def train_fused(
     (out / HISTORY).write_bytes((slide / HISTORY).read_bytes())
     (out / PARTS).write_text(tables.of_mappings(_parts(test, answers)))
     return ()
+
+
+def crossed(
+    fit: Callable[..., Late | Gate],
+    outside: Mapping[str, np.ndarray],
+    target: np.ndarray,
+    form: Form,
+    inner: Sequence[np.ndarray],
+    levels: int,
+) -> np.ndarray:
+    """Fused scores (n, q) of the training patients, each inner fold's by weights of the others: a threshold, a
+    temperature or an interval found on weights that saw its patients would be too sure of itself."""
+    made = np.full(next(iter(outside.values())).shape, np.nan)
+    for left in inner:
+        kept = np.setdiff1d(np.arange(len(target)), left)
+        others = [p for f in inner if f is not left and len(p := np.flatnonzero(np.isin(kept, f)))]
+        there = {m: s[kept] for m, s in outside.items() if np.isfinite(s[kept]).all(axis=1).any()}
+        weighed = fit(there, target[kept], form, others, levels)
+        for i in left:
+            given = {m: outside[m][i] for m in there if np.isfinite(outside[m][i]).all()}
+            if given:
+                made[i] = weighed.score(given)
+    return np.where(np.isfinite(made), made, np.nanmean(made, axis=0))  # who has nothing that others have: the mean
 
 
 def _training_part(job: Job, data: Dataset) -> tuple[list[Patient], list[np.ndarray]]:

@@ -197,8 +197,12 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _plain_kinds(kinds: Kinds | None) -> dict[str, list[str]] | None:
-    return None if kinds is None else {"numbers": list(kinds.numbers), "factors": list(kinds.factors)}
+    if kinds is None:
+        return None
+    missing = {} if kinds.missing is None else {"missing": list(kinds.missing)}
+    return {"numbers": list(kinds.numbers), "factors": list(kinds.factors), **missing}
 
 
 def _kinds(plain: Mapping[str, Sequence[str]]) -> Kinds:
-    return Kinds(tuple(plain["numbers"]), tuple(plain["factors"]))
+    missing = tuple(plain["missing"]) if "missing" in plain else None
+    return Kinds(tuple(plain["numbers"]), tuple(plain["factors"]), missing)

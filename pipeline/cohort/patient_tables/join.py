@@ -14,7 +14,8 @@ from pathlib import Path
 from mhim.configs.schema import Config, TablesConfig
 from mhim.mil.fusion.rows import Rows
 from mhim.pipeline.cohort import tcga
-from mhim.pipeline.cohort.labels.rows import CohortError, look_alikes, some
+from mhim.pipeline.cohort.labels.rows import TARGET, CohortError, look_alikes, some
+from mhim.pipeline.cohort.labels.table import Table, plain
 from mhim.pipeline.cohort.patient_tables import table as patient_table
 from mhim.pipeline.cohort.patient_tables.table import Kinds, PatientTable
 from mhim.pipeline.store import writing
@@ -29,8 +30,8 @@ def read(config: Config, kinds: Mapping[str, Kinds] | None = None) -> dict[str, 
 
     Raises CohortError."""
     given = config.train.tables
-    for setting in _PER_TABLE if given else ():
-        lost = sorted(getattr(config.tables, setting).keys() - given.keys())
+    for setting in _PER_TABLE if given else ():  # of a trained run's tables any may be absent
+        lost = sorted(getattr(config.tables, setting).keys() - given.keys() - (kinds or {}).keys())
         if lost:
             raise CohortError(f"tables.{setting} names {lost[0]!r}, and there is no --table {lost[0]}=FILE")
     if kinds is not None:
@@ -72,6 +73,25 @@ def of_patients(
     return found, notes
 
 
+def without_outcomes(tables: Mapping[str, PatientTable], labels: Table) -> None:
+    """Refuse a table that holds a column which the labels tell the outcome by: the model would learn the answer.
+
+    Raises CohortError naming every table and column."""
+    ours = {c for what, c in labels.columns.items() if what in ("label", "time", "event") or what.startswith(TARGET)}
+    names = {plain(c) for c in ours}
+    wrong = []
+    for name, table in tables.items():
+        held = sorted(c for c in (*table.rows.columns, *table.rows.factors) if plain(c) in names)
+        if held:
+            wrong.append(
+                f"table {name}: {some(list(map(repr, held)), 8)} of {table.path} {'is' if len(held) == 1 else 'are'} "
+                f"what {labels.path.name} tells the outcome by; leave it out (--set "
+                f"'tables.leave_out.{name}=[{', '.join(held)}]'), or give it another name if it is something else"
+            )
+    if wrong:
+        raise CohortError("\n".join(wrong))
+
+
 def patterns(patients: Iterable[str], bags: Collection[str], tables: Mapping[str, PatientTable]) -> str:
     """How many patients have which of slides and tables, the most frequent first."""
     bags = set(bags)
@@ -103,6 +123,7 @@ def text(tables: Mapping[str, PatientTable]) -> str:
             "factors": list(table.kinds.factors),
             "groups": {k: len(v) for k, v in table.groups.items()},
             "left_out": dict(sorted(table.left_out.items())),
+            **({} if table.missing is None else {"missing": list(table.missing)}),
         }
         for name, table in sorted(tables.items())
     }

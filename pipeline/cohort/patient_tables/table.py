@@ -39,10 +39,12 @@ _DATE = re.compile(
 
 @dataclass(frozen=True)
 class Kinds:
-    """Which columns were taken, and as what: so that a later table is read as the one that a model was trained on."""
+    """Which columns were taken, as what, and which cells were missing: so that a later table is read as the one that a
+    model was trained on. missing: the words for it, None where that is not recorded."""
 
     numbers: tuple[str, ...]
     factors: tuple[str, ...]
+    missing: tuple[str, ...] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,7 @@ class PatientTable:
     patient_column: str
     left_out: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] | None = None
 
     @property
     def patients(self) -> tuple[str, ...]:
@@ -77,7 +80,7 @@ class PatientTable:
 
     @property
     def kinds(self) -> Kinds:
-        return Kinds(tuple(sorted(self.rows.columns)), tuple(sorted(self.rows.factors)))
+        return Kinds(tuple(sorted(self.rows.columns)), tuple(sorted(self.rows.factors)), self.missing)
 
     def of(self, patients: Iterable[str]) -> PatientTable:
         """The table of those of `patients` that it has, in their order."""
@@ -101,10 +104,13 @@ class PatientTable:
 
 def read(path: Path, name: str, settings: TablesConfig | None = None, kinds: Kinds | None = None) -> PatientTable:
     """The table `name` of the file `path`. kinds: the columns of a model that it will be given to, and what they are
-    there; others are not looked at.
+    there; others are not looked at, and groups are the model's own.
 
     Raises CohortError naming every wrong row and column (at most 20)."""
     settings = settings or TablesConfig()
+    if kinds is not None and kinds.missing is not None:  # a file's own words may be added to the model's
+        more = settings.missing if "missing" in settings.model_fields_set else ()
+        settings = settings.model_copy(update={"missing": tuple(dict.fromkeys((*kinds.missing, *more)))})
     raw = label_cells.content(path)
     named = settings.patient_column.get(name, "")
     wanted = {plain(n) for n in ((named,) if named else ("patient", *ALIASES["patient"]))}
@@ -132,10 +138,11 @@ def read(path: Path, name: str, settings: TablesConfig | None = None, kinds: Kin
         raise CohortError(
             f"{path} has no column to use besides the patients: {_reasons(left_out) or 'it has no other'}"
         )
-    groups, of_groups = table_groups.read(name, rows.columns, settings, path)
+    groups, of_groups = ({}, []) if kinds else table_groups.read(name, rows.columns, settings, path)
     notes = [*found.notes, *notes, *twice, *_notes(path, rows, left_out, found), *of_groups]
     table = replace(rows, groups=groups)
-    return PatientTable(name, path, table, hashlib.sha256(raw).hexdigest(), found.header[at], left_out, tuple(notes))
+    digest = hashlib.sha256(raw).hexdigest()
+    return PatientTable(name, path, table, digest, found.header[at], left_out, tuple(notes), settings.missing)
 
 
 def _patient_column(

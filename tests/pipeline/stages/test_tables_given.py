@@ -167,3 +167,71 @@ def test_a_run_without_tables_has_no_record_of_any(
     assert cli(*[w for w in train if w not in ("--fusion", "late")])[0] == 0
     assert not (work.run("f") / "tables.json").exists()
     assert "tables" not in (work.run("f") / "config.yaml").read_text()
+
+
+def test_a_table_that_holds_the_outcome_is_refused_before_any_work(
+    tmp_path: Path, cohort: tuple[layout.Work, list[object], list[str]], cli: Cli
+) -> None:
+    work, train, names = cohort
+    code, said = cli(*train, "--table", f"clinical={tmp_path / 'labels.csv'}")  # the labels themselves
+    assert code == 2
+    said = " ".join(said.split())
+    assert "table clinical: 'label' of" in said
+    assert "is what labels.csv tells the outcome by" in said
+    assert not work.run("f").exists()
+    # time and event under the names that the flags give, in another file
+    survival = tmp_path / "survival.csv"
+    survival.write_text("slide,patient,OS.months,dead\n" + "".join(
+        f"s{n[1:]}_0.svs,{n},{5 + i % 9},{i % 2}\n" for i, n in enumerate(names)))  # fmt: skip
+    other = tmp_path / "other.csv"
+    other.write_text("patient,age,os.months,Dead\n" + "".join(
+        f"{n},{50 + i},{5 + i % 9},{i % 2}\n" for i, n in enumerate(names)))  # fmt: skip
+    columns = ["--labels", survival, "--time-column", "OS.months", "--event-column", "dead"]
+    code, said = cli(*train, *columns, "--table", f"clinical={other}")
+    assert code == 2
+    assert "--set 'tables.leave_out.clinical=[Dead, os.months]'" in " ".join(said.split())
+    code, said = cli(
+        *train, *columns, "--table", f"clinical={other}", *sets("tables.leave_out={clinical: [Dead, os.months]}")
+    )
+    assert code == 0, said
+    assert json.loads((work.run("f") / "tables.json").read_text())["clinical"]["numbers"] == ["age"]
+
+
+def test_new_tables_are_read_by_the_runs_own_words_and_not_by_the_present_settings(
+    tmp_path: Path, cohort: tuple[layout.Work, list[object], list[str]], cli: Cli
+) -> None:
+    work, train, names = cohort
+    table = clinical(tmp_path / "c.csv", names, **dict.fromkeys(names[:3], "-9"))
+    sets_of = tmp_path / "sets.gmt"
+    sets_of.write_text("S\t\tage\n")
+    own = sets("tables.missing=[NA, '-9']", f"tables.groups={{clinical: [{sets_of}]}}", "tables.smallest_group=1")
+    code, said = cli(
+        *train, *own, "--table", f"clinical={table}", "--table", f"lab={clinical(tmp_path / 'l.csv', names)}"
+    )
+    assert code == 0, said
+    new = tmp_path / "new.csv"
+    new.write_text("patient,age,sex\nx1,-9,F\nx2,,F\nx3,99,F\n")
+    score = ["score", "--work", work.root, "--name", "f", *QUICK, "--table", f"clinical={new}"]
+    code, said = cli(*score, "--as", "a")
+    assert code == 0, said
+    found = answers(work.run("f") / "new" / "a")
+    assert found["x1"]["p_yes"] == found["x2"]["p_yes"] != found["x3"]["p_yes"]
+    # a word of the new file is added; groups, and settings of a table that is not given, are the run's business
+    sets_of.unlink()
+    also = sets("tables.missing=['99']", f"tables.groups={{clinical: [{sets_of}]}}", "tables.leave_out={lab: [x]}")
+    code, said = cli(*score, *also, "--as", "b")
+    assert code == 0, said
+    again = answers(work.run("f") / "new" / "b")
+    assert again["x1"]["p_yes"] == again["x3"]["p_yes"] == found["x2"]["p_yes"]
+
+
+def test_labels_of_other_slides_are_told_as_such_though_every_patient_is_in_a_table(
+    tmp_path: Path, cohort: tuple[layout.Work, list[object], list[str]], cli: Cli
+) -> None:
+    _, train, names = cohort
+    other = tmp_path / "other.csv"
+    other.write_text("slide,patient,label\n" + "".join(f"z{n}.svs,{n},{'ab'[i % 2]}\n" for i, n in enumerate(names)))
+    table = clinical(tmp_path / "c.csv", names)
+    code, said = cli(*train, "--labels", other, "--table", f"clinical={table}")
+    assert code == 2, said
+    assert "24 rows of the labels have no features: zp00.svs" in " ".join(said.split())

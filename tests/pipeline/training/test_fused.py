@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mhim.mil.fusion import gate, late
+from mhim.mil.fusion.gate import Gate
+from mhim.mil.fusion.late import Late
 from mhim.mil.fusion.outcome import NotFused
 from mhim.mil.fusion.rows import Rows
 from mhim.pipeline.resume.stage import State
 from mhim.pipeline.store import layout
 from mhim.pipeline.store import tables as csv
 from mhim.pipeline.training import bundle, fusion_bundle
+from mhim.pipeline.training.fused import crossed
 from tests.pipeline import fused
 from tests.pipeline.bags import tree
 from tests.pipeline.trained import mhim, scored
@@ -143,6 +147,33 @@ def test_one_patients_row_changes_no_other_patients_answer(work: layout.Work) ->
     assert [a.weights for a in without] == [{"slide": 1.0}] * len(names)
     differences = np.array([a.logits[1] - a.logits[0] for a in without])
     assert (np.argsort(differences) == np.argsort([x[1] - x[0] for x in logits])).all()
+
+
+@pytest.mark.parametrize("fit", [late.fit, gate.fit])
+def test_what_thresholds_rest_on_is_weighed_without_its_own_patients(fit: Callable[..., Late | Gate]) -> None:
+    """Another outcome of an inner fold's patients changes no fused score of theirs."""
+    rng = np.random.default_rng(0)
+    outside = {m: rng.normal(size=(30, 2)) for m in ("slide", "rna")}
+    outside["rna"][:4] = np.nan
+    inner = [np.arange(i, 30, 3) for i in range(3)]
+    target = (outside["slide"][:, 1] + rng.normal(size=30) > 0).astype(np.int64)
+    before = crossed(fit, outside, target, "classes", inner, 2)
+    for left in inner:
+        other = target.copy()
+        other[left] = 1 - other[left]
+        after = crossed(fit, outside, other, "classes", inner, 2)
+        np.testing.assert_array_equal(after[left], before[left])
+        assert (np.delete(after, left, axis=0) != np.delete(before, left, axis=0)).any()
+
+
+def test_who_has_only_what_the_other_folds_lack_gets_their_mean() -> None:
+    rng = np.random.default_rng(1)
+    outside = {m: rng.normal(size=(12, 1)) for m in ("slide", "rna")}
+    inner = [np.arange(0, 6), np.arange(6, 12)]
+    outside["rna"][6:] = np.nan  # nobody of the second fold has it
+    outside["slide"][0] = np.nan
+    made = crossed(late.fit, outside, np.arange(12.0), "number", inner, 0)
+    assert made[0, 0] == pytest.approx(made[1:].mean(), abs=1e-12)
 
 
 @pytest.mark.parametrize(

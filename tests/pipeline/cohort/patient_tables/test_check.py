@@ -95,6 +95,7 @@ def test_the_record_says_what_was_read_without_a_path(tmp_path: Path) -> None:
             "factors": ["sex"],
             "groups": {},
             "left_out": {"x": "no cell is filled"},
+            "missing": list(config.tables.missing),
         }
     }
 
