@@ -219,11 +219,17 @@ def _cell(row: Row, outcome: Outcome) -> One | None:
     if text is None:
         return None
     if outcome.kind == "regression":
-        value = plain_number(outcome.name or "label", text, row.separator)
-        if not math.isfinite(value):
-            raise ValueError(f"column {outcome.name or 'label'}: {text!r} is not finite")
-        return value
+        return finite_number(row, text, outcome.name)
     return outcome.classes.index(text)
+
+
+def finite_number(row: Row, text: str, name: str = "") -> float:
+    """The number that a cell of the row holds. name: of its column, where there are several. Raises ValueError."""
+    column = name or row.label_column
+    value = plain_number(column, text, row.separator)
+    if not math.isfinite(value):
+        raise ValueError(f"column {column}: {text!r} is not finite")
+    return value
 
 
 def cells(target: Target | None, outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort.labels import cells as label_cells
 from mhim.pipeline.cohort.labels import match, use
 from mhim.pipeline.cohort.labels import table as label_table
-from mhim.pipeline.cohort.labels.rows import CohortError, Row
+from mhim.pipeline.cohort.labels.rows import TARGET, CohortError, Row
 from mhim.pipeline.cohort.patients import Dataset
 from mhim.pipeline.results import estimand, measures, numbers, operating_point, predictions, views
 from mhim.pipeline.results.measures.measure import Answers
@@ -35,20 +35,62 @@ BY_MODEL = "predictions_by_model.csv"
 
 
 def known_rows(
-    slides: Path | None, labels: Path | None, settings: LabelsConfig, may_lack_slide: bool = False
+    slides: Path | None, labels: Path | None, settings: LabelsConfig, run: Path, may_lack_slide: bool = False
 ) -> list[Row]:
     """What is known of new slides: the rows of the labels, else those of the manifest. Tell whose the slides are.
 
-    may_lack_slide: patients of whom tables alone are at hand may have a row too."""
+    run: whose targets the columns may be. may_lack_slide: patients of whom tables alone are at hand may have a row
+    too."""
     from mhim.pipeline.stages import session
 
     source = labels if labels is not None else slides if slides is not None and slides.is_file() else None
-    if source is None or not label_cells.is_table(source):
+    if source is None or (labels is None and not label_cells.is_table(source)):
         return []
-    table = label_table.read_table(source, settings, may_lack_slide)
+    targets = tuple(_tasks(run)) if labels is not None else ()
+    table = label_table.read_table(source, settings, may_lack_slide, () if targets == ("",) else targets)
     told = use.unused_by_score(table, slides is not None)
+    other = [
+        c.removeprefix(TARGET) for c in table.columns if c.startswith(TARGET) and c.removeprefix(TARGET) not in targets
+    ]
+    if other and labels is not None:
+        told.append(f"{table.path.name}: {', '.join(other)} not used: {run.name} has no such target")
     session.tell((*(() if slides is not None else table.notes), *told))  # else told where the slides are listed
     return table.rows
+
+
+def tells(rows: Sequence[Row], labels: Path, run: Path) -> bool:
+    """Whether the labels tell something that the run answers, known before hours of scoring. Where they tell no outcome
+    at all, that is told. Raises CohortError where they tell another one."""
+    from mhim.pipeline.stages import session
+
+    each = _tasks(run)
+    if any(_knows(row, task, target) for target, task in each.items() for row in rows):
+        return True
+    if not any(row.label is not None or row.time is not None or any(v for _, v in row.targets) for row in rows):
+        how = "--label-column, or --time-column and --event-column, name the columns that do"
+        session.tell([f"{labels.name} tells no label: there is nothing to compare with ({how})"])
+        return False
+    if "" in each:
+        how = "--label-column, or --time-column and --event-column"
+        raise CohortError(
+            f"{labels} does not tell {measures.of(each['']).wanted}, which {run.name} answers: name {how}"
+        )
+    raise CohortError(
+        f"{run.name} has the targets {', '.join(each)}, and {labels} tells none of them: call its columns so (survival "
+        "is told by time and event)"
+    )
+
+
+def _tasks(run: Path) -> dict[str, tasks.Task]:
+    """Target -> task, of a single one under ""."""
+    task = bundle.card_of(predictions.folds_of(run)[0]).task.value
+    return dict(task.targets) if isinstance(task, tasks.Several) else {"": task}
+
+
+def _knows(row: Row, task: tasks.Task, target: str) -> bool:
+    """Whether the row has a cell of the target."""
+    own = _cell(row, target)
+    return all(getattr(own, column) is not None for column in measures.of(task).truth)
 
 
 def with_barcodes(rows: Sequence[Row], features: Path, settings: LabelsConfig) -> tuple[list[Row], list[str]]:
@@ -85,8 +127,8 @@ def predict(
 
 
 def _cell(row: Row, target: str) -> Row:
-    """The row as labels of the target alone; labels of a single column are of every target that can be them."""
-    return replace(row, label=dict(row.targets).get(target)) if target and row.targets else row
+    """The row as labels of the target alone."""
+    return replace(row, label=dict(row.targets).get(target), label_column=target) if target else row
 
 
 def with_truth(
@@ -233,18 +275,10 @@ def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, 
     are several."""
     for note in stage.data.notes:
         console.err.print(console.escape(note))
-    task = bundle.card_of(predictions.folds_of(run)[0]).task.value
-    if isinstance(task, tasks.Several):
-        if labels is not None and not any(row.targets for row in known_as):
-            raise CohortError(
-                f"{run.name} has the targets {', '.join(task.names)}: name the columns of those that the labels tell "
-                f"with --label-column, such as --label-column {','.join(task.names[:2])}"
-            )
-        for name in task.names:
+    for name in _tasks(run):
+        if name:
             console.out.print(f"[bold]{console.escape(name)}[/]")
-            _finish(stage, known_as, labels, run, config, name)
-    else:
-        _finish(stage, known_as, labels, run, config, "")
+        _finish(stage, known_as, labels, run, config, name)
     if (stage.out / "cohort.csv").exists():
         console.out.print(f"look at them: pipeline view {console.escape(str(stage.out))}")
 
@@ -277,7 +311,9 @@ def _finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path,
         console.out.print(f"  and {len(rows) - 20} more")
     if labels is None or (target and not truth):
         if target and labels is not None:
-            console.err.print(console.escape(f"{target}: no scored slide has {measure.wanted} in the labels"))
+            told = any(_knows(row, task, target) for row in known_as)
+            why = f"no scored slide has {measure.wanted}" if told else f"no row tells {measure.wanted}"
+            console.err.print(console.escape(f"{target}: {why} in the labels: predictions alone"))
         return
     before = predict(stage, known_as, config.score.model_copy(update={"calibrate": False}), target)[0]
     found = _apart(each, before, known, run, config, target)

@@ -288,7 +288,8 @@ def score(
             "--labels are those of new slides: name the slides, or their --features. The run's own "
             "patients keep the labels that they were trained with"
         )
-    rows = external.known_rows(slides, labels, session.config.labels, bool(given))
+    rows = external.known_rows(slides, labels, session.config.labels, run, bool(given))
+    measured = labels if labels is None or external.tells(rows, labels, run) else None
     source = slides or features or (Path(next(iter(given.values()))) if given else None)
     if source is not None:
         out = newcomers.folder_of(run / "new", source, called)
@@ -309,7 +310,7 @@ def score(
     if not session.dry_run:
         runs.tell(stage, console.out)
         if not stage.folds:
-            external.finish(stage, rows, labels, run, session.config)
+            external.finish(stage, rows, measured, run, session.config)
             codes.append(1 if stage.data.damaged else 0)
         if stage.folds or features is not None:
             codes += [draw(session, stage), tested(session, stage)]

@@ -50,7 +50,8 @@ class CohortError(UserError, ValueError):
 @dataclass(frozen=True)
 class Row:
     """One labelled slide as the CSV gives it. number: line in the file as an editor counts it. targets: column and cell
-    of each of several columns of labels; then there is no `label`. separator: of the table, see `plain_number`."""
+    of each of several columns of labels; then there is no `label`. separator: of the table, see `plain_number`.
+    label_column: what the file calls the column of `label`."""
 
     number: int
     slide: str
@@ -65,6 +66,7 @@ class Row:
     regions: str | None = None
     targets: tuple[tuple[str, str | None], ...] = ()
     separator: str = ","
+    label_column: str = "label"
 
 
 def row_of(
@@ -74,27 +76,33 @@ def row_of(
     separator: str = ",",
     words: Mapping[str, int] | None = None,
     may_lack_slide: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> Row:
     """The row that `cells` (our column -> text, missing ones blank) stand for. patient: whose it is where no cell says.
 
     separator: of the table, which decides what a comma in a number means. words: further words of `event`.
-    may_lack_slide: a row that names its patient needs no slide. Raises ValueError that names the column."""
+    may_lack_slide: a row that names its patient needs no slide. names: our column -> the file's own. Raises ValueError
+    that names the column as the file does."""
+    names = names or {}
+
+    def named(column: str) -> str:
+        return names.get(column, column)
 
     def number_of(column: str, low: float) -> float | None:
         text = cells.get(column, "")
         if not text:
             return None
-        value = plain_number(column, text, separator)
+        value = plain_number(named(column), text, separator)
         if not math.isfinite(value) or value < low:
-            raise ValueError(f"column {column}: {text!r} must be a number of at least {low:g}")
+            raise ValueError(f"column {named(column)}: {text!r} must be a number of at least {low:g}")
         return value
 
     if not cells["slide"] and not (may_lack_slide and cells.get("patient")):
-        raise ValueError("column slide: it is empty, or says that it is missing")
+        raise ValueError(f"column {named('slide')}: it is empty, or says that it is missing")
     mpp = number_of("mpp", 0.0)
     if mpp == 0:
         raise ValueError("column mpp: it must be above 0")
-    event = event_of(cells.get("event", ""), words or {})
+    event = event_of(cells.get("event", ""), words or {}, named("event"))
     fold = number_of("fold", 0.0)
     if fold is not None and fold != int(fold):
         raise ValueError(f"column fold: {cells['fold']!r} must be a whole number from 0")
@@ -103,7 +111,8 @@ def row_of(
         raise ValueError(f"column split: {split!r} must be train, val or test")
     time = number_of("time", 0.0)
     if (time is None) != (event is None):
-        raise ValueError(f"columns time and event: give both or none; {'time' if time is None else 'event'} is missing")
+        lacking = named("time" if time is None else "event")
+        raise ValueError(f"columns {named('time')} and {named('event')}: give both or none; {lacking} is missing")
     return Row(
         number=number,
         slide=cells["slide"],
@@ -118,6 +127,7 @@ def row_of(
         regions=cells.get("regions") or None,
         targets=tuple((k.removeprefix(TARGET), v or None) for k, v in cells.items() if k.startswith(TARGET)),
         separator=separator,
+        label_column=named("label"),
     )
 
 
@@ -135,7 +145,7 @@ def plain_number(column: str, text: str, separator: str) -> float:
         raise ValueError(f"column {column}: {text!r} is not a number") from None
 
 
-def event_of(text: str, words: Mapping[str, int]) -> int | None:
+def event_of(text: str, words: Mapping[str, int], column: str = "event") -> int | None:
     """1, 0, or None for blank: a number, a word, or a number before a word as cBioPortal writes it (1:DECEASED)."""
     if not text:
         return None
@@ -152,23 +162,26 @@ def event_of(text: str, words: Mapping[str, int]) -> int | None:
         value = math.nan
     if value not in (0.0, 1.0):
         raise ValueError(
-            f"column event: {text!r} must be 0 or 1, or a word such as dead and alive; say what it means "
+            f"column {column}: {text!r} must be 0 or 1, or a word such as dead and alive; say what it means "
             f"with --set 'labels.event_words={{{text}: 1}}'"
         )
     return int(value)
 
 
-def contradictions(rows: list[Row]) -> list[str]:
-    """Slides named twice, and patients whose rows disagree."""
-    wrong = []
+def contradictions(rows: list[Row], names: Mapping[str, str] | None = None) -> list[str]:
+    """Slides named twice, and patients whose rows disagree. names: our column -> the file's own."""
+    wrong, names = [], names or {}
     first_slide: dict[str, Row] = {}
     first_patient: dict[str, Row] = {}
     for row in rows:
         other = first_slide.setdefault(same(row.slide), row) if row.slide else row
         if other is not row:
-            wrong.append(f"row {row.number}, column slide: {row.slide!r} stands in row {other.number} already")
+            column = names.get("slide", "slide")
+            wrong.append(f"row {row.number}, column {column}: {row.slide!r} stands in row {other.number} already")
         patient = first_patient.setdefault(row.patient, row)
-        pairs = [(c, getattr(patient, c), getattr(row, c)) for c in ("label", "time", "event", "split", "fold")]
+        pairs = [
+            (names.get(c, c), getattr(patient, c), getattr(row, c)) for c in ("label", "time", "event", "split", "fold")
+        ]
         pairs += [(c, a, b) for (c, a), (_, b) in zip(patient.targets, row.targets, strict=True)]
         for column, a, b in pairs:
             if a != b:

@@ -59,19 +59,28 @@ def read_rows(path: Path, settings: LabelsConfig | None = None) -> list[Row]:
     return read_table(path, settings).rows
 
 
-def read_table(path: Path, settings: LabelsConfig | None = None, may_lack_slide: bool = False) -> Table:
-    """A manifest or labels table. may_lack_slide: rows of patients without a slide are allowed.
+def read_table(
+    path: Path, settings: LabelsConfig | None = None, may_lack_slide: bool = False, targets: Sequence[str] = ()
+) -> Table:
+    """A manifest or labels table. may_lack_slide: rows of patients without a slide are allowed. targets: of a run with
+    several, whose columns are those that `labels.label_column` names, or all of them that the table has.
 
     Raises CohortError naming every wrong row and column (at most 20)."""
     settings = settings or LabelsConfig()
     named = {ours: str(getattr(settings, f"{ours}_column")) for ours in NAMED if getattr(settings, f"{ours}_column")}
-    names = (*named.values(), *_several(named.get("label", "")), *COLUMNS, *(a for of in ALIASES.values() for a in of))
+    names = (
+        *named.values(),
+        *targets,
+        *_several(named.get("label", "")),
+        *COLUMNS,
+        *(a for of in ALIASES.values() for a in of),
+    )
     looked_for = {plain(h) for h in (*names, "WSI")}
     dialect = label_cells.Dialect.of_labels(settings)
     sheet = label_cells.read(path, dialect, lambda header: bool(looked_for & {plain(h) for h in header}))
     found = published.translate(sheet, path.name) if not named else label_cells.trimmed(sheet)
     header = found.lines[0][1]
-    at = _columns(header, named, path)
+    at = _columns(header, named, path, targets)
     rows, notes = _rows(found, at, settings, path, may_lack_slide)
     if not rows:
         raise CohortError(f"{path} has no rows")
@@ -90,7 +99,7 @@ def _several(named: str) -> list[str]:
     return [part.strip() for part in named.split(",")] if "," in named else []
 
 
-def _columns(header: Sequence[str], named: Mapping[str, str], path: Path) -> dict[str, int]:
+def _columns(header: Sequence[str], named: Mapping[str, str], path: Path, targets: Sequence[str]) -> dict[str, int]:
     """Our columns -> their places in the header. Raises CohortError for what is missing, named twice or doubtful."""
     has = f"{path} has the columns {', '.join(h or '(no name)' for h in header)}"
     at: dict[str, int] = {}
@@ -110,7 +119,10 @@ def _columns(header: Sequence[str], named: Mapping[str, str], path: Path) -> dic
         if hits:
             at[ours] = hits[0]
 
-    several = [] if places(named.get("label", "")) else _several(named.get("label", ""))
+    label = named.get("label", "")
+    several = [] if places(label) else _several(label)
+    if targets and not several:
+        several = [label] if label else [t for t in targets if places(t)]
     for ours, name in [*named.items(), *((TARGET + name, name) for name in several)]:
         if ours == "label" and several:
             continue
@@ -121,7 +133,7 @@ def _columns(header: Sequence[str], named: Mapping[str, str], path: Path) -> dic
             )
         only(ours, hits, "rename one")
     if len({i for ours, i in at.items() if ours.startswith(TARGET)}) < len(several):
-        raise CohortError(f"--label-column {named['label']}: a column is named twice")
+        raise CohortError(f"--label-column {label or ','.join(several)}: a column is named twice")
     for ours in COLUMNS:
         if ours == "label" and several:
             continue
@@ -162,6 +174,7 @@ def _rows(
     sheet: Sheet, at: Mapping[str, int], settings: LabelsConfig, path: Path, may_lack_slide: bool
 ) -> tuple[list[Row], list[str]]:
     header = sheet.lines[0][1]
+    own = {ours: header[i] for ours, i in at.items()}
     missing = {m.casefold() for m in settings.missing}
     gone: dict[str, Counter[str]] = {}
     words: dict[str, int] = {}
@@ -182,8 +195,9 @@ def _rows(
         slide = cells["slide"]
         by_code = tcga.patient(same(slide)) if settings.tcga_patients and tcga.is_slide(slide) else None
         grouped += bool(by_code and not cells.get("patient"))
+        whose = by_code or same(slide)
         try:
-            row = row_of(number, cells, by_code or same(slide), sheet.separator, settings.event_words, may_lack_slide)
+            row = row_of(number, cells, whose, sheet.separator, settings.event_words, may_lack_slide, own)
         except ValueError as error:
             wrong.append(f"row {number}, {error}")
             continue
@@ -191,7 +205,7 @@ def _rows(
         if row.event is not None and not re.fullmatch(r"[01](\.0*)?", cells["event"]):
             words.setdefault(cells["event"], row.event)
         rows.append(row)
-    contrary = contradictions(rows)
+    contrary = contradictions(rows, own)
     if contrary and grouped:
         contrary.append(
             "patients are those of the TCGA barcodes: --no-tcga-patients makes each slide a patient, and "

@@ -19,6 +19,7 @@ import torch
 from mhim.configs.schema import ScoreConfig
 from mhim.mil import estimators, outcome_metrics
 from mhim.mil.tasks import Regression as Task
+from mhim.pipeline.cohort import outcomes
 from mhim.pipeline.cohort.labels import rows as labels
 from mhim.pipeline.results.measures import measure
 from mhim.pipeline.results.measures.measure import Answers, Measure, Row, Said, Scaled, Training, Values
@@ -69,12 +70,9 @@ class Regression(Measure):
         if row.label is None:
             return None
         try:
-            value = float(row.label)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise labels.CohortError(f"row {row.number}: {row.label!r} is no number, which this model predicts")
-        return {"label": value}
+            return {"label": outcomes.finite_number(row, row.label)}
+        except ValueError as error:
+            raise labels.CohortError(f"row {row.number}, {error}, which this model predicts") from None
 
     def positive(self, answer: Row) -> float:
         return float(answer["predicted"])

@@ -53,6 +53,11 @@ def labels(path: Path, work: layout.Work, patients: int, **more: Any) -> Path:
     return path
 
 
+def flat(text: str) -> str:
+    """What was printed, without the breaks of its lines."""
+    return " ".join(text.split())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_verb_knows_every_outcome(kind: str, cli: Cli, tmp_path: Path) -> None:
     work, other = layout.Work(tmp_path / "work"), layout.Work(tmp_path / "other")
@@ -107,14 +112,32 @@ def test_labels_of_new_patients_may_lack_targets_and_the_library_names_one(cli: 
     given = ["--model", "one", "--features", other.features("texture"), "--labels", new, "--as", "b"]
     code, text = cli("score", *shared, *given, *sets("labels.label_column=er,pr"))
     assert code == 0, text
-    assert "ki67: no scored slide has a number as label in the labels" in text
+    assert "ki67: no row tells a number as label in the labels: predictions alone" in flat(text)
+    assert "b.csv: pr not used: one has no such target" in flat(text)
     at = {v.target: v.folder for v in views.of(work.run("one") / "new" / "b")}
     assert (at["er"] / "metrics.json").exists()
     assert not (at["ki67"] / "metrics.json").exists()
     assert len(estimand.read(at["ki67"] / "predictions.csv")) == 10
     code, text = cli("score", *shared, *given, *sets("labels.label_column=er"))
+    assert code == 0, text  # one of the targets, named
+    assert json.loads((at["er"] / "metrics.json").read_text())["patients"] == 8
+    shutil.rmtree(work.run("one") / "new")
+    code, text = cli("score", *shared, *given)  # the run's own columns, unnamed
+    assert code == 0, text
+    for view in views.of(work.run("one") / "new" / "b"):
+        assert json.loads((view.folder / "metrics.json").read_text())["patients"] == 8
+    shutil.rmtree(work.run("one") / "new")
+    cells = [line.split(",") for line in new.read_text().splitlines()]
+    new.write_text("\n".join(",".join([*c[:2], c[2]]) for c in cells).replace("er\n", "label\n"))
+    code, text = cli("score", *shared, *given)
     assert code == 2
-    assert "has the targets er, grade, ki67" in text
+    assert "one has the targets er, grade, ki67, and" in flat(text)
+    assert not list(work.run("one").glob("new/*/scores")), "refused before any work"
+    new.write_text("\n".join(",".join(c[:2]) for c in cells))
+    code, text = cli("score", *shared, *given)
+    assert code == 0, text
+    assert "b.csv tells no label: there is nothing to compare with" in flat(text)
+    assert not list(work.run("one").glob("new/**/metrics.json"))
 
     found = Work(work.root).run("one")
     assert found.targets == ("er", "grade", "ki67")
@@ -147,3 +170,25 @@ def test_the_tiles_of_a_number_are_in_the_labels_unit_whatever_model_scored_them
     assert values[2] == pytest.approx((values[0] + values[1]) / 2, rel=1e-5)
     drawn = layers.layers({**arrays, "evidence": values[1][:, None]}, models[0].task, "probability")
     assert drawn[0].scores == pytest.approx(values[1])
+
+
+def test_a_number_of_new_patients_is_read_as_in_training(cli: Cli, tmp_path: Path) -> None:
+    """Decimal commas of a table with semicolons; and a cell that is none is named as the file names its column."""
+    work, other = layout.Work(tmp_path / "work"), layout.Work(tmp_path / "other")
+    own, new = labels(tmp_path / "a.csv", work, 30), labels(tmp_path / "b.csv", other, 10, seed=5, prefix="x")
+    shared = ["--work", work.root, *QUICK, *sets(*KINDS["regression"])]
+    assert cli("train", *shared, "--labels", own, "--name", "one")[0] == 0
+    given = [*shared, "--name", "one", "--features", other.features("texture"), "--labels", new, "--as", "b"]
+    truths = []
+    for text in (new.read_text(), new.read_text().replace(",", ";").replace(".", ",").replace(",svs", ".svs")):
+        new.write_text(text)
+        code, said = cli("score", *given)
+        assert code == 0, said
+        rows = estimand.read(work.run("one") / "new" / "b" / "predictions.csv")
+        truths.append({r["patient"]: r["label"] for r in rows})
+    assert truths[0] == truths[1]
+    assert sum(v != "" for v in truths[0].values()) == 8
+    new.write_text("slide,patient,ki67\nxs00_0.svs,xp00,1_000\n")
+    code, said = cli("score", *given)
+    assert code == 2
+    assert "row 2, column ki67: '1_000' is not a number" in flat(said)
