@@ -27,8 +27,14 @@ WANTED = 0.95  # of the whole bag's answer, that the smallest set keeps
 FEW = 32  # the first 1 / FEW of the tiles are few
 REMOVED = (2, FEW)  # the first 1/2 and 1/32 of the tiles, in the map's order, are removed
 _STEPS = 5  # of the search between two sizes: the set is found to a tenth of the smaller one, or exactly
+VERSION = 1  # of how it is measured: one more whenever the same map of the same bag would give other numbers
 FALSE_POSITIVES = (1 / 4, 1 / 2, 1, 2, 4, 8)  # tiles per slide, at which FROC takes the share of findings
 Answer = Callable[[np.ndarray], float]
+
+
+def method() -> dict[str, float | int | list[int]]:
+    """All that decides the numbers besides the model, the bag and the map, by name, for fingerprints."""
+    return {"version": VERSION, "wanted": WANTED, "few": FEW, "removed": list(REMOVED), "steps": _STEPS}
 
 
 @dataclass(frozen=True)

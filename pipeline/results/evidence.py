@@ -64,14 +64,18 @@ def needed(folder: Path, slide: str, scores: str) -> dict[str, np.ndarray]:
     return {name: np.asarray(reading.read_array(path, name)).astype(np.float32) for name in names}
 
 
-def summarise(folder: Path) -> dict[str, Any]:
-    """Write and return `evidence.json` of the results in `folder`: per map, mean and sd over the patients."""
-    patients: dict[str, dict[str, dict[str, float]]] = {}
-    for path in sorted((folder / FOLDER).glob("**/*.zarr")):
-        found = seals.look(path)
-        if found is not None and not found.wrong:
-            attrs = found.attrs
-            patients.setdefault(str(attrs["patient"]), {k: v["numbers"] for k, v in attrs["maps"].items()})
+def means(folder: Path) -> dict[str, Any]:
+    """The content of `evidence.json` of the results in `folder`: per map, mean and sd over the patients. Only what is of
+    the scores that lie there now, and was measured as this version does: other models' maps are not averaged in."""
+    how = {f"evidence.{name}": value for name, value in evidence.method().items()}
+    root, patients = folder / FOLDER, dict[str, dict[str, dict[str, float]]]()
+    for path in sorted(root.glob("**/*.zarr")):
+        found, scores = seals.look(path), seals.look(folder / "scores" / path.relative_to(root))
+        if found is None or found.wrong or scores is None or scores.wrong:
+            continue  # told by the commands that make them
+        if found.attrs.get("scores") == scores.fingerprint and how.items() <= found.settings.items():
+            maps = {k: v["numbers"] for k, v in found.attrs["maps"].items()}
+            patients.setdefault(str(found.attrs["patient"]), maps)
     rows: dict[str, list[dict[str, float]]] = {}
     for maps in patients.values():
         for name, numbers in maps.items():
@@ -84,6 +88,11 @@ def summarise(folder: Path) -> dict[str, Any]:
         for name, each in rows.items()
     }
     best = sorted(told, key=lambda name: -told[name]["gain"]["mean"])
-    summary = {"kept": evidence.WANTED, "few": evidence.FEW, "best_first": best, "maps": told}
+    return {"kept": evidence.WANTED, "few": evidence.FEW, "best_first": best, "maps": told}
+
+
+def summarise(folder: Path) -> dict[str, Any]:
+    """Write and return `evidence.json` of the results in `folder`."""
+    summary = means(folder)
     writing.write_atomic(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
     return summary

@@ -103,8 +103,8 @@ def read(path: Path) -> Live | None:
         found = json.loads(path.read_text())
         best = found.pop("best", None)
         live = Live(**found, best=None if best is None else (int(best[0]), float(best[1])))
-        live.told()
-    except (OSError, ValueError, TypeError, AttributeError, IndexError):
+        live.told(), live.share, live.worked, live.left_s  # noqa: B018  all that is asked of it later
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError):
         return None
     return live
 
@@ -117,12 +117,11 @@ def under_way(root: Path, keys: Iterable[str] | None = None) -> dict[str, Live]:
     if not folder.is_dir():
         return {}
     found: dict[str, Live] = {}
-    for key in sorted(
-        running_keys(root / ".claims") & set(keys) if keys is not None else running_keys(root / ".claims")
-    ):
+    running = running_keys(root / ".claims")
+    for key in sorted(running if keys is None else running & set(keys)):
         told = []
-        for path in (folder / key).glob(f"*/{NAME}"):
-            with suppress(OSError):  # committed at this moment
+        with suppress(OSError):  # committed at this moment
+            for path in (folder / key).glob(f"*/{NAME}"):
                 told.append((path.stat().st_mtime, path))
         live = read(max(told)[1]) if told else None
         if live is not None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mhim.configs.schema import Config
+from mhim.mil import evidence as tested
 from mhim.mil.tasks import Task
 from mhim.pipeline.cohort.patients import Dataset
 from mhim.pipeline.pictures.layers import file_name, layers
@@ -26,7 +27,8 @@ SHOWN = ("sufficiency", "necessity", "keep_area", "remove_area", "gain", "smalle
 @dataclass
 class Probe(Stage):
     """Scores and features to `evidence/<slide id>.zarr`: what each map is worth on the patient's bag, and the smallest
-    set of tiles that keeps the answer. Changed settings and newer scores are followed without asking."""
+    set of tiles that keeps the answer. Changed settings, another method and newer scores are followed without asking.
+    """
 
     work: layout.Work
     config: Config
@@ -53,10 +55,11 @@ class Probe(Stage):
         return made
 
     def settings(self) -> dict[str, Any]:
-        return {"score.evidence": self.config.score.evidence}
+        how = {f"evidence.{name}": value for name, value in tested.method().items()}
+        return {"score.evidence": self.config.score.evidence, **how}
 
     def remake_fields(self) -> frozenset[str]:
-        return frozenset({"score.evidence", "input.scores"})
+        return frozenset({*self.settings(), "input.scores"})
 
     def remake(self, item: Item, old: Path, out: Path) -> Made:
         return self.make(item, out, out)

@@ -38,30 +38,30 @@ class StageStatus:
 
 
 def read(work: layout.Work) -> list[StageStatus]:
-    """The state of every stage of `work`, in order. Raises CohortError when nothing was tiled there."""
-    features = work.root / "features"
-    brought = {f: imports for f in _folders(features) if (imports := _imported(f)) is not None}
-    # features may have come without slides
-    slides = [] if brought and not work.cohort.exists() else [s.id for s in cohort.read_cohort(work)]
+    """The state of every stage of `work`, in order. Raises CohortError when there are neither slides nor features nor
+    runs."""
+    folders, runs = _folders(work.root / "features"), _folders(work.runs)
+    brought = {f: imports for f in folders if (imports := _imported(f)) is not None}
+    sliced = work.cohort.exists() or not (folders or runs)  # features may have come without slides
+    slides = [s.id for s in cohort.read_cohort(work)] if sliced else []
     last = runlog.last_outcomes(work.runs)
     failed = {key: outcome.message for key, outcome in last.items() if outcome.state == State.FAILED}
     tile = _stage("tile", slides, work.tiles, {i: work.tile_store(i) for i in slides}, failed)
     stages = [tile]
-    for folder in _folders(features):
+    for folder in folders:
         if folder in brought:
             stages.append(_stage(f"import {folder.name}", brought[folder], folder, brought[folder], failed))
             continue
-        wanted = tile.keys["done"]
-        outputs = {i: folder / f"{i}.zarr" for i in wanted}
-        stages.append(_stage(f"extract {folder.name}", wanted, folder, outputs, failed))
+        outputs = {i: folder / f"{i}.zarr" for i in tile.keys["done"]} if sliced else feature_stores(folder)
+        stages.append(_stage(f"extract {folder.name}", outputs, folder, outputs, failed))
     wanted_folds = runlog.planned_keys(work.runs)
-    for run in sorted(p for p in work.runs.iterdir() if p.is_dir()) if work.runs.is_dir() else []:
+    for run in runs:
         stages.append(_run(run, failed, wanted_folds.get(f"train {run.name}", set())))
     return stages
 
 
-def _folders(features: Path) -> list[Path]:
-    return sorted(p for p in features.iterdir() if p.is_dir()) if features.is_dir() else []
+def _folders(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
 
 
 def _imported(folder: Path) -> dict[str, Path] | None:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from mhim.mil import evidence as tested
 from mhim.pipeline.results import evidence
 from mhim.pipeline.store import layout, reading
 from tests.pipeline.bags import make_features, sets, tree, write_labels
@@ -50,5 +52,21 @@ def test_maps_are_tested_beside_the_scores(cli: Cli, tmp_path: Path) -> None:
     (store / "zarr.json").unlink()  # made again alone, to the same bytes
     assert cli(*score, *sets("score.evidence=all"))[0] == 0
     assert tree(run)["evidence/s01_0.svs.zarr/zarr.json"] == after["evidence/s01_0.svs.zarr/zarr.json"]
+
+    with pytest.MonkeyPatch.context() as patch:  # measured otherwise: nothing of the old method is told, all is made anew
+        patch.setattr(tested, "VERSION", tested.VERSION + 1)
+        assert evidence.means(run)["maps"] == {}
+        code, text = cli(*score, *sets("score.evidence=all"))
+        assert code == 0, text
+        assert "evidence abmil: 0 to do, 0 done before, 24 to derive" in text
+        assert evidence.means(run)["maps"]["attention"]["patients"] == 12
+    assert cli(*score, *sets("score.evidence=all"))[0] == 0
+    moved = run / "scores" / "s01_0.svs.zarr"
+    moved.rename(tmp_path / "away")  # a map of scores that are not there
+    moved_too = run / "scores" / "s01_1.svs.zarr"
+    moved_too.rename(tmp_path / "away too")
+    assert evidence.means(run)["maps"]["attention"]["patients"] == 11
+    (tmp_path / "away").rename(moved)
+    (tmp_path / "away too").rename(moved_too)
     assert cli("report", "--work", work.root)[0] == 0
     assert "Do the maps say what the model uses?" in (run / "report.html").read_text()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from mhim.pipeline.resume import runlog
 from mhim.pipeline.resume.claims import Claims
@@ -169,6 +170,23 @@ def test_status_tells_the_folds_that_an_interrupted_training_misses(tmp_path: Pa
     (run,) = (s for s in status.read(work) if s.name == "train abmil")
     assert run.keys["done"] == ["fold_0"]
     assert run.keys["missing"] == ["fold_1", "fold_2"]
+
+
+def test_status_of_features_that_came_without_slides(tmp_path: Path) -> None:
+    from mhim.pipeline.cohort.labels.rows import CohortError
+    from mhim.pipeline.upkeep import status
+
+    work = layout.Work(tmp_path / "w")
+    with pytest.raises(CohortError, match="holds no tiled cohort"):
+        status.read(work)
+    for path in (work.feature_store("texture", "a.svs"), work.run("abmil") / "fold_0"):
+        writing.StoreWriter(path, {})
+        writing.seal(path, {})
+    found = {s.name: s.keys for s in status.read(work)}
+    assert found["tile"] == {state: [] for state in status.STATES}
+    assert found["extract texture"]["done"] == ["a.svs"]
+    assert found["train abmil"]["done"] == ["fold_0"]
+    assert status.show(work.root) == 0
 
 
 def test_watched_status_shows_what_changes(tmp_path: Path) -> None:
