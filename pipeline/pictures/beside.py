@@ -35,7 +35,7 @@ def comparisons(run: Path, found: Metrics) -> tuple[list[tuple[str, ...]], int]:
             continue
         try:
             verdict = compare.compare(other, run, config, found.headline)[found.headline]
-        except layout.StoreError as error:
+        except (layout.StoreError, FileNotFoundError) as error:
             rows.append((other.name, found.headline, "not comparable", "", "", str(error)))
             continue
         d = verdict["difference"]
@@ -52,7 +52,11 @@ def external(run: Path) -> list[tuple[str, ...]]:
     """Rows of EXTERNAL: each other cohort with labels, its metrics beside the run's own."""
     rows: list[tuple[str, ...]] = []
     for path in sorted((run / "new").glob(f"*/{METRICS}")):
-        found = ExternalMetrics.of(reading.read_json(path), path)
+        try:
+            found = ExternalMetrics.of(reading.read_json(path), path)
+        except layout.StoreError as error:
+            rows.append((path.parent.name, str(error), "", "", ""))
+            continue
         for name, value in found.external.items():
             inside = numbers.text_of(found.internal.get(name))
             rows.append((path.parent.name, name.replace("_", " "), inside, numbers.text_of(value), str(found.patients)))

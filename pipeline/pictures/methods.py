@@ -1,17 +1,17 @@
 """The methods paragraph of a run, with its numbers, as an author can paste it; and what the frozen decision came to.
 
-In: a run's metrics, its settings and the versions that made it. Out: plain text. It says nothing that is not recorded:
+In: a run's metrics and the cards of its trainings. Out: plain text. It says nothing that is not recorded:
 what an older run did not write down is left out of the sentence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mhim.pipeline.results import numbers
 from mhim.pipeline.results.metrics_file import Metrics
+from mhim.pipeline.training.card import Card
 
 
 def frozen(found: Metrics) -> list[tuple[str, str]]:
@@ -25,17 +25,28 @@ def frozen(found: Metrics) -> list[tuple[str, str]]:
     return [*made, ("undecided", f"{100 * told.undecided:.0f} %")] if told.undecided else made
 
 
-def paragraph(found: Metrics, config: Mapping[str, Any], versions: Mapping[str, str]) -> str:
-    """config: the run's config.yaml, {} where it has none. versions: program -> version, of its first training."""
-    tile, train, score = (dict(config.get(k) or {}) for k in ("tile", "train", "score"))
-    said = [_tiles(found, tile), _features(found), _training(found, train), _patients(found)]
+def paragraph(found: Metrics, cards: Sequence[Card]) -> str:
+    """cards: of the run's trainings. What differs between them (in a grid, say) is left out."""
+    made, train = shared([c.made or {} for c in cards]), shared([c.train for c in cards])
+    said = [_tiles(found, made), _features(found), _training(found, cards, train), _patients(found)]
     if found.decision_rule is not None:
         said.append(f"Decisions were made by {found.decision_rule}.")
-    said += [_result(found, score), _programs(versions)]
+    said += [_result(found), _programs(versions(cards))]
     return " ".join(s for s in said if s)
 
 
-def _tiles(found: Metrics, tile: Mapping[str, Any]) -> str:
+def shared(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all of them have with the same value."""
+    return {k: v for k, v in each[0].items() if all(k in one and one[k] == v for one in each)}
+
+
+def versions(cards: Sequence[Card]) -> dict[str, str]:
+    """Program -> version that made the trainings; `2.0 and 2.1` where some were made by one, some by the other."""
+    names = dict.fromkeys(name for c in cards for name in c.versions)
+    return {n: " and ".join(sorted({c.versions[n] for c in cards if n in c.versions})) for n in names}
+
+
+def _tiles(found: Metrics, made: Mapping[str, Any]) -> str:
     facts = found.features
     if not facts.mpp or not facts.tile_px:
         return ""
@@ -43,9 +54,10 @@ def _tiles(found: Metrics, tile: Mapping[str, Any]) -> str:
         f"Whole-slide images were cut into square tiles of {facts.tile_px} px at {facts.mpp:g} µm per px "
         f"({facts.mpp * facts.tile_px:g} µm)"
     )
-    if "min_tissue" in tile and "segmenter" in tile:
+    if "tile.min_tissue" in made and "tile.segmenter" in made:
         text += (
-            f", kept where at least {100 * float(tile['min_tissue']):g} % was tissue (segmenter {tile['segmenter']})"
+            f", kept where at least {100 * float(made['tile.min_tissue']):g} % was tissue (segmenter "
+            f"{made['tile.segmenter']})"
         )
     return text + "."
 
@@ -55,23 +67,35 @@ def _features(found: Metrics) -> str:
     return f"Each tile was encoded by {facts.encoder} (weights {facts.weights_id}; {facts.dim} values)."
 
 
-def _training(found: Metrics, train: Mapping[str, Any]) -> str:
-    seeds = f", {found.seeds} seeds each" if found.seeds > 1 else ""
-    repeats = f", repeated {train['repeats']} times" if int(train.get("repeats") or 1) > 1 else ""
-    text = (
-        f"{found.model} was trained on the tiles of each patient by {found.folds}-fold cross-validation over patients"
-    )
-    text += repeats + seeds
+def _training(found: Metrics, cards: Sequence[Card], train: Mapping[str, Any]) -> str:
+    repeats = len({one.repeat for one in found.per_fold})
+    folds = max((one.fold for one in found.per_fold), default=0) + 1
+    how = f"{folds}-fold cross-validation over patients" if folds > 1 else "one split of the patients"
+    how += ", each site wholly in one fold" if train.get("split_by") == "site" else ""
+    how += f", repeated {repeats} times" if repeats > 1 else ""
+    how += f", {found.seeds} seeds each" if found.seeds > 1 else ""
+    text = f"{found.model} was trained on the tiles of each patient by {how}"
     if {"epochs", "optimizer", "lr", "weight_decay"} <= train.keys():
         text += (
-            f" ({train['optimizer']}, {train['epochs']} epochs, learning rate {float(train['lr']):g}, weight decay "
-            f"{float(train['weight_decay']):g})"
+            f" ({train['optimizer']}, at most {train['epochs']} epochs, learning rate {float(train['lr']):g}, weight "
+            f"decay {float(train['weight_decay']):g})"
         )
-    if "val_fraction" in train:
-        text += f"; {100 * float(train['val_fraction']):g} % of the patients not held out served for validation"
+    inner = [c.split.val / max(1, c.split.val + c.split.train) for c in cards]
+    if found.protocol == "honest" and any(inner):
+        text += f"; {100 * sum(inner) / len(inner):.0f} % of the patients not held out served for validation"
     honest = " Nothing was chosen on held-out patients." if found.protocol == "honest" else ""
     splits = found.split_hash if isinstance(found.split_hash, str) else ", ".join(found.split_hash)
-    return f"{text} (split {splits}).{honest}"
+    return f"{text} (split {splits}).{honest}{_instead(cards)}"
+
+
+def _instead(cards: Sequence[Card]) -> str:
+    """Where the answers are not of the model alone that was asked for."""
+    fallen = [c for c in cards if c.fallback]
+    text = f" In {len(fallen)} of {len(cards)} trainings {fallen[0].model} took over." if fallen else ""
+    fusion = cards[0].fusion
+    if fusion is None:
+        return text
+    return f"{text} The answers of {', '.join(fusion.modalities)} were combined ({fusion.kind} fusion)."
 
 
 def _patients(found: Metrics) -> str:
@@ -80,15 +104,14 @@ def _patients(found: Metrics) -> str:
     return f"There were {found.patients} held-out {found.unit}s{classes}."
 
 
-def _result(found: Metrics, score: Mapping[str, Any]) -> str:
+def _result(found: Metrics) -> str:
     best = found.test.get(found.headline)
     if best is None:
         return ""
     level = f"{100 * found.confidence:g} %"
-    text = (
-        f"Held-out {found.headline.replace('_', ' ')} was {numbers.text_of(best)} ({level} interval of "
-        f"{found.bootstrap} bootstrap samples over patients, drawn inside their folds)"
-    )
+    text = f"Held-out {found.headline.replace('_', ' ')} was {numbers.text_of(best)}"
+    if best.low is not None:
+        text += f" ({level} interval of {found.bootstrap} bootstrap samples over patients, drawn inside their folds)"
     decided = [f"{what.partition(',')[0]} {value}" for what, value in frozen(found)]
     return f"{text}; at the frozen thresholds {', '.join(decided)}." if decided else f"{text}."
 
@@ -96,12 +119,3 @@ def _result(found: Metrics, score: Mapping[str, Any]) -> str:
 def _programs(versions: Mapping[str, str]) -> str:
     told = [f"{name} {version}" for name, version in versions.items()]
     return f"Programs: {', '.join(told)}." if told else ""
-
-
-def settings(run: Path) -> dict[str, Any]:
-    """The run's config.yaml; {} where it has none."""
-    import yaml
-
-    path = run / "config.yaml"
-    read = yaml.safe_load(path.read_text()) if path.exists() else None
-    return read if isinstance(read, dict) else {}

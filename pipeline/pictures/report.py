@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from mhim.pipeline.results.metrics_file import METRICS, Metrics
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.store import layout, pages, reading, tables, writing
 from mhim.pipeline.training import bundle, choices
+from mhim.pipeline.training.card import Card
 from mhim.pipeline.upkeep import status
 
 BUDGET = 9 * 2**20  # bytes of the HTML file
@@ -52,18 +53,19 @@ def write(work: layout.Work, run: Path) -> Path:
     style, script = ((ASSETS / name).read_text() for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     sections = [_section(view) for view in views.of(run)]
-    versions = bundle.card_of(predictions.folds_of(run)[0]).versions
+    cards = [bundle.card_of(folder) for folder in predictions.folds_of(run)]
+    stages = _stages(work)
     values: dict[str, Any] = {
         "name": run.name,
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         "style": pages.own(style),
         "script": pages.own(script),
         "warnings": found.warnings,
-        "cohort": _cohort(work, found),
-        "left_out": _left_out(work),
+        "cohort": _cohort(work, found, stages),
+        "left_out": _left_out(run, stages),
         "splits": _splits(run),
         "choices": choices.lines(found.choices),
-        "versions": list(versions.items()),
+        "versions": list(methods.versions(cards).items()),
         "features": list(found.features.plain().items()),
         "config": (run / "config.yaml").read_text() if (run / "config.yaml").exists() else "",
         "again": "\n".join(again.commands(work, run)),
@@ -79,7 +81,7 @@ def write(work: layout.Work, run: Path) -> Path:
         text = pages.page(ASSETS / "several.html", **values)
     else:
         (only,) = sections
-        values |= only.values | _trainings(found) | _maps(run) | _beside(run, found, versions)
+        values |= only.values | _trainings(found) | _maps(run) | _beside(run, found, cards)
         bare = pages.page(ASSETS / "report.html", **values, gallery=[], no_room=0)
         gallery, no_room = _gallery(run, only.rows, only.kind, BUDGET - len(bare.encode()) - 4096)
         text = pages.page(ASSETS / "report.html", **values, gallery=gallery, no_room=no_room)
@@ -120,12 +122,12 @@ def _section(view: views.View) -> _Section:
     return _Section(kind, rows, values)
 
 
-def _beside(run: Path, found: Metrics, versions: Mapping[str, str]) -> dict[str, Any]:
+def _beside(run: Path, found: Metrics, cards: Sequence[Card]) -> dict[str, Any]:
     """The headline by the frozen decision, the methods paragraph, other runs and other cohorts."""
     compared, more = beside.comparisons(run, found)
     return {
         "frozen": methods.frozen(found),
-        "methods": methods.paragraph(found, methods.settings(run), versions),
+        "methods": methods.paragraph(found, cards),
         "compared": compared,
         "compared_columns": beside.COMPARED,
         "not_compared": more,
@@ -189,12 +191,21 @@ def _patients(rows: Sequence[Row], kind: Kind) -> dict[str, Any]:
     return {"patient_columns": ["patient", "slides", "fold", *kind.columns], "patients": body}
 
 
-def _cohort(work: layout.Work, found: Metrics) -> str | list[tuple[str, str]]:
-    """Rows of the table of slides, or why there is none."""
+def _stages(work: layout.Work) -> list[status.StageStatus] | str:
+    """The state of the work folder's stages, or why it cannot be told."""
     try:
-        tile = status.read(work)[0]
-    except Exception as error:  # features may have come without slides
-        return f"No slides are known in {work.root.name}: {error}"
+        return status.read(work)
+    except Exception as error:  # whatever is odd there: the run has numbers, and they are told
+        return str(error)
+
+
+def _cohort(work: layout.Work, found: Metrics, stages: list[status.StageStatus] | str) -> str | list[tuple[str, str]]:
+    """Rows of the table of slides, or why there is none."""
+    if isinstance(stages, str):
+        return f"No slides are known in {work.root.name}: {stages}"
+    if not work.cohort.exists():
+        return f"No slides are known in {work.root.name}: its features came without them."
+    tile = stages[0]
     tiles = [reading.read_attrs(work.tile_store(s)) for s in tile.keys["done"]]
     mpps = Counter(f"{t['slide_mpp'][0]:.4g}" for t in tiles)
     vendors = Counter(str(t.get("vendor")) for t in tiles)
@@ -212,14 +223,12 @@ def _cohort(work: layout.Work, found: Metrics) -> str | list[tuple[str, str]]:
     return rows
 
 
-def _left_out(work: layout.Work) -> list[tuple[str, str, str, str]]:
-    """(item, stage, state, why) of everything that no number is of."""
+def _left_out(run: Path, stages: list[status.StageStatus] | str) -> list[tuple[str, str, str, str]]:
+    """(item, stage, state, why) of everything that no number of the run is of; not what other runs lack."""
     rows = []
-    try:
-        stages = status.read(work)
-    except Exception:  # told above
-        stages = []
-    for stage in stages:
+    for stage in [] if isinstance(stages, str) else stages:
+        if stage.name.startswith("train ") and stage.name != f"train {run.name}":
+            continue
         for state in ("failed", "empty", "missing"):
             rows += [(key, stage.name, state, stage.reasons.get(key, "")) for key in stage.keys[state]]
     return rows

@@ -65,8 +65,8 @@ def needed(folder: Path, slide: str, scores: str) -> dict[str, np.ndarray]:
 
 
 def means(folder: Path) -> dict[str, Any]:
-    """The content of `evidence.json` of the results in `folder`: per map, mean and sd over the patients. Only what is of
-    the scores that lie there now, and was measured as this version does: other models' maps are not averaged in."""
+    """The content of `evidence.json` of the results in `folder`: per map, mean and sd over the patients. Only what is
+    of the scores that lie there now, measured as this version does: maps of other models are not averaged in."""
     how = {f"evidence.{name}": value for name, value in evidence.method().items()}
     root, patients = folder / FOLDER, dict[str, dict[str, dict[str, float]]]()
     for path in sorted(root.glob("**/*.zarr")):

@@ -2,7 +2,8 @@
 
 In: the trained folds. Out: `targets/<name>/predictions.csv` and `metrics.json` of each target, and the content of the
 run's own `metrics.json`: the mean of the targets' headlines, and where every target has two classes (multilabel) macro
-and micro AUC and AUPRC. All of them from the same draws of patients.
+and micro AUC and AUPRC, from the same draws of patients. A target's own headline stands beside them with the interval
+of its own file, drawn among the patients whose cell is known: one number, one interval.
 
 - headline: mean over the targets whose headline is defined. macro: mean over the labels.
 - micro: the cells of all labels as one list, pairs inside each training (AUC), mean over trainings (AUPRC): the
@@ -60,6 +61,7 @@ def summary(
     cards = [bundle.card_of(f) for f in folders]
     metric, patients, strata = together(rows)
     told = resampling.intervals(metric, len(patients), config.bootstrap, config.confidence, strata)
+    own = {f"{name}.{one.headline}": one.test[one.headline].plain() for name, one in each.items()}
     hashes = sorted({c.split.hash for c in cards})
     lacking = [name for name in task.names if name not in rows]
     made: dict[str, Any] = {
@@ -81,7 +83,7 @@ def summary(
             *(f"{name}: {line}" for name, found in each.items() for line in found.warnings),
         ],
         "over_folds": {},
-        "test": {k: asdict(v) for k, v in told.items()},
+        "test": {k: asdict(v) for k, v in told.items()} | own,
         "confidence": config.confidence,
         "bootstrap": config.bootstrap,
         "per_fold": [],

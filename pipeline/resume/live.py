@@ -103,7 +103,7 @@ def read(path: Path) -> Live | None:
         found = json.loads(path.read_text())
         best = found.pop("best", None)
         live = Live(**found, best=None if best is None else (int(best[0]), float(best[1])))
-        live.told(), live.share, live.worked, live.left_s  # noqa: B018  all that is asked of it later
+        live.told(), live.share, live.worked, live.left_s  # all that is asked of it later
     except (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError):
         return None
     return live

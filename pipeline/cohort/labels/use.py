@@ -68,11 +68,13 @@ def drawn_on(slides: list[SlideEntry], folder: Path) -> tuple[list[SlideEntry], 
         if slide.regions is not None and slide.regions.resolve() != own.resolve():
             raise CohortError(f"{slide.id} has regions in {folder} and in {slide.regions}, named by a table: keep one")
         made.append(replace(slide, regions=own))
-    used = sum(s.regions is not None and s.regions.parent.is_relative_to(folder.resolve()) for s in made)
+    used = [s.regions for s in made if s.regions is not None and s.regions.is_relative_to(folder.resolve())]
     if not used:
         like = f" (like {slides[0].id}.geojson)" if slides else ""
         raise CohortError(f"no file in {folder} is called as a slide is{like}")
-    return made, f"{folder}: regions of {used} slide{'s' * (used != 1)} taken from it"
+    told = f"{folder}: regions of {len(used)} slide{'s' * (len(used) != 1)} taken from it"
+    idle = sorted(str(p.relative_to(folder.resolve())) for p in {*folder.resolve().rglob("*.geojson")} - {*used})
+    return made, told + (f"; {len(idle)} files are called as no slide here is ({some(idle)})" if idle else "")
 
 
 def too_late(table: Table, features: Path, work: layout.Work) -> list[str]:

@@ -53,7 +53,7 @@ def test_maps_are_tested_beside_the_scores(cli: Cli, tmp_path: Path) -> None:
     assert cli(*score, *sets("score.evidence=all"))[0] == 0
     assert tree(run)["evidence/s01_0.svs.zarr/zarr.json"] == after["evidence/s01_0.svs.zarr/zarr.json"]
 
-    with pytest.MonkeyPatch.context() as patch:  # measured otherwise: nothing of the old method is told, all is made anew
+    with pytest.MonkeyPatch.context() as patch:  # measured otherwise: what is old is not told, and made anew
         patch.setattr(tested, "VERSION", tested.VERSION + 1)
         assert evidence.means(run)["maps"] == {}
         code, text = cli(*score, *sets("score.evidence=all"))

@@ -77,6 +77,9 @@ def test_every_verb_knows_every_outcome(kind: str, cli: Cli, tmp_path: Path) -> 
         found = json.loads((view.folder / "metrics.json").read_text())
         assert found["patients"] == 24
         assert found["test"][found["headline"]]["value"] is not None
+        if view.target:
+            whole = json.loads((run / "metrics.json").read_text())["test"]
+            assert whole[f"{view.target}.{found['headline']}"] == found["test"][found["headline"]], "one interval"
     calm = tree(run)
     shutil.rmtree(run / views.FOLDER, ignore_errors=True)
     (run / "metrics.json").unlink()

@@ -64,18 +64,34 @@ def test_what_is_drawn_is_saved_shown_again_and_taken_by_tile(tiled: Path, galle
         assert back["regions"] == [{"name": "Tissue", "rings": closed}, {"name": "", "rings": closed}]
     found = regions.read(tiled / "regions" / "sub" / "a.svs.geojson")
     assert [r.role for r in found.regions] == ["tissue", "include"]
+    (tiled / "regions" / "sub" / "A.svs.geojson").write_text("{}")  # of no slide
     again = layout.Work(tiled.parent / "w2")
     code, said = cli(
         "tile", tiled.parent / "s", "--work", again.root, *SETTINGS, "--regions",
         tiled / "regions",
     )  # fmt: skip
     assert code == 0, said
-    assert "regions of 1 slide taken from it" in said
+    assert "regions of 1 slide taken from it; 1 files are called as no slide here is (sub/A.svs.geojson)" in said
     coords = np.asarray(reading.read_array(again.tile_store("sub/a.svs"), "coords"))
     centres = coords + np.asarray(reading.read_attrs(again.tile_store("sub/a.svs"))["tile_l0"]) / 2
     assert len(centres) > 3
     assert ((centres >= (256, 256)) & (centres <= (1280, 768))).all()
     assert reading.read_array(again.tile_store("b.svs"), "coords").shape == gallery._coords(1 - number).shape
+
+
+def test_damaged_regions_fail_their_own_slide_only(tiled: Path, cli: Cli) -> None:
+    folder = tiled.parent / "drawn"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "b.svs.geojson").write_text('{"type": "FeatureColl')
+    polygon = {"type": "Polygon", "coordinates": [[*RING, RING[0]]]}
+    whole = {"type": "Feature", "geometry": polygon, "properties": {"objectType": "annotation"}}
+    (folder / "sub" / "a.svs.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [whole]}))
+    again = layout.Work(tiled.parent / "w2")
+    code, said = cli("tile", tiled.parent / "s", "--work", again.root, *SETTINGS, "--regions", folder)
+    assert code == 1, said
+    assert "failed b.svs: regions file b.svs.geojson is no GeoJSON" in said
+    assert reading.stored(again.tile_store("b.svs")) is None
+    assert len(reading.read_array(again.tile_store("sub/a.svs"), "coords")) > 3
 
 
 def test_regions_that_fit_no_slide_are_told(tiled: Path, cli: Cli) -> None:
