@@ -90,7 +90,7 @@ class Columns:
         known = {*rows.columns, *rows.factors}
         absent = sorted({column for _, column, _ in self.features} - known)
         if absent:
-            lines.append(f"{_count(absent, 'column')} not in the table count as their training means: {_some(absent)}")
+            lines.append(f"{_count(absent, 'column')} not in the table, taken at the training mean: {_some(absent)}")
         for column, levels in self.levels.items():
             new = sorted({w for w in rows.factors.get(column, ()) if w is not None} - set(levels))
             if new:
@@ -109,8 +109,8 @@ class Columns:
         if far:
             cells = sum(far.values())
             lines.append(
-                f"{cells} cell{'s' * (cells != 1)} of {_some(sorted(far))} lie {CLIP_SD:g} standard deviations or more "
-                "from the training mean and count as so far: another unit?"
+                f"{cells} cell{'s' * (cells != 1)} of {_some(sorted(far))} {CLIP_SD:g} standard deviations or more "
+                "from the training mean, taken as just so far: another unit?"
             )
         return lines
 
@@ -179,7 +179,7 @@ def fit(rows: Rows, options: Options | None = None, targets: Sequence[Target] | 
     order = [int(i) for i in np.argsort(np.array(rows.patients)) if rows.present[i]]
     here = rows.of([rows.patients[i] for i in order])
     if len(order) < 2:
-        raise ColumnsError(f"{len(order)} training patients are in the table: two are needed to tell what differs")
+        raise ColumnsError(f"{_count(order, 'training patient')} in the table: two are needed to tell what differs")
     made = _Fitted(here, options)
     for column in sorted(here.columns):
         made.number(column)
@@ -293,7 +293,7 @@ def _grouped(found: Columns, rows: Rows, options: Options) -> Columns:
     )  # fmt: skip
 
 
-def _count(things: Sequence[str], what: str) -> str:
+def _count(things: Sequence[object], what: str) -> str:
     return f"{len(things)} {what}{'s' * (len(things) != 1)}"
 
 

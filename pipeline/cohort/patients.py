@@ -24,7 +24,7 @@ from mhim.pipeline.cohort import outcomes as outcome
 from mhim.pipeline.cohort import provenance
 from mhim.pipeline.cohort.labels.match import Matched, match
 from mhim.pipeline.cohort.labels.of_patients import joint_sites, mixed_tissue
-from mhim.pipeline.cohort.labels.rows import CohortError, Row, some
+from mhim.pipeline.cohort.labels.rows import CohortError, Row, counted, some
 from mhim.pipeline.cohort.outcomes import Outcome
 from mhim.pipeline.cohort.provenance import Made
 from mhim.pipeline.store import layout, reading, seals
@@ -140,7 +140,8 @@ def labelled(rows: Sequence[Row], features: Path, config: TrainConfig, in_tables
     notes += _without_features([r for r in matched.without_slide if r.patient not in lone], features, every)
     if lone:
         notes.append(
-            f"{len(lone)} patients have no slides with features and rest on their tables: {some(sorted(lone))}"
+            f"{counted(len(lone), 'patient', 'has', 'have')} no slides with features, tables alone: "
+            f"{some(sorted(lone))}"
         )
     lost = {r.patient for r, i in matched.rows if i in damaged}  # a bag without one of its slides is another bag
     outcomes = outcome.told([r for r, _ in (*matched.rows, *bare) if r.patient not in lost], config)

@@ -18,7 +18,7 @@ from rich.table import Table
 from mhim.configs.schema import Config
 from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort import provenance
-from mhim.pipeline.cohort.labels.rows import CohortError, Row
+from mhim.pipeline.cohort.labels.rows import CohortError, Row, counted
 from mhim.pipeline.cohort.patients import Dataset
 from mhim.pipeline.results import fused, known, predictions, views
 from mhim.pipeline.results import numbers as numbers_
@@ -126,7 +126,10 @@ def new_slides(
     beside, told = tables_given.to_score_with(config, folders)
     bare = tables_given.without_slides(beside, data, external.patients_of(data, rows).values())
     if bare:
-        told.append(f"{len(bare)} patients of the tables have no slide: their answers rest on the tables alone")
+        told.append(
+            f"{counted(len(bare), 'patient')} of the tables {'has' if len(bare) == 1 else 'have'} no slide: "
+            "answered by the tables alone"
+        )
     data = replace(data, patients=(*data.patients, *bare))
     names = {} if whole else external.patients_of(data, rows)
     found = known.recognise(run, folders, data, names)

@@ -130,8 +130,8 @@ def train_table(job: Job, data: Dataset, table: PatientTable, config: TablesConf
     card = _card(job, data, said, predicted, {"model": f"table:{table.name}", "model_params": {}}, len(model.names))
     bundles.write_table(out, card, model, table.kinds)
     (out / folds_.PREDICTIONS).write_text(tables.of_mappings(predicted))
-    lacking = sum(~rows.present)
-    return (f"{lacking} of {len(learn)} training patients have no row in {table.name}",) if lacking else ()
+    lacking = int((~rows.present).sum())
+    return (f"without a row in {table.name}: {lacking} of {len(learn)} training patients",) if lacking else ()
 
 
 def options(config: TablesConfig, name: str) -> Options:

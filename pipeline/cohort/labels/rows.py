@@ -217,6 +217,11 @@ def same(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def counted(n: int, what: str, one: str = "", more: str = "") -> str:
+    """A number of things, and what they do: `1 column is`, `2 columns are`. one, more: the verb of each."""
+    return f"{n} {what}{'s' * (n != 1)}" + (f" {one if n == 1 else more}" if one else "")
+
+
 def some(things: Iterable[object], most: int = 5) -> str:
     listed = [str(t) for t in things]
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

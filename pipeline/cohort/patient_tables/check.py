@@ -14,7 +14,7 @@ import numpy as np
 
 from mhim.configs.schema import Config
 from mhim.pipeline.cohort.labels import table as label_table
-from mhim.pipeline.cohort.labels.rows import CohortError, Row, some
+from mhim.pipeline.cohort.labels.rows import CohortError, Row, counted, some
 from mhim.pipeline.cohort.patient_tables import columns_told as told
 from mhim.pipeline.cohort.patient_tables import join
 from mhim.pipeline.cohort.patient_tables import table as patient_table
@@ -108,24 +108,34 @@ def _look(table: PatientTable, known: Mapping[str, Row], found: Checked) -> None
     named = [c for c in told.outcomes_by_name(rows) if c not in leaks]
     if named:
         found.notes.append(
-            f"{name}: {_n(named, 'column')} are called like outcomes or folds: {some(named)}; leave them out unless "
-            f"they are known when the slide is taken (--set 'tables.leave_out.{table.name}=[...]')"
+            f"{name}: {counted(len(named), 'column', 'is', 'are')} called like outcomes or folds: "
+            f"{some(named)}; leave out unless "
+            f"known when the slide is taken (--set 'tables.leave_out.{table.name}=[...]')"
         )
     found.notes += [f"{name}, column {c}: two units? {what}" for c, what in units.items()]
     if flat:
-        found.notes.append(f"{name}: {_n(flat, 'column')} hold one value only and tell nothing: {some(sorted(flat))}")
+        found.notes.append(
+            f"{name}: {counted(len(flat), 'column', 'has', 'have')} one value only, which tells nothing: "
+            f"{some(sorted(flat))}"
+        )
     pairs = told.copies(rows)
     if pairs:
         found.notes.append(
-            f"{name}: {_n(pairs, 'column')} repeat another: {some([f'{b} is {a}' for a, b in pairs], 3)}"
+            f"{name}: {counted(len(pairs), 'column', 'repeats', 'repeat')} another: "
+            f"{some([f'{b} is {a}' for a, b in pairs], 3)}"
         )
     much = sorted((c for c, share in lacking.items() if share >= _MISSING), key=lambda c: (-lacking[c], c))
     if much:
         shares = [f"{c} {lacking[c]:.0%}" for c in much]
-        found.notes.append(f"{name}: {_n(much, 'column')} lack {_MISSING:.0%} of their cells or more: {some(shares)}")
+        found.notes.append(
+            f"{name}: {counted(len(much), 'column', 'lacks', 'lack')} {_MISSING:.0%} of the cells or more: "
+            f"{some(shares)}"
+        )
     empty = [p for p, there in zip(table.patients, rows.present, strict=True) if not there]
     if empty:
-        found.notes.append(f"{name}: {_n(empty, 'patient')} have a row without a known cell: {some(empty)}")
+        found.notes.append(
+            f"{name}: {counted(len(empty), 'patient', 'has', 'have')} a row without a known cell: {some(empty)}"
+        )
     _told_words(name, table, found)
     if 0 < len(ranges) <= _SHOWN:
         each = [f"{c} {low:.4g} to {high:.4g}" for c, (low, _, high) in ranges.items()]
@@ -159,7 +169,9 @@ def _told_words(name: str, table: PatientTable, found: Checked) -> None:
         counts = {w: words.count(w) for w in sorted({w for w in words if w is not None})}
         rare += [f"{column} = {w} ({n})" for w, n in counts.items() if n < told.FEW]
     if rare:
-        found.notes.append(f"{name}: {_n(rare, 'word')} of factors are of fewer than {told.FEW} patients: {some(rare)}")
+        found.notes.append(
+            f"{name}: {counted(len(rare), 'word')} of factors of fewer than {told.FEW} patients: {some(rare)}"
+        )
 
 
 def _leaks(table: PatientTable, of: Sequence[Row | None]) -> dict[str, str]:
@@ -191,7 +203,3 @@ def _number(text: str | None) -> float | None:
 def _named(columns: Mapping[str, str]) -> str:
     listed = [f"{c} ({why})" for c, why in columns.items()]
     return f"column{'s' * (len(listed) != 1)} {some(listed, 3)}"
-
-
-def _n(things: Sequence[object], what: str) -> str:
-    return f"{len(things)} {what}{'s' * (len(things) != 1)}"

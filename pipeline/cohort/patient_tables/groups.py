@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mhim.configs.schema import TablesConfig
 from mhim.pipeline.cohort.labels import cells as label_cells
-from mhim.pipeline.cohort.labels.rows import CohortError, same, some
+from mhim.pipeline.cohort.labels.rows import CohortError, counted, same, some
 
 
 def read(
@@ -45,15 +45,17 @@ def read(
     small = sorted(k for k, members in found.items() if len(members) < settings.smallest_group)
     if small:
         notes.append(
-            f"{len(small)} of {len(found)} groups of {name} have fewer than {settings.smallest_group} columns at hand "
-            f"and are left out: {some(small)} (tables.smallest_group)"
+            f"groups of {name} with fewer than {settings.smallest_group} columns at hand, left out: {some(small)} "
+            f"({len(small)} of {len(found)}; tables.smallest_group)"
         )
     kept = {k: members for k, members in sorted(found.items()) if k not in small}
     if wanted and not kept:
         raise CohortError(f"tables.groups.{name}: no group is left; {notes[-1]}")
     if kept:
         grouped = {c for members in kept.values() for c in members}
-        notes.append(f"{name}: {len(kept)} groups; {len(here - grouped)} of {len(here)} number columns are in none")
+        notes.append(
+            f"{name}: {counted(len(kept), 'group')}; number columns in none: {len(here - grouped)} of {len(here)}"
+        )
     return kept, notes
 
 
@@ -77,4 +79,11 @@ def gmt(path: Path) -> dict[str, tuple[str, ...]]:
 
 def _of_sets(file: str, symbols: set[str], here: set[str]) -> list[str]:
     lost = sorted(symbols - here)
-    return [f"{file}: {len(lost)} of its {len(symbols)} symbols are no columns: {some(lost)}"] if lost else []
+    return (
+        [
+            f"{file}: {len(lost)} of its {counted(len(symbols), 'symbol')} "
+            f"{'is no column' if len(lost) == 1 else 'are no columns'}: {some(lost)}"
+        ]
+        if lost
+        else []
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 from mhim.configs.schema import Config, TablesConfig
 from mhim.mil.fusion.rows import Rows
 from mhim.pipeline.cohort import tcga
-from mhim.pipeline.cohort.labels.rows import TARGET, CohortError, look_alikes, some
+from mhim.pipeline.cohort.labels.rows import TARGET, CohortError, counted, look_alikes, some
 from mhim.pipeline.cohort.labels.table import Table, plain
 from mhim.pipeline.cohort.patient_tables import table as patient_table
 from mhim.pipeline.cohort.patient_tables.table import Kinds, PatientTable
@@ -60,9 +60,9 @@ def of_patients(
             raise CohortError(_nobody(whole, wanted))
         lacking = sorted(here - set(table.patients))
         others = sorted(set(whole.patients) - here)
-        lines = [f"{len(table.patients)} of {len(wanted)} patients"]
+        lines = [f"{len(table.patients)} of {counted(len(wanted), 'patient')}"]
         lines += [f"not in it: {some(lacking)}"] if lacking else []
-        lines += [f"{len(others)} of its rows are of nobody here: {some(others)}"] if others else []
+        lines += [f"{counted(len(others), 'row', 'is', 'are')} of nobody here: {some(others)}"] if others else []
         notes.append(f"table {name}: " + "; ".join(lines))
         alike = [(a, b) for a, b in look_alikes({*lacking, *others}) if (a in here) != (b in here)]
         if alike:

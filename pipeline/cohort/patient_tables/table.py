@@ -24,7 +24,7 @@ import numpy as np
 from mhim.configs.schema import TablesConfig
 from mhim.mil.fusion.rows import Rows
 from mhim.pipeline.cohort.labels import cells as label_cells
-from mhim.pipeline.cohort.labels.rows import CohortError, look_alikes, same, some
+from mhim.pipeline.cohort.labels.rows import CohortError, counted, look_alikes, same, some
 from mhim.pipeline.cohort.labels.table import ALIASES, plain
 from mhim.pipeline.cohort.patient_tables import cells as table_cells
 from mhim.pipeline.cohort.patient_tables import groups as table_groups
@@ -200,7 +200,7 @@ def _taken(
         which = [f"{n!r} (numbers {', '.join(str(i + 1) for i in taken if header[i] == n)})" for n in twice[:5]]
         more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
         raise CohortError(
-            f"{path}: {len(twice)} column name{'s' * (len(twice) != 1)} stand more than once: {', '.join(which)}{more}"
+            f"{path}: {counted(len(twice), 'column name', 'stands', 'stand')} more than once: {', '.join(which)}{more}"
             "; keep one of each, such as their mean"
         )
     return taken, left
@@ -301,27 +301,36 @@ def _each_once(
     if not kept:
         raise CohortError(f"{path} has no rows")
     twice = (
-        f"{path.name}: {len(again)} rows say again what another row of their patient says: {some(sorted(set(again)))}"
+        f"{path.name}: {counted(len(again), 'row', 'says', 'say')} again what another row of their patient says: "
+        f"{some(sorted(set(again)))}"
     )
     return kept, [twice] if again else []
 
 
 def _notes(path: Path, rows: Rows, left_out: Mapping[str, str], found: Cells) -> list[str]:
     """What was taken for what, before any work."""
-    count = f"{len(rows.patients)} patients, {len(rows.columns)} columns of numbers, {len(rows.factors)} factors"
+    count = ", ".join(
+        (
+            counted(len(rows.patients), "patient"),
+            f"{counted(len(rows.columns), 'column')} of numbers",
+            counted(len(rows.factors), "factor"),
+        )
+    )
     notes = [f"{path.name}: {count}" + (f" ({some(sorted(rows.factors))})" if rows.factors else "")]
     if left_out:
-        notes.append(f"{path.name}: {len(left_out)} columns are not used: {_reasons(left_out)}")
+        notes.append(f"{path.name}: {counted(len(left_out), 'column', 'is', 'are')} not used: {_reasons(left_out)}")
     dates = [n for n in (*rows.columns, *rows.factors) if _DATE.fullmatch(n)]
     if dates:
         notes.append(
-            f"{path.name}: {len(dates)} columns are called like dates ({some(dates, 3)}): gene symbols such as SEPT1 "
-            "and MARCH1 that a spreadsheet has changed? Their genes are not found in groups"
+            f"{path.name}: {counted(len(dates), 'column', 'is', 'are')} called like dates ({some(dates, 3)}): "
+            "gene symbols such as SEPT1 and MARCH1 that a spreadsheet has changed? Their genes are not found in groups"
         )
     spoilt = [p for p in rows.patients if _DATE.fullmatch(p)]
     if spoilt:
-        notes.append(f"{path.name}: {len(spoilt)} patients are called like dates ({some(spoilt, 3)}): ids that a "
-                     "spreadsheet has changed?")  # fmt: skip
+        notes.append(
+            f"{path.name}: {counted(len(spoilt), 'patient', 'is', 'are')} called like dates ({some(spoilt, 3)}): ids "
+            "that a spreadsheet has changed?"
+        )
     alike = look_alikes(rows.patients)
     if alike:
         pairs = [f"{a!r} and {b!r}" for a, b in alike]

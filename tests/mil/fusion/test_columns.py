@@ -89,8 +89,8 @@ def test_absent_columns_count_as_training_means_and_are_told() -> None:
     new = table(b=[2.0, 99.0])
     assert found.matrix(new)[0] == pytest.approx([0.0] * 5)
     assert found.told(new) == [
-        "2 columns not in the table count as their training means: a, f",
-        "1 cell of b lie 10 standard deviations or more from the training mean and count as so far: another unit?",
+        "2 columns not in the table, taken at the training mean: a, f",
+        "1 cell of b 10 standard deviations or more from the training mean, taken as just so far: another unit?",
     ]
 
 
@@ -131,7 +131,7 @@ def test_selection_keeps_what_tells_most_of_the_outcome() -> None:
 def test_nothing_to_learn_is_refused() -> None:
     with pytest.raises(ColumnsError, match="no column differs between the 3 training patients: a, f"):
         fit(table(a=[1.0, 1.0, 1.0], f=["x", "x", "x"]))
-    with pytest.raises(ColumnsError, match="1 training patients are in the table"):
+    with pytest.raises(ColumnsError, match="1 training patient in the table"):
         fit(table(a=[1.0, NAN, NAN]))
 
 

@@ -120,7 +120,7 @@ def test_patients_without_slides_are_trained_and_scored_by_their_tables(
     code, said = cli(*train, "--table", f"clinical={table}")
     assert code == 0, said
     said = " ".join(said.split())
-    assert "6 patients have no slides with features and rest on their tables: t00, t01, t02" in said
+    assert "6 patients have no slides with features, tables alone: t00, t01, t02" in said
     assert f"patients by what they have: {N - 3} slides + clinical, 6 clinical, 3 slides" in said
     code, said = cli("score", "--work", work.root, "--name", "f", *QUICK)
     assert code == 0, said

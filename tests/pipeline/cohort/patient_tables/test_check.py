@@ -49,7 +49,7 @@ def test_who_has_what_is_told_and_nothing_is_guessed(tmp_path: Path) -> None:
     found, notes = join.of_patients(join.read(config), ["A", "B", "C", "D"], ["A", "B", "D"])
     assert {k: t.patients for k, t in found.items()} == {"clinical": ("A", "B"), "rna": ("B", "C")}
     text = "\n".join(notes)
-    assert "table clinical: 2 of 4 patients; not in it: C, D; 2 of its rows are of nobody here: Z, b" in text
+    assert "table clinical: 2 of 4 patients; not in it: C, D; 2 rows are of nobody here: Z, b" in text
     assert "table rna: 2 of 4 patients; not in it: A, D" in text
     assert "patients by what they have: 1 rna, 1 slides, 1 slides + clinical, 1 slides + rna" in text
     _, notes = join.of_patients(join.read(config), ["A", "B ", "C"])
@@ -170,10 +170,10 @@ def test_check_tells_all_of_it_in_few_lines(tmp_path: Path, cli: Cli) -> None:
         "table clinical: column copy (AUC 1.000 of 'a'): by itself it tells the outcome",
         "table clinical: column lab (AUC 1.000 of 'h0'): tells the site",
         "table clinical, column height: two units? 24 patients around ",
-        "table clinical: 2 columns hold one value only and tell nothing: flat, os_months",
-        "table clinical: 1 column lack 20% of their cells or more: age 25%",
-        "table clinical: 1 word of factors are of fewer than 5 patients: word = odd (1)",
-        "table clinical: 1 column are called like outcomes or folds: os_months",
+        "table clinical: 2 columns have one value only, which tells nothing: flat, os_months",
+        "table clinical: 1 column lacks 20% of the cells or more: age 25%",
+        "table clinical: 1 word of factors of fewer than 5 patients: word = odd (1)",
+        "table clinical: 1 column is called like outcomes or folds: os_months",
         f"patients by what they have: {N} clinical, slides not looked at",
     ):
         assert line in said
@@ -193,7 +193,7 @@ def test_check_tells_tables_that_cannot_be_read_beside_those_that_can(tmp_path: 
     code, said = cli("check", "--table", f"a={bad}", "--table", f"b={good}", "--out", tmp_path / "out")
     assert code == 1
     assert "table a: no column tells the patients" in said
-    assert "good.csv: 2 patients, 1 columns of numbers, 0 factors" in said
+    assert "good.csv: 2 patients, 1 column of numbers, 0 factors" in said
     code, said = cli("check", "--out", tmp_path / "out")
     assert (code, "nothing to check: name the slides, or patients' tables" in said) == (2, True)
     for wrong, why in (("x", "write NAME=FILE"), ("a=", "write NAME=FILE"), ("2=x", "cannot be the name of a table")):

@@ -37,7 +37,7 @@ def test_numbers_and_factors_are_told_apart(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.numbers["age"], [61.0, np.nan, 70.0])
     np.testing.assert_array_equal(found.numbers["psa"], [1.5, np.nan, -0.2])
     assert found.factors["sex"] == ("F", "M", "F")
-    assert found.notes == ("t.csv: 3 patients, 2 columns of numbers, 1 factors (sex)",)
+    assert found.notes == ("t.csv: 3 patients, 2 columns of numbers, 1 factor (sex)",)
 
 
 def test_the_settings_decide_what_a_column_is(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_rows_of_one_patient_are_one_if_equal_and_refused_if_not(tmp_path: Path)
 
 def test_columns_that_stand_twice_are_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, "patient,TP53,A,TP53\nA,1,2,3\n") == (
-        "t.csv: 1 column name stand more than once: 'TP53' (numbers 2, 4); keep one of each, such as their mean"
+        "t.csv: 1 column name stands more than once: 'TP53' (numbers 2, 4); keep one of each, such as their mean"
     )
 
 
@@ -142,7 +142,7 @@ def test_genes_that_a_spreadsheet_made_dates_are_told(tmp_path: Path) -> None:
     found = clinical(tmp_path, "patient,1-Sep,2-Mar,TP53\nA,1,2,3\n1-Mar,1,2,3\na,1,2,4\n")
     text = "\n".join(found.notes)
     assert "2 columns are called like dates (1-Sep, 2-Mar): gene symbols such as SEPT1 and MARCH1 that a" in text
-    assert "1 patients are called like dates (1-Mar)" in text
+    assert "1 patient is called like dates (1-Mar)" in text
     assert "patients 'A' and 'a' look like one and are taken as two" in text
     mixed = clinical(tmp_path, "patient,grade\nA,High\nB,high\n")
     assert "`grade` holds 'High' and 'high', which look like one and are taken as two" in "\n".join(mixed.notes)
@@ -269,10 +269,10 @@ def test_groups_come_from_files_and_from_beginnings_of_names(tmp_path: Path) -> 
     assert found.groups == {"S1": ("G1", "G2", "G3"), "lab": ("lab_a", "lab_b")}
     assert found.notes[1:] == (
         "sets.gmt: 3 of its 7 symbols are no columns: G7, G8, G9",
-        "2 of 4 groups of clinical have fewer than 2 columns at hand and are left out: S2, S3 (tables.smallest_group)",
-        "clinical: 2 groups; 1 of 6 number columns are in none",
+        "groups of clinical with fewer than 2 columns at hand, left out: S2, S3 (2 of 4; tables.smallest_group)",
+        "clinical: 2 groups; number columns in none: 1 of 6",
     )
-    assert "no group is left; 1 of 1 groups of clinical have fewer than 3 columns at hand" in refused(
+    assert "no group is left; groups of clinical with fewer than 3 columns at hand, left out: lab (1 of 1;" in refused(
         tmp_path, GENES, groups={"clinical": "lab_"}
     )
     assert "no number column of t.csv begins with 'mol_': G1, G2" in refused(
