@@ -311,8 +311,8 @@ def _finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path,
         console.out.print(f"  and {len(rows) - 20} more")
     if labels is None or (target and not truth):
         if target and labels is not None:
-            some = any(_knows(row, task, target) for row in known_as)
-            why = f"no scored slide has {measure.wanted}" if some else f"no row tells {measure.wanted}"
+            asked = any(_knows(row, task, target) for row in known_as)
+            why = f"no scored slide has {measure.wanted}" if asked else f"no row tells {measure.wanted}"
             console.err.print(console.escape(f"{target}: {why} in the labels: predictions alone"))
         return
     before = predict(stage, known_as, config.score.model_copy(update={"calibrate": False}), target)[0]
