@@ -88,10 +88,9 @@ def _single(rows: Sequence[Row], config: TrainConfig) -> Outcome:
     values = [r.label for r in rows if r.label is not None]
     if not values:  # who has none is told by the caller
         return Outcome("", _KINDS.get(config.task, "classification"))
-    kind = _kind("", values, config.task, bool(config.classes))
-    return Outcome(
-        "", kind, classes_of("", kind, values, config.classes) if kind in ("classification", "ordinal") else ()
-    )
+    kind = _kind("", values, config.task, bool(config.classes), rows[0].separator)
+    classes = classes_of("", kind, values, config.classes, rows[0].separator) if kind in _NAMED else ()
+    return Outcome("", kind, classes)
 
 
 def _of_column(name: str, rows: Sequence[Row], asked: str, config: TrainConfig) -> Outcome:
@@ -101,8 +100,8 @@ def _of_column(name: str, rows: Sequence[Row], asked: str, config: TrainConfig) 
     if not values:
         raise CohortError(f"column {name}: no slide with features has a value; leave it out of --label-column")
     given = config.levels.get(name, ())
-    kind = _kind(name, values, asked, bool(given))
-    classes = classes_of(name, kind, values, given) if kind in _NAMED else ()
+    kind = _kind(name, values, asked, bool(given), rows[0].separator)
+    classes = classes_of(name, kind, values, given, rows[0].separator) if kind in _NAMED else ()
     if asked == "multilabel" and len(classes) != 2:
         raise CohortError(
             f"column {name}: {len(classes)} distinct values ({some(classes)}), but --task multilabel needs two in each "
@@ -111,15 +110,15 @@ def _of_column(name: str, rows: Sequence[Row], asked: str, config: TrainConfig) 
     return Outcome(name, kind, classes)
 
 
-def _kind(name: str, values: Sequence[str], asked: str, listed: bool) -> Kind:
+def _kind(name: str, values: Sequence[str], asked: str, listed: bool, separator: str) -> Kind:
     """The kind of one column of labels, as asked for or as its values tell it. Raises CohortError."""
     if asked == "survival":
         raise CohortError(f"column {name}: survival is told by the time and event columns, not by a label")
     if asked == "regression":
-        _differ(name, values)
+        _differ(name, values, separator)
     if asked != "auto":
         return _KINDS[asked]
-    distinct = {v if (n := number(v)) is None else n for v in values}
+    distinct = {v if (n := number(v, separator)) is None else n for v in values}
     if listed or len(distinct) <= 2 or any(isinstance(v, str) for v in distinct):
         return "classification"
     shown = some(sorted(distinct), 6)
@@ -133,15 +132,20 @@ def _kind(name: str, values: Sequence[str], asked: str, listed: bool) -> Kind:
     )
 
 
-def _differ(name: str, values: Sequence[str]) -> None:
+def _differ(name: str, values: Sequence[str], separator: str) -> None:
     """Raises CohortError where all labels are one number: no fold could learn from them."""
-    if len(values) > 1 and len({v if (n := number(v)) is None else n for v in values}) == 1:
+    if len(values) > 1 and len({v if (n := number(v, separator)) is None else n for v in values}) == 1:
         where = f"column {name}: " if name else ""
         raise CohortError(f"{where}all {len(values)} labelled slides are {values[0]!r}: there is nothing to learn")
 
 
-def classes_of(name: str, kind: Kind, values: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
-    """Names in order: as given, else numbers by value, then names by letter; levels that are words need `given`."""
+def classes_of(
+    name: str, kind: Kind, values: Sequence[str], given: Sequence[str], separator: str = ","
+) -> tuple[str, ...]:
+    """Names in order: as given, else numbers by value, then names by letter; levels that are words need `given`.
+
+    separator: of the table. A decimal comma makes numbers of levels, not of classes, whose order earlier versions fixed
+    by letter."""
     where = f"column {name}: " if name else ""
     setting = f"train.levels of {name}" if name else "train.classes"
     present = set(values)
@@ -154,8 +158,9 @@ def classes_of(name: str, kind: Kind, values: Sequence[str], given: Sequence[str
         raise CohortError(
             f"{where}all {len(values)} labelled slides are {values[0]!r}: two classes are needed to train"
         )
-    if all(number(v) is not None for v in present):
-        return tuple(sorted(present, key=lambda v: (number(v), v)))
+    values_of = {v: number(v, separator if kind == "ordinal" else ",") for v in present}
+    if None not in values_of.values():
+        return tuple(sorted(present, key=lambda v: (values_of[v], v)))
     if kind == "ordinal":
         words = ", ".join(sorted(present))
         example = "[LOWEST, ..., HIGHEST]"  # never the words by letter: whoever copies them has a wrong order unawares
@@ -166,10 +171,10 @@ def classes_of(name: str, kind: Kind, values: Sequence[str], given: Sequence[str
     return tuple(sorted(present, key=lambda v: (0, float(v), "") if v.isdigit() else (1, 0.0, v)))
 
 
-def number(text: str) -> float | None:
-    """The finite number that a label is, or None."""
+def number(text: str, separator: str = ",") -> float | None:
+    """The finite number that a label is in a table of that separator, or None."""
     try:
-        value = float(text)
+        value = plain_number("", text, separator)
     except ValueError:
         return None
     return value if math.isfinite(value) else None
@@ -188,7 +193,7 @@ def has_target(row: Row, outcomes: Sequence[Outcome]) -> bool:
 def lacking(outcomes: Sequence[Outcome]) -> str:
     """What a row without target lacks."""
     if len(outcomes) > 1:
-        return f"any of {', '.join(o.name for o in outcomes)}"
+        return f"value of {' or '.join(o.name for o in outcomes)}"
     return "time" if outcomes[0].kind == "survival" else "label"
 
 

@@ -136,8 +136,8 @@ def _matches(patient: Patient, name: str, by: Mapping[str, Mapping[str, Sequence
         whose["slide"] |= {
             s.patient for s in by["slide"].get(slide, ()) if not (content and s.content and content != s.content)
         }
-    if patient.slides != (name,):  # else the name is only the slide's, which is judged above
-        whose["patient"] |= {s.patient for s in by["patient"].get(name, ())}
+    named = patient.slides != (name,)  # else the name is only the slide's, judged above where the run had slides
+    whose["patient"] |= {s.patient for s in by["patient"].get(name, ()) if named or not s.slide}
     words = {
         "features": "the same features",
         "content": "the same slide file",

@@ -47,6 +47,10 @@ class CohortError(UserError, ValueError):
     whole = True
 
 
+class DoubtfulComma(ValueError):
+    """A number whose comma may be a decimal or a thousands one."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One labelled slide as the CSV gives it. number: line in the file as an editor counts it. targets: column and cell
@@ -138,7 +142,9 @@ def plain_number(column: str, text: str, separator: str) -> float:
         if separator == ";" or (separator != "," and not thousands):
             text = text.replace(",", ".")
         else:
-            raise ValueError(f"column {column}: is the comma of {text!r} a decimal or a thousands one? Write a point")
+            raise DoubtfulComma(
+                f"column {column}: is the comma of {text!r} a decimal or a thousands one? Write a point"
+            )
     try:
         return float(text.replace("_", "x"))  # Python's own 1_000 is no number of a table
     except ValueError:

@@ -229,7 +229,7 @@ def _notes(
 ) -> list[str]:
     """What was taken for what, before any work."""
     notes = [
-        f"{path.name}: {sum(said.values())} cells of `{ours}` are missing values "
+        f"{path.name}: {sum(said.values())} cells of `{ours.removeprefix(TARGET)}` are missing values "
         f"({', '.join(f'{n} {text}' for text, n in said.most_common())}; --set labels.missing=[...] changes it)"
         for ours, said in gone.items()
     ]
@@ -244,11 +244,14 @@ def _notes(
             f"{path.name}: no column tells the patient: {grouped} slides are of {len(patients)} patients by "
             "their TCGA barcodes (--no-tcga-patients: each slide by itself)"
         )
-    for ours in ("label", "patient", "site"):
-        alike = look_alikes(str(v) for r in rows if (v := getattr(r, ours)) is not None) if ours in at else []
+    told = {ours: [getattr(r, ours) for r in rows] for ours in ("label", "patient", "site") if ours in at}
+    told |= {ours: [dict(r.targets)[ours.removeprefix(TARGET)] for r in rows] for ours in at if ours.startswith(TARGET)}
+    for ours, values in told.items():
+        counts = Counter(v for v in values if v is not None)
+        alike = look_alikes(counts)
         if alike:
-            counts = Counter(str(getattr(r, ours)) for r in rows)
             pairs = [f"{a!r} ({counts[a]}) and {b!r} ({counts[b]})" for a, b in alike]
-            what = {"label": "two classes", "patient": "two patients", "site": "two sites"}[ours]
-            notes.append(f"{path.name}: `{ours}` holds {some(pairs, 3)}, which look like one and are taken as {what}")
+            what = {"patient": "two patients", "site": "two sites"}.get(ours, "two classes")
+            called = ours.removeprefix(TARGET)
+            notes.append(f"{path.name}: `{called}` holds {some(pairs, 3)}, which look like one and are taken as {what}")
     return notes

@@ -17,7 +17,7 @@ import numpy as np
 from mhim.configs.schema import TablesConfig
 from mhim.pipeline.cohort.labels import cells as label_cells
 from mhim.pipeline.cohort.labels.cells import Dialect, Line
-from mhim.pipeline.cohort.labels.rows import CohortError, plain_number
+from mhim.pipeline.cohort.labels.rows import CohortError, DoubtfulComma, plain_number, same
 
 _NO_NUMBER = 5  # wrong cells kept per column, for messages
 _KEPT = 200  # columns whose texts are kept in the first pass
@@ -26,10 +26,12 @@ _KEPT = 200  # columns whose texts are kept in the first pass
 @dataclass
 class Column:
     """What the cells of one column are. known: cells that are not missing; strange: of these, how many are no number;
-    wrong, infinite: (row, text) of the first of each."""
+    doubtful: of these, how many are none only because their comma may mean two things; wrong, infinite: (row, text) of
+    the first of each."""
 
     known: int = 0
     strange: int = 0
+    doubtful: int = 0
     wrong: list[tuple[int, str]] = field(default_factory=list)
     infinite: list[tuple[int, str]] = field(default_factory=list)
 
@@ -61,21 +63,26 @@ def read(path: Path, raw: bytes, name: str, settings: TablesConfig, known: label
         lines, separator, notes = label_cells.stream(path, raw, dialect, known)
     except label_cells.NotText:
         sheet = label_cells.trimmed(label_cells.read(path, dialect, known))
-        return _of_lines(lambda: iter(sheet.lines), "", sheet.notes, missing, path)
+        return _of_lines(lambda: iter(sheet.lines), "", sheet.notes, missing, known, path)
     first = [lines]  # the rows that are already opened, then the same once more if texts are asked for
 
     def again() -> Iterator[Line]:
         return first.pop() if first else label_cells.stream(path, raw, dialect, known)[0]
 
-    return _of_lines(again, separator, notes, missing, path)
+    return _of_lines(again, separator, notes, missing, known, path)
 
 
 def _of_lines(
-    lines: Callable[[], Iterator[Line]], separator: str, notes: tuple[str, ...], missing: frozenset[str], path: Path
+    lines: Callable[[], Iterator[Line]],
+    separator: str,
+    notes: tuple[str, ...],
+    missing: frozenset[str],
+    known: label_cells.Known,
+    path: Path,
 ) -> Cells:
     """Numbers in a first pass, which keeps the texts of columns that begin with none; a second one reads those of
     others that are asked for."""
-    _, header, taken = _begun(lines())
+    header, taken = _begun(lines(), known)
     columns = [Column() for _ in header]
     numbers: list[int] = []
     values: list[np.ndarray] = []
@@ -85,7 +92,7 @@ def _of_lines(
 
     def keep(into: dict[int, list[str]], cells: Sequence[str]) -> None:
         for i, of in into.items():
-            text = cells[i].strip()
+            text = same(cells[i].strip())
             of.append("" if text.casefold() in missing else text)
 
     for number, cells in taken:
@@ -100,11 +107,13 @@ def _of_lines(
     if uneven:
         raise CohortError(listed(path, uneven))
     reader.counted()
+    if reader.commas:
+        notes = (*notes, f"{path.name}: {reader.commas} cells are numbers with a decimal comma")
 
     def texts(places: Sequence[int]) -> dict[int, list[str]]:
         more: dict[int, list[str]] = {i: [] for i in places if i not in kept}
         if more:
-            for _, cells in _begun(lines())[2]:
+            for _, cells in _begun(lines(), known)[1]:
                 keep(more, cells)
         return {i: kept[i] if i in kept else more[i] for i in places}
 
@@ -112,16 +121,23 @@ def _of_lines(
     return Cells(header, numbers, block, columns, separator, notes, texts)
 
 
-def _begun(lines: Iterator[Line]) -> tuple[int, list[str], Iterable[Line]]:
-    """The header, and the rows. R writes no name above the names of its rows: the header gets an empty one."""
-    number, header = next(lines)
-    header = [h.strip() for h in header]
+def _begun(lines: Iterator[Line], known: label_cells.Known) -> tuple[list[str], Iterable[Line]]:
+    """The header, and the rows, as wide as it where blank cells at the right, as spreadsheets write them, are all that
+    they differ by. R writes no name above the names of its rows: the header gets an empty one."""
+    header = [same(h.strip()) for h in next(lines)[1]]
     first = next(lines, None)
     if first is None:
-        return number, header, ()
-    if len(first[1]) == len(header) + 1 and all(header):
+        return header, ()
+    if len(first[1]) == len(header) + 1 and all(header) and (first[1][-1].strip() or not known(header)):
         header = ["", *header]
-    return number, header, itertools.chain([first], lines)
+    width = max((i for i, h in enumerate(header, 1) if h), default=len(header))
+
+    def even(cells: list[str]) -> list[str]:
+        if len(cells) == len(header) or len(cells) < width or any(map(str.strip, cells[width:])):
+            return cells
+        return cells[:width] + [""] * (len(header) - width)
+
+    return header, ((number, even(cells)) for number, cells in itertools.chain([first], lines))
 
 
 class _Numbers:
@@ -131,6 +147,7 @@ class _Numbers:
         self.columns, self.separator, self.missing = columns, separator, missing
         self.plain = np.zeros(len(columns), dtype=np.int64)  # cells that were numbers at first sight
         self.odd: set[int] = set()  # columns that had another cell before
+        self.commas = 0  # cells with a decimal comma
 
     def of(self, number: int, cells: list[str]) -> np.ndarray:
         """One row, float64; NaN for what is missing or no number."""
@@ -161,13 +178,15 @@ class _Numbers:
             return np.nan
         try:
             value = plain_number("", text, self.separator)
-        except ValueError:
+        except ValueError as error:
+            column.doubtful += isinstance(error, DoubtfulComma)
             self.odd.add(i)
             column.known += 1
             column.strange += 1
             if len(column.wrong) < _NO_NUMBER:
                 column.wrong.append((number, text))
             return np.nan
+        self.commas += "," in text
         if np.isinf(value):
             column.infinite.append((number, text))
         column.known += not np.isnan(value)
@@ -179,7 +198,7 @@ def _of_parquet(path: Path, missing: frozenset[str]) -> Cells:
     table = label_cells.open_parquet(path)
     import pyarrow.types as kinds  # which that found
 
-    header = ["" if str(n).startswith("__index_level_") else str(n).strip() for n in table.column_names]
+    header = ["" if str(n).startswith("__index_level_") else same(str(n).strip()) for n in table.column_names]
     rows = list(range(1, table.num_rows + 1))
     columns = [Column() for _ in header]
     values = np.full((len(rows), len(header)), np.nan)
@@ -199,7 +218,7 @@ def _of_parquet(path: Path, missing: frozenset[str]) -> Cells:
 
     def texts(places: Sequence[int]) -> dict[int, list[str]]:
         shown = {i: [label_cells.shown(v) for v in table.column(i).to_pylist()] for i in places}
-        return {i: ["" if t.casefold() in missing else t for t in cells] for i, cells in shown.items()}
+        return {i: ["" if t.casefold() in missing else same(t) for t in cells] for i, cells in shown.items()}
 
     return Cells(header, rows, values, columns, "", (), texts)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mhim.configs.schema import Config
+from mhim.pipeline.cohort import outcomes
 from mhim.pipeline.cohort.labels import table as label_table
 from mhim.pipeline.cohort.labels.rows import CohortError, Row, counted, some
 from mhim.pipeline.cohort.patient_tables import columns_told as told
@@ -182,22 +183,20 @@ def _leaks(table: PatientTable, of: Sequence[Row | None]) -> dict[str, str]:
         found |= told.leaks_of_survival(
             rows, [(r.time, r.event or 0) if r is not None and r.time is not None else None for r in of]
         )
-    labels = [r.label if r else None for r in of]
-    values = [_number(v) for v in labels]
-    different = {v for v in labels if v is not None}
-    if len(different) > 10 and all(v is not None for label, v in zip(labels, values, strict=True) if label is not None):
-        found |= told.leaks_of_numbers(rows, values)
-    elif len(different) > 1:
-        found |= told.leaks_of_classes(rows, labels)
+    there = [r for r in of if r is not None]
+    columns = {"": [r.label if r else None for r in of]}
+    for name, _ in there[0].targets if there else ():
+        columns[f"{name}: "] = [dict(r.targets)[name] if r else None for r in of]
+    for name, labels in columns.items():
+        different = {v for v in labels if v is not None}
+        values = [None if v is None else outcomes.number(v, there[0].separator) for v in labels]
+        made: dict[str, str] = {}
+        if len(different) > 10 and sum(v is not None for v in values) == sum(v is not None for v in labels):
+            made = told.leaks_of_numbers(rows, values)
+        elif len(different) > 1:
+            made = told.leaks_of_classes(rows, labels)
+        found |= {c: name + why for c, why in made.items() if not name or c not in found}
     return found
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if np.isfinite(value) else None
 
 
 def _named(columns: Mapping[str, str]) -> str:

@@ -235,6 +235,11 @@ def _told_apart(
             left[called] = "no cell is filled"
         elif not column.strange:
             numbers.append(i)
+        elif column.doubtful == column.strange:
+            wrong += [
+                f"row {row}, column {called}: is the comma of {text!r} a decimal or a thousands one? Write a point"
+                for row, text in column.wrong
+            ]
         elif must or 2 * column.strange < column.known:
             wrong += [
                 f"row {row}, column {called}: {text!r} is not a number, as {column.known - column.strange} of its "

@@ -164,15 +164,17 @@ def data_of(folder: Path, names: dict[str, str], content: str) -> Dataset:
         ({"1.svs": "1.svs"}, "", "the same slide id"),  # nothing tells that it is another
         ({"1.svs": "1.svs"}, "another", ""),  # its name is a coincidence
         ({"new": "other.svs"}, "another", ""),
+        ({"P3": "P3"}, "another", "the same patient id"),  # whom the run had without slides
+        ({"P2": "P2"}, "another", ""),  # a slide's name alone, and the run knows the slides of P2
     ],
 )
 def test_names_and_content(tmp_path: Path, names: dict[str, str], content: str, why: str) -> None:
     run = tmp_path / "work" / "runs" / "r"
     fold = run / "fold_0"
     fold.mkdir(parents=True)
-    rows = ["slide,patient,label,content,features", "1.svs,P1,a,same,f00", "2.svs,P2,b,more,f01"]
+    rows = ["slide,patient,label,content,features", "1.svs,P1,a,same,f00", "2.svs,P2,b,more,f01", ",P3,a,,"]
     (run / known.PATIENTS).write_text("\n".join(rows) + "\n")
-    (fold / training.PREDICTIONS).write_text('side,patient,slides\ntest,P1,"[""1.svs""]"\n')
+    (fold / training.PREDICTIONS).write_text('side,patient,slides\ntest,P1,"[""1.svs""]"\ntest,P3,[]\n')
     found = known.recognise(run, [fold], data_of(tmp_path / "new", names, content))
     assert [one.why for one in found.values()] == ([why] if why else [])
     assert all(one.folders == (fold,) for one in found.values())

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mhim.configs.schema import Config, TablesConfig, TrainConfig
+from mhim.configs.schema import Config, LabelsConfig, TablesConfig, TrainConfig
 from mhim.mil.fusion.rows import Rows
 from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.cohort.patient_tables import check, columns_told, join
@@ -185,6 +185,22 @@ def test_check_tells_all_of_it_in_few_lines(tmp_path: Path, cli: Cli) -> None:
     good = written(tmp_path / "good.csv", "patient,age", [f"P{i},{50 + i % 17}" for i in range(N)])
     code, said = cli("check", "--table", f"clinical={good}", "--labels", labels, "--out", tmp_path / "out")
     assert (code, "nothing needs a person" in said) == (0, True)
+
+
+def test_columns_that_tell_one_of_several_targets_are_told(tmp_path: Path) -> None:
+    draw, n = draws(3), 60
+    ki67 = draw.permutation(n) + 0.5
+    labels = written(
+        tmp_path / "labels.csv",
+        "slide;patient;er;ki67",
+        [f"s{i};p{i};{['neg', 'pos'][i % 2]};{str(ki67[i]).replace('.', ',')}" for i in range(n)],
+    )
+    lines = ["patient,status,mib1,age"]
+    lines += [f"p{i},{i % 2},{ki67[i] * 2},{draw.integers(40, 80)}" for i in range(n)]
+    config = settings(tmp_path, clinical="\n".join(lines) + "\n")
+    config = config.model_copy(update={"labels": LabelsConfig(label_column="er,ki67")})
+    (problem,) = [p for p in check.check(config, labels).problems if "by itself it tells the outcome" in p]
+    assert "columns status (er: AUC 1.000 of 'neg'), mib1 (ki67: rank correlation 1.000)" in problem
 
 
 def test_check_tells_tables_that_cannot_be_read_beside_those_that_can(tmp_path: Path, cli: Cli) -> None:

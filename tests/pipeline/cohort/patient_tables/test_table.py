@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,38 @@ def test_columns_that_stand_twice_are_refused(tmp_path: Path) -> None:
 
 def test_uneven_rows_are_named(tmp_path: Path) -> None:
     assert "row 3: it has not as many fields as the header (2, not 3)" in refused(tmp_path, "patient,a,b\nA,1,2\nB,1\n")
+
+
+def test_blank_cells_at_the_right_shift_no_column(tmp_path: Path) -> None:
+    for text in ("patient,age,psa\nA,61,1.5,\nB,62,,\n", "patient,age,psa,,\nA,61,1.5\nB,62,,,\n"):
+        found = clinical(tmp_path, text)
+        assert found.patients == ("A", "B")
+        np.testing.assert_array_equal(found.numbers["age"], [61.0, 62.0])
+        np.testing.assert_array_equal(found.numbers["psa"], [1.5, np.nan])
+    assert "row 2: it has not as many fields" in refused(tmp_path, "patient,age,psa\nA,61,1.5,2,\n")
+    # what R writes: a name in every row and none above it
+    for text in ("age,psa\nA,61,1.5\nB,62,\n", "age,patient\n1,61,A\n2,62,B\n"):
+        assert clinical(tmp_path, text).patients == ("A", "B")
+
+
+def test_names_and_words_are_compared_composed_as_in_the_labels(tmp_path: Path) -> None:
+    text = "patient,gro\u0308\u00dfe,sex\nA,1,ma\u0308nnlich\nB,2,m\u00e4nnlich\n"
+    found = clinical(tmp_path, text, missing=("gro\u00df",))
+    assert found.factors["sex"] == ("m\u00e4nnlich", "m\u00e4nnlich")
+    assert set(found.numbers) == {"gr\u00f6\u00dfe"}
+
+
+def test_commas_in_numbers_are_those_of_labels_and_told(tmp_path: Path) -> None:
+    found = clinical(tmp_path, "patient;age;crp\nA;61;1,5\nB;62;2,250\n")
+    np.testing.assert_array_equal(found.numbers["crp"], [1.5, 2.25])
+    assert "t.csv: 2 cells are numbers with a decimal comma" in found.notes
+    for text in ('patient,crp\nA,"1,5"\nB,"2,5"\n', "patient\tcrp\nA\t1,200\nB\t7\n"):
+        assert re.search(
+            r"row 2, column crp: is the comma of '1,(5|200)' a decimal or a thousands one\? Write a point",
+            refused(tmp_path, text),
+        )
+    asked = clinical(tmp_path, 'patient,crp\nA,"1,5"\nB,"2,5"\n', factors={"clinical": "crp"})
+    assert asked.factors["crp"] == ("1,5", "2,5")
 
 
 def test_genes_that_a_spreadsheet_made_dates_are_told(tmp_path: Path) -> None:
