@@ -16,6 +16,7 @@ from mhim.configs.schema import Config
 from mhim.pipeline.cohort import outcomes
 from mhim.pipeline.cohort.labels import table as label_table
 from mhim.pipeline.cohort.labels.rows import CohortError, Row, counted, some
+from mhim.pipeline.cohort.labels.table import Table
 from mhim.pipeline.cohort.patient_tables import columns_told as told
 from mhim.pipeline.cohort.patient_tables import join
 from mhim.pipeline.cohort.patient_tables import table as patient_table
@@ -50,7 +51,16 @@ def check(config: Config, labels: Path | None = None) -> Checked:
             tables[name] = patient_table.read(Path(path), name, config.tables)
         except CohortError as error:
             found.problems.append(f"table {name}: {error}")
-    known = _labels(labels, config, found)
+    given = _labels(labels, config, found)
+    known: dict[str, Row] = {}
+    for row in given.rows if given else ():
+        known.setdefault(row.patient, row)
+    if given:
+        for name, table in tables.items():
+            try:
+                join.without_outcomes({name: table}, given)
+            except CohortError as error:
+                found.problems.append(str(error))
     if known:
         for name in list(tables):
             try:
@@ -73,19 +83,15 @@ def check(config: Config, labels: Path | None = None) -> Checked:
     return found
 
 
-def _labels(path: Path | None, config: Config, found: Checked) -> dict[str, Row]:
-    """Patient -> its first row; empty without labels, and where they cannot be read, which is told elsewhere."""
+def _labels(path: Path | None, config: Config, found: Checked) -> Table | None:
+    """The labels, whose patients may have tables alone; None without any, and where they cannot be read."""
     if path is None:
-        return {}
+        return None
     try:
-        rows = label_table.read_rows(path, config.labels)
+        return label_table.read_table(path, config.labels, may_lack_slide=True)
     except CohortError as error:
         found.problems.append(str(error))
-        return {}
-    first: dict[str, Row] = {}
-    for row in rows:
-        first.setdefault(row.patient, row)
-    return first
+        return None
 
 
 def _look(table: PatientTable, known: Mapping[str, Row], found: Checked) -> None:

@@ -149,6 +149,10 @@ def test_a_table_is_refused_where_nothing_would_use_it(
     code, said = cli(*plain, "--table", f"clinical={table}")
     assert code == 2
     assert "train.fusion is none" in said
+    assert "e.g. --fusion late" in said
+    fused = ["benchmark", *plain[1:5], *sets(f"train.tables={{clinical: {table}}}", "train.fusion=late")]
+    code, said = cli(*fused)
+    assert (code, "benchmark compares models of slides alone" in said) == (2, True), said
     code, said = cli(*train)
     assert (code, "--table NAME=FILE" in said) == (2, True)
     code, said = cli(*train, "--table", f"clinical={clinical(tmp_path / 'x.csv', ['a', 'b'])}")

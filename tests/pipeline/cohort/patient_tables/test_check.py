@@ -227,3 +227,14 @@ def test_numbers_as_labels_and_unknown_labels_are_looked_at(tmp_path: Path) -> N
     found = check.check(config, labels)
     assert len(found.problems) == 1
     assert found.problems[0].startswith("table clinical: column twice (rank correlation 1.000)")
+
+
+def test_check_names_the_outcome_in_a_table_and_takes_patients_without_slides(tmp_path: Path, cli: Cli) -> None:
+    labels = written(tmp_path / "labels.csv", "slide,patient,class", ["a.svs,A,x", ",B,y"])
+    table = written(tmp_path / "c.csv", "patient,age,Class", ["A,50,x", "B,60,y"])
+    given = ["check", "--labels", labels, "--set", "labels.label_column=class", "--out", tmp_path / "out"]
+    code, said = cli(*given, "--table", f"clinical={table}")
+    assert code == 1
+    assert "is what labels.csv tells the outcome by; leave it out (--set 'tables.leave_out.clinical=[Class]')" in said
+    code, said = cli(*given, "--table", f"clinical={table}", "--set", "tables.leave_out={clinical: [Class]}")
+    assert (code, "table clinical: 2 of 2 patients" in said) == (0, True), said
