@@ -217,10 +217,13 @@ def load_state(path: Path) -> dict[str, Any]:
     """The tensors of a weights file by name, on the CPU. Code in the file is never run.
 
     A checkpoint that wraps its tensors (`model`, `state_dict`, `teacher` ...) is unwrapped.
-    Raises WeightsError for a truncated file, a pickle with anything but tensors in it, or a file without tensors.
+    Raises WeightsError for a file that is not there or truncated, a pickle with anything but tensors in it, or a file
+    without tensors.
     """
     import torch
 
+    if not path.exists():
+        raise WeightsError(f"{path} does not exist")
     if path.is_dir():
         inside = next((path / name for name in HUB_FILES if (path / name).is_file()), None)
         if inside is None:
@@ -243,10 +246,10 @@ def load_state(path: Path) -> dict[str, Any]:
             f"{path} is refused: it is not a plain file of tensors and could run code when opened "
             f"({str(error).strip().splitlines()[0]}). Convert it to safetensors on a machine you can lose"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"{path} is damaged or truncated ({str(error).strip().splitlines()[0]}); fetch it again"
-        ) from error
+    # a file that is something else is read as instructions by torch's reader, which stumbles over any of these
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        said = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        raise WeightsError(f"{path} is damaged or truncated, or no file of tensors ({said}); fetch it again") from error
     return _unwrap(content, path)
 
 

@@ -122,6 +122,14 @@ class Encoded:
     published_score: Tensor | None = None
 
 
+def of_shares(logits: Tensor, embedding: Tensor, attention: Tensor, share: Tensor, evidence: Tensor) -> Encoded:
+    """The detailed answer of a model to whose logits instance n adds share_n * evidence_n, given its bag embedding (E,)
+    and the others as in `Encoded`."""
+    contribution = share[:, None] * evidence
+    published = torch.softmax(contribution, dim=1).amax(dim=1)
+    return Encoded(logits, embedding[None], attention, share, evidence, contribution, published)
+
+
 class MIL(nn.Module):
     """Base of all models: fill in `embed` and `encode`; a student of MHIM needs nothing more.
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mhim.configs.schema import added
 from mhim.mil.models import MIL, Encoded, Instances
 from mhim.mil.parts.layers import Activation, Embedding, EmbeddingParams, initialise, weighted_softmax
+from mhim.mil.parts.queries import whole_heads
 
 
 class Params(EmbeddingParams):
@@ -40,8 +41,7 @@ class Params(EmbeddingParams):
 
     @model_validator(mode="after")
     def _whole_heads(self) -> Params:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be a multiple of heads ({self.heads})")
+        whole_heads(self.width, self.heads)
         return self
 
 

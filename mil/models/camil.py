@@ -21,7 +21,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mhim.mil.models import MIL, Encoded, Instances
+from mhim.mil.models import MIL, Encoded, Instances, of_shares
 from mhim.mil.parts.layers import Embedding, EmbeddingParams, initialise, weighted_softmax
 from mhim.mil.parts.neighbours import Graph, touching
 from mhim.mil.parts.nystrom import Nystrom
@@ -98,9 +98,7 @@ class CaMil(MIL):
         if not detail:
             return Encoded(logits, embedding[None])
         evidence = mixed @ self.classifier.weight.T.to(mixed.dtype)
-        contribution = p[:, None] * evidence
-        published = torch.softmax(contribution, dim=1).amax(dim=1)
-        return Encoded(logits, embedding[None], p[None], p, evidence, contribution, published)
+        return of_shares(logits, embedding, p[None], p, evidence)
 
 
 def build(in_dim: int, n_out: int, params: Params) -> CaMil:

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mhim.configs.schema import Settings
-from mhim.mil.models import MIL, Encoded, Instances
+from mhim.mil.models import MIL, Encoded, Instances, of_shares
 from mhim.mil.parts.layers import dropout, weighted_softmax
 
 
@@ -69,9 +69,7 @@ class Feather(MIL):
         if not detail:
             return Encoded(logits, embedding[None])
         evidence = z @ self.classifier.weight.T.to(z.dtype)
-        contribution = p[:, None] * evidence
-        published = torch.softmax(contribution, dim=1).amax(dim=1)
-        return Encoded(logits, embedding[None], p[None], p, evidence, contribution, published)
+        return of_shares(logits, embedding, p[None], p, evidence)
 
 
 def build(in_dim: int, n_out: int, params: Params) -> Feather:

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mhim.configs.schema import Settings
-from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike
+from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike, of_shares
 from mhim.mil.parts.layers import initialise, load_exact, weighted_softmax
 
 FALLS_BACK = False  # stage 1 is a step of the method, not the plain model that it must beat
@@ -97,9 +97,7 @@ class IbMil(MIL):
         if not detail:
             return Encoded(logits, embedding[None])
         evidence = z @ self.classifier.weight[:, : z.shape[1]].T.to(z.dtype)
-        contribution = p[:, None] * evidence
-        published = torch.softmax(contribution, dim=1).amax(dim=1)
-        return Encoded(logits, embedding[None], p[None], p, evidence, contribution, published)
+        return of_shares(logits, embedding, p[None], p, evidence)
 
     def intervened(self, bag: Tensor) -> Tensor:
         """alpha (K,) of a bag vector (D,)."""

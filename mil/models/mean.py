@@ -6,10 +6,9 @@ W z_n / N to the logits, exactly.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from mhim.mil.models import MIL, Encoded, Instances
+from mhim.mil.models import MIL, Encoded, Instances, of_shares
 from mhim.mil.parts.layers import Embedding, EmbeddingParams, initialise, weighted_softmax
 
 
@@ -38,10 +37,7 @@ class MeanMil(MIL):
         if not detail:
             return Encoded(logits, embedding[None])
         evidence = z @ self.classifier.weight.T  # (N, n_out)
-        contribution = a[:, None] * evidence
-        return Encoded(
-            logits, embedding[None], a[None], a, evidence, contribution, torch.softmax(contribution, dim=1).amax(dim=1)
-        )
+        return of_shares(logits, embedding, a[None], a, evidence)
 
 
 def build(in_dim: int, n_out: int, params: Params) -> MeanMil:

@@ -3,8 +3,9 @@
 bag embedding = mean of x_n (D,), standardised by the training bags' means. Before the first step the model keeps those
 means, and of each training bag the answer v (n_out) that fits its outcome best, loss + |v|^2 / (2 M) over all M bags,
 so that every outcome a loss is made for has one. logits = scale * mean of v over the k nearest (Euclidean) + bias.
-Scale and bias alone are trained, and in training a bag is none of its own neighbours: what neighbours say counts as
-much as it is worth for slides not kept. All instances have the same share; a neighbour gives no evidence per instance.
+Scale and bias alone are trained, and in training the nearest bag, which is the bag itself, is left out: what neighbours
+say counts as much as it is worth for slides not kept. All instances have the same share; a neighbour gives no evidence
+per instance.
 """
 
 from __future__ import annotations
@@ -83,11 +84,10 @@ class MeanKnn(MIL):
         if not len(self.means):
             return torch.zeros_like(self.bias)
         apart = (self.means - mean.to(self.means.dtype)).square().mean(1)
-        if self.training and len(self.means) > 1:
-            apart = torch.where(apart < 1e-8, torch.inf, apart)  # the bag itself
-        nearest = apart.topk(min(self.params.k, len(apart)), largest=False)
-        alive = torch.isfinite(nearest.values).to(self.answers.dtype)[:, None]
-        return (self.answers[nearest.indices] * alive).sum(0) / alive.sum().clamp_min(1)
+        # the bag itself; not told by a distance of 0, since a draw of its tiles (train.max_tiles) or bfloat16 moves it
+        itself = int(self.training and len(self.means) > 1)
+        nearest = apart.topk(min(self.params.k + itself, len(apart)), largest=False).indices[itself:]
+        return self.answers[nearest].mean(0)
 
 
 def build(in_dim: int, n_out: int, params: Params) -> MeanKnn:

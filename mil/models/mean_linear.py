@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mhim.configs.schema import Settings
-from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike
+from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike, of_shares
 from mhim.mil.parts.convex import smallest
 from mhim.mil.parts.layers import weighted_softmax
 
@@ -77,9 +77,7 @@ class MeanLinear(MIL):
         if not detail:
             return Encoded(logits, embedding[None])
         evidence = z @ self.classifier.weight.T.to(z.dtype)
-        contribution = p[:, None] * evidence
-        published = torch.softmax(contribution, dim=1).amax(dim=1)
-        return Encoded(logits, embedding[None], p[None], p, evidence, contribution, published)
+        return of_shares(logits, embedding, p[None], p, evidence)
 
 
 def _mean(instances: Instances) -> Tensor:

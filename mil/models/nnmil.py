@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mhim.configs.schema import Settings
-from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike
+from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike, of_shares
 from mhim.mil.parts.layers import dropout, initialise, weighted_softmax
 
 SEED = 42  # of the order of channels at test, kept with the weights
@@ -107,9 +107,7 @@ class NnMil(MIL):
         if not detail:
             return Encoded(logits, embedding[None])
         evidence = z @ self.classifier.weight.T.to(z.dtype)
-        contribution = p[:, None] * evidence
-        published = torch.softmax(contribution, dim=1).amax(dim=1)
-        return Encoded(logits, embedding[None], each, p, evidence, contribution, published)
+        return of_shares(logits, embedding, each, p, evidence)
 
     def losses(self, bag: Bag, target: Tensor, task: TaskLike) -> dict[str, Tensor]:
         self._drawn = self.draw() if self.training and self.keep < len(self.order) else None

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mhim.mil.models import MIL, Encoded, Instances
+from mhim.mil.models import MIL, Encoded, Instances, of_shares
 from mhim.mil.parts.layers import (
     ACTIVATIONS,
     Activation,
@@ -32,6 +32,7 @@ from mhim.mil.parts.layers import (
     initialise,
     weighted_softmax,
 )
+from mhim.mil.parts.queries import whole_heads
 
 USES_POSITION = True
 
@@ -50,8 +51,7 @@ class Params(EmbeddingParams):
 
     @model_validator(mode="after")
     def _fits(self) -> Params:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be a multiple of heads ({self.heads})")
+        whole_heads(self.width, self.heads)
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel {self.kernel} must be odd, so that it has a middle")
         return self
@@ -119,10 +119,7 @@ class Rrt(MIL):
         if not detail:
             return Encoded(logits, embedding[None])
         evidence = t @ self.classifier.weight.T  # (N, n_out)
-        contribution = a[:, None] * evidence
-        return Encoded(
-            logits, embedding[None], a[None], a, evidence, contribution, torch.softmax(contribution, dim=1).amax(dim=1)
-        )
+        return of_shares(logits, embedding, a[None], a, evidence)
 
     def reembed(self, instances: Instances) -> Tensor:
         """(N, h) -> (N, h), each token having seen its region and the representatives of all regions."""

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mhim.mil.models import MIL, Encoded, Instances
+from mhim.mil.models import MIL, Encoded, Instances, of_shares
 from mhim.mil.parts.layers import ACTIVATIONS, Activation, EmbeddingParams, dropout, initialise, weighted_softmax
 
 
@@ -48,9 +48,7 @@ class SiMlp(MIL):
         if not detail:
             return Encoded(logits, embedding[None])
         evidence = z @ (self.classifier.weight @ (self._slope(before)[:, None] * self.hidden.weight)).T.to(z.dtype)
-        contribution = p[:, None] * evidence
-        published = torch.softmax(contribution, dim=1).amax(dim=1)
-        return Encoded(logits, embedding[None], p[None], p, evidence, contribution, published)
+        return of_shares(logits, embedding, p[None], p, evidence)
 
     def _slope(self, before: Tensor) -> Tensor:
         """Derivative (h,) of the activation at `before`."""

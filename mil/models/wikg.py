@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mhim.configs.schema import Settings
-from mhim.mil.models import MIL, Encoded, Instances
+from mhim.mil.models import MIL, Encoded, Instances, of_shares
 from mhim.mil.parts.layers import dropout, weighted_softmax
 
 SCORES = 4_000_000  # entries of one block of the N x N scores: 16 MB
@@ -80,9 +80,7 @@ class Wikg(MIL):
         if not detail:
             return Encoded(logits, embedding[None])
         evidence = v @ self.classifier.weight.T.to(v.dtype)
-        contribution = p[:, None] * evidence
-        published = torch.softmax(contribution, dim=1).amax(dim=1)
-        return Encoded(logits, embedding[None], p[None], p, evidence, contribution, published)
+        return of_shares(logits, embedding, p[None], p, evidence)
 
     def neighbourhood(self, e: Tensor, t: Tensor, gone: Tensor | None) -> Tensor:
         """n (N, h) of heads e and tails t (N, h) each. gone: bool (N,), instances that are nobody's neighbour."""

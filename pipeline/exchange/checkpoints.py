@@ -6,22 +6,19 @@ with one fold per file. Knows nothing of training. A checkpoint is read as tenso
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from mhim.extract import weights
 from mhim.mil import reference, tasks
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.store import disk, layout, tables, writing
 from mhim.pipeline.training import bundle
 from mhim.pipeline.training import fold as training
 from mhim.pipeline.training.card import Card
-
-WRAPPERS = ("model", "state_dict", "model_state_dict")  # names under which a checkpoint may hold the weights
 
 
 class ImportRefused(layout.StoreError):
@@ -30,37 +27,12 @@ class ImportRefused(layout.StoreError):
 
 def weights_of(file: Path) -> dict[str, Tensor]:
     """The tensors of a .pt, .pth or .safetensors file. Raises ImportRefused."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    # A file that is something else is read as instructions by torch's reader, which then stumbles over any of these.
-    unreadable = (
-        pickle.UnpicklingError,
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    )
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ImportRefused(f"{file} does not exist") from error
-    except unreadable as error:
+        return weights.load_state(file)
+    except weights.WeightsError as error:
         raise ImportRefused(
-            f"{file} cannot be read as plain weights ({str(error).splitlines()[0]}). If it holds whole "
-            "objects, save model.state_dict() from the program that wrote it."
+            f"{error}. If it holds whole objects, save model.state_dict() from the program that wrote it."
         ) from error
-    for name in WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ImportRefused(f"{file} holds no weights by name; save model.state_dict() from the program that wrote it")
-    return dict(found)
 
 
 def import_models(

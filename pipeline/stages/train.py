@@ -53,7 +53,10 @@ class Train(Stage):
         else:
             every = fused.jobs(train, self.folds, self.data, tuple(self.tables))
         teachers = {job.teacher.cell + job.teacher.name: job.teacher for job in every if job.teacher}
-        return [self.item(job) for job in (*teachers.values(), *every)]
+        jobs = (*teachers.values(), *every)
+        for config in {repr(job.config): job.config for job in jobs if not job.part}.values():
+            pretrained.check(config, self.data.facts)
+        return [self.item(job) for job in jobs]
 
     def item(self, job: Job) -> Item:
         """The item of one training. Its inputs say which patients, targets and features it reads."""
@@ -69,7 +72,8 @@ class Train(Stage):
             inputs["teacher"] = self._mark(self.item(job.teacher))
         if job.part:
             inputs |= self._of_fusion(job)
-        inputs |= pretrained.inputs(job.config)
+        else:
+            inputs |= pretrained.inputs(job.config)
         return Item(f"{job.cell}/{job.name}" if job.cell else job.name, self.root / job.cell / job.name, inputs, job)
 
     def _of_fusion(self, job: Job) -> dict[str, Any]:
@@ -126,7 +130,8 @@ class Train(Stage):
         if job.part:
             return Made(notes=self._make_of_fusion(job, out))
         teacher = bundle.read(self._made(self.item(job.teacher))) if job.teacher else None
-        return Made(notes=fold.train_fold(job, self.data, teacher, out, partial, self.root))
+        given = item.inputs.get("pretrained")
+        return Made(notes=fold.train_fold(job, self.data, teacher, out, partial, self.root, given))
 
     def _make_of_fusion(self, job: Job, out: Path) -> tuple[str, ...]:
         from mhim.pipeline.training import fused

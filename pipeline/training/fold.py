@@ -110,11 +110,18 @@ def device(gpu: bool) -> torch.device:
 
 
 def train_fold(
-    job: Job, dataset: Dataset, teacher: bundle.Bundle | None, out: Path, partial: Path, run: Path
+    job: Job,
+    dataset: Dataset,
+    teacher: bundle.Bundle | None,
+    out: Path,
+    partial: Path,
+    run: Path,
+    weights_sha256: str | None = None,
 ) -> tuple[str, ...]:
     """Train, going on from `partial` if an earlier run left a checkpoint there, and fill `out`. Returns notes.
 
-    run: the run's folder, after which an experiment log is named."""
+    run: the run's folder, after which an experiment log is named. weights_sha256: of the file `train.pretrained`, as
+    the training's fingerprint has it."""
     config, fold, known = job.config, job.fold, dataset.by_id()
     facts = Facts.of(dataset.facts, "what the features say of themselves")  # before hours of work that end in a card
     train, val, test = ([known[p] for p in s if known[p].slides] for s in (fold.train, fold.val, fold.test))
@@ -125,7 +132,7 @@ def train_fold(
     task = make_task(dataset, config, [*train, *test] if paper else train)
     train_cases, val_cases = cases(train, mpp), cases(test if paper else val, mpp)
     model = build_model(config, int(dataset.facts["dim"]), task, job.seed, teacher)
-    begun = pretrained.begin(model, config, dataset.facts)
+    begun = pretrained.begin(model, config, dataset.facts, weights_sha256)
     model.to(device(config.gpu))
     with experiment_log.opened(config.log, run, f"{job.cell}/{job.name}".strip("/")) as log:
         state = _fit(model, train_cases, val_cases, task, config, job.seed, partial, log)

@@ -5,32 +5,16 @@ In: the settings of a training. Out: its input for the fingerprint; a filled mod
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from torch import Tensor
-
+from mhim.configs import lookup
 from mhim.configs.errors import UserError
 from mhim.configs.schema import TrainConfig
+from mhim.extract import weights
 from mhim.mil import pretrained
-from mhim.pipeline.store import layout
-
-# What torch's and safetensors' readers say of a file that is something else.
-UNREADABLE = (
-    pickle.UnpicklingError,
-    SafetensorError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    OSError,
-)
+from mhim.mil.train import seeded
 
 
 class PretrainedRefused(UserError, ValueError):
@@ -49,12 +33,26 @@ def inputs(config: TrainConfig) -> dict[str, Any]:
     path = Path(config.pretrained).expanduser()
     if not path.is_file():
         raise PretrainedRefused(f"train.pretrained: there is no file {path}")
-    return {"pretrained": layout.sha256(path)}
+    return {"pretrained": weights.sha256(path)}
 
 
-def begin(model: Any, config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+def check(config: TrainConfig, facts: Mapping[str, Any]) -> None:
+    """Raise what `begin` would raise, before any training: a model is filled once, and thrown away."""
+    if not wanted(config):
+        return
+    module = lookup.find("mhim.mil.models", config.model)
+    with seeded(0):
+        model = module.build(int(facts["dim"]), 1, lookup.params(module, config.model_params))
+    begin(model, config, facts)
+
+
+def begin(
+    model: Any, config: TrainConfig, facts: Mapping[str, Any], planned: str | None = None
+) -> dict[str, Any] | None:
     """Fill a fresh model and return the card's record, or None without such a file. Raises PretrainedRefused, and
-    NotReference for weights of another layout or width."""
+    NotReference for weights of another layout or width.
+
+    planned: the SHA-256 that the training's fingerprint has of the file, which must still be it."""
     if not wanted(config):
         return None
     own = facts.get("encoder")
@@ -69,23 +67,13 @@ def begin(model: Any, config: TrainConfig, facts: Mapping[str, Any]) -> dict[str
             f"the features of {own}: "
             "their numbers mean nothing to each other; extract with that encoder, or leave train.pretrained empty"
         )
-    path = Path(config.pretrained).expanduser()
-    names = pretrained.start(model, _tensors(path))
-    return {**inputs(config), "encoder": own, "loaded": list(names)}
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or torch file, no code of it run. Raises PretrainedRefused."""
-    from safetensors.torch import load_file
-
+    path, found = Path(config.pretrained).expanduser(), inputs(config)
+    if planned not in (None, found["pretrained"]):
+        raise PretrainedRefused(
+            f"train.pretrained: {path} is another file than when this training was planned: run the same command again"
+        )
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        raise PretrainedRefused(f"train.pretrained: {path} cannot be read as weights: {error}") from error
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise PretrainedRefused(f"train.pretrained: {path} holds something else than tensors by name")
-    return found
+        state = weights.load_state(path)
+    except weights.WeightsError as error:
+        raise PretrainedRefused(f"train.pretrained: {error}") from error
+    return {**found, "encoder": own, "loaded": list(pretrained.start(model, state))}

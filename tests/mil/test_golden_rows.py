@@ -84,6 +84,8 @@ LINEAR = {
     "feather",
     "ibmil",
 }  # instances add parts to the logits
+# recorded too, and not followed: an index slip of the authors' program; a sum that the paper normalises
+NOT_FOLLOWED = {"wikg_c2_code", "lse_c2_public_unnormalised"}
 each = pytest.mark.parametrize("name", CASES)
 
 
@@ -152,6 +154,10 @@ def close(found: torch.Tensor, expected: np.ndarray[Any, Any], atol: float = 1e-
     np.testing.assert_allclose(found.detach().numpy(), expected, rtol=RTOL, atol=atol)
 
 
+def test_every_recorded_case_is_held() -> None:
+    assert set(INDEX) - set(CASES) == NOT_FOLLOWED
+
+
 @each
 def test_the_answer(name: str) -> None:
     case = Case(name)
@@ -183,10 +189,10 @@ def test_the_answer(name: str) -> None:
         logits, added = case.model.classifier.bias, found.contribution.sum(0)  # type: ignore[union-attr]
         if case.row == "abmilx":
             logits = logits + case.model.classifier.weight @ case.model.project.bias  # type: ignore[union-attr,operator]
-        if case.row == "ibmil":  # what the confounders add
-            alone = case.model.encode(case.model.instances(case.bag(np.arange(1)))[0])
-            assert alone.logits.shape == found.logits.shape
-            logits = found.logits - added if case.told["confounders"] else logits
+        if case.row == "ibmil" and case.told["confounders"]:  # what they add
+            alpha = case.model.intervened(found.attention[0] @ case.x[0])  # type: ignore[operator]
+            weight = case.model.classifier.weight[:, -case.x.shape[2] :]  # type: ignore[union-attr,index]
+            logits = logits + weight @ (alpha @ case.model.confounders)  # type: ignore[operator]
         close(added + logits, found.logits.detach().numpy(), 1e-10)
 
 
@@ -227,7 +233,7 @@ def test_the_loss_terms_and_gradients(name: str) -> None:
         flat = gradient.flatten()
         size = recorded[1]
         np.testing.assert_allclose(flat.sum(), recorded[0], rtol=RTOL, atol=RTOL * size + 1e-14, err_msg=theirs)
-        np.testing.assert_allclose([flat.abs().sum(), flat.norm()], recorded[1:], rtol=1e-8, atol=1e-12, err_msg=theirs)
+        np.testing.assert_allclose([flat.abs().sum(), flat.norm()], recorded[1:], rtol=RTOL, atol=1e-12, err_msg=theirs)
         close(flat[:8], case.stored[f"gradhead__{theirs}"], atol=RTOL * recorded[2] + 1e-12)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
+import pytest
+
 from mhim.configs.schema import Config
+from mhim.mil import train as loop
 from mhim.pipeline.cohort import patients
 from mhim.pipeline.resume import runner, stage
 from mhim.pipeline.stages import runs
 from mhim.pipeline.stages.train import Train
 from mhim.pipeline.store import layout
+from mhim.pipeline.training import fold
 
 SMALL: dict[str, dict[str, Any]] = {
     "abmil": {"width": 8, "attention_width": 8},
@@ -47,6 +52,29 @@ def scored(work: layout.Work, config: Config, name: str = "run") -> dict[str, An
     assert not report.failures, report.failures
     found: dict[str, Any] = json.loads((work.run(name) / "metrics.json").read_text())
     return found
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, states: list[int]) -> None:
+    """A checkpoint after every epoch; the next trainings are ended after so many states, later ones run through."""
+    monkeypatch.setattr(fold, "CHECKPOINT_SHARE", 1e9)
+    fit = loop.fit
+
+    def killed(*args: Any) -> Any:
+        stop = states.pop(0) if states else 99
+        for n, state in enumerate(fit(*args), start=1):
+            yield state
+            if n == stop:
+                raise SystemExit(143)  # what SIGTERM does
+
+    monkeypatch.setattr(loop, "fit", killed)
+
+
+def until_done(work: layout.Work, rows: Any, config: Config) -> tuple[stage.Report, int]:
+    """The report of the first run that nothing ends, and how many were ended before it."""
+    for stops in range(12):
+        with contextlib.suppress(SystemExit):
+            return trained(work, rows, config), stops
+    raise AssertionError("it never ends")
 
 
 def side_of(work: layout.Work, fold: str, side: str) -> set[str]:

@@ -66,3 +66,13 @@ def test_where_the_package_is_missing_it_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(encoders.rows(), NAME, row.model_copy(update={"wheel": "no_such_package/models/x.pth"}))
     with pytest.raises(weights.WeightsError, match=r"pip install mhim-pipeline\[cnn\]"):
         encoders.build(ExtractConfig(encoder=NAME, offline=True))
+
+
+def test_no_code_of_the_package_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "package_of_weights"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('run')\n")
+    (package / "models" / "x.pth").write_bytes(b"weights")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert weights.installed("package_of_weights/models/x.pth") == package / "models" / "x.pth"
+    assert weights.installed("package_of_weights/models/y.pth") is None

@@ -12,7 +12,7 @@ from mhim.mil import train as loop
 from mhim.pipeline.store import layout
 from mhim.pipeline.training import fold as training
 from tests.pipeline.bags import make_features, tree
-from tests.pipeline.trained import mhim, settings, trained
+from tests.pipeline.trained import kill_after, mhim, settings, trained, until_done
 
 
 @pytest.fixture
@@ -29,24 +29,8 @@ def test_mhim_stopped_at_any_epoch_ends_in_the_same_bytes(
     assert not trained(work, rows, config).failures
     calm = tree(work.runs)
     shutil.rmtree(work.runs)
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)  # a checkpoint after every epoch
-    fit, left = loop.fit, [2, 1, 2, 1, 1, 2, 1]
-
-    def killed(*args: Any) -> Any:
-        stop = left.pop(0) if left else 99
-        for n, state in enumerate(fit(*args), start=1):
-            yield state
-            if n == stop:
-                raise SystemExit(143)  # what SIGTERM does
-
-    monkeypatch.setattr(loop, "fit", killed)
-    stops = 0
-    for _ in range(12):
-        try:
-            report = trained(work, rows, config)
-            break
-        except SystemExit:
-            stops += 1
+    kill_after(monkeypatch, [2, 1, 2, 1, 1, 2, 1])
+    report, stops = until_done(work, rows, config)
     assert stops >= 4
     assert not report.failures
     assert tree(work.runs) == calm
@@ -60,9 +44,57 @@ def test_a_training_killed_inside_its_epochs_ends_in_the_same_bytes(
     assert not trained(work, rows, config).failures
     calm = tree(work.runs)
     shutil.rmtree(work.runs)
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)  # a checkpoint after every step
-    save, left = training._save, [3, 1, 4, 2, 5, 1, 3, 2]
-    insides = []
+    insides = kill_at_saves(monkeypatch, [3, 1, 4, 2, 5, 1, 3, 2])
+    report, stops = until_done(work, rows, config)
+    assert stops >= 4  # what is told to end saves once more, which the list may also end
+    assert insides.count(True) > 15
+    assert not report.failures
+    assert tree(work.runs) == calm
+
+
+PREPARED: dict[str, dict[str, Any]] = {"mean_knn": {"k": 3}, "mean_linear": {}, "ibmil": {"clusters": 2}}
+
+
+@pytest.mark.parametrize("model", PREPARED)
+def test_what_is_prepared_before_the_first_step_survives_a_kill_in_it_and_in_the_first_epoch(
+    model: str, work: layout.Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_features(work, 12)
+    config = settings(model=model, model_params=PREPARED[model], epochs=2, checkpoint_s=1e-9)
+    assert not trained(work, rows, config).failures
+    calm = tree(work.runs)
+    shutil.rmtree(work.runs)
+    prepare, left = loop._prepare, ["read", "done"]
+
+    def killed(net: Any, feed: Any, *more: Any) -> None:
+        how = left.pop(0) if left and PREPARED[model].get("clusters") == getattr(net.params, "clusters", None) else ""
+        with monkeypatch.context() as inside:
+            if how == "read":
+                whole = feed.batches
+                inside.setattr(feed, "batches", lambda *args: cut(whole(*args)), raising=True)
+            prepare(net, feed, *more)
+        if how == "done":
+            raise SystemExit(143)
+
+    def cut(batches: Any) -> Any:
+        yield next(batches)
+        raise SystemExit(143)
+
+    monkeypatch.setattr(loop, "_prepare", killed)
+    insides = kill_at_saves(monkeypatch, [1, 1, 3, 1, 2])
+    report, stops = until_done(work, rows, config)
+    assert stops >= 4
+    assert not left
+    assert insides[0]
+    assert not report.failures
+    assert tree(work.runs) == calm
+
+
+def kill_at_saves(monkeypatch: pytest.MonkeyPatch, left: list[int]) -> list[bool]:
+    """A checkpoint after every step, and an end after so many of them, again and again until the list is used up.
+    Returned, and filled as it goes: whether each checkpoint lay inside an epoch."""
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)
+    save, insides = training._save, list[bool]()
 
     def killed(state: Any, file: Path) -> None:
         save(state, file)
@@ -75,17 +107,7 @@ def test_a_training_killed_inside_its_epochs_ends_in_the_same_bytes(
             left.append(10**9)
 
     monkeypatch.setattr(training, "_save", killed)
-    stops = 0
-    for _ in range(12):
-        try:
-            report = trained(work, rows, config)
-            break
-        except SystemExit:
-            stops += 1
-    assert stops >= 4  # what is told to end saves once more, which the list may also end
-    assert insides.count(True) > 15
-    assert not report.failures
-    assert tree(work.runs) == calm
+    return insides
 
 
 @pytest.mark.parametrize("how", [b"", b"\0" * 4000, b"PK\3\4 cut short"])

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from mhim.configs.schema import TrainConfig, fingerprint_fields
-from mhim.mil import train as loop
 from mhim.mil.tasks import Regression, Several, TaskError
 from mhim.pipeline.cohort import patients
 from mhim.pipeline.cohort.labels.rows import CohortError, Row
@@ -22,7 +21,7 @@ from mhim.pipeline.store import layout
 from mhim.pipeline.training import bundle
 from mhim.pipeline.training import fold as training
 from tests.pipeline.bags import make_features, tree
-from tests.pipeline.trained import mhim, settings, trained
+from tests.pipeline.trained import kill_after, mhim, settings, trained, until_done
 
 
 @pytest.fixture
@@ -86,24 +85,8 @@ def test_every_outcome_is_trained_by_mhim_and_ends_in_the_same_bytes_when_interr
             assert told is None or told == pytest.approx(at[found.task.headline])
         assert found.card.taught
     shutil.rmtree(work.runs)
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)
-    fit, left = loop.fit, [1, 2, 1, 1, 2]
-
-    def killed(*args: Any) -> Any:
-        stop = left.pop(0) if left else 99
-        for n, state in enumerate(fit(*args), start=1):
-            yield state
-            if n == stop:
-                raise SystemExit(143)
-
-    monkeypatch.setattr(loop, "fit", killed)
-    stops = 0
-    for _ in range(9):
-        try:
-            report = trained(work, rows, config)
-            break
-        except SystemExit:
-            stops += 1
+    kill_after(monkeypatch, [1, 2, 1, 1, 2])
+    report, stops = until_done(work, rows, config)
     assert stops >= 4
     assert not report.failures
     assert tree(work.runs) == calm

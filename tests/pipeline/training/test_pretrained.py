@@ -97,5 +97,29 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(b"no weights")
     train = config(path).train
     model = fold.build_model(train, WIDTH, tasks.Classification(classes=("a", "b")), 1, None)
-    with pytest.raises(PretrainedRefused, match="cannot be read as weights"):
+    with pytest.raises(PretrainedRefused, match=r"train\.pretrained: .* is damaged or not a safetensors file"):
         pretrained.begin(model, train, {"encoder": "texture"})
+
+
+def test_a_refusal_comes_before_any_training(work: layout.Work, tmp_path: Path) -> None:
+    path, rows = tmp_path / "w.safetensors", make_features(work)
+    save_file(weights(in_dim=9), path)
+    with pytest.raises(NotReference, match=r"patch_embed\.0\.weight is \(16, 9\), expected"):
+        trained(work, rows, config(path))
+    save_file(weights(), path)
+    with pytest.raises(PretrainedRefused, match=r"weights are of uni"):
+        trained(work, rows, config(path, pretrained_encoder="uni"))
+    other = {"student": "abmil", "student_params": {"width": 16}}
+    with pytest.raises(NotReference, match=r"train\.model=feather"):
+        trained(work, rows, config(path, model="mhim", model_params=other))
+    assert not work.runs.exists()
+
+
+def test_another_file_than_the_planned_one_is_refused(work: layout.Work, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    model, told = built(path, weights())
+    train = config(path).train
+    assert pretrained.begin(model, train, {"encoder": "texture"}, told["pretrained"]) == told
+    save_file({**weights(), "model.patch_embed.0.bias": torch.zeros(16)}, path)
+    with pytest.raises(PretrainedRefused, match="another file than when this training was planned"):
+        pretrained.begin(model, train, {"encoder": "texture"}, told["pretrained"])
