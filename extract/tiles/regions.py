@@ -69,8 +69,7 @@ def read(path: Path, bounds_origin_l0: tuple[int, int] = (0, 0), frame: Frame = 
     frame: where the file counts from, "bounds" (whose corner is `bounds_origin_l0`) or "full"; "auto" is as the program
     that writes such files does. Points and lines are no areas and are passed over. Raises BadRegions."""
     shapes, own = read_shapes(path)
-    counted = own if frame == "auto" else frame
-    origin = bounds_origin_l0 if counted == "bounds" else (0, 0)
+    counted, origin = counted_from(own, frame, bounds_origin_l0)
     shift = np.asarray(origin, float)
     regions = tuple(
         Region(_role(s), tuple(tuple(ring + shift for ring in polygon) for polygon in s.polygons)) for s in shapes
@@ -84,6 +83,13 @@ def read(path: Path, bounds_origin_l0: tuple[int, int] = (0, 0), frame: Frame = 
             "counts from the corner of level 0 (HALO, ASAP) set tile.regions_frame=full"
         )
     return Drawn(regions, counted, origin, tuple(notes))
+
+
+def counted_from(own: str, frame: str, bounds_origin_l0: tuple[int, int]) -> tuple[str, tuple[int, int]]:
+    """The frame of a file, and where that is in px of level 0. own: the frame of the program that wrote it; frame: what
+    was set."""
+    counted = own if frame == "auto" else frame
+    return counted, bounds_origin_l0 if counted == "bounds" else (0, 0)
 
 
 def _role(shape: Shape) -> str:

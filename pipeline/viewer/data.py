@@ -196,7 +196,9 @@ class Gallery:
         path = own if own.exists() else shown.regions
         if path is None or not path.exists():
             return {"regions": [], "file": ""}
-        return {"regions": drawn.read(path, origin), "file": str(path)}
+        made = (shown.tiles or {}).get("settings") or {}
+        frame = "auto" if path == own else str(made.get("input.regions_frame", "auto"))  # as it was tiled
+        return {"regions": drawn.read(path, origin, frame), "file": str(path)}
 
     def drawing(self, number: int, sent: Any) -> str:
         """GeoJSON of regions that were drawn on a slide, "" of none. Raises BadDrawing."""

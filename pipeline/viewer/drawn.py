@@ -15,6 +15,7 @@ import numpy as np
 
 from mhim.extract.tiles import geojson
 from mhim.extract.tiles.region_files import read_shapes
+from mhim.extract.tiles.regions import counted_from
 from mhim.pipeline.store import layout, writing
 
 FOLDER = "regions"
@@ -36,11 +37,11 @@ def file_of(work: layout.Work, slide: str) -> Path:
     return path
 
 
-def read(path: Path, origin_l0: tuple[int, int]) -> list[dict[str, Any]]:
+def read(path: Path, origin_l0: tuple[int, int], frame: str = "auto") -> list[dict[str, Any]]:
     """The regions of a file as the page has them: {"name": class or "", "rings": [[[x, y], ...], ...]}, one for each
-    polygon. origin_l0: corner of the scanned bounds. Raises BadRegions."""
-    shapes, frame = read_shapes(path)
-    shift = np.asarray(origin_l0 if frame == "bounds" else (0, 0), float)
+    polygon. origin_l0: corner of the scanned bounds. frame: `tile.regions_frame`. Raises BadRegions."""
+    shapes, own = read_shapes(path)
+    shift = np.asarray(counted_from(own, frame, origin_l0)[1], float)
     return [
         {"name": shape.names[0] if shape.names else "", "rings": [(ring + shift).tolist() for ring in polygon]}
         for shape in shapes

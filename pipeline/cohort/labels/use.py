@@ -74,7 +74,7 @@ def drawn_on(slides: list[SlideEntry], folder: Path) -> tuple[list[SlideEntry], 
         raise CohortError(f"no file in {folder} is called as a slide is{like}")
     told = f"{folder}: regions of {len(used)} slide{'s' * (len(used) != 1)} taken from it"
     idle = sorted(str(p.relative_to(folder.resolve())) for p in {*folder.resolve().rglob("*.geojson")} - {*used})
-    return made, told + (f"; {len(idle)} files are called as no slide here is ({some(idle)})" if idle else "")
+    return made, told + (f"; files called as no slide here is: {len(idle)} ({some(idle)})" if idle else "")
 
 
 def too_late(table: Table, features: Path, work: layout.Work) -> list[str]:

@@ -2,7 +2,7 @@
 // Corner by corner (pointer, or the comma key at the middle of the view) or freehand.
 import { $, disclose, element, emit, fail, json, on, panes, say, state, versioned } from "./state.js";
 
-const kept = new Map();  // slide number -> { regions, file, changed }
+const kept = new Map();  // slide number -> { regions, file, changed, read: what the file holds is among them }
 const COLOURS = { Tissue: "#0a8a3a", Exclude: "#c62828" };
 const colourOf = (name) => COLOURS[name] || "#1f5fd0";
 let mode = "", ring = [];  // how one draws now; corners of the ring that is not closed
@@ -12,11 +12,13 @@ const isOpen = () => !$("regions").hidden;
 
 async function ready() {
   const number = state.number;
-  if (!kept.has(number)) {
-    kept.set(number, { regions: [], file: "", changed: false });
+  if (!kept.has(number)) kept.set(number, { regions: [], file: "", changed: false, read: false });
+  const own = kept.get(number);
+  if (!own.read) {  // until then nothing is saved: it would take the place of what the file holds
     try {
       const found = await json(versioned(`/api/regions/${number}`));
-      if (!kept.get(number).changed) kept.set(number, { ...found, changed: false });
+      if (!own.read) own.regions.unshift(...found.regions);  // before what was drawn meanwhile
+      Object.assign(own, { file: found.file, read: true });
     } catch (error) { fail(error.message); }
   }
   show();
@@ -47,7 +49,7 @@ function show() {
   $("corner").disabled = mode !== "polygon";
   $("close").disabled = ring.length < 3;
   $("undo").disabled = !ring.length;
-  $("saveregions").disabled = !own.changed || !state.index.writable;
+  $("saveregions").disabled = !own.changed || !own.read || !state.index.writable;
   $("getregions").disabled = !own.regions.length;
   $("regionnote").textContent = (own.changed ? "not saved" : own.file || "none yet") +
     (state.index.writable ? "" : "; this viewer saves nothing (--no-token): download them");
@@ -110,10 +112,10 @@ async function send(address) {
 }
 
 async function save() {
-  const own = mine();
+  const own = mine(), sent = JSON.stringify(own.regions);
   try {
     const found = await (await send(`/api/regions/${state.number}`)).json();
-    own.changed = false;
+    own.changed = JSON.stringify(own.regions) !== sent;
     own.file = found.file;
     say(found.file ? `saved: ${found.file}; tile with --regions ${found.folder}` : "saved: no region is left");
     fail("");

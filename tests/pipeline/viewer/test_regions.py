@@ -6,6 +6,7 @@ import http.client
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,23 @@ def test_what_is_drawn_is_saved_shown_again_and_taken_by_tile(tiled: Path, galle
         tiled / "regions",
     )  # fmt: skip
     assert code == 0, said
-    assert "regions of 1 slide taken from it; 1 files are called as no slide here is (sub/A.svs.geojson)" in said
+    assert "regions of 1 slide taken from it; files called as no slide here is: 1 (sub/A.svs.geojson)" in said
     coords = np.asarray(reading.read_array(again.tile_store("sub/a.svs"), "coords"))
     centres = coords + np.asarray(reading.read_attrs(again.tile_store("sub/a.svs"))["tile_l0"]) / 2
     assert len(centres) > 3
     assert ((centres >= (256, 256)) & (centres <= (1280, 768))).all()
     assert reading.read_array(again.tile_store("b.svs"), "coords").shape == gallery._coords(1 - number).shape
+
+
+def test_regions_of_the_tiling_are_shown_where_they_were_tiled(gallery: Gallery, tmp_path: Path) -> None:
+    polygon = {"type": "Polygon", "coordinates": [[*RING, RING[0]]]}
+    (tmp_path / "own.geojson").write_text(json.dumps({"type": "Feature", "geometry": polygon, "properties": {}}))
+    shown = gallery.slides[0]
+    for frame, shift in (("auto", (100, 50)), ("bounds", (100, 50)), ("full", (0, 0))):
+        tiles = {**(shown.tiles or {}), "bounds_l0": [100, 50, 1000, 700], "settings": {"input.regions_frame": frame}}
+        gallery.slides[0] = replace(shown, tiles=tiles, regions=tmp_path / "own.geojson")
+        (region,) = gallery.regions(0)["regions"]
+        assert region["rings"][0][0] == [RING[0][0] + shift[0], RING[0][1] + shift[1]], frame
 
 
 def test_damaged_regions_fail_their_own_slide_only(tiled: Path, cli: Cli) -> None:
