@@ -61,16 +61,19 @@ def own_settings(config: TrainConfig) -> dict[str, Any]:
     return {k: v for k, v in fingerprint_fields(config).items() if k not in plan}
 
 
+# settings that `training.targets` makes the task of
+_OF_TASK = ("task", "classes", "levels", "ordinal", "regression_loss", "survival_loss", "survival_bins", "balance")
+
+
 def of_task(config: TrainConfig) -> dict[str, Any]:
     """What decides the outcome that a table is fitted on."""
     fields = fingerprint_fields(config)
-    return {k: fields[k] for k in ("task", "classes") if k in fields}
+    return {k: fields[k] for k in _OF_TASK if k in fields}
 
 
 def of_fusion(config: TrainConfig) -> dict[str, Any]:
-    """How modalities are fused."""
-    dumped = config.model_dump(mode="json")
-    return {k: v for k, v in dumped.items() if k in ("fusion", "fusion_params")}
+    """How modalities are fused; the inner folds are inputs, the groups those of each table."""
+    return {"fusion": config.fusion}
 
 
 def training(config: TrainConfig) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from mhim.mil.tasks import Task
 from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort.patient_tables.table import PatientTable
 from mhim.pipeline.cohort.patients import Dataset, Patient
-from mhim.pipeline.resume.fingerprints import own_settings
+from mhim.pipeline.resume.fingerprints import of_task, own_settings
 from mhim.pipeline.store import tables
 from mhim.pipeline.store.layout import FORMAT
 from mhim.pipeline.training import bundle
@@ -211,7 +211,8 @@ def crossed(
 
 def _training_part(job: Job, data: Dataset) -> tuple[list[Patient], list[np.ndarray]]:
     """The patients that a fold's fusion is fitted on, and who of them each inner fold leaves out, as places."""
-    learn = [p for p in data.patients if p.id in {*job.fold.train, *job.fold.val}]
+    own = {*job.fold.train, *job.fold.val}
+    learn = [p for p in data.patients if p.id in own]
     at = {p.id: i for i, p in enumerate(learn)}
     return learn, [np.array([at[p] for p in f.test], dtype=np.int64) for f in job.inner]
 
@@ -271,7 +272,8 @@ def _card(
         },
         "seed": job.seed,
         "protocol": job.config.protocol,
-        "train": own_settings(job.config),
+        # a table knows nothing of the slide model, whose settings are not in its fingerprint either
+        "train": of_task(job.config) if job.part == "table" else own_settings(job.config),
         "versions": bundle.versions(),
         **{
             what: folds_.finite(task.metrics(task.truth(of), folds_.logits_of(of), points))
