@@ -142,7 +142,7 @@ class TrainConfig(Settings):
         {}, "`classes` of each of several columns that need an order of their own: {grade: [low, high]}"
     )
     ordinal: Literal["corn", "cumulative"] = added(
-        "corn", "how the logits of levels become probabilities: conditional (CORN) or cumulative"
+        "cumulative", "how the logits of levels become probabilities: cumulative, or conditional (CORN)"
     )
     regression_loss: Literal["squared", "huber"] = added(
         "squared", "loss of numbers, in standard deviations of the training part; huber is robust to outliers"

@@ -51,7 +51,7 @@ def fused(task: Task, targets: Sequence[Target]) -> Task:
     if kind == "survival":
         return tasks.cox_survival(targets)
     if kind == "grades":
-        return tasks.ordinal(task.classes, targets)
+        return tasks.ordinal(task.classes, targets, "corn")
     if kind == "classes":
         return tasks.classification(task.classes, targets)
     return task

@@ -18,12 +18,13 @@ from mhim.mil.tasks.base import EPS, Cells, Kind, One, Points, Target, Task, Tas
 from mhim.mil.tasks.classification import Classification, classification
 from mhim.mil.tasks.ordinal import Ordinal, ordinal
 from mhim.mil.tasks.regression import LEVELS, Regression, regression
-from mhim.mil.tasks.several import Several, several
+from mhim.mil.tasks.several import WORST, Several, several
 from mhim.mil.tasks.survival import Cox, Nll, Survival, check_survival, cox_survival, discrete_survival, nll_each
 
 __all__ = [
     "EPS",
     "LEVELS",
+    "WORST",
     "Cells",
     "Classification",
     "Cox",

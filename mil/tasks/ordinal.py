@@ -137,9 +137,7 @@ class Ordinal(Task):
         return cls(tuple(value["classes"]), value["link"], tuple(value["weights"]))
 
 
-def ordinal(
-    classes: Sequence[str], train_targets: Sequence[Target], link: Link = "corn", weighted: bool = False
-) -> Ordinal:
+def ordinal(classes: Sequence[str], train_targets: Sequence[Target], link: Link, weighted: bool = False) -> Ordinal:
     """Ordered levels, lowest first. Raises TaskError if the training part lacks a level. weighted: as of classes."""
     counts = class_counts(classes, train_targets, "level")
     return Ordinal(tuple(classes), link, class_weights(counts) if weighted else ())

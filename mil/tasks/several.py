@@ -20,6 +20,8 @@ from torch import Tensor
 from mhim.mil.tasks import one
 from mhim.mil.tasks.base import Cells, Kind, Points, Target, Task, TaskError
 
+WORST = -1.0  # lower bound of kappa; AUC and the C-index stay above
+
 
 @dataclass(frozen=True)
 class Several(Task):
@@ -163,10 +165,12 @@ class Several(Task):
 
     def headline_of(self, truth: np.ndarray, logits: Tensor) -> dict[str, float]:
         found: dict[str, float] = {}
+        heads: list[float] = []
         for name, (task, values, own) in self.parts(truth, logits.numpy()).items():
             each = task.headline_of(values, torch.from_numpy(own)) if len(values) else {task.headline: math.nan}
+            heads.append(each[task.headline])
             found |= {f"{name}.{k}": v for k, v in each.items()}
-        return {"headline": _mean_of_known(list(found.values()))} | found
+        return {"headline": _mean_of_known(heads)} | found
 
     def learnt(self, targets: Sequence[Target]) -> dict[str, Any]:
         """targets: name -> what each learns from the training patients who have its cell."""
@@ -210,5 +214,5 @@ def several(targets: Mapping[str, Task]) -> Several:
 
 
 def _mean_of_known(values: Sequence[float]) -> float:
-    known = [v for v in values if math.isfinite(v)]
+    known = [max(v, WORST) for v in values if math.isfinite(v)]
     return sum(known) / len(known) if known else math.nan

@@ -217,6 +217,9 @@ def compare(
 
     settings = load.resolve(config, set_)
     folders = [runs.find(store.Work(work), name, settings.train.model) for name in (one, two)]
-    for sides in compare.views_of(folders[0], folders[1], target):
+    pairs = compare.views_of(folders[0], folders[1], target)
+    if len(pairs) > 1:
+        compare.tell_together(folders[0], folders[1], settings.score, console.out)
+    for sides in pairs:
         compare.tell(*sides, settings.score, console.out)
     return 0

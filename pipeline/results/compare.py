@@ -7,7 +7,7 @@ which no pair exists. Knows no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from mhim.configs import texts
 from mhim.configs.schema import ScoreConfig
 from mhim.mil import resampling
-from mhim.pipeline.results import estimand, measures, numbers, operating_point, views
+from mhim.mil.tasks import Task
+from mhim.pipeline.results import estimand, measures, numbers, operating_point, several, views
 from mhim.pipeline.results.measures.measure import Answers, Row, place
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.results.views import View
 from mhim.pipeline.resume.console import escape
 from mhim.pipeline.store import reading
 from mhim.pipeline.store.layout import CARD, StoreError
-from mhim.pipeline.training import bundle, choices
+from mhim.pipeline.training import bundle, choices, plan
 from mhim.pipeline.training import fold as training
 
 
@@ -105,42 +107,101 @@ def refuse_others(names: Sequence[str], told: Sequence[Metrics], rows: Sequence[
 
 def views_of(one: Path, two: Path, target: str | None) -> list[tuple[View, View]]:
     """Which views of two runs are set side by side: of the target named, or of every one that both have. A run with a
-    single target stands beside the one that is named of the other. Raises StoreError."""
-    sides = views.of(one), views.of(two)
-    names = [[view.target for view in side] for side in sides]
-    if target is None and names[0] != [""] and names[1] != [""]:
-        both = [name for name in names[0] if name in names[1]]
+    single target stands beside the one of the other that is named, or whose column and kind are its own. Raises
+    StoreError."""
+    alone = [[view.target for view in views.of(run)] == [""] for run in (one, two)]
+    if all(alone):
+        if target is not None:
+            raise StoreError(f"{one.name} and {two.name} have a single target each; leave --target {target} away")
+        return [(View(one), View(two))]
+    if not any(alone):
+        if target is not None:
+            return [(views.pick(one, target), views.pick(two, target))]
+        both = in_common(one, two)
         if not both:
-            raise StoreError(f"{one.name} and {two.name} have no target in common")
+            said = "; ".join(f"{run.name} has {', '.join(_names(run))}" for run in (one, two))
+            raise StoreError(f"{one.name} and {two.name} have no target in common: {said}")
         return [(View(one, name), View(two, name)) for name in both]
-    picked = [run if alone == [""] else None for run, alone in zip((one, two), names, strict=True)]
-    if None not in picked and target is not None:
-        raise StoreError(f"{one.name} and {two.name} have a single target each; leave --target {target} away")
-    first, second = (
-        View(run) if alone is not None else views.pick(run, target)
-        for run, alone in zip((one, two), picked, strict=True)
+    single, other = (one, two) if alone[0] else (two, one)
+    found = views.pick(other, target) if target is not None else _fitting(single, other)
+    return [(View(single), found) if alone[0] else (found, View(single))]
+
+
+def _names(run: Path) -> list[str]:
+    return [view.target for view in views.of(run)]
+
+
+def in_common(one: Path, two: Path) -> list[str]:
+    """The targets that both of two runs with several have, in the order of the first."""
+    theirs = _names(two)
+    return [name for name in _names(one) if name and name in theirs]
+
+
+def _fitting(single: Path, other: Path) -> View:
+    """The target of a run with several that a run with one is of: of the column that this was trained on, and of the
+    same kind and classes. Raises StoreError naming what there is."""
+
+    def kind(view: View) -> tuple[str, tuple[str, ...]]:
+        task = _scored(view)[0].task.value
+        return measures.of(task).question, task.classes
+
+    def called(view: View) -> str:
+        return " ".join((view.target, f"({kind(view)[0]})")).strip()
+
+    own, every = kind(View(single)), views.of(other)
+    # time and event have columns of their own, and there is one such target at most
+    column = "" if _scored(View(single))[0].task.value.survival else _column(single)
+    found = [view for view in every if kind(view) == own and column in (view.target, "")]
+    if len(found) == 1:
+        return found[0]
+    of = f"column {column}, {own[0]}" if column else own[0]
+    raise StoreError(
+        f"{single.name} is of {of}, which is none of the targets of {other.name}: "
+        f"{', '.join(called(view) for view in every)}; name one with --target"
     )
-    return [(first, second)]
+
+
+def _column(run: Path) -> str:
+    """The column of labels that a run with a single target was trained on; "" where it does not tell."""
+    try:
+        told = texts.read_yaml((run / plan.LABELS).read_text(), plan.LABELS)
+    except (OSError, ValueError):  # made before the file was
+        return ""
+    labels = told.get("labels") if isinstance(told, dict) else None
+    return str(labels.get("label_column") or "label") if isinstance(labels, dict) else ""
+
+
+def compare_together(one: Path, two: Path, config: ScoreConfig) -> dict[str, dict[str, Any]]:
+    """What `compare` gives of a target, of the numbers of all targets together (`several.together`): the mean of the
+    headlines of those that both runs have, their own as `<target>.<metric>`, macro and micro. Raises StoreError."""
+    both = in_common(one, two)
+    if not both:
+        raise StoreError(f"{one.name} and {two.name} have no target in common")
+    sides: tuple[dict[str, tuple[list[Row], Task]], dict[str, tuple[list[Row], Task]]] = {}, {}
+    for name in both:
+        pair = View(one, name), View(two, name)
+        told, rows = zip(*(_scored(view) for view in pair), strict=True)
+        refuse_others((pair[0].name, pair[1].name), told, rows)
+        for side, own, summary in zip(sides, rows, told, strict=True):
+            side[name] = sorted(own, key=_order), summary.task.value
+    (first, patients, strata), (second, *_) = (several.together(side) for side in sides)
+
+    def difference(weights: np.ndarray) -> dict[str, np.ndarray]:
+        mine, theirs = first(weights), second(weights)
+        return {k: theirs[k] - mine[k] for k in mine}
+
+    point, drawn = resampling.bootstrap(difference, len(patients), config.bootstrap, strata)
+    return {k: resampling.verdict(v, drawn[k], config.confidence) for k, v in point.items()}
 
 
 def tell(one: View, two: View, config: ScoreConfig, out: Console) -> None:
     """The comparison as a table, with what each run's trainings chose and what is to be known of them."""
     found = compare(one, two, config)
     told = [_scored(run) for run in (one, two)]
-    table = Table(title=f"{two.name} minus {one.name}: same patients, paired bootstrap inside folds")
-    for column in ("metric", f"difference, {100 * config.confidence:.0f} % interval", "p", "so"):
-        table.add_column(column)
     task = told[0][0].task.value
     measure, horizons = measures.of(task), told[0][0].horizons or _horizons(one)
-    for name, verdict in found.items():
-        d = verdict["difference"]
-        said = f"{two.name} is {verdict['verdict']}" if verdict["verdict"] != "no difference" else "no difference"
-        label = f"{name} (sign turned)" if name in measure.less_is_better else measure.label(name, horizons)
-        if np.isfinite(d.value):
-            table.add_row(label, f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]", f"{verdict['p']:.3f}", escape(said))
-        else:
-            table.add_row(label, "undefined", "", "")
-    out.print(table)
+    labels = {k: f"{k} (sign turned)" if k in measure.less_is_better else measure.label(k, horizons) for k in found}
+    out.print(_table((one.name, two.name), {labels[k]: v for k, v in found.items()}, config))
     for run, (summary, rows) in zip((one, two), told, strict=True):
         trainings, seeds = len({place(r) for r in rows}), len({r["seed"] for r in rows})
         out.print(escape(f"{run.name}: {trainings} trainings, {seeds} seed(s)"))
@@ -149,6 +210,28 @@ def tell(one: View, two: View, config: ScoreConfig, out: Console) -> None:
             *numbers.one_class([r for r in rows if r.get("decision") != operating_point.UNDECIDED]),
         ]:
             out.print(escape(f"{run.name}: {line}"))
+
+
+def tell_together(one: Path, two: Path, config: ScoreConfig, out: Console) -> None:
+    """`compare_together` as a table, of those numbers that no target's own table has."""
+    found = compare_together(one, two, config)
+    whole = {k: v for k, v in found.items() if k.partition(".")[0] not in in_common(one, two)}
+    out.print(_table((f"{one.name}, all targets", f"{two.name}, all targets"), whole, config))
+
+
+def _table(names: tuple[str, str], found: Mapping[str, Mapping[str, Any]], config: ScoreConfig) -> Table:
+    one, two = names
+    table = Table(title=f"{two} minus {one}: same patients, paired bootstrap inside folds")
+    for column in ("metric", f"difference, {100 * config.confidence:.0f} % interval", "p", "so"):
+        table.add_column(column)
+    for label, verdict in found.items():
+        d = verdict["difference"]
+        said = f"{two} is {verdict['verdict']}" if verdict["verdict"] != "no difference" else "no difference"
+        if np.isfinite(d.value):
+            table.add_row(label, f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]", f"{verdict['p']:.3f}", escape(said))
+        else:
+            table.add_row(label, "undefined", "", "")
+    return table
 
 
 def _scored(view: View) -> tuple[Metrics, list[Row]]:

@@ -5,7 +5,8 @@ run's own `metrics.json`: the mean of the targets' headlines, and where every ta
 and micro AUC and AUPRC, from the same draws of patients. A target's own headline stands beside them with the interval
 of its own file, drawn among the patients whose cell is known: one number, one interval.
 
-- headline: mean over the targets whose headline is defined. macro: mean over the labels.
+- headline: mean over the targets whose headline is defined, each no lower than -1, as the task takes it. macro: mean
+  over the labels.
 - micro: the cells of all labels as one list, pairs inside each training (AUC), mean over trainings (AUPRC): the
   probabilities of one model's labels are on one scale, those of two models are not.
 """
@@ -21,7 +22,7 @@ import numpy as np
 
 from mhim.configs.schema import ScoreConfig
 from mhim.mil import estimators, resampling
-from mhim.mil.tasks import Several, Task
+from mhim.mil.tasks import WORST, Several, Task
 from mhim.pipeline.results import estimand, measures, numbers, predictions, views
 from mhim.pipeline.results.measures.measure import Answers, Row, Training, added, mean
 from mhim.pipeline.results.metrics_file import METRICS, Metrics
@@ -108,7 +109,7 @@ def together(rows: Rows) -> tuple[Any, list[str], np.ndarray]:
     def metric(weights: np.ndarray) -> dict[str, np.ndarray]:
         values = {name: estimand.values(one, weights[:, places[name]]) for name, one in found.items()}
         heads = {name: values[name][one.task.headline] for name, one in found.items()}
-        made = {"headline": mean(list(heads.values()))}
+        made = {"headline": mean([np.maximum(head, WORST) for head in heads.values()])}
         if labels:
             made |= {f"macro_{k}": mean([v[k] for v in values.values()]) for k in ("auc", "auprc")}
             made |= _micro(found, places, weights)

@@ -145,11 +145,16 @@ def _line(row: str, folder: Path) -> Line:
         "one_class": [] if found.targets is not None else numbers.one_class(estimand.read(folder / fold.PREDICTIONS)),
         "rule": found.decision_rule or "",
     }
+    cells = predictions.cell_table(folder)
+    counted = found.choices
+    told = (counted.watched, counted.alarm, counted.validation) if counted else (0, 0, 0)
+    chosen = dict(zip(("watched", choices.ALARM, choices.VALIDATION), told, strict=True))
+    chosen |= {"cells": cells} if cells else {}
     if found.targets is not None:
         line["tabled"] = {name: name for name in found.test}
         for name, test in found.test.items():
             line |= {f"{name}_all": test.value, f"{name}_low": test.low, f"{name}_high": test.high}
-        return line
+        return line | chosen | {"fell_back": told[1] + told[2]}
     measure = measures.of(found.task.value)
     line["tabled"] = {name: measure.label(name, found.horizons) for name in measure.tabled if name in found.over_folds}
     for key in measure.ranking:
@@ -165,11 +170,7 @@ def _line(row: str, folder: Path) -> Line:
                 f"{metric}_low": test.low,
                 f"{metric}_high": test.high,
             }
-    cells = predictions.cell_table(folder)
-    counted = found.choices
-    told = (counted.watched, counted.alarm, counted.validation) if counted else (0, 0, 0)
-    line |= dict(zip(("watched", choices.ALARM, choices.VALIDATION), told, strict=True))
-    return line | ({"cells": cells} if cells else {})
+    return line | chosen
 
 
 def _against_plain(
@@ -185,20 +186,26 @@ def _against_plain(
         same = [r for r in done if (wanted[r].model, wanted[r].model_params) == (whole.model, whole.model_params)]
         if not same:
             continue
-        if any(len(views.of(folders[r])) > 1 for r in (same[0], row)):
-            continue  # of several targets: `pipeline compare` tells each
+        each = views.of(folders[row])[0].target != ""  # several targets
         try:
-            found = compare.compare(folders[same[0]], folders[row], config.score, line["headline"])[line["headline"]]
+            if each:
+                found = compare.compare_together(folders[same[0]], folders[row], config.score)
+            else:
+                found = compare.compare(folders[same[0]], folders[row], config.score, line["headline"])
         except layout.StoreError:  # a fold of one of them is missing
             continue
-        d = found["difference"]
-        line |= {
-            "plain": same[0],
-            "difference": d.value,
-            "difference_low": d.low,
-            "difference_high": d.high,
-            "verdict": found["verdict"],
-        }
+        line |= {"plain": same[0]}
+        for name, one in found.items():
+            d, before = one["difference"], "" if name == line["headline"] else f"{name}_"
+            line |= {
+                f"{before}difference": d.value,
+                f"{before}difference_low": d.low,
+                f"{before}difference_high": d.high,
+                f"{before}verdict": one["verdict"],
+            }
+        line["against"] = [
+            f"{name} against {same[0]}: {told}" for name in found if each and (told := _verdict(line, f"{name}_"))
+        ]
 
 
 def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str, TrainConfig]) -> None:
@@ -236,7 +243,11 @@ def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str,
             for line in made
             if line["watched"]
         ),
-        *(f"{line['model']}: {told}" for line in made for told in (*line["counted"], *line["one_class"])),
+        *(
+            f"{line['model']}: {told}"
+            for line in made
+            for told in (*line["counted"], *line["one_class"], *line.get("against", ()))
+        ),
         *(
             f"{line['model']}: grid of {', '.join(wanted[line['model']].grid)}, cell chosen on validation per fold; "
             + "; ".join(line["cells"])
@@ -250,7 +261,8 @@ def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str,
     out.parent.mkdir(parents=True, exist_ok=True)
     writing.write_atomic(out.with_name(f"{out.name}.md"), "\n".join(text) + "\n")
     flat = [
-        {k: v for k, v in line.items() if k not in ("cells", "tabled", "counted", "one_class", "rule")} for line in made
+        {k: v for k, v in line.items() if k not in ("cells", "tabled", "counted", "one_class", "rule", "against")}
+        for line in made
     ]
     writing.write_atomic(out.with_name(f"{out.name}.csv"), tables.of_mappings(flat))
     rich = Table(title=f"{out.name}: mean ± sd")
@@ -276,8 +288,9 @@ def _whole(line: Line, metric: str) -> str:
     return "undefined" if value is None else f"{value:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
 
 
-def _verdict(line: Line) -> str:
-    if "verdict" not in line:
+def _verdict(line: Line, before: str = "") -> str:
+    """before: the beginning of the columns, of another number than the headline."""
+    if f"{before}verdict" not in line:
         return ""
-    found = f"{line['difference']:+.3f} [{line['difference_low']:+.3f}, {line['difference_high']:+.3f}]"
-    return f"{found} {line['verdict']}"
+    d, low, high = (line[f"{before}difference{k}"] for k in ("", "_low", "_high"))
+    return f"{d:+.3f} [{low:+.3f}, {high:+.3f}] {line[f'{before}verdict']}"

@@ -25,6 +25,7 @@ from mhim.pipeline.training.card import Card
 from mhim.pipeline.training.fold import Job, baseline_config, whole_params
 
 TEACHER = "teacher"
+LABELS = "labels.yaml"
 
 
 def cells(config: TrainConfig) -> dict[str, TrainConfig]:
@@ -87,7 +88,7 @@ def describe(run: Path, config: Config, folds: Sequence[Fold], made: provenance.
     texts = {
         "config.yaml": yaml.safe_dump(sections, sort_keys=False),
         "splits.csv": tables.of_mappings(rows),
-        "labels.yaml": read,
+        LABELS: read,
     }
     for name, text in texts.items():
         file = run / name

@@ -243,7 +243,7 @@ def test_hardness_of_several_leaves_no_target_without_its_hardest():
     [
         (lambda: tasks.regression([3.0, 3.0, 3.0]), "all 3 training targets of this fold are 3"),
         (lambda: tasks.regression([1.0, math.inf]), "infinite"),
-        (lambda: tasks.ordinal(("1", "2", "3"), [0, 0, 2]), "no training case of level 2"),
+        (lambda: tasks.ordinal(("1", "2", "3"), [0, 0, 2], "corn"), "no training case of level 2"),
         (lambda: tasks.several({"a": Cox()}), "two or more"),
         (lambda: Regression().probabilities(torch.zeros(1, 1)), "no probabilities"),
         (lambda: Regression().stratum(1.0), "train.balance=none"),
@@ -271,5 +271,10 @@ def test_metrics_of_several_are_those_of_each_alone():
     assert set(found["ki67"]) >= {"r2", "mae", "coverage_0.9"}
     heads = task.headline_of(truth, torch.from_numpy(logits))
     each = [heads["er.auc"], heads["grade.quadratic_kappa"], heads["ki67.r2"], heads["os.c_index"]]
-    assert heads["headline"] == pytest.approx(np.mean(each))
+    assert heads["headline"] == pytest.approx(np.mean(np.maximum(each, -1)))
     assert isinstance(task, Several)
+    far = logits.copy()
+    far[:, task.slices["ki67"]] += 1e3
+    badly = task.headline_of(truth, torch.from_numpy(far))
+    assert badly["ki67.r2"] < -1e3
+    assert badly["headline"] == pytest.approx(np.mean([*each[:2], -1, each[3]])), "one number does not decide alone"

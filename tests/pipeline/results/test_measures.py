@@ -176,8 +176,18 @@ def test_runs_are_compared_target_by_target_by_names_that_are_no_folders_too(tmp
     ((left, right),) = compare.views_of(alone, two, "ki67")  # a run of it alone beside one of several
     assert (left.target, right.target) == ("", "ki67")
     assert compare.compare(left, right, ScoreConfig(bootstrap=20))["r2"]
-    with pytest.raises(StoreError, match="name one with --target: HER2"):
-        compare.views_of(alone, two, None)
+    for known in (None, "ki67", "pr"):  # it tells the column that it was trained on, or is of an earlier version
+        if known is not None:
+            (alone / "labels.yaml").write_text(f"labels: {{label_column: {known}}}\n")
+        if known == "pr":
+            says = (
+                r"alone is of column pr, a number, which is none of .*: HER2 \+/- \(classification\), ki67 \(a number"
+            )
+            with pytest.raises(StoreError, match=says):
+                compare.views_of(alone, two, None)
+            continue
+        assert [(a.target, b.target) for a, b in compare.views_of(alone, two, None)] == [("", "ki67")]
+        assert [(a.target, b.target) for a, b in compare.views_of(two, alone, None)] == [("ki67", "")]
     with pytest.raises(StoreError, match="no target 'pr'"):
         views.pick(two, "pr")
     with pytest.raises(StoreError, match="a number"):

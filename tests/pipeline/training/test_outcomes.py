@@ -54,8 +54,8 @@ def labelled(*values: str) -> Any:
 
 
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "corn": (levels, {"task": "ordinal"}),
-    "cumulative": (levels, {"task": "ordinal", "ordinal": "cumulative", "balance": "sampling"}),
+    "corn": (levels, {"task": "ordinal", "ordinal": "corn"}),
+    "cumulative": (levels, {"task": "ordinal", "balance": "sampling"}),
     "regression": (numbers, {"task": "regression"}),
     "huber": (numbers, {"task": "regression", "regression_loss": "huber"}),
     "several": (several, {"task": {"grade": "ordinal", "ki67": "regression"}, "survival_bins": 2}),
@@ -199,7 +199,7 @@ def test_a_target_that_is_constant_in_the_training_part_says_so(work: layout.Wor
 def test_settings_that_came_later_leave_old_fingerprints_alone() -> None:
     fields = fingerprint_fields(TrainConfig())
     assert not {"levels", "ordinal", "regression_loss"} & fields.keys()
-    assert fingerprint_fields(TrainConfig(ordinal="cumulative"))["ordinal"] == "cumulative"
+    assert fingerprint_fields(TrainConfig(ordinal="corn"))["ordinal"] == "corn"
 
 
 def test_folds_of_several_targets_are_alike_in_each(work: layout.Work) -> None:

@@ -1,0 +1,81 @@
+"""Several targets at once, survival among them, through grid, benchmark, compare, report and new patients."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mhim.configs.schema import ScoreConfig
+from mhim.pipeline.cli.main import _main
+from mhim.pipeline.results import compare, views
+from mhim.pipeline.store import layout
+from tests.pipeline.bags import make_features, sets
+
+Cli = Callable[..., tuple[int, str]]
+TARGETS = ["er", "grade", "ki67", "survival"]
+QUICK = [
+    *sets("train.epochs=2", "train.min_epochs=1", "train.folds=2", "train.lr=0.02", "score.bootstrap=20"),
+    *sets("score.heatmaps=none", "train.val_fraction=0.4", "train.survival_bins=2"),
+    *sets("benchmark.params={width: 8, attention_width: 8}"),
+    "--workers",
+    "1",
+]
+ALL = [
+    *("--label-column", "er,grade,ki67", "--time-column", "months", "--event-column", "dead"),
+    *("--task", "grade=ordinal,ki67=regression"),
+]
+
+
+def table(path: Path, work: layout.Work, patients: int, **more: object) -> Path:
+    """Features, and their targets: a fifth of the cells is empty, of survival both."""
+    rng, lines = np.random.default_rng(3), ["slide,patient,er,grade,ki67,months,dead"]
+    for i, row in enumerate(make_features(work, patients, **more)):  # type: ignore[arg-type]
+        odd = i % 2
+        cells = [("neg", "pos")[odd], str(1 + odd + (i % 4 == 3)), f"{10 + 40 * odd + rng.normal(0, 4):.2f}"]
+        cells.append(f"{30 - 15 * odd + rng.uniform(0, 8):.2f},{int(i % 3 > 0)}")
+        cells = [("," if j == 3 else "") if (i + j) % 5 == 0 else cell for j, cell in enumerate(cells)]
+        lines.append(",".join([row.slide, row.patient, *cells]))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def call(*words: object) -> None:
+    assert _main([str(w) for w in words]) == 0, words
+
+
+@pytest.fixture(scope="module")
+def benched(tmp_path_factory: pytest.TempPathFactory) -> layout.Work:
+    """A work folder with the runs `abmil` and `mhim_abmil` of a benchmark with a grid, each of four targets."""
+    folder = tmp_path_factory.mktemp("several")
+    work = layout.Work(folder / "work")
+    own = table(folder / "own.csv", work, 30)
+    models = ["--models", "abmil,mhim_abmil", *sets("train.grid={lr: [0.02, 0.005]}")]
+    call("benchmark", "--work", work.root, "--labels", own, *ALL, *QUICK, *models)
+    return work
+
+
+def test_a_benchmark_tells_the_paired_difference_of_every_target_and_of_their_mean(benched: layout.Work) -> None:
+    with open(benched.runs / "benchmark.csv", newline="") as file:
+        plain, taught = csv.DictReader(file)
+    assert (plain["model"], taught["model"], taught["plain"]) == ("abmil", "mhim_abmil", "abmil")
+    config = ScoreConfig(bootstrap=20)
+    runs = benched.run("abmil"), benched.run("mhim_abmil")
+    assert [v.target for v in views.of(runs[0])] == TARGETS
+    each = {}
+    for name in TARGETS:
+        found = compare.compare(views.View(runs[0], name), views.View(runs[1], name), config)
+        headline = json.loads((views.View(runs[0], name).folder / "metrics.json").read_text())["headline"]
+        each[f"{name}.{headline}"] = found[headline]["difference"].value
+    for name, value in each.items():
+        assert float(taught[f"{name}_difference"]) == pytest.approx(value)
+        assert taught[f"{name}_verdict"] in ("better", "worse", "no difference")
+    wholes = [json.loads((run / "metrics.json").read_text())["test"]["headline"]["value"] for run in runs]
+    assert float(taught["difference"]) == pytest.approx(wholes[1] - wholes[0])
+    page = (benched.runs / "benchmark.md").read_text()
+    assert "mhim_abmil: survival.c_index against abmil: " in page
+    assert "mhim_abmil: grid of lr, cell chosen on validation per fold; lr-0.005: validation headline" in page
