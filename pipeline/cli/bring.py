@@ -94,12 +94,17 @@ def import_model(
     mpp: Annotated[float, typer.Option(help="µm per tile pixel they were trained at")],
     classes: Annotated[str, typer.Option(help="class names in the order of the outputs: normal,tumour")] = "",
     edges: Annotated[str, typer.Option(help="survival: inner edges of the time bins: 12.5,24,40")] = "",
+    task: Annotated[
+        Path | None,
+        typer.Option(help="any other outcome, or several: YAML or JSON file that states it, as `task` of a model.json"),
+    ] = None,
     tile_px: Annotated[int | None, typer.Option(help="tile edge, pixels, if it is to be checked too")] = None,
     activation: Annotated[str, typer.Option(help="after the embedding: gelu (published settings) or relu")] = "gelu",
     name: Annotated[str, typer.Option(help="name of the run")] = "imported",
     work: WorkDir = Path("work"),
 ) -> int:
     """Take trained weights of the authors' program: afterwards `pipeline score --name NAME` scores new slides."""
+    from mhim.pipeline.exchange import stated_task
     from mhim.pipeline.exchange.checkpoints import import_models
     from mhim.pipeline.stages.runs import named
     from mhim.pipeline.store import layout as store
@@ -107,7 +112,8 @@ def import_model(
     features = {"encoder": encoder, "mpp": mpp} | ({} if tile_px is None else {"tile_px": tile_px})
     name = named(name, "imported")
     names, cuts = ([x.strip() for x in text.split(",") if x.strip()] for text in (classes, edges))
-    for line in import_models(files, store.Work(work).run(name), names, cuts, features, activation):
+    stated = None if task is None else stated_task.read(task)
+    for line in import_models(files, store.Work(work).run(name), names, cuts, features, activation, stated):
         print(line)
     print(f"imported; now: pipeline score NEW_SLIDES --work {work} --name {name}")
     return 0

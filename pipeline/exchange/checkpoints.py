@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mhim.extract import weights
 from mhim.mil import reference, tasks
+from mhim.pipeline.exchange import stated_task
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.store import disk, layout, tables, writing
 from mhim.pipeline.training import bundle
@@ -42,17 +43,23 @@ def import_models(
     edges: Sequence[str],
     features: dict[str, Any],
     activation: str = "gelu",
+    task: tasks.Task | None = None,
 ) -> list[str]:
     """Write the run `final`, which must not exist, and say what each file was.
 
     classes: names in the order of the logits. edges: inner edges of the time bins, for survival instead of classes.
+    task: any other one instead of both (`stated_task.read`).
     features: what the model was trained on, at least `encoder` and `mpp`. Raises ImportRefused.
     """
-    if bool(classes) == bool(edges):
-        raise ImportRefused("give --classes (diagnosis) or --edges (survival: inner edges of the time bins), not both")
+    if sum((bool(classes), bool(edges), task is not None)) != 1:
+        raise ImportRefused(
+            "give --classes (diagnosis), --edges (survival: inner edges of the time bins) or --task FILE (any other "
+            "outcome, or several), one of them"
+        )
     if final.exists():
         raise ImportRefused(f"{final} exists; import under another --name, or delete it")
-    task = tasks.Nll(_edges(edges)) if edges else tasks.Classification(tuple(classes))
+    if task is None:
+        task = tasks.Nll(_edges(edges)) if edges else tasks.Classification(tuple(classes))
     leftovers.sweep(final.parent)
     with leftovers.private(final.parent) as aside, disk.naming(final):
         told = [_one(f, aside / f"fold_{k}", k, task, features, activation) for k, f in enumerate(files)]
@@ -66,9 +73,22 @@ def _edges(texts: Sequence[str]) -> tuple[float, ...]:
         found = tuple(float(t) for t in texts)
     except ValueError as error:
         raise ImportRefused(f"--edges: {error}; numbers separated by commas are wanted, such as 12.5,24,40") from error
-    if list(found) != sorted(set(found)):
-        raise ImportRefused(f"--edges {','.join(texts)}: every edge must be larger than the one before")
-    return found
+    try:
+        return tuple(stated_task.edges(list(found), "--edges"))
+    except stated_task.NotStated as error:
+        raise ImportRefused(str(error)) from error
+
+
+def _wanted(task: tasks.Task) -> str:
+    """How many numbers a model of the task answers with."""
+    if isinstance(task, tasks.Several):
+        each = ", ".join(f"{name} {one.n_out}" for name, one in task.targets)
+        return f"the targets take {task.n_out} ({each})"
+    if isinstance(task, tasks.Ordinal):
+        return f"{len(task.classes)} levels take {task.n_out}"
+    if isinstance(task, tasks.Regression | tasks.Cox):
+        return f"{task.kind} takes {task.n_out}"
+    return f"{task.n_out} {'classes' if task.classes else 'time bins (one more than edges)'} are given"
 
 
 def _one(file: Path, out: Path, fold: int, task: tasks.Task, features: dict[str, Any], activation: str) -> str:
@@ -77,8 +97,7 @@ def _one(file: Path, out: Path, fold: int, task: tasks.Task, features: dict[str,
         student = reference.student_of(state)
         said = reference.outputs(state, student)
         if said != task.n_out:
-            what = "classes" if task.classes else "time bins (one more than edges)"
-            raise ImportRefused(f"{file} answers with {said} numbers, but {task.n_out} {what} are given")
+            raise ImportRefused(f"{file} answers with {said} numbers, but {_wanted(task)}")
         in_dim = reference.features(state)
         model = reference.load_reference(state, student, said, in_dim, activation)
         name, params = reference.settings(state, student, activation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import torch
 
 from mhim.mil.models import Instances
 from mhim.mil.reference import load_reference
+from mhim.mil.tasks import Regression, Several
 from mhim.pipeline.exchange.checkpoints import ImportRefused, import_models, weights_of
+from mhim.pipeline.results import estimand, views
 from mhim.pipeline.store import layout, reading
 from mhim.pipeline.training import bundle
 
@@ -133,3 +136,89 @@ def test_an_existing_run_is_kept(tmp_path: Path) -> None:
     file = saved(tmp_path / "w.pt", weights())
     with pytest.raises(ImportRefused, match="import under another --name"):
         import_models([file], tmp_path / "run", ("a", "b"), (), {"encoder": "uni", "mpp": 0.5})
+
+
+TASKS = {
+    "ordinal": ("{kind: ordinal, classes: [1, 2, 3], link: cumulative}", 2, "grade"),
+    "regression": ("{kind: regression, mean: 20, sd: 12.5}", 1, "ki67"),
+    "several": (
+        """
+        kind: several
+        targets:
+          er: {kind: classification, classes: [neg, pos]}
+          grade: {kind: ordinal, classes: ["1", "2", "3"], link: corn}
+          ki67: {kind: regression, mean: 20, sd: 12.5}
+          survival: {kind: cox}
+        """,
+        6,
+        "er,grade,ki67",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_stated_task_makes_the_outputs_mean_what_they_mean(kind: str, cli: Cli, tmp_path: Path) -> None:
+    """Weights and a task in; predictions and metrics of labelled bags out, and the numbers are those of the weights."""
+    text, n_out, column = TASKS[kind]
+    work, run = tmp_path / "work", tmp_path / "work" / "runs" / "imported"
+    (tmp_path / "task.yaml").write_text(text)
+    files = [saved(tmp_path / f"{seed}.pt", weights(n_out, seed=seed)) for seed in (1, 2)]
+    assert cli("import", table(tmp_path), "--work", work, "--encoder", "mine")[0] == 0
+    shared = ["--encoder", "mine", "--mpp", 0, "--work", work]
+    code, text = cli("import-model", *files, *shared, "--task", tmp_path / "task.yaml")
+    assert code == 0, text
+    labels = tmp_path / "labels.csv"
+    cells = [f"bag{i},{('neg', 'pos')[i % 2]},{1 + i % 3},{5 * i + 0.5},{i + 1},{i % 3 > 0:d}" for i in range(6)]
+    labels.write_text("\n".join(["slide,er,grade,ki67,months,dead", *cells]) + "\n")
+    given = ["--labels", labels, "--label-column", column, "--as", "new", "--set", "score.bootstrap=20"]
+    given += ["--time-column", "months", "--event-column", "dead"] if kind == "several" else []
+    code, text = cli(
+        "score", "--name", "imported", "--features", work / "features" / "mine", "--work", work, "--workers", 1, *given
+    )
+    assert code == 0, text
+    task = bundle.read(run / "fold_0").task
+    every = views.of(run / "new" / "new")
+    assert [v.target for v in every] == (["er", "grade", "ki67", "survival"] if kind == "several" else [""])
+    logits = {
+        f"bag{i}": torch.tensor(reading.read_array(run / "new" / "new" / "scores" / f"bag{i}.zarr", "logits")).double()
+        for i in range(6)
+    }
+    for view in every:
+        one = task.of(view.target) if isinstance(task, Several) else task
+        own = task.slices[view.target] if isinstance(task, Several) else slice(None)
+        found = estimand.read(view.folder / "predictions.csv")
+        assert json.loads((view.folder / "metrics.json").read_text())["patients"] == 6
+        for row in found:
+            z = logits[row["slide"]][:, own]
+            if isinstance(one, Regression):
+                assert row["predicted"] == pytest.approx(20 + 12.5 * z[:, 0].mean().item(), rel=1e-5)
+            elif one.classes:
+                p = one.probabilities(z).mean(0)
+                assert [row[f"p_{c}"] for c in one.classes] == pytest.approx(p.tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "states no task"),
+        ("{kind: guess}", "kind 'guess' is none of classification, ordinal"),
+        ("{kind: ordinal, classes: [1, 2]}", "a task of kind ordinal needs link"),
+        ("{kind: ordinal, classes: [no, yes], link: corn}", "class False is no name; write words such as yes and no"),
+        ("{kind: ordinal, classes: [1, 1], link: corn}", "a name stands twice"),
+        ("{kind: regression, mean: 0, sd: 0}", "sd 0 is not above 0"),
+        ("{kind: regression, mean: .nan, sd: 1}", "mean nan is no finite number"),
+        ("{kind: nll, edges: [3, 2]}", "every edge must be larger"),
+        ("{kind: cox, edges: [3]}", "a task of kind cox has no 'edges'"),
+        ("{kind: several, targets: {a: {kind: cox}, b: {kind: cox}}}", "target a: `survival` is the name"),
+        ("{kind: several, targets: {a: {kind: regression, mean: 0, sd: 1}}}", "two or more names"),
+        ("{kind: regression, mean: 0, sd: 1}", "w.pt answers with 2 numbers, but regression takes 1"),
+    ],
+)
+def test_a_task_that_is_not_stated_is_refused(text: str, message: str, cli: Cli, tmp_path: Path) -> None:
+    file = saved(tmp_path / "w.pt", weights())
+    (tmp_path / "task.yaml").write_text(text)
+    given = [file, "--encoder", "uni", "--mpp", 0.5, "--work", tmp_path / "work", "--task", tmp_path / "task.yaml"]
+    code, said = cli("import-model", *given)
+    assert code == 2, said
+    assert message in " ".join(said.split())
+    assert not (tmp_path / "work" / "runs" / "imported").exists()
