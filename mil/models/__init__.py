@@ -94,12 +94,13 @@ class Instances:
 
     z: (N, h). grid: float32 (N, 2), place in tile edges, x then y, or None for a model that does not use it.
     log_count: float32 (N,) or None (all 0): an instance with log_count c weighs as exp(c) equal instances; -inf removes
-    it without changing a shape.
+    it without changing a shape. alone: their rows of `MIL.alone`, where these were computed before; empty: not.
     """
 
     z: Tensor
     grid: Tensor | None = None
     log_count: Tensor | None = None
+    alone: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,11 @@ class MIL(nn.Module):
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         """One bag of at least one embedded instance -> its answer. detail: fill the per-instance fields too."""
         raise NotImplementedError
+
+    def alone(self, z: Tensor) -> tuple[Tensor, ...]:
+        """What `encode` computes of each instance z (N, h) by itself, (N, ...) each; nothing, unless a model says so.
+        With it in `Instances.alone`, many bags of the same instances cost little more than their pooling."""
+        return ()
 
     def at_test(self, instances: Instances) -> Instances:
         """One bag of embedded instances as `encode` is shown it at test: as it is, unless a model adds to it."""

@@ -53,9 +53,13 @@ class AbMil(MIL):
         logits: Tensor = self.score(ACTIVATIONS[self.activation](self.attend(z)))[:, 0]
         return logits
 
+    def alone(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (self.attention_logits(z),)
+
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         z = instances.z
-        a = weighted_softmax(self.attention_logits(z), instances.log_count)
+        (s,) = instances.alone or self.alone(z)
+        a = weighted_softmax(s, instances.log_count)
         embedding = a.to(z.dtype) @ z  # (h,)
         logits = self.classifier(embedding)
         if not detail:

@@ -81,8 +81,12 @@ class AcMil(MIL):
         logits: Tensor = self.score(torch.tanh(self.attend(z)) * torch.sigmoid(self.gate(z))).T
         return logits
 
+    def alone(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (self.attention_logits(z).movedim(-1, 0),)
+
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
-        return self._pool(instances, self.attention_logits(instances.z), detail)[0]
+        s = instances.alone[0].movedim(0, -1) if instances.alone else self.attention_logits(instances.z)
+        return self._pool(instances, s, detail)[0]
 
     def _pool(self, instances: Instances, s: Tensor, detail: bool) -> tuple[Encoded, Tensor]:
         """What the bag's branch says, and the attention of each branch (K, N), or (H, K, N)."""

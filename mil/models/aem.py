@@ -74,9 +74,13 @@ class Aem(MIL):
         logits: Tensor = self.score(torch.tanh(self.attend(z)) * torch.sigmoid(self.gate(z))).T
         return logits
 
+    def alone(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (self.attention_logits(z).T,)
+
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         z = instances.z
-        p = weighted_softmax(self.attention_logits(z), instances.log_count)  # (H, N)
+        s = instances.alone[0].T if instances.alone else self.attention_logits(z)
+        p = weighted_softmax(s, instances.log_count)  # (H, N)
         gated = self.params.form == "gated"
         embedding = p[0].to(z.dtype) @ z if gated else self.pool(p[:, None], z)[0]
         logits = self.classifier(embedding)

@@ -57,8 +57,12 @@ class Clam(MIL):
         logits: Tensor = self.score(torch.tanh(self.attend(z)) * torch.sigmoid(self.gate(z))).T
         return logits
 
+    def alone(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (self.attention_logits(z).T,)
+
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
-        return self._pool(instances, self.attention_logits(instances.z), detail)
+        s = instances.alone[0].T if instances.alone else self.attention_logits(instances.z)
+        return self._pool(instances, s, detail)
 
     def _pool(self, instances: Instances, s: Tensor, detail: bool) -> Encoded:
         z = instances.z

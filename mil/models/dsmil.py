@@ -52,14 +52,16 @@ class DsMil(MIL):
         embedded: Tensor = self.feature(x, rows)
         return embedded
 
+    def alone(self, z: Tensor) -> tuple[Tensor, ...]:
+        """Scores (N, C) of the instances, their queries and values."""
+        return self.instance(z), self.query(z), torch.relu(self.value(z))
+
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         z, log_count = instances.z, instances.log_count
-        c = self.instance(z)  # (N, C)
+        c, q, v = instances.alone or self.alone(z)
         if log_count is not None:  # equal copies change no maximum; only removal counts
             c = c.masked_fill(log_count.isneginf()[:, None], -torch.inf)
         highest, critical = c.max(dim=0)  # (C,) each
-        q = self.query(z)
-        v = torch.relu(self.value(z))
         a = weighted_softmax(q[critical] @ q.T / math.sqrt(q.shape[1]), log_count)  # (C, N)
         embedding = a.to(v.dtype) @ v  # (C, h)
         logits = 0.5 * (self.bag(embedding.flatten()) + highest)

@@ -61,9 +61,13 @@ class Feather(MIL):
         logits: Tensor = self.score(hidden)[:, 0]
         return logits
 
+    def alone(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (self.attention_logits(z),)
+
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         z = instances.z
-        p = weighted_softmax(self.attention_logits(z), instances.log_count)
+        (s,) = instances.alone or self.alone(z)
+        p = weighted_softmax(s, instances.log_count)
         embedding = p.to(z.dtype) @ z
         logits = self.classifier(embedding)
         if not detail:

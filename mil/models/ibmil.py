@@ -82,9 +82,13 @@ class IbMil(MIL):
     def embed(self, x: Tensor) -> Tensor:
         return x
 
+    def alone(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (self.score(torch.tanh(self.attend(z)))[:, 0],)
+
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         z = instances.z
-        p = weighted_softmax(self.score(torch.tanh(self.attend(z)))[:, 0], instances.log_count)
+        (s,) = instances.alone or self.alone(z)
+        p = weighted_softmax(s, instances.log_count)
         embedding = p.to(z.dtype) @ z
         if self.params.clusters:
             alpha = self.intervened(embedding)

@@ -54,6 +54,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -170,6 +171,10 @@ class Mhim(MIL):
     def embed(self, x: Tensor) -> Tensor:
         return self.student.embed(x)
 
+    def alone(self, z: Tensor) -> tuple[Tensor, ...]:
+        of_student, recycle = self.student.alone(z), self.recycle
+        return (*of_student, *recycle.alone(z)) if recycle and self.params.merge_at_test else of_student
+
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         return self.student.encode(instances, detail)
 
@@ -182,9 +187,15 @@ class Mhim(MIL):
         return [self.at_test(i) for i in self.student.instances(bag)]
 
     def at_test(self, instances: Instances) -> Instances:
-        if self.recycle is None or not self.params.merge_at_test:
+        recycle = self.recycle
+        if recycle is None or not self.params.merge_at_test:
             return instances
-        return self._with_tokens(instances, self.recycle(instances.z, instances.grid))
+        if not instances.alone:
+            return self._with_tokens(instances, recycle(instances.z, instances.grid))
+        *of_student, normed, logits = instances.alone
+        shown = self._with_tokens(instances, recycle.pooled(normed, logits, instances.grid))
+        of_tokens = self.student.alone(shown.z[len(instances.z) :])
+        return replace(shown, alone=tuple(torch.cat(both) for both in zip(of_student, of_tokens, strict=True)))
 
     # -- training -------------------------------------------------------------------------------------------------
 

@@ -51,14 +51,23 @@ class Recycle(nn.Module):
         bound = math.sqrt(6.0 / (768 + width))
         self.register_buffer("queries", torch.empty(k, width).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor, grid: Tensor | None = None, counts: Tensor | None = None) -> Merged:
-        """x: (M, h), M > 0. counts: bool (M,), False on filler rows, or None."""
-        p = self.drop if self.training else 0.0
+    def alone(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each instance x (M, h) by itself: LN x (M, h), and its logits (M, H k)."""
         x = self.norm(x)
         q = self.to_q(self.norm(self.queries)).unflatten(1, (HEADS, HEAD_WIDTH)).transpose(0, 1)  # (H, k, 64)
-        to_k, to_v = self.to_kv.weight.unflatten(0, (2, HEADS, HEAD_WIDTH))  # (H, 64, h) each
+        to_k, _ = self.to_kv.weight.unflatten(0, (2, HEADS, HEAD_WIDTH))  # (H, 64, h) each
         asked = (q @ to_k).flatten(0, 1)  # (H k, h)
-        logits = F.linear(asked, x) / math.sqrt(HEAD_WIDTH)  # (H k, M)
+        return x, (F.linear(asked, x) / math.sqrt(HEAD_WIDTH)).T
+
+    def forward(self, x: Tensor, grid: Tensor | None = None, counts: Tensor | None = None) -> Merged:
+        """x: (M, h), M > 0. counts: bool (M,), False on filler rows, or None."""
+        return self.pooled(*self.alone(x), grid, counts)
+
+    def pooled(self, x: Tensor, logits: Tensor, grid: Tensor | None = None, counts: Tensor | None = None) -> Merged:
+        """The tokens of instances, of which `alone` has told these rows."""
+        p = self.drop if self.training else 0.0
+        _, to_v = self.to_kv.weight.unflatten(0, (2, HEADS, HEAD_WIDTH))
+        logits = logits.T  # (H k, M)
         if counts is not None:
             logits = logits.masked_fill(~counts, torch.finfo(logits.dtype).min)
         read = (dropout(torch.softmax(logits, dim=1), p) @ x).unflatten(0, (HEADS, -1))  # (H, k, h)
