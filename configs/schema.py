@@ -21,6 +21,8 @@ from mhim.configs.base import apart, later, speed
 from mhim.configs.base import fingerprint_fields as fingerprint_fields
 from mhim.configs.base import marked as marked
 from mhim.configs.outcomes import TaskName
+from mhim.configs.schema_benchmark import BENCHMARK as BENCHMARK
+from mhim.configs.schema_benchmark import BenchmarkConfig as BenchmarkConfig
 from mhim.configs.schema_tables import LabelsConfig as LabelsConfig
 from mhim.configs.schema_tables import TablesConfig as TablesConfig
 
@@ -205,6 +207,11 @@ class TrainConfig(Settings):
     grid: dict[str, tuple[Any, ...]] = Field(
         default_factory=dict, description="lists of model_params or settings to try, chosen on validation only"
     )
+    draws: int = apart(
+        0,
+        "settings tried per fold, chosen on validation before any test patient is read: 0 none but those given; else these and so many less one drawn at random from the ranges that the model's file declares",
+        ge=0,
+    )
     pretrained: str = speed(
         "",
         "file with pretrained weights of FEATHER's layout from which train.model=feather starts, your own (their SHA-256 enters the fingerprint, not the path)",
@@ -262,65 +269,15 @@ class TrainConfig(Settings):
             )
         if self.split_by == "csv" and self.repeats > 1:
             raise ValueError("split_by=csv gives one split, so repeats must be 1 (use seeds for more trainings)")
-        plan = sorted({"grid", "seeds", "seed", "folds", "repeats", "split_by", "protocol"} & self.grid.keys())
+        if self.draws and (self.grid or self.protocol == "paper"):
+            raise ValueError("draws goes with no grid, and not with protocol=paper, which selects on the test fold")
+        plan = sorted({"grid", "draws", "seeds", "seed", "folds", "repeats", "split_by", "protocol"} & self.grid.keys())
         if plan:
             raise ValueError(f"grid: {plan[0]} decides which trainings there are and cannot be a value to try")
         empty = sorted(k for k, values in self.grid.items() if not values)
         if empty:
             raise ValueError(f"grid: {empty[0]} has no value to try")
         return self
-
-
-# Controls without attention, attention models one paper each, and MHIM-MIL with each student, as shipped and as published.
-BENCHMARK: dict[str, dict[str, Any]] = {
-    **{
-        name: {}
-        for name in (
-            "mean",
-            "max",
-            "mean_linear",
-            "simlp",
-            "mean_knn",
-            "lse",
-            "abmil",
-            "gated_abmil",
-            "feather",
-            "aem",
-            "acmil",
-            "abmilx",
-            "asmil",
-            "nnmil",
-            "ibmil",
-            "smabmil",
-            "clam_sb",
-            "clam_mb",
-            "dsmil",
-            "transmil",
-            "camil",
-            "dgrmil",
-            "ilra",
-            "wikg",
-            "dtfd",
-            "rrt",
-            "transformer",
-        )
-    },
-    **{f"mhim_{student}": {"model": "mhim", "student": student} for student in ("abmil", "dsmil", "transmil")},
-    **{f"mhim_v2_{student}": {"preset": "mhim_v2", "student": student} for student in ("abmil", "dsmil", "transmil")},
-}
-
-
-class BenchmarkConfig(Settings):
-    """Every model on one set, as one table (`pipeline benchmark`)."""
-
-    models: dict[str, dict[str, Any]] = Field(
-        default_factory=lambda: dict(BENCHMARK),
-        description="rows of the table: name -> what differs from `train`, as settings of training or model; `model` where it is not the name, or `preset` whose model, model_params and fallback it takes",
-    )
-    params: dict[str, Any] = Field(
-        default_factory=dict,
-        description="settings for every model that has them, of MHIM for its student, e.g. {width: 128}",
-    )
 
 
 class ScoreConfig(Settings):

@@ -45,7 +45,7 @@ class Fold:
         both = (sides[0] & sides[1]) | (sides[0] & sides[2]) | (sides[1] & sides[2])
         if both:
             raise SplitError(f"patient {sorted(both)[0]} is on two sides of fold {self.fold} (repeat {self.repeat})")
-        if not self.train or not self.test:
+        if not self.train or not (self.test or isinstance(self, Sealed)):
             empty = "training" if not self.train else "test"
             raise SplitError(f"fold {self.fold} (repeat {self.repeat}) has no {empty} patient")
 
@@ -53,6 +53,15 @@ class Fold:
     def name(self) -> str:
         """Name of the fold's folder: fold_3, or rep_1_fold_3 from the second repetition on."""
         return f"fold_{self.fold}" if self.repeat == 0 else f"rep_{self.repeat}_fold_{self.fold}"
+
+
+class Sealed(Fold):
+    """A fold whose test side is nowhere in it, for work that may not know it."""
+
+    @classmethod
+    def of(cls, fold: Fold) -> Sealed:
+        """The same training without its test side."""
+        return cls(fold.repeat, fold.fold, fold.train, fold.val, ())
 
 
 def k_fold(

@@ -19,6 +19,7 @@ from mhim.mil.parts.layers import (
     initialise,
     weighted_softmax,
 )
+from mhim.mil.ranges import Choice
 
 
 class Params(EmbeddingParams):
@@ -26,6 +27,9 @@ class Params(EmbeddingParams):
 
     attention_width: int = Field(128, ge=1, description="width of the attention's hidden layer")
     attention_activation: Activation = Field("relu", description="activation inside the attention")
+
+
+TUNED = {"dropout": Choice((0.0, 0.25, 0.5)), "attention_width": Choice((64, 128, 256))}
 
 
 class AbMil(MIL):

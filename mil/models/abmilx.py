@@ -25,6 +25,7 @@ from mhim.configs.schema import added
 from mhim.mil.models import MIL, Encoded, Instances
 from mhim.mil.parts.layers import Activation, Embedding, EmbeddingParams, initialise, weighted_softmax
 from mhim.mil.parts.queries import whole_heads
+from mhim.mil.ranges import Choice
 
 
 class Params(EmbeddingParams):
@@ -43,6 +44,9 @@ class Params(EmbeddingParams):
     def _whole_heads(self) -> Params:
         whole_heads(self.width, self.heads)
         return self
+
+
+TUNED = {"dropout": Choice((0.0, 0.25, 0.5)), "heads": Choice((2, 4, 8, 16))}
 
 
 class AbMilX(MIL):

@@ -29,6 +29,7 @@ from mhim.configs.schema import Settings, added
 from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike
 from mhim.mil.parts.layers import dropout, initialise, weighted_softmax
 from mhim.mil.parts.queries import Pool, Scores, whole_heads
+from mhim.mil.ranges import Choice
 
 
 class Params(Settings):
@@ -48,6 +49,9 @@ class Params(Settings):
         if self.form == "heads":
             whole_heads(self.width, self.heads)
         return self
+
+
+TUNED = {"branches": Choice((2, 5)), "mask_rate": Choice((0.0, 0.3, 0.6))}
 
 
 class AcMil(MIL):

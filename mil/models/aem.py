@@ -22,6 +22,7 @@ from mhim.mil.models import MIL, Encoded, Instances
 from mhim.mil.parts.layers import dropout, initialise, weighted_softmax
 from mhim.mil.parts.masking import cosine
 from mhim.mil.parts.queries import Pool, Scores, whole_heads
+from mhim.mil.ranges import Span
 
 
 class Params(Settings):
@@ -40,6 +41,9 @@ class Params(Settings):
         if self.form == "query":
             whole_heads(self.width, self.heads)
         return self
+
+
+TUNED = {"entropy": Span(1e-3, 0.3, log=True)}
 
 
 class Aem(MIL):

@@ -24,6 +24,7 @@ from mhim.configs.schema import Settings
 from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike, flatten
 from mhim.mil.parts.layers import dropout, initialise, weighted_softmax
 from mhim.mil.parts.queries import Pool, Scores, whole_heads
+from mhim.mil.ranges import Choice
 
 
 class Params(Settings):
@@ -44,6 +45,9 @@ class Params(Settings):
         if self.drop >= self.tokens:
             raise ValueError(f"drop ({self.drop}) must be less than tokens ({self.tokens})")
         return self
+
+
+TUNED = {"tokens": Choice((4, 8)), "temperature": Choice((0.5, 1.0))}
 
 
 class Attention(nn.Module):

@@ -26,6 +26,7 @@ from mhim.mil.parts.layers import Embedding, EmbeddingParams, initialise, weight
 from mhim.mil.parts.neighbours import Graph, touching
 from mhim.mil.parts.nystrom import Nystrom
 from mhim.mil.parts.queries import whole_heads
+from mhim.mil.ranges import Choice
 
 USES_POSITION = True
 
@@ -47,6 +48,9 @@ class Params(EmbeddingParams):
         if self.embed:
             whole_heads(self.width, self.heads)
         return self
+
+
+TUNED = {"dropout": Choice((0.0, 0.25, 0.5)), "distance": Choice(("scaled", "plain"))}
 
 
 class CaMil(MIL):

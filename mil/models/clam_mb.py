@@ -6,9 +6,9 @@ a_kn w_k^T z_n to logit k, exactly; its share is the mean of its attention over 
 
 from __future__ import annotations
 
-from mhim.mil.models.clam_sb import Clam, Params
+from mhim.mil.models.clam_sb import TUNED, Clam, Params
 
-__all__ = ["Params", "build"]
+__all__ = ["TUNED", "Params", "build"]
 
 
 def build(in_dim: int, n_out: int, params: Params) -> Clam:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike
 from mhim.mil.parts.layers import Activation, Embedding, EmbeddingParams, initialise, weighted_softmax
+from mhim.mil.ranges import Choice
 
 
 class Params(EmbeddingParams):
@@ -32,6 +33,9 @@ class Params(EmbeddingParams):
     instance_weight: float = Field(0.3, ge=0, le=1, description="weight of the instance loss; the bag's has the rest")
     instance_loss: Literal["svm", "ce"] = Field("svm", description="smooth SVM as published, or cross-entropy")
     exclusive: bool = Field(True, description="high attention for one class speaks against the others")
+
+
+TUNED = {"dropout": Choice((0.0, 0.25, 0.5)), "instance_weight": Choice((0.0, 0.1, 0.3)), "clusters": Choice((2, 4, 8))}
 
 
 class Clam(MIL):

@@ -29,6 +29,7 @@ from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike
 from mhim.mil.parts.layers import weighted_softmax
 from mhim.mil.parts.nystrom import Nystrom
 from mhim.mil.parts.queries import whole_heads
+from mhim.mil.ranges import Choice
 
 USES_POSITION = True
 KEPT = 0.4  # of a centre when it moves
@@ -52,6 +53,9 @@ class Params(Settings):
     def _whole(self) -> Params:
         whole_heads(self.width, self.heads)
         return self
+
+
+TUNED = {"globals": Choice((3, 5, 10)), "dropout": Choice((0.0, 0.1, 0.25))}
 
 
 class Encoder(nn.Module):

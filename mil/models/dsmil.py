@@ -19,12 +19,16 @@ from torch import Tensor, nn
 
 from mhim.mil.models import MIL, Encoded, Instances
 from mhim.mil.parts.layers import Embedding, EmbeddingParams, initialise, weighted_softmax
+from mhim.mil.ranges import Choice
 
 
 class Params(EmbeddingParams):
     """Settings of DSMIL."""
 
     query_width: int = Field(128, ge=1, description="width of the queries")
+
+
+TUNED = {"dropout": Choice((0.0, 0.25, 0.5))}
 
 
 class DsMil(MIL):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike
 from mhim.mil.parts.layers import Activation, Embedding, EmbeddingParams, initialise, weighted_softmax
+from mhim.mil.ranges import Choice
 
 
 class Params(EmbeddingParams):
@@ -30,6 +31,9 @@ class Params(EmbeddingParams):
     attention_width: int = Field(128, ge=1, description="width of both gated attentions")
     groups: int = Field(4, ge=1, description="pseudo-bags per bag")
     distill: Literal["afs", "maxs", "maxmins"] = Field("afs", description="what stands for a pseudo-bag in tier 2")
+
+
+TUNED = {"groups": Choice((2, 4, 8)), "distill": Choice(("afs", "maxs", "maxmins"))}
 
 
 class Gated(nn.Module):

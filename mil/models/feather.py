@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mhim.configs.schema import Settings
 from mhim.mil.models import MIL, Encoded, Instances, of_shares
 from mhim.mil.parts.layers import dropout, weighted_softmax
+from mhim.mil.ranges import Choice
 
 
 class Params(Settings):
@@ -28,6 +29,9 @@ class Params(Settings):
     attention_width: int = Field(384, ge=1, description="width of the attention's hidden layer")
     attention_dropout: float = Field(0.25, ge=0, lt=1, description="dropout in the attention")
     gated: bool = Field(True, description="a gate in the attention")
+
+
+TUNED = {"attention_dropout": Choice((0.0, 0.25)), "dropout": Choice((0.0, 0.1, 0.25))}
 
 
 class Feather(MIL):

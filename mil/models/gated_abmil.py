@@ -11,12 +11,16 @@ from torch import Tensor, nn
 
 from mhim.mil.models import abmil
 from mhim.mil.parts.layers import ACTIVATIONS, Activation, initialise
+from mhim.mil.ranges import Choice
 
 
 class Params(abmil.Params):
     """Settings of gated ABMIL."""
 
     attention_activation: Activation = Field("tanh", description="activation inside the attention, beside the gate")
+
+
+TUNED = {"dropout": Choice((0.0, 0.25, 0.5)), "attention_width": Choice((64, 128, 256))}
 
 
 class GatedAbMil(abmil.AbMil):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from mhim.configs.schema import Settings
 from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike, of_shares
 from mhim.mil.parts.layers import initialise, load_exact, weighted_softmax
+from mhim.mil.ranges import Choice
 
 FALLS_BACK = False  # stage 1 is a step of the method, not the plain model that it must beat
 
@@ -35,6 +36,9 @@ class Params(Settings):
     joint_width: int = Field(128, ge=1, description="width in which bag and confounders are compared")
     merge: Literal["cat", "add"] = Field("cat", description="bag vector and confounder side by side, or added")
     learn: bool = Field(False, description="confounders are trained on")
+
+
+TUNED = {"clusters": Choice((2, 4, 8)), "merge": Choice(("cat", "add"))}
 
 
 class IbMil(MIL):

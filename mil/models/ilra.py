@@ -22,6 +22,7 @@ from mhim.configs.schema import Settings
 from mhim.mil.models import MIL, Encoded, Instances
 from mhim.mil.parts.layers import initialise, weighted_softmax
 from mhim.mil.parts.queries import whole_heads
+from mhim.mil.ranges import Choice
 
 
 class Params(Settings):
@@ -37,6 +38,9 @@ class Params(Settings):
     def _whole(self) -> Params:
         whole_heads(self.width, self.heads)
         return self
+
+
+TUNED = {"rank": Choice((1, 4, 16, 64)), "layers": Choice((1, 2))}
 
 
 class Block(nn.Module):

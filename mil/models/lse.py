@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mhim.mil.models import MIL, Encoded, Instances
 from mhim.mil.parts.layers import Activation, Embedding, EmbeddingParams, initialise, weighted_softmax
+from mhim.mil.ranges import Choice, Span
 
 
 class Params(EmbeddingParams):
@@ -27,6 +28,9 @@ class Params(EmbeddingParams):
     activation: Activation = Field("relu", description="activation of the instance embedding")
     r: float = Field(4.0, gt=0, description="sharpness: towards 0 the mean, large the maximum; tune it")
     place: Literal["instance", "embedding"] = Field("instance", description="what is pooled: logits, or embeddings")
+
+
+TUNED = {"r": Span(0.25, 16.0, log=True), "place": Choice(("instance", "embedding"))}
 
 
 class LseMil(MIL):

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 
 from mhim.mil.models import MIL, Encoded, Instances
 from mhim.mil.parts.layers import Embedding, EmbeddingParams, initialise
+from mhim.mil.ranges import Choice
 
 
 class Params(EmbeddingParams):
     """Settings of max pooling."""
+
+
+TUNED = {"dropout": Choice((0.0, 0.25, 0.5))}
 
 
 class MaxMil(MIL):

@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from mhim.mil.models import MIL, Encoded, Instances, of_shares
 from mhim.mil.parts.layers import Embedding, EmbeddingParams, initialise, weighted_softmax
+from mhim.mil.ranges import Choice
 
 
 class Params(EmbeddingParams):
     """Settings of mean pooling."""
+
+
+TUNED = {"dropout": Choice((0.0, 0.25, 0.5))}
 
 
 class MeanMil(MIL):

@@ -21,12 +21,16 @@ from mhim.configs.schema import Settings
 from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike
 from mhim.mil.parts.convex import smallest
 from mhim.mil.parts.layers import weighted_softmax
+from mhim.mil.ranges import Choice
 
 
 class Params(Settings):
     """Settings of the neighbours control."""
 
     k: int = Field(10, ge=1, description="neighbours; at most all the training bags")
+
+
+TUNED = {"k": Choice((1, 3, 5, 10, 20, 40))}
 
 
 class MeanKnn(MIL):

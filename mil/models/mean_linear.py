@@ -19,12 +19,16 @@ from mhim.configs.schema import Settings
 from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike, of_shares
 from mhim.mil.parts.convex import smallest
 from mhim.mil.parts.layers import weighted_softmax
+from mhim.mil.ranges import Span
 
 
 class Params(Settings):
     """Settings of the linear control."""
 
     ridge: float = Field(1.0, gt=0, description="ridge on the weights of the standardised mean, over all bags")
+
+
+TUNED = {"ridge": Span(1e-2, 1e3, log=True)}
 
 
 class MeanLinear(MIL):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mhim.configs.schema import Settings
 from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike, of_shares
 from mhim.mil.parts.layers import dropout, initialise, weighted_softmax
+from mhim.mil.ranges import Choice
 
 SEED = 42  # of the order of channels at test, kept with the weights
 
@@ -35,6 +36,9 @@ class Params(Settings):
     subset: bool = Field(True, description="off: the attention sees all channels")
     dropout: float = Field(0.25, ge=0, lt=1, description="dropout in the attention")
     average: Literal["mean", "log_mean_exp"] = Field("mean", description="how windows are put together at test")
+
+
+TUNED = {"dropout": Choice((0.0, 0.25, 0.5)), "attention_width": Choice((64, 128, 256))}
 
 
 class NnMil(MIL):

@@ -33,6 +33,7 @@ from mhim.mil.parts.layers import (
     weighted_softmax,
 )
 from mhim.mil.parts.queries import whole_heads
+from mhim.mil.ranges import Choice
 
 USES_POSITION = True
 
@@ -55,6 +56,9 @@ class Params(EmbeddingParams):
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel {self.kernel} must be odd, so that it has a middle")
         return self
+
+
+TUNED = {"dropout": Choice((0.0, 0.25, 0.5)), "regions": Choice((4, 8)), "kernel": Choice((5, 9, 15))}
 
 
 class Attention(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mhim.mil.models import MIL, Encoded, Instances, of_shares
 from mhim.mil.parts.layers import ACTIVATIONS, Activation, EmbeddingParams, dropout, initialise, weighted_softmax
+from mhim.mil.ranges import Choice
 
 
 class Params(EmbeddingParams):
@@ -22,6 +23,9 @@ class Params(EmbeddingParams):
     width: int = Field(512, ge=8, description="width of the hidden layer")
     activation: Activation = Field("relu", description="activation of the hidden layer")
     dropout: float = Field(0.25, ge=0, lt=1, description="dropout of the hidden layer")
+
+
+TUNED = {"dropout": Choice((0.0, 0.25, 0.5))}
 
 
 class SiMlp(MIL):

@@ -25,6 +25,7 @@ from mhim.configs.schema import Settings
 from mhim.mil.models import MIL, Encoded, Instances
 from mhim.mil.parts.layers import initialise, weighted_softmax
 from mhim.mil.parts.neighbours import Graph, normalised
+from mhim.mil.ranges import Choice, Span
 
 USES_POSITION = True
 
@@ -38,6 +39,9 @@ class Params(Settings):
     alpha: float = Field(0.5, gt=0, lt=1, description="weight of the neighbours, gamma / (1 + gamma)")
     learn_alpha: bool = Field(False, description="this weight is learned, from alpha on")
     steps: int = Field(10, ge=1, description="steps of mode=approx")
+
+
+TUNED = {"alpha": Span(0.1, 0.9), "place": Choice(("early", "mid", "late"))}
 
 
 class SmAbMil(MIL):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from mhim.mil.models import MIL, Encoded, Instances
 from mhim.mil.parts.layers import Embedding, EmbeddingParams, initialise
+from mhim.mil.ranges import Choice
 
 USES_POSITION = True
 
@@ -42,6 +43,9 @@ class Params(EmbeddingParams):
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width {self.width} must be a multiple of 4 and of heads ({self.heads})")
         return self
+
+
+TUNED = {"layers": Choice((1, 2)), "dropout": Choice((0.0, 0.25, 0.5))}
 
 
 class Layer(nn.Module):

@@ -24,6 +24,7 @@ from mhim.mil.models import MIL, Encoded, Instances
 from mhim.mil.parts.layers import Embedding, EmbeddingParams, initialise
 from mhim.mil.parts.nystrom import Attended, Nystrom
 from mhim.mil.parts.ppeg import Ppeg
+from mhim.mil.ranges import Choice
 
 USES_POSITION = True
 
@@ -44,6 +45,9 @@ class Params(EmbeddingParams):
         if self.width % self.heads:
             raise ValueError(f"heads: width {self.width} is not a multiple of {self.heads}")
         return self
+
+
+TUNED = {"dropout": Choice((0.0, 0.25, 0.5)), "heads": Choice((4, 8))}
 
 
 class TransMil(MIL):

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from mhim.configs.schema import Settings
 from mhim.mil.models import MIL, Encoded, Instances, of_shares
 from mhim.mil.parts.layers import dropout, weighted_softmax
+from mhim.mil.ranges import Choice
 
 SCORES = 4_000_000  # entries of one block of the N x N scores: 16 MB
 ROWS = 2048  # most instances of a block
@@ -41,6 +42,9 @@ class Params(Settings):
     )
     readout: Literal["attention", "mean"] = Field("attention", description="how the bag is read")
     dropout: float = Field(0.3, ge=0, lt=1, description="dropout of the mixed instances")
+
+
+TUNED = {"neighbours": Choice((3, 6, 12)), "dropout": Choice((0.0, 0.3))}
 
 
 class Wikg(MIL):

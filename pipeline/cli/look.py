@@ -177,6 +177,7 @@ def report(
     "train.epochs",
     "train.seeds",
     "train.grid",
+    "train.draws",
     "train.protocol",
     "train.gpu",
     *TABLE,

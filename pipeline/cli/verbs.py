@@ -74,6 +74,7 @@ def extract(*, session: Session) -> int:
     "train.epochs",
     "train.seeds",
     "train.grid",
+    "train.draws",
     "train.protocol",
     "train.fusion",
     "train.gpu",

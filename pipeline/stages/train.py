@@ -70,7 +70,9 @@ class Train(Stage):
             inputs["targets"] = [[o.name, o.kind, *o.classes] for o in self.data.outcomes]
         if job.teacher:
             inputs["teacher"] = self._mark(self.item(job.teacher))
-        if job.part:
+        if job.part == "chosen":
+            inputs["draws"] = [self._mark(self.item(part)) for part in job.parts]
+        elif job.part:
             inputs |= self._of_fusion(job)
         else:
             inputs |= pretrained.inputs(job.config)
@@ -120,18 +122,35 @@ class Train(Stage):
         return layout.fingerprint(self.fields(teacher))
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
-        from mhim.pipeline.training import bundle, fold
+        from mhim.pipeline.training import bundle, draws, fold
 
         twin = seals.twin(self.work.runs, layout.fingerprint(self.fields(item)), item.output)
         if twin is not None:  # the same training in another run: a plain model that serves as a teacher, say
             shutil.copytree(twin, out, ignore=shutil.ignore_patterns(layout.SEAL))
             return Made(notes=(f"taken from {twin.relative_to(self.work.root)}, the same training",))
         job: Job = item.data
+        if job.part == "chosen":
+            return Made(notes=self._make_chosen(job, out))
         if job.part:
             return Made(notes=self._make_of_fusion(job, out))
         teacher = bundle.read(self._made(self.item(job.teacher))) if job.teacher else None
         given = item.inputs.get("pretrained")
-        return Made(notes=fold.train_fold(job, self.data, teacher, out, partial, self.root, given))
+        data = draws.without_others(self.data, job.fold) if isinstance(job.fold, splits.Sealed) else self.data
+        return Made(notes=fold.train_fold(job, data, teacher, out, partial, self.root, given))
+
+    def _make_chosen(self, job: Job, out: Path) -> tuple[str, ...]:
+        """Choose between the draws, then read the test patients."""
+        from mhim.pipeline.training import bundle, draws
+
+        cards = []
+        for part in job.parts:
+            try:
+                cards.append(bundle.card_of(self._made(self.item(part))))
+            except layout.StoreError:  # told where it failed; the others are left
+                cards.append(None)
+        choice = draws.choose(cards)
+        chosen = draws.of_seed(job.parts[choice.number], job.seed)
+        return draws.open_fold(job, choice, self.data, self._made(self.item(chosen)), out)
 
     def _make_of_fusion(self, job: Job, out: Path) -> tuple[str, ...]:
         from mhim.pipeline.training import fused

@@ -155,7 +155,7 @@ def foresee(session: Session, source: Path, labels: Path, name: str | None) -> i
 def _trainings(config: Config) -> int:
     """How many trainings the settings ask for, besides the baselines of MHIM-MIL."""
     cells = math.prod(len(values) for values in config.train.grid.values())
-    return cells * config.train.folds * config.train.repeats * config.train.seeds
+    return (cells * config.train.seeds + config.train.draws) * config.train.folds * config.train.repeats
 
 
 def submit_all(session: Session, source: Path, labels: Path, name: str | None) -> int:

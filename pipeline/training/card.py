@@ -81,6 +81,16 @@ class Fallback(Record):
     why: str
 
 
+class DrawnRecord(Record):
+    """Which draw of a search this is. draws: how many there were, draw 0 the settings as given; failed: those that gave
+    no model; settings: what this one drew."""
+
+    number: int
+    draws: int
+    failed: list[int] = Field(default_factory=list)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
 class FusionRecord(Record):
     """A fused model. kind: `train.fusion`. slide_task: of the logits of the network whose weights lie beside the card;
     the card's own task is that of the fused answers. modalities: `slide` and the tables, in order."""
@@ -119,7 +129,8 @@ class Card(Record):
     validation patients. pretrained: sha256, encoder and names of the weights that it started from. horizons: times
     of the time-dependent AUCs, in the labels' unit. interval: level -> half width of a prediction's interval, in
     the labels' unit; None: the whole line, as validation was too small. targets: name -> the same of each of
-    several. unlike_from: distance from which on a bag is unlike all that the model was trained and tested on."""
+    several. drawn: which draw of a search validation chose. unlike_from: distance
+    from which on a bag is unlike all that the model was trained and tested on."""
 
     format: int = FORMAT
     model: str
@@ -150,6 +161,7 @@ class Card(Record):
     unlike_from: Number | None = None
     imported: ImportedWeights | None = None
     fusion: FusionRecord | None = None
+    drawn: DrawnRecord | None = None
 
     @property
     def network(self) -> tasks.Task:

@@ -26,7 +26,7 @@ class GridChoice(Record):
 
 class Choices(Record):
     """The counts. watched: trainings that could have fallen back (taught by a plain model, `train.fallback` set).
-    alarm, validation: those that did, and by which check."""
+    alarm, validation: those that did, and by which check. draws: of a search; failed: its trainings without a model."""
 
     trainings: int
     watched: int
@@ -34,6 +34,8 @@ class Choices(Record):
     alarm: int
     validation: int
     grid: GridChoice | None = None
+    draws: GridChoice | None = None
+    failed: int = 0
 
 
 def why_fallen(fallback: Fallback) -> str:
@@ -53,6 +55,13 @@ def count(cards: Sequence[Card], cells: Sequence[str] = (), offered: int = 0) ->
         alarm=by[ALARM],
         validation=by[VALIDATION],
     )
+    drawn = {c.place[:2]: c.drawn for c in cards if c.drawn is not None}
+    if drawn:
+        first = next(iter(drawn.values()))
+        chosen = {str(k): n for k, n in sorted(Counter(d.number for d in drawn.values()).items())}
+        failed = sum(len(d.failed) for d in drawn.values())
+        search = GridChoice(cells=first.draws, folds=len(drawn), chosen=chosen)
+        return made.model_copy(update={"draws": search, "failed": failed})
     if not folds:
         return made
     chosen = dict(sorted(Counter(folds.values()).items()))
@@ -76,6 +85,13 @@ def lines(found: Choices | None) -> list[str]:
     if (grid := found.grid) is not None:
         chosen = ", ".join(f"{cell} in {k} of {grid.folds} folds" for cell, k in grid.chosen.items())
         made.append(f"grid of {grid.cells} cells, cell chosen on validation fold by fold: {chosen}")
+    if (search := found.draws) is not None:
+        chosen = ", ".join(f"draw {k} in {n}" for k, n in search.chosen.items())
+        made.append(
+            f"search of {search.cells} settings per fold, draw 0 as given, the others at random; chosen on validation "
+            f"with the test fold sealed: {chosen} of {search.folds} folds; "
+            f"{found.failed} trainings of the search failed"
+        )
     return made
 
 

@@ -51,8 +51,9 @@ class DeviceError(UserError, RuntimeError):
 class Job:
     """One training: settings (those of the grid cell), fold, seed. teacher: the job of its baseline, or None.
 
-    part: "" of bags; of a fusion `table` (the cell is its name) or `fused`. parts: the trainings that are fused: the
-    slide model, its inner folds, the tables. inner: the inner folds that these are weighed by."""
+    part: "" of bags; of a fusion `table` (the cell is its name) or `fused`; `chosen`, the opened one of a search.
+    parts: the trainings that are fused (the slide model, its inner folds, the tables), or chosen between. inner: the
+    inner folds that a fusion is weighed by."""
 
     config: TrainConfig
     fold: Fold
@@ -60,7 +61,7 @@ class Job:
     split_hash: str
     teacher: Job | None = None
     cell: str = ""
-    part: Literal["", "table", "fused"] = ""
+    part: Literal["", "table", "fused", "chosen"] = ""
     parts: tuple[Job, ...] = ()
     inner: tuple[Fold, ...] = ()
 
@@ -139,20 +140,20 @@ def train_fold(
     scale, weights = loop.scale_of(state), state["best"]["weights"]
     model.load_state_dict(weights)
     named: dict[str, Any] = {"model": config.model, "model_params": config.model_params}
-    rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
+    rows = [*predicted(model, "val", val_cases if not paper else [], task, scale)]
     rival = teacher if getattr(lookup.find("mhim.mil.models", config.model), "FALLS_BACK", True) else None
     why, by = alarm(model, rival, train_cases, task, scale, config) if rival else None, choices.ALARM
     learnt = task.learnt([p.target for p in train if p.target is not None])
     if why is None and rival is not None and config.select == "best" and config.fallback is not None:
-        why = outdone(_metrics_of(rows, task, _merged(operating_points(rows, task), learnt)), rival, task)
+        why = outdone(metrics_of(rows, task, _merged(operating_points(rows, task), learnt)), rival, task)
         by = choices.VALIDATION
     if why is not None and rival is not None:
         model, weights, scale = rival.model().to(device(config.gpu)), rival.weights, rival.scale
         named = {"model": rival.card.model, "model_params": rival.card.model_params}
         named["fallback"] = {"from": config.model, "by": by, "why": why}
-        rows = [*_predicted(model, "val", val_cases if not paper else [], task, scale)]
+        rows = [*predicted(model, "val", val_cases if not paper else [], task, scale)]
     points = _merged(operating_points(rows, task), learnt)
-    rows += _predicted(model, "test", cases(test, mpp), task, scale)
+    rows += predicted(model, "test", cases(test, mpp), task, scale)
     rows += _middle(bare, rows, task)
     sizes = {"train": len(train), "val": len(val), "test": len(test)}
     card: dict[str, Any] = {
@@ -169,7 +170,7 @@ def train_fold(
         "versions": bundle.versions(),
         "epoch": state["best"]["epoch"] + 1,
         "epochs": state["epoch"] + 1,
-        **{what: finite(_metrics_of([r for r in rows if r["side"] == side], task, points)) for what, side in SIDES},
+        **{what: finite(metrics_of([r for r in rows if r["side"] == side], task, points)) for what, side in SIDES},
         **({"taught": True} if teacher else {}),
         **({} if begun is None else {"pretrained": begun}),
         **({"standardized": state["judged"]} if "judged" in state else {}),
@@ -342,7 +343,8 @@ def _save(state: loop.State, file: Path) -> None:
     writing.write_atomic(file, buffer.getvalue())
 
 
-def _predicted(model: Any, side: str, of: Sequence[Case], task: Task, scale: Any) -> list[dict[str, Any]]:
+def predicted(model: Any, side: str, of: Sequence[Case], task: Task, scale: Any) -> list[dict[str, Any]]:
+    """Rows of `predictions.csv` of these cases: what the model says of each, on this side."""
     rows = []
     for p in loop.predict(model, of, task, scale):
         known = task.columns(p.case.target)
@@ -352,7 +354,7 @@ def _predicted(model: Any, side: str, of: Sequence[Case], task: Task, scale: Any
     return rows
 
 
-def _metrics_of(rows: Sequence[dict[str, Any]], task: Task, points: dict[str, Any]) -> dict[str, float]:
+def metrics_of(rows: Sequence[dict[str, Any]], task: Task, points: dict[str, Any]) -> dict[str, float]:
     """Metrics of predictions, by what `points` holds."""
     return task.metrics(task.truth(rows), logits_of(rows), points) if rows else {}
 
@@ -361,11 +363,17 @@ def _of_targets(rows: Sequence[dict[str, Any]], task: Several, points: dict[str,
     """What the card says of each of several targets."""
     found: dict[str, Any] = {name: dict(points["targets"][name]) for name in task.names}
     for what, side in SIDES:
-        own = [r for r in rows if r["side"] == side]
-        each = task.metrics_of(task.truth(own), logits_of(own), points) if own else {}
+        each = metrics_of_targets([r for r in rows if r["side"] == side], task, points)
         for name in task.names:
-            found[name][what] = finite(each.get(name, {}))
+            found[name][what] = each.get(name, {})
     return found
+
+
+def metrics_of_targets(rows: Sequence[dict[str, Any]], task: Task, points: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of each of several targets, as `metrics_of`; nothing of a single one."""
+    if not isinstance(task, Several) or not rows:
+        return {}
+    return {k: finite(v) for k, v in task.metrics_of(task.truth(rows), logits_of(rows), points).items()}
 
 
 def _merged(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:

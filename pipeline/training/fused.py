@@ -54,8 +54,11 @@ def jobs(config: TrainConfig, folds: Sequence[Fold], data: Dataset, names: Seque
     Raises NotFused where the settings contradict a fusion, SplitError where the training part is too small."""
     if not names:
         raise NotFused(f"train.fusion={config.fusion} needs a table beside the slides: give --table NAME=FILE")
-    if config.grid:
-        raise NotFused("train.fusion goes with no train.grid: choose the slide model's settings first, by a run alone")
+    if config.grid or config.draws:
+        raise NotFused(
+            "train.fusion goes with no train.grid or train.draws: choose the slide model's settings first, "
+            "by a run alone"
+        )
     if config.protocol == "paper":
         raise NotFused("train.fusion needs inner folds of the training part: set train.protocol=honest")
     split_hash = splits.digest(folds)

@@ -21,6 +21,7 @@ from mhim.mil import splits
 from mhim.mil.splits import Fold
 from mhim.pipeline.cohort import provenance
 from mhim.pipeline.store import layout, tables, writing
+from mhim.pipeline.training import draws
 from mhim.pipeline.training.card import Card
 from mhim.pipeline.training.fold import Job, baseline_config, whole_params
 
@@ -55,6 +56,8 @@ def cells(config: TrainConfig) -> dict[str, TrainConfig]:
 def jobs(config: TrainConfig, folds: Sequence[Fold]) -> list[Job]:
     """Every training of the run, folds of one seed together. Cells that share a baseline share its jobs."""
     split_hash = splits.digest(folds)
+    if config.draws:
+        return draws.jobs(config, folds, split_hash)
     base = config.model_copy(update={"grid": {}})
     made: list[Job] = []
     teacher_cells: dict[str, str] = {}
@@ -78,9 +81,10 @@ def describe(run: Path, config: Config, folds: Sequence[Fold], made: provenance.
     `labels.yaml` (which columns of the table were read, for --config with that table).
 
     made: how the features were made, as they tell themselves; of imported ones little or nothing is known."""
-    fusion = config.train.model_dump(mode="json", include=set(marked(TrainConfig, "apart")))
-    fusion = {} if config.train.fusion == "none" else fusion
-    sections = {**provenance.sections(made), "train": fingerprint_fields(config.train) | fusion}
+    aside = config.train.model_dump(mode="json", include=set(marked(TrainConfig, "apart")) - {"draws"})
+    aside = {} if config.train.fusion == "none" else aside
+    aside |= {"draws": config.train.draws} if config.train.draws else {}
+    sections = {**provenance.sections(made), "train": fingerprint_fields(config.train) | aside}
     sections.setdefault("extract", {"encoder": config.extract.encoder})  # where the features lie
     digest = splits.digest(folds)
     rows = [{**row, "split_hash": digest} for row in splits.rows(folds)]
