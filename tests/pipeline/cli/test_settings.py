@@ -47,6 +47,7 @@ TRAIN = {
     "--epochs": "train.epochs",
     "--seeds": "train.seeds",
     "--grid": "train.grid",
+    "--draws": "train.draws",
     "--protocol": "train.protocol",
     "--gpu": "train.gpu",
 }

@@ -52,6 +52,7 @@ OUTSIDE = {
     "train.checkpoint_s": "when checkpoints are written; a training that goes on ends in the same bytes",
     "train.log": "a further log",
     "train.grid": "which trainings there are; each value is in the fingerprint of its own training",
+    "train.draws": "which trainings there are; those of a search are inputs of its opened folds",
     "train.seeds": "which trainings there are",
     "train.repeats": "which trainings there are",
     "train.seed": "each training's own seed is an input",
