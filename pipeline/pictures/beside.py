@@ -6,9 +6,10 @@ In: a scored run. Out: rows of tables. Numbers are those that `pipeline compare`
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mhim.configs.schema import ScoreConfig
-from mhim.pipeline.results import compare, numbers
+from mhim.pipeline.results import compare, numbers, views
 from mhim.pipeline.results.metrics_file import METRICS, ExternalMetrics, Metrics
 from mhim.pipeline.store import layout, reading
 
@@ -28,36 +29,50 @@ def comparisons(run: Path, found: Metrics) -> tuple[list[tuple[str, ...]], int]:
             theirs = Metrics.read(other)
         except (layout.StoreError, FileNotFoundError):
             continue  # not scored, or by another version: it has no numbers to compare with
-        if theirs.split_hash != found.split_hash or theirs.counted_otherwise or theirs.targets is not None:
+        if theirs.split_hash != found.split_hash or theirs.counted_otherwise:
             continue
         if len(rows) >= MOST:
             more += 1
             continue
         try:
-            verdict = compare.compare(other, run, config, found.headline)[found.headline]
+            verdicts = _verdicts(other, run, config)
         except (layout.StoreError, FileNotFoundError) as error:
             rows.append((other.name, found.headline, "not comparable", "", "", str(error)))
             continue
-        d = verdict["difference"]
-        if d.value != d.value:  # not a number
-            rows.append((other.name, found.headline, "undefined", "", "", ""))
-            continue
-        span = f"{d.low:+.3f} to {d.high:+.3f}"
-        metric = found.headline.replace("_", " ")
-        rows.append((other.name, metric, f"{d.value:+.3f}", span, f"{verdict['p']:.3f}", str(verdict["verdict"])))
+        for name, verdict in verdicts.items():
+            d, metric = verdict["difference"], name.replace("_", " ")
+            if d.value != d.value:  # not a number
+                rows.append((other.name, metric, "undefined", "", "", ""))
+                continue
+            span = f"{d.low:+.3f} to {d.high:+.3f}"
+            rows.append((other.name, metric, f"{d.value:+.3f}", span, f"{verdict['p']:.3f}", str(verdict["verdict"])))
     return rows, more
+
+
+def _verdicts(other: Path, run: Path, config: ScoreConfig) -> dict[str, dict[str, Any]]:
+    """Headline -> how the run's differs from the other's; of several targets also of each. Raises StoreError."""
+    pairs = compare.views_of(other, run, None)
+    if len(pairs) > 1:
+        return compare.compare_together(other, run, config)
+    ((theirs, mine),) = pairs
+    name = Metrics.read(mine.folder).headline
+    return {f"{mine.target}.{name}" if mine.target else name: compare.compare(theirs, mine, config, name)[name]}
 
 
 def external(run: Path) -> list[tuple[str, ...]]:
     """Rows of EXTERNAL: each other cohort with labels, its metrics beside the run's own."""
     rows: list[tuple[str, ...]] = []
-    for path in sorted((run / "new").glob(f"*/{METRICS}")):
+    cohorts = sorted(p for p in (run / "new").glob("*") if p.is_dir() and not p.name.startswith("."))
+    for view in (view for cohort in cohorts for view in views.of(cohort)):
+        path = view.folder / METRICS
+        if not path.exists():
+            continue  # scored without labels
         try:
             found = ExternalMetrics.of(reading.read_json(path), path)
         except layout.StoreError as error:
-            rows.append((path.parent.name, str(error), "", "", ""))
+            rows.append((view.name, str(error), "", "", ""))
             continue
         for name, value in found.external.items():
             inside = numbers.text_of(found.internal.get(name))
-            rows.append((path.parent.name, name.replace("_", " "), inside, numbers.text_of(value), str(found.patients)))
+            rows.append((view.name, name.replace("_", " "), inside, numbers.text_of(value), str(found.patients)))
     return rows

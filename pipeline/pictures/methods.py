@@ -25,13 +25,19 @@ def frozen(found: Metrics) -> list[tuple[str, str]]:
     return [*made, ("undecided", f"{100 * told.undecided:.0f} %")] if told.undecided else made
 
 
-def paragraph(found: Metrics, cards: Sequence[Card]) -> str:
-    """cards: of the run's trainings. What differs between them (in a grid, say) is left out."""
+def paragraph(found: Metrics, cards: Sequence[Card], targets: Mapping[str, Metrics] | None = None) -> str:
+    """cards: of the run's trainings. What differs between them (in a grid, say) is left out. targets: the numbers of
+    each of several."""
     made, train = shared([c.made or {} for c in cards]), shared([c.train for c in cards])
     said = [_tiles(found, made), _features(found), _training(found, cards, train), _patients(found)]
     if found.decision_rule is not None:
         said.append(f"Decisions were made by {found.decision_rule}.")
-    said += [_result(found), _programs(versions(cards))]
+    said.append(_result(found))
+    for name, one in (targets or {}).items():
+        said.append(f"Of {name}, {one.patients} {one.unit}s were known{_classes(one)}. {_result(one)}")
+        if one.decision_rule is not None:
+            said.append(f"Decisions on it were made by {one.decision_rule}.")
+    said.append(_programs(versions(cards)))
     return " ".join(s for s in said if s)
 
 
@@ -99,9 +105,12 @@ def _instead(cards: Sequence[Card]) -> str:
 
 
 def _patients(found: Metrics) -> str:
+    return f"There were {found.patients} held-out {found.unit}s{_classes(found)}."
+
+
+def _classes(found: Metrics) -> str:
     counts = found.class_patients or {}
-    classes = f" ({', '.join(f'{c}: {n}' for c, n in sorted(counts.items()))})" if counts else ""
-    return f"There were {found.patients} held-out {found.unit}s{classes}."
+    return f" ({', '.join(f'{c}: {n}' for c, n in sorted(counts.items()))})" if counts else ""
 
 
 def _result(found: Metrics) -> str:

@@ -11,14 +11,14 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from mhim.mil import evidence
-from mhim.pipeline.pictures import beside, figures, kinds, methods, thumbnails
+from mhim.pipeline.pictures import beside, figures, kinds, methods, of_several, thumbnails
 from mhim.pipeline.pictures.kinds.kind import Drawing, Kind
+from mhim.pipeline.pictures.of_several import Section, Shown
 from mhim.pipeline.results import again, ensemble, estimand, numbers, predictions, views
 from mhim.pipeline.results import evidence as measured
 from mhim.pipeline.results.metrics_file import METRICS, Metrics
@@ -73,32 +73,26 @@ def write(work: layout.Work, run: Path) -> Path:
     if found.targets is not None:
         drawn = figures.save_all(run / "report", _training_figures(run, found))
         values |= {
-            "summary": _told(found),
             "metrics": numbers.lines(found),
             "figures": [(FIGURES[k], pages.data_uri("image/svg+xml", v)) for k, v in drawn.items()],
             "sections": [one.values for one in sections],
+            **_summary(found, [k for k in found.test if "." not in k]),
+            **of_several.patients(sections),
         }
-        text = pages.page(ASSETS / "several.html", **values)
+        template, shown = ASSETS / "several.html", of_several.slides(sections)
     else:
         (only,) = sections
-        values |= only.values | _trainings(found) | _maps(run) | _beside(run, found, cards)
-        bare = pages.page(ASSETS / "report.html", **values, gallery=[], no_room=0)
-        gallery, no_room = _gallery(run, only.rows, only.kind, BUDGET - len(bare.encode()) - 4096)
-        text = pages.page(ASSETS / "report.html", **values, gallery=gallery, no_room=no_room)
+        values |= only.values
+        template, shown = ASSETS / "report.html", [only.shown(row) for row in only.rows]
+    values |= _trainings(found) | _maps(run) | _beside(run, found, cards, sections)
+    bare = pages.page(template, **values, gallery=[], no_room=0)
+    gallery, no_room = _gallery(run, shown, BUDGET - len(bare.encode()) - 4096)
+    text = pages.page(template, **values, gallery=gallery, no_room=no_room)
     writing.write_atomic(run / "report.html", text)
     return run / "report.html"
 
 
-@dataclass(frozen=True)
-class _Section:
-    """What a page says of one target. rows: one per patient, mistakes first."""
-
-    kind: Kind
-    rows: list[Row]
-    values: dict[str, Any]
-
-
-def _section(view: views.View) -> _Section:
+def _section(view: views.View) -> Section:
     found = Metrics.read(view.folder)
     each = estimand.read(view.folder / "predictions.csv")
     kind = kinds.of(found.task.value)
@@ -113,21 +107,22 @@ def _section(view: views.View) -> _Section:
     titles = kind.titles | FIGURES
     values = {
         "target": view.target,
+        "anchor": of_several.anchor(view.target),
+        "frozen": methods.frozen(found),
         "metrics": numbers.lines(found),
         "counted": _counted(found),
         "figures": [(titles[k], pages.data_uri("image/svg+xml", v)) for k, v in svg.items()],
-        **_summary(found, kind),
+        **_summary(found, kind.measure.brief),
         **_patients(rows, kind),
     }
-    return _Section(kind, rows, values)
+    return Section(view.target, kind, rows, found, values)
 
 
-def _beside(run: Path, found: Metrics, cards: Sequence[Card]) -> dict[str, Any]:
-    """The headline by the frozen decision, the methods paragraph, other runs and other cohorts."""
+def _beside(run: Path, found: Metrics, cards: Sequence[Card], sections: Sequence[Section]) -> dict[str, Any]:
+    """The methods paragraph, other runs and other cohorts."""
     compared, more = beside.comparisons(run, found)
     return {
-        "frozen": methods.frozen(found),
-        "methods": methods.paragraph(found, cards),
+        "methods": methods.paragraph(found, cards, {one.target: one.found for one in sections if one.target}),
         "compared": compared,
         "compared_columns": beside.COMPARED,
         "not_compared": more,
@@ -147,9 +142,9 @@ def _training_figures(run: Path, found: Metrics) -> dict[str, Drawing]:
     }
 
 
-def _summary(found: Metrics, kind: Kind) -> dict[str, Any]:
+def _summary(found: Metrics, brief: Sequence[str]) -> dict[str, Any]:
     """What the page says first: of what the numbers are, and the most asked-for of them."""
-    names = [k for k in kind.measure.brief if k in found.test]
+    names = [k for k in brief if k in found.test]
     return {"summary": _told(found), "shown": [(k.replace("_", " "), found.test[k]) for k in names]}
 
 
@@ -284,12 +279,12 @@ def _maps(run: Path) -> dict[str, Any]:
     return {"map_columns": ("map", *columns.values()), "maps": rows}
 
 
-def _gallery(run: Path, rows: Sequence[Row], kind: Kind, room: int) -> tuple[list[dict[str, Any]], int]:
+def _gallery(run: Path, patients: Sequence[Shown], room: int) -> tuple[list[dict[str, Any]], int]:
     """The slides' pictures that fit into `room` bytes of HTML, and how many there was no room for."""
     made: list[dict[str, Any]] = []
     left = 0
-    for r in rows:
-        for slide in r["slide"].split(";"):
+    for one in patients:
+        for slide in one.slides:
             drawn = (run / "heatmaps" / slide).glob("*.png")
             pictures = sorted(drawn, key=lambda p: (not p.name.startswith("contribution"), p.name))
             if not pictures:
@@ -310,8 +305,8 @@ def _gallery(run: Path, rows: Sequence[Row], kind: Kind, room: int) -> tuple[lis
                     }
                     for p, data in made_of
                 ],
-                "wrong": kind.measure.said(r).wrong,
-                "told": kind.caption(r),
+                "wrong": one.wrong,
+                "told": one.told,
             }
             room -= len(pages.page(ASSETS / "slide.html", slide=shown).encode())
             made.append(shown)

@@ -91,12 +91,12 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
 
 def chosen(folders: Sequence[Path], cards: Sequence[Card]) -> choices.Choices:
     """What was chosen between trainings, counted."""
-    cells = [_cell(f) for f in folders]
+    cells = [cell_of(f) for f in folders]
     offered = len(list((folders[0].parents[1]).iterdir())) if cells[0] else 0
     return choices.count(cards, cells, offered)
 
 
-def _cell(folder: Path) -> str:
+def cell_of(folder: Path) -> str:
     """Of a grid, "" without one."""
     return folder.parent.name if folder.parent.parent.name == "grid" else ""
 
@@ -117,14 +117,20 @@ def lines(found: Metrics) -> list[tuple[str, str, str]]:
     """(metric, mean ± sd over trainings, value inside trainings with interval) for a table; what is of other things
     follows under its own name."""
     n = len(found.per_fold) if found.trainings is None else found.trainings
-    if found.targets is not None:
-        return [(k, "", text_of(v)) for k, v in found.test.items()]
-    measure, made = measures.of(found.task.value), []
-    for name, over in found.over_folds.items():
+
+    def over_trainings(name: str) -> str:
+        over = found.over_folds.get(name)
+        if over is None:
+            return ""
         spread = "" if over.sd is None else f" ± {over.sd:.3f}"
         mean = "undefined" if over.mean is None else f"{over.mean:.3f}{spread}"
-        mean += f" ({over.n} of {n})" if 0 < over.n < n else ""
-        made.append((measure.label(name, found.horizons), mean, text_of(found.test.get(name))))
+        return mean + (f" ({over.n} of {n})" if 0 < over.n < n else "")
+
+    if found.targets is not None:
+        return [(k, over_trainings(k), text_of(v)) for k, v in found.test.items()]
+    measure, made = measures.of(found.task.value), []
+    for name in found.over_folds:
+        made.append((measure.label(name, found.horizons), over_trainings(name), text_of(found.test.get(name))))
     for told, what in ((found.pooled, "folds pooled"), (found.ensemble, "ensemble of seeds")):
         shown = [k for k in dict.fromkeys((*measure.ranking, *measure.decided[:1], found.headline)) if k in told]
         made += [(f"{k}, {what}", "", text_of(told[k])) for k in shown]
@@ -215,7 +221,7 @@ def _per_fold(folder: Path, card: Card, each: Mapping[Place, dict[str, float]], 
         "seed": place[2],
         "patients": len(own.who),
         "epoch": card.epoch,
-        "cell": _cell(folder),
+        "cell": cell_of(folder),
         **({"fallback": card.fallback.plain()} if card.fallback else {}),
         "metrics": each[place],
     }

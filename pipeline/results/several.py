@@ -13,6 +13,7 @@ of its own file, drawn among the patients whose cell is known: one number, one i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,13 +22,14 @@ from typing import Any
 import numpy as np
 
 from mhim.configs.schema import ScoreConfig
-from mhim.mil import estimators, resampling
+from mhim.mil import estimators, metrics, resampling
 from mhim.mil.tasks import WORST, Several, Task
 from mhim.pipeline.results import estimand, measures, numbers, predictions, views
-from mhim.pipeline.results.measures.measure import Answers, Row, Training, added, mean
+from mhim.pipeline.results.measures.measure import Answers, Row, Training, added, mean, place
 from mhim.pipeline.results.metrics_file import METRICS, Metrics
 from mhim.pipeline.store import layout, tables
 from mhim.pipeline.training import bundle, fold
+from mhim.pipeline.training.card import Card
 
 Rows = Mapping[str, tuple[Sequence[Row], Task]]
 
@@ -64,6 +66,8 @@ def summary(
     told = resampling.intervals(metric, len(patients), config.bootstrap, config.confidence, strata)
     own = {f"{name}.{one.headline}": one.test[one.headline].plain() for name, one in each.items()}
     hashes = sorted({c.split.hash for c in cards})
+    per_fold = [_per_fold(f, card, rows, each) for f, card in zip(folders, cards, strict=True)]
+    over = metrics.over_folds([one["metrics"] for one in per_fold])
     lacking = [name for name in task.names if name not in rows]
     made: dict[str, Any] = {
         "numbers": layout.NUMBERS,
@@ -83,14 +87,35 @@ def summary(
             *(f"{name}: no held-out patient has it: it has no numbers" for name in lacking),
             *(f"{name}: {line}" for name, found in each.items() for line in found.warnings),
         ],
-        "over_folds": {},
+        "over_folds": {k: {"mean": m, "sd": sd, "n": n} for k, (m, sd, n) in over.items()},
         "test": {k: asdict(v) for k, v in told.items()} | own,
         "confidence": config.confidence,
         "bootstrap": config.bootstrap,
-        "per_fold": [],
+        "per_fold": per_fold,
         "choices": numbers.chosen(folders, cards).plain(),
     }
     return Metrics.of(numbers.no_nan(made), METRICS)
+
+
+def _per_fold(folder: Path, card: Card, rows: Rows, each: Mapping[str, Metrics]) -> dict[str, Any]:
+    """One training's headlines, as each target's own file has them, and their mean."""
+    repeat, fold_, seed = card.place
+    heads: dict[str, float] = {}
+    for name, found in each.items():
+        own = (f for f in found.per_fold if (f.repeat, f.fold, f.seed) == card.place)
+        value = next((f.metrics.get(found.headline) for f in own), None)
+        heads[f"{name}.{found.headline}"] = math.nan if value is None else value
+    known = [max(v, WORST) for v in heads.values() if math.isfinite(v)]
+    return {
+        "repeat": repeat,
+        "fold": fold_,
+        "seed": seed,
+        "patients": len({r["patient"] for own, _ in rows.values() for r in own if place(r) == card.place}),
+        "epoch": card.epoch,
+        "cell": numbers.cell_of(folder),
+        **({"fallback": card.fallback.plain()} if card.fallback else {}),
+        "metrics": {"headline": sum(known) / len(known) if known else math.nan, **heads},
+    }
 
 
 def together(rows: Rows) -> tuple[Any, list[str], np.ndarray]:

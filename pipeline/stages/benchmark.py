@@ -154,7 +154,9 @@ def _line(row: str, folder: Path) -> Line:
         line["tabled"] = {name: name for name in found.test}
         for name, test in found.test.items():
             line |= {f"{name}_all": test.value, f"{name}_low": test.low, f"{name}_high": test.high}
-        return line | chosen | {"fell_back": told[1] + told[2]}
+            if (each := found.over_folds.get(name)) is not None:
+                line |= {f"{name}_mean": each.mean, f"{name}_sd": each.sd}
+        return line | chosen
     measure = measures.of(found.task.value)
     line["tabled"] = {name: measure.label(name, found.horizons) for name in measure.tabled if name in found.over_folds}
     for key in measure.ranking:

@@ -2,9 +2,9 @@
 
 In: a Markdown file. Out: its fenced blocks with language and marks. `sh` blocks are run line by line: `pipeline ...` by
 the program's own entry in this process, all else by bash. `python` blocks are run, unless their first line is a comment
-that names a file (`# mine.py`): then they are that file. `yaml` blocks must be valid settings. `text` blocks hold no
-command. Marks stand in the line before a block: `<!-- not run: WHY -->`, or `<!-- exit 3: WHY -->`, the code that its
-last line must end with.
+that names a file (`# mine.py`): then they are that file. `yaml` blocks must be valid settings, or (`# task.yaml`)
+a stated task. `text` blocks hold no command. Marks stand in the line before a block: `<!-- not run: WHY -->`, or
+`<!-- exit 3: WHY -->`, the code that its last line must end with.
 """
 
 from __future__ import annotations
@@ -98,6 +98,10 @@ def run(block: Block) -> None:
         Path(named["name"]).write_text(block.text + "\n")
     if block.language == "python" and not named:
         exec(compile(block.text, block.where, "exec"), {"__name__": "__main__"})
+    elif block.language == "yaml" and named and named["name"] == "task.yaml":
+        from mhim.pipeline.exchange import stated_task
+
+        stated_task.read(Path(named["name"]))
     elif block.language == "yaml":
         _settings(block)
     elif block.language == "sh":

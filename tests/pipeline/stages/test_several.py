@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 
 from mhim.configs.schema import ScoreConfig
 from mhim.pipeline.cli.main import _main
-from mhim.pipeline.results import compare, views
+from mhim.pipeline.pictures import layers
+from mhim.pipeline.results import compare, estimand, views
 from mhim.pipeline.store import layout
 from tests.pipeline.bags import make_features, sets
 
@@ -79,3 +81,56 @@ def test_a_benchmark_tells_the_paired_difference_of_every_target_and_of_their_me
     page = (benched.runs / "benchmark.md").read_text()
     assert "mhim_abmil: survival.c_index against abmil: " in page
     assert "mhim_abmil: grid of lr, cell chosen on validation per fold; lr-0.005: validation headline" in page
+
+
+def test_survival_among_several_is_drawn_and_compared(benched: layout.Work, cli: Cli) -> None:
+    folder = views.View(benched.run("mhim_abmil"), "survival").folder
+    found = json.loads((folder / "metrics.json").read_text())
+    assert found["test"]["c_index"]["value"] is not None
+    assert {"kaplan_meier.csv", "kaplan_meier.svg"} <= {p.name for p in folder.iterdir()}
+    rows = estimand.read(folder / "predictions.csv")
+    assert len({r["patient"] for r in rows}) == 24
+    assert {"time", "event", "risk", "risk_threshold"} <= rows[0].keys()
+    code, text = cli("compare", "abmil", "mhim_abmil", "--work", benched.root, *sets("score.bootstrap=20"))
+    assert code == 0, text
+    flat = " ".join(text.split())
+    assert "mhim_abmil, all targets minus abmil, all targets: same patients" in flat
+    assert "mhim_abmil, survival minus abmil, survival: same patients" in flat
+
+
+def test_the_report_of_several_has_every_target_in_contents_patients_slides_and_other_runs(
+    benched: layout.Work, cli: Cli, tmp_path: Path
+) -> None:
+    run, other = benched.run("mhim_abmil"), layout.Work(tmp_path / "other")
+    new = table(tmp_path / "new.csv", other, 12, seed=5, prefix="x")
+    shared = ["--work", benched.root, *QUICK, "--name", "mhim_abmil", "--features", other.features("texture")]
+    code, text = cli("score", *shared, "--labels", new, *ALL[:-2], "--as", "elsewhere")
+    assert code == 0, text
+    for view in views.of(run / "new" / "elsewhere"):
+        told = json.loads((view.folder / "metrics.json").read_text())
+        assert told["patients"] in (9, 10)
+        assert told["external"].keys() == told["internal"].keys()
+    wide = estimand.read(run / "predictions.csv")
+    slide = wide[0]["slide"]
+    drawn = run / "heatmaps" / slide
+    drawn.mkdir(parents=True, exist_ok=True)
+    for name in ("attention", "contribution_value_of_ki67", "risk_of_survival"):
+        layers.save_png(drawn / f"{name}.png", np.full((70, 160, 3), 200, np.uint8))
+    code, text = cli("report", "--work", benched.root, "--name", "mhim_abmil")
+    assert code == 0, text
+    page = (run / "report.html").read_text()
+    for name in TARGETS:
+        assert f'<a href="#target-{name}">{name}</a>' in page
+        assert f'<h2 id="target-{name}">{name}</h2>' in page
+        assert f"<button>{name}, said</button>" in page
+        assert f"Of {name}, 24 patients were known" in page
+        assert f"<td>elsewhere, {name}</td>" in page
+    assert all(f'id="{part}"' in page for part in re.findall(r'href="#([\w-]+)"', page))
+    assert page.count("<tr><td>abmil</td><td>") == 5  # the headline, and that of each target
+    (figure,) = re.findall(r"<figure[^>]*><div class=.layers.>.*?</figure>", page, re.DOTALL)
+    assert figure.index("contribution value of ki67") < figure.index("attention") < figure.index("risk of survival")
+    known = [name for name in TARGETS if wide[0].get(f"label.{name}") or wide[0].get(f"time.{name}")]
+    assert known
+    assert all(f"{name}: " in figure for name in known)
+    body = page[page.index('<h2 id="patients"') :]
+    assert body.count("<tr>", 0, body.index("</tbody>")) == 1 + len({r["patient"] for r in wide})
