@@ -16,7 +16,7 @@ from typing import Any
 from mhim.mil.tasks import one
 from mhim.mil.tasks.base import EPS, Cells, Kind, One, Points, Target, Task, TaskError
 from mhim.mil.tasks.classification import Classification, classification
-from mhim.mil.tasks.ordinal import Ordinal, ordinal
+from mhim.mil.tasks.ordinal import Ordinal, median, ordinal
 from mhim.mil.tasks.regression import LEVELS, Regression, regression
 from mhim.mil.tasks.several import WORST, Several, several
 from mhim.mil.tasks.survival import Cox, Nll, Survival, check_survival, cox_survival, discrete_survival, nll_each
@@ -44,6 +44,7 @@ __all__ = [
     "cox_survival",
     "discrete_survival",
     "from_json",
+    "median",
     "nll_each",
     "ordinal",
     "regression",

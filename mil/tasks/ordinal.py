@@ -28,6 +28,12 @@ from mhim.mil.tasks.survival import running_product
 Link = Literal["corn", "cumulative"]
 
 
+def median(probabilities: Tensor) -> Tensor:
+    """int64 (B,) the median of levels' probabilities (B, K): the level that is called, of one model or of the mean of
+    several, and nowhere decided otherwise."""
+    return (1.0 - probabilities.cumsum(dim=1)[:, :-1] >= 0.5).sum(dim=1)
+
+
 @dataclass(frozen=True)
 class Ordinal(Task):
     """classes: the levels, lowest first. link: how K - 1 logits become a distribution. weights: one loss weight per
@@ -81,8 +87,8 @@ class Ordinal(Task):
         return torch.cat([edge, above], dim=1) - torch.cat([above, torch.zeros_like(edge)], dim=1)
 
     def level(self, logits: Tensor) -> Tensor:
-        """int64 (B,) the level that is called: the median of the distribution."""
-        return (self.exceeding(logits) >= 0.5).sum(dim=1)
+        """int64 (B,) the level that is called."""
+        return median(self.probabilities(logits))
 
     def risk(self, logits: Tensor) -> Tensor:
         """(B,) expected level, 0 to K - 1."""

@@ -160,6 +160,13 @@ def classes_of(
         )
     values_of = {v: number(v, separator if kind == "ordinal" else ",") for v in present}
     if None not in values_of.values():
+        if kind == "ordinal" and len(set(values_of.values())) < len(present):
+            alike = next(
+                sorted(w for w in present if values_of[w] == values_of[v])
+                for v in sorted(present)
+                if sum(values_of[w] == values_of[v] for w in present) > 1
+            )
+            raise CohortError(f"{where}levels {' and '.join(map(repr, alike))} are one number: write it in one way")
         return tuple(sorted(present, key=lambda v: (values_of[v], v)))
     if kind == "ordinal":
         words = ", ".join(sorted(present))

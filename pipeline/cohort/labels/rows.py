@@ -105,14 +105,14 @@ def row_of(
         raise ValueError(f"column {named('slide')}: it is empty, or says that it is missing")
     mpp = number_of("mpp", 0.0)
     if mpp == 0:
-        raise ValueError("column mpp: it must be above 0")
+        raise ValueError(f"column {named('mpp')}: it must be above 0")
     event = event_of(cells.get("event", ""), words or {}, named("event"))
     fold = number_of("fold", 0.0)
     if fold is not None and fold != int(fold):
-        raise ValueError(f"column fold: {cells['fold']!r} must be a whole number from 0")
+        raise ValueError(f"column {named('fold')}: {cells['fold']!r} must be a whole number from 0")
     split = cells.get("split", "")
     if split and split.casefold() not in SPLITS:
-        raise ValueError(f"column split: {split!r} must be train, val or test")
+        raise ValueError(f"column {named('split')}: {split!r} must be train, val or test")
     time = number_of("time", 0.0)
     if (time is None) != (event is None):
         lacking = named("time" if time is None else "event")

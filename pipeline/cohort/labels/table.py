@@ -215,27 +215,27 @@ def _rows(
     if wrong:
         more = f"\n  ... and {len(wrong) - 20} more" if len(wrong) > 20 else ""
         raise CohortError(f"{path}:\n  " + "\n  ".join(wrong[:20]) + more)
-    return rows, _notes(path, rows, at, gone, words, commas, grouped)
+    return rows, _notes(path, rows, own, gone, words, commas, grouped)
 
 
 def _notes(
     path: Path,
     rows: Sequence[Row],
-    at: Mapping[str, int],
+    own: Mapping[str, str],
     gone: Mapping[str, Counter[str]],
     words: Mapping[str, int],
     commas: int,
     grouped: int,
 ) -> list[str]:
-    """What was taken for what, before any work."""
+    """What was taken for what, before any work. own: our column -> the file's."""
     notes = [
-        f"{path.name}: {sum(said.values())} cells of `{ours.removeprefix(TARGET)}` are missing values "
+        f"{path.name}: {sum(said.values())} cells of `{own[ours]}` are missing values "
         f"({', '.join(f'{n} {text}' for text, n in said.most_common())}; --set labels.missing=[...] changes it)"
         for ours, said in gone.items()
     ]
     if words:
         said = ", ".join(f"{word!r} is {value}" for word, value in sorted(words.items()))
-        notes.append(f"{path.name}: `event` {said}")
+        notes.append(f"{path.name}: `{own['event']}` {said}")
     if commas:
         notes.append(f"{path.name}: {commas} rows have numbers with a decimal comma")
     if grouped:
@@ -244,14 +244,25 @@ def _notes(
             f"{path.name}: no column tells the patient: {grouped} slides are of {len(patients)} patients by "
             "their TCGA barcodes (--no-tcga-patients: each slide by itself)"
         )
-    told = {ours: [getattr(r, ours) for r in rows] for ours in ("label", "patient", "site") if ours in at}
-    told |= {ours: [dict(r.targets)[ours.removeprefix(TARGET)] for r in rows] for ours in at if ours.startswith(TARGET)}
+    told = {ours: [getattr(r, ours) for r in rows] for ours in ("label", "patient", "site") if ours in own}
+    told |= {
+        ours: [dict(r.targets)[ours.removeprefix(TARGET)] for r in rows] for ours in own if ours.startswith(TARGET)
+    }
     for ours, values in told.items():
         counts = Counter(v for v in values if v is not None)
         alike = look_alikes(counts)
         if alike:
             pairs = [f"{a!r} ({counts[a]}) and {b!r} ({counts[b]})" for a, b in alike]
-            what = {"patient": "two patients", "site": "two sites"}.get(ours, "two classes")
-            called = ours.removeprefix(TARGET)
-            notes.append(f"{path.name}: `{called}` holds {some(pairs, 3)}, which look like one and are taken as {what}")
+            what = {"patient": "patients", "site": "sites"}.get(ours, "classes")
+            said = f"are taken as two {what}"
+            if what == "classes" and all(_one_number(a, b) for a, b in alike):
+                said = "are two classes, unless the column is of numbers"
+            notes.append(f"{path.name}: `{own[ours]}` holds {some(pairs, 3)}, which look like one and {said}")
     return notes
+
+
+def _one_number(one: str, two: str) -> bool:
+    try:
+        return float(one.replace(",", ".")) == float(two.replace(",", "."))
+    except ValueError:
+        return False

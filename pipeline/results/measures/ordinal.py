@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from mhim.configs.schema import ScoreConfig
 from mhim.mil import estimators
+from mhim.mil.tasks import median
 from mhim.pipeline.results.measures import measure
 from mhim.pipeline.results.measures.classification import Classification
 from mhim.pipeline.results.measures.measure import Answers, Row, Said, Scaled, Training, Values
@@ -50,8 +52,8 @@ class Ordinal(Classification):
         return self.positive(answer)
 
     def decision(self, row: Row) -> Row:
-        above = 1.0 - np.cumsum([row[f"p_{c}"] for c in self.task.classes])[:-1]
-        return {"expected_level": self.positive(row), "decision": self.task.classes[int((above >= 0.5).sum())]}
+        p = torch.tensor([[row[f"p_{c}"] for c in self.task.classes]], dtype=torch.float64)
+        return {"expected_level": self.positive(row), "decision": self.task.classes[int(median(p))]}
 
     def values(self, trainings: Sequence[Training], weights: np.ndarray, horizons: Sequence[float]) -> Values:
         """quadratic_kappa, mae (in levels), accuracy, balanced_accuracy: of the decision. auc_above_<k>: of the

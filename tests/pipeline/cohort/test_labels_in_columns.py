@@ -55,5 +55,8 @@ def test_each_of_several_columns_is_told_by_its_own_name(tmp_path: Path) -> None
     assert "`er` holds 'Pos' (1) and 'pos' (1), which look like one and are taken as two classes" in text
     assert "1 cells of `pr` are missing values (1 NA;" in text
     assert "target." not in text
+    numbers = "\n".join(table(tmp_path, "slide,PD-L1\na,1\nb,1.0\nc,NA\n", "PD-L1").notes)
+    assert "`PD-L1` holds '1' (1) and '1.0' (1), which look like one and are two classes, unless the column" in numbers
+    assert "1 cells of `PD-L1` are missing values (1 NA;" in numbers
     made = outcomes.told(found.rows, TrainConfig())
     assert outcomes.lacking(made) == "value of er or pr"

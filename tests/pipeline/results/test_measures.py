@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import average_precision_score, cohen_kappa_score, mean_absolute_error, r2_score, roc_auc_score
 
@@ -55,6 +56,12 @@ def test_the_level_that_is_called_is_the_median_and_the_numbers_are_of_it() -> N
         below = np.cumsum([row[f"p_{c}"] for c in "123"])
         assert row["decision"] == GRADES.classes[int(np.argmax(below > 0.5))]
         assert row["expected_level"] == pytest.approx(row["p_2"] + 2 * row["p_3"])
+    logits = np.random.default_rng(1).normal(0, 2, (200, 2)).round(1)  # 0: a half to either side
+    z = torch.from_numpy(logits)
+    each = [dict(zip(("p_1", "p_2", "p_3"), p, strict=True)) for p in GRADES.probabilities(z).tolist()]
+    levels = [GRADES.classes[k] for k in GRADES.level(z)]
+    assert [measures.of(GRADES).decision(row)["decision"] for row in each] == levels, "one rule of the median"
+    assert (logits[:, 0] == 0).any()
     found = estimand.point(estimand.answers(rows, GRADES))
     true, called = ([GRADES.classes.index(r[k]) for r in rows] for k in ("label", "decision"))
     assert found["quadratic_kappa"] == pytest.approx(cohen_kappa_score(true, called, weights="quadratic"), abs=1e-9)

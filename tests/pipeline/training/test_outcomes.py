@@ -164,6 +164,7 @@ def test_what_is_safe_is_told_from_the_labels(work: layout.Work) -> None:
         (labelled("low", "high"), {"task": "ordinal"}, "order of their own"),
         (labelled("1", "2", "oops"), {"task": "regression"}, "row 4, column label: 'oops' is not a number"),
         (labelled("1", "2", "inf"), {"task": "regression"}, "not finite"),
+        (labelled("1", "1.0", "2"), {"task": "ordinal"}, "levels '1' and '1.0' are one number: write it in one way"),
         (labelled("3", "3.0"), {"task": "regression"}, "all 12 labelled slides are '3': there is nothing to learn"),
         (labelled("none", "mild"), {"task": "ordinal"}, r"as --set .train.classes=\[LOWEST, ..., HIGHEST"),
         (lambda r: r, {"task": "multilabel"}, "two or more columns"),
