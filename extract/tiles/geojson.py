@@ -14,6 +14,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from mhim.extract.tiles.region_files import FRAME_KEY
+
 _COLOURS = {"Tissue": [0, 160, 0], "Tile": [30, 60, 200], "Exclude": [200, 40, 40]}
 
 
@@ -72,9 +74,11 @@ def region_features(
     return out
 
 
-def dumps(features: list[dict[str, Any]]) -> str:
-    """The GeoJSON text of a feature collection."""
-    return json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":")) + "\n"
+def dumps(features: list[dict[str, Any]], say_frame: bool = False) -> str:
+    """The GeoJSON text of a feature collection. say_frame: it says that it counts from the bounds, so that it is read
+    so whatever `tile.regions_frame` says of other files."""
+    said = {FRAME_KEY: "bounds"} if say_frame else {}
+    return json.dumps({"type": "FeatureCollection", **said, "features": features}, separators=(",", ":")) + "\n"
 
 
 def _feature(kind: str, geometry: dict[str, Any], class_name: str | None) -> dict[str, Any]:

@@ -30,6 +30,8 @@ from mhim.extract import SlideError
 
 Rings = tuple[np.ndarray, ...]  # the outer first, then holes; float64 (K, 2), x then y
 
+FRAME_KEY = "counted_from"  # member of a GeoJSON collection that says its frame; ours alone
+FRAMES = ("bounds", "full")
 MAX_BYTES = 1 << 30  # of the text; annotations of a whole slide take a few MB
 _MAX_DEPTH = 32  # XML elements within each other; the formats use 6
 
@@ -48,17 +50,29 @@ class Shape:
     negative: bool = False
 
 
-def read_shapes(path: Path) -> tuple[list[Shape], str]:
-    """The shapes of a file, and its frame: "bounds" (px from the corner of the scanned bounds, as QuPath counts) or
-    "full" (px of the whole level 0). Raises BadRegions."""
+@dataclass(frozen=True)
+class Counted:
+    """Where a file counts px from. frame: "bounds", the corner of the scanned bounds (as QuPath does), or "full", that
+    of level 0. said: the file says so itself (`FRAME_KEY`); else it is how the program that writes such files does."""
+
+    frame: str
+    said: bool = False
+
+
+def read_shapes(path: Path) -> tuple[list[Shape], Counted]:
+    """The shapes of a file, and where it counts from. Raises BadRegions."""
     name = f"regions file {path.name}"
     try:
         raw = _content(path)
         encoding = json.detect_encoding(raw)
         if raw[:64].decode(encoding, "ignore").lstrip("\ufeff \t\r\n").startswith("<"):
-            shapes, frame = _xml(raw), "full"
+            shapes, counted = _xml(raw), Counted("full")
         else:
-            shapes, frame = list(_geojson(json.loads(raw.decode(encoding)))), "bounds"
+            parsed = json.loads(raw.decode(encoding))
+            said = parsed.get(FRAME_KEY) if isinstance(parsed, dict) else None
+            shapes, counted = list(_geojson(parsed)), Counted("bounds")
+            if said in FRAMES:
+                counted = Counted(said, said=True)
     except FileNotFoundError:
         raise BadRegions(f"{name} does not exist") from None
     except RecursionError:
@@ -71,7 +85,7 @@ def read_shapes(path: Path) -> tuple[list[Shape], str]:
         raise BadRegions(f"{name} is no GeoJSON and no XML of regions: {error}") from error
     if not shapes:
         raise BadRegions(f"{name} holds no annotation with an area; export annotations, not detections, from QuPath")
-    return shapes, frame
+    return shapes, counted
 
 
 class _Odd(ValueError):

@@ -21,7 +21,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from mhim.extract.tiles.region_files import BadRegions, Rings, Shape, read_shapes
+from mhim.extract.tiles.region_files import BadRegions, Counted, Rings, Shape, read_shapes
 
 __all__ = ["BadRegions", "Drawn", "Region", "apply", "read"]
 
@@ -67,7 +67,8 @@ def read(path: Path, bounds_origin_l0: tuple[int, int] = (0, 0), frame: Frame = 
     """The regions of a file in px of level 0.
 
     frame: where the file counts from, "bounds" (whose corner is `bounds_origin_l0`) or "full"; "auto" is as the program
-    that writes such files does. Points and lines are no areas and are passed over. Raises BadRegions."""
+    that writes such files does. A file that says where it counts from, as those that `pipeline view` saves, is read so
+    whatever `frame` is. Points and lines are no areas and are passed over. Raises BadRegions."""
     shapes, own = read_shapes(path)
     counted, origin = counted_from(own, frame, bounds_origin_l0)
     shift = np.asarray(origin, float)
@@ -76,7 +77,7 @@ def read(path: Path, bounds_origin_l0: tuple[int, int] = (0, 0), frame: Frame = 
     )
     odd = sorted({n for s in shapes for n in s.names[:1] if n.lower() in _MEANT_TO_CUT})
     notes = [f"regions of class {n} confine the tissue; to cut them out call them Exclude or Ignore*" for n in odd]
-    if counted == "bounds" and origin != (0, 0) and frame == "auto":
+    if counted == "bounds" and origin != (0, 0) and frame == "auto" and not own.said:
         x, y = origin
         notes.append(
             f"regions are read as QuPath counts, from the corner of the scanned bounds ({x}, {y}); of a program that "
@@ -85,10 +86,10 @@ def read(path: Path, bounds_origin_l0: tuple[int, int] = (0, 0), frame: Frame = 
     return Drawn(regions, counted, origin, tuple(notes))
 
 
-def counted_from(own: str, frame: str, bounds_origin_l0: tuple[int, int]) -> tuple[str, tuple[int, int]]:
-    """The frame of a file, and where that is in px of level 0. own: the frame of the program that wrote it; frame: what
-    was set."""
-    counted = own if frame == "auto" else frame
+def counted_from(own: Counted, frame: str, bounds_origin_l0: tuple[int, int]) -> tuple[str, tuple[int, int]]:
+    """The frame of a file, and where that is in px of level 0. own: of the file; frame: what was set, for files
+    that do not say it themselves."""
+    counted = own.frame if own.said or frame == "auto" else frame
     return counted, bounds_origin_l0 if counted == "bounds" else (0, 0)
 
 

@@ -58,6 +58,11 @@ ListAll = Annotated[bool, typer.Option("--list", help="with --dry-run: each item
 Slides = Annotated[Path, typer.Argument(help="folder with slides (searched recursively), one slide, or a manifest CSV")]
 
 
+Regions = Annotated[
+    Path | None, typer.Option(help="folder of drawn regions, named by slide id, as `pipeline view` saves them")
+]
+
+
 Labels = Annotated[
     Path | None, typer.Option(help="table: slide, patient, label or time+event (default: labels.csv beside the slides)")
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mhim.pipeline.cli.options import GPU, Labels, Name, Slides, app, session_flags
+from mhim.pipeline.cli.options import GPU, Labels, Name, Regions, Slides, app, session_flags
 from mhim.pipeline.cli.settings import PATIENT_TABLES, TABLE, SettingFlag, SettingsCommand
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 def tile(
     slides: Slides,
     labels: Annotated[Path | None, typer.Option(help="table whose columns mpp and regions are obeyed")] = None,
-    regions: Annotated[
-        Path | None, typer.Option(help="folder of drawn regions, named by slide id, as `pipeline view` saves them")
-    ] = None,
+    regions: Regions = None,
     *,
     session: Session,
 ) -> int:
@@ -144,8 +142,8 @@ def score(
     *TABLE,
     shares=False,
 )
-def run(slides: Slides, labels: Labels = None, name: Name = None, *, session: Session) -> int:
+def run(slides: Slides, labels: Labels = None, name: Name = None, regions: Regions = None, *, session: Session) -> int:
     """All four verbs in order: slides in, scored models out."""
     from mhim.pipeline.stages import verbs
 
-    return verbs.run_all(session, slides, labels, name)
+    return verbs.run_all(session, slides, labels, name, regions)

@@ -38,10 +38,7 @@ def tile(session: Session, source: Path, labels: Path | None = None, regions: Pa
     from mhim.pipeline.stages.tile import Tile
 
     plugins_there(session.config, "tile")
-    slides = _slides(session, source, labels)
-    if regions is not None:
-        slides, note = use.drawn_on(slides, regions)
-        tell([note])
+    slides = _slides(session, source, labels, regions)
     if not session.dry_run:
         cohort.remember(session.work, slides)
     args = [str(source.resolve()), *(["--labels", str(labels.resolve())] if labels else [])]
@@ -49,8 +46,18 @@ def tile(session: Session, source: Path, labels: Path | None = None, regions: Pa
     return run_stage(session, Tile(session.work, session.config, slides), args)
 
 
-def _slides(session: Session, source: Path, labels: Path | None) -> list[SlideEntry]:
-    """The slides of `source` under the ids that the work folder knows them by. Tells which files are none."""
+def _slides(session: Session, source: Path, labels: Path | None, regions: Path | None) -> list[SlideEntry]:
+    """The slides of `source` under the ids that the work folder knows them by, with the regions of a folder.
+    Tells which files are none."""
+    slides = _listed(session, source, labels)
+    if regions is not None:
+        slides, note = use.drawn_on(slides, regions)
+        tell([note])
+    return slides
+
+
+def _listed(session: Session, source: Path, labels: Path | None) -> list[SlideEntry]:
+    """The slides of `source` without regions of a folder."""
     known = cohort.read_cohort(session.work) if session.work.cohort.exists() else []
     wanted = session.wanted
     if wanted is not None and wanted <= {s.id for s in known}:
@@ -106,9 +113,9 @@ def plugins_there(config: Config, *verbs: str) -> None:
             lookup.find(package, name)
 
 
-def run_all(session: Session, source: Path, labels: Path | None, name: str | None) -> int:
+def run_all(session: Session, source: Path, labels: Path | None, name: str | None, regions: Path | None = None) -> int:
     """The four verbs in order. Failed items do not stop the next verb; the worst exit code is returned. Raises Stopped
-    at the first verb that can make nothing more."""
+    at the first verb that can make nothing more. regions: as of `tile`."""
     from mhim.pipeline.stages import tables_given
 
     # told before hours of tiling, as is a wrong or missing table, whose mpp and regions decide the tiles
@@ -120,14 +127,19 @@ def run_all(session: Session, source: Path, labels: Path | None, name: str | Non
     of_patients.joint_sites(table.rows, session.config.train.split_by)
     tables_given.foresee(session.config, table)
     if session.dry_run:
-        return foresee(session, source, labels, name)
+        return foresee(session, source, labels, name, regions)
     if session.submits:
-        return submit_all(session, source, labels, name)
-    codes = [tile(session, source, labels), extract(session), train(session, labels, name), score(session, name)]
+        return submit_all(session, source, labels, name, regions)
+    codes = [
+        tile(session, source, labels, regions),
+        extract(session),
+        train(session, labels, name),
+        score(session, name),
+    ]
     return max(codes)
 
 
-def foresee(session: Session, source: Path, labels: Path, name: str | None) -> int:
+def foresee(session: Session, source: Path, labels: Path, name: str | None, regions: Path | None) -> int:
     """What the four verbs would do: each verb's plan, or how many items it will have where what it needs is not made
     yet. Changes nothing."""
     from mhim.pipeline.stages import runs
@@ -135,7 +147,7 @@ def foresee(session: Session, source: Path, labels: Path, name: str | None) -> i
 
     config = session.config
     run = session.work.run(runs.named(name, config.train.model))
-    slides = _slides(session, source, labels)
+    slides = _slides(session, source, labels, regions)
     codes = [run_stage(session, Tile(session.work, config, slides))]
     if any(reading.stored(session.work.tile_store(s.id)) for s in slides):
         codes.append(extract(session))
@@ -158,24 +170,22 @@ def _trainings(config: Config) -> int:
     return (cells * config.train.seeds + config.train.draws) * config.train.folds * config.train.repeats
 
 
-def submit_all(session: Session, source: Path, labels: Path, name: str | None) -> int:
+def submit_all(session: Session, source: Path, labels: Path, name: str | None, regions: Path | None) -> int:
     """The four verbs as jobs, each after the one before. What can be wrong now is told now."""
     from mhim.pipeline.stages import runs
     from mhim.pipeline.stages.tile import Tile
 
     config = session.config
     found = labels.resolve()
-    tiled = _slides(session, source, found)
+    tiled = _slides(session, source, found, regions)
     cohort.remember(session.work, tiled)
     tiles = session.plan(Tile(session.work, config, tiled))
     tiles.permit(session.replace)
     slides = [s.id for s in cohort.read_cohort(session.work)]
     called = ["--name", runs.named(name, config.train.model)]
-    steps = (
-        [Step("tile", [str(source.resolve()), "--labels", str(found)], len(tiles.keys), tiles.keys)]
-        if tiles.keys
-        else []
-    )
+    args = [str(source.resolve()), "--labels", str(found)]
+    args += ["--regions", str(regions.resolve())] if regions else []
+    steps = [Step("tile", args, len(tiles.keys), tiles.keys)] if tiles.keys else []
     steps += [
         Step("extract", [], len(slides), slides),
         Step("train", ["--labels", str(found), *called], _trainings(config)),

@@ -53,7 +53,7 @@ def text(sent: Any, origin_l0: tuple[int, int], size_l0: tuple[int, int]) -> str
     """GeoJSON of what the page sent, `{"regions": [...]}` as `read` gives them, clipped to the slide; "" where no
     region is left. Raises BadDrawing."""
     regions = [_checked(k, one, size_l0) for k, one in enumerate(_list(sent))]
-    return geojson.dumps(geojson.region_features(regions, origin_l0)) if regions else ""
+    return geojson.dumps(geojson.region_features(regions, origin_l0), say_frame=True) if regions else ""
 
 
 def save(work: layout.Work, slide: str, written: str) -> Path | None:

@@ -91,6 +91,37 @@ def test_regions_of_the_tiling_are_shown_where_they_were_tiled(gallery: Gallery,
         assert region["rings"][0][0] == [RING[0][0] + shift[0], RING[0][1] + shift[1]], frame
 
 
+@pytest.mark.parametrize("frame", ["auto", "bounds", "full"])
+def test_what_the_viewer_saves_says_where_it_counts_from(tmp_path: Path, frame: str) -> None:
+    origin, file = (300, 220), tmp_path / "a.geojson"
+    file.write_text(drawn.text(SENT, origin, (4000, 3000)))
+    assert json.loads(file.read_text())["features"][0]["geometry"]["coordinates"][0][0] == [256 - 300, 256 - 220]
+    found = regions.read(file, origin, frame)  # type: ignore[arg-type]
+    assert found.regions[0].polygons[0][0].tolist() == [*RING, RING[0]]
+    assert (found.frame, found.origin_l0, found.notes) == ("bounds", origin, ())
+    assert drawn.read(file, origin, frame)[0]["rings"] == [[*RING, RING[0]]]
+    bare = json.loads(file.read_text())
+    del bare["counted_from"]  # of another program: the setting decides
+    file.write_text(json.dumps(bare))
+    shift = {"auto": (0, 0), "bounds": (0, 0), "full": (-300, -220)}[frame]
+    ring = regions.read(file, origin, frame).regions[0].polygons[0][0]  # type: ignore[arg-type]
+    assert ring[0].tolist() == [256 + shift[0], 256 + shift[1]]
+
+
+def test_run_takes_the_folder_too(tiled: Path, cli: Cli) -> None:
+    labels = tiled.parent / "labels.csv"
+    labels.write_text("slide,patient,label\nsub/a.svs,p,yes\nb.svs,q,no\n")
+    ask = ("run", tiled.parent / "s", "--work", tiled.parent / "w2", "--labels", labels, *SETTINGS, "--dry-run")
+    (tiled.parent / "drawn").mkdir()
+    (tiled.parent / "drawn" / "b.svs.geojson").write_text(drawn.text(SENT, (0, 0), (4000, 3000)))
+    code, said = cli(*ask, "--regions", tiled.parent / "drawn")
+    assert code == 0, said
+    assert "regions of 1 slide taken from it" in said
+    code, said = cli(*ask, "--regions", tiled.parent / "none")
+    assert code == 2
+    assert "is no folder" in said
+
+
 def test_damaged_regions_fail_their_own_slide_only(tiled: Path, cli: Cli) -> None:
     folder = tiled.parent / "drawn"
     (folder / "sub").mkdir(parents=True)
