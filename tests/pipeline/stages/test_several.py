@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ import pytest
 from mhim.configs.schema import ScoreConfig
 from mhim.pipeline.cli.main import _main
 from mhim.pipeline.pictures import layers
-from mhim.pipeline.results import compare, estimand, views
+from mhim.pipeline.results import compare, estimand, operating_point, predictions, views
 from mhim.pipeline.store import layout
+from mhim.pipeline.training import bundle, fold
 from tests.pipeline.bags import make_features, sets
 
 Cli = Callable[..., tuple[int, str]]
@@ -134,3 +136,75 @@ def test_the_report_of_several_has_every_target_in_contents_patients_slides_and_
     assert all(f"{name}: " in figure for name in known)
     body = page[page.index('<h2 id="patients"') :]
     assert body.count("<tr>", 0, body.index("</tbody>")) == 1 + len({r["patient"] for r in wide})
+
+
+def test_decisions_of_each_target_are_frozen_on_its_own_validation_cells_with_a_band_where_asked(
+    benched: layout.Work, cli: Cli
+) -> None:
+    run = benched.run("mhim_abmil")
+    before = {p: p.read_bytes() for p in [run / "metrics.json", *sorted(run.glob("targets/*/*.[cj]s*"))]}
+    shared = ["--work", benched.root, *QUICK, "--name", "mhim_abmil"]
+    code, text = cli("score", *shared, *sets("score.abstain=0.5"), "--replace")
+    assert code == 0, text
+    rows = estimand.read(views.View(run, "er").folder / "predictions.csv")
+    assert {r["decision"] for r in rows} >= {"undecided"}
+    for folder in predictions.folds_of(run):
+        card = bundle.card_of(folder)
+        validation = fold.read_side(folder, "val", "er")
+        known = [r for r in fold.read_predictions(folder) if r["side"] == "val" and r["target.er"] != ""]
+        assert [r["patient"] for r in validation] == [r["patient"] for r in known]
+        er = card.seen_as("er")
+        at = operating_point.point(partial(list, validation), er, er.task.value, ScoreConfig(abstain=0.5))
+        assert at is not None
+        own = [r for r in rows if (r["repeat"], r["fold"], r["seed"]) == card.place]
+        assert {(r["threshold"], r["undecided_from"], r["undecided_to"]) for r in own} == {
+            (at.threshold, at.low, at.high)
+        }
+        risk = card.seen_as("survival").risk_threshold
+        of_risk = estimand.read(views.View(run, "survival").folder / "predictions.csv")
+        assert {r["risk_threshold"] for r in of_risk if r["fold"] == card.place[1]} == {risk}
+    found = json.loads((views.View(run, "er").folder / "metrics.json").read_text())
+    assert found["decisions"]["undecided"] == pytest.approx(np.mean([r["decision"] == "undecided" for r in rows]))
+    whole = json.loads((run / "metrics.json").read_text())["choices"]
+    assert whole["watched"] == 2
+    assert found["choices"] == whole, "a training falls back as a whole"
+    code, text = cli("score", *shared, "--replace")
+    assert code == 0, text
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_targets_that_a_fold_does_not_vary_in_are_told_by_name(cli: Cli, tmp_path: Path) -> None:
+    """Fold 0 holds out nobody whose `pr` is known, fold 1 one level of `grade` and one number only. A target that is
+    constant in a training part stops that training by its name."""
+    work = layout.Work(tmp_path / "work")
+    lines = ["slide,patient,fold,er,pr,grade,ki67"]
+    for i, row in enumerate(make_features(work, 32)):
+        k, odd = i // 8 % 4, i % 2
+        cells = [("neg", "pos")[odd], "" if k == 0 else ("neg", "pos")[odd], "1" if k == 1 else str(1 + odd)]
+        lines.append(",".join([row.slide, row.patient, str(k), *cells, "20" if k == 1 else f"{10 + 5 * odd + i / 8}"]))
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(lines) + "\n")
+    shared = ["--work", work.root, *QUICK, *sets("train.model=mean", "train.model_params={width: 8}"), "--name", "one"]
+    given = ["--labels", labels, "--label-column", "er,pr,grade,ki67", "--task", "grade=ordinal,ki67=regression"]
+    code, text = cli("train", *shared, *given)
+    assert code == 0, text
+    code, text = cli("score", *shared)
+    assert code == 0, text
+    run = work.run("one")
+    told = {v.target: json.loads((v.folder / "metrics.json").read_text()) for v in views.of(run)}
+    assert told["pr"]["trainings"] == 3
+    assert "1 of 4 trainings held out no patient whose pr is known" in "\n".join(told["pr"]["warnings"])
+    of = {f["fold"]: f["metrics"] for f in told["grade"]["per_fold"]}
+    assert of[1]["quadratic_kappa"] is None or of[1]["quadratic_kappa"] == 0
+    assert {f["fold"]: f["metrics"]["r2"] for f in told["ki67"]["per_fold"]}[1] is None
+    whole = json.loads((run / "metrics.json").read_text())
+    per = {f["fold"]: f["metrics"] for f in whole["per_fold"]}
+    assert per[0]["pr.auc"] is None
+    assert per[0]["headline"] is not None
+    assert all(v["value"] is not None for v in whole["test"].values())
+    cells = [line.split(",") for line in lines]
+    same = [c if c[2] == "0" or k == 0 else [*c[:5], c[5], "20"] for k, c in enumerate(cells)]
+    labels.write_text("\n".join(map(",".join, same)) + "\n")
+    code, text = cli("train", *shared, *given, "--replace")
+    assert code == 1, text
+    assert "target ki67: all 14 training targets of this fold are 20" in " ".join(text.split()), text
