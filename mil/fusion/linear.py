@@ -144,3 +144,15 @@ def _step(z: np.ndarray, target: np.ndarray, k: int, each: float) -> tuple[np.nd
         z[there], above
     )
     return made.coef_[0], float(made.intercept_[0])
+
+
+def one_number(values: np.ndarray, form: Form) -> np.ndarray:
+    """What a person reads of scores, or of weights on them: float64 (...) of (..., q).
+
+    The log risk or the number itself; of two classes the log-odds of the last; of grades the mean of the steps, larger
+    towards higher grades; of more classes the spread around their mean, which has no sign."""
+    if form == "classes":
+        if values.shape[-1] == 2:
+            return np.asarray(values[..., 1] - values[..., 0])
+        return np.asarray(values.std(axis=-1))
+    return np.asarray(values.mean(axis=-1))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mhim.mil.fusion import columns, member
+from mhim.mil.fusion import columns, linear, member
 from mhim.mil.fusion.columns import Columns, ColumnsError, Options
 from mhim.mil.fusion.linear import Form, Linear
 from mhim.mil.fusion.rows import Rows
@@ -41,22 +41,20 @@ class TableModel:
         found[~rows.present] = np.nan
         return found
 
-    def importance(self) -> dict[str, float]:
-        """Feature or group -> its weight per standard deviation (of several logits the largest), signed."""
-        strongest = np.abs(self.linear.weights).argmax(axis=1)
-        values = self.linear.weights[np.arange(len(strongest)), strongest]
+    def importance(self, form: Form) -> dict[str, float]:
+        """Feature or group -> its weight per standard deviation, as `linear.one_number` reads it."""
+        values = linear.one_number(self.linear.weights, form)
         return dict(zip(self.names, values.tolist(), strict=True))
 
-    def group_importance(self) -> dict[str, float]:
-        """Group -> what all its columns add together per standard deviation of their mean, signed; of a model by groups
-        its weights. Columns of several groups count in each."""
+    def group_importance(self, form: Form) -> dict[str, float]:
+        """Group -> what all its columns add together per standard deviation of their mean, as `linear.one_number`
+        reads it; of a model by groups its weights. Columns of several groups count in each."""
         if self.by_groups:
-            return self.importance()
-        weight = self.linear.weights
+            return self.importance(form)
         found = {}
         for (name, at), sd in zip(self.columns.groups.items(), self.columns.group_sd, strict=True):
-            total = weight[list(at)].sum(axis=0) * sd
-            found[name] = float(total[np.abs(total).argmax()])
+            total = self.linear.weights[list(at)].sum(axis=0) * sd
+            found[name] = float(linear.one_number(total, form))
         return found
 
     def plain(self) -> dict[str, Any]:

@@ -206,6 +206,38 @@ def kaplan_meier(time: np.ndarray, event: np.ndarray, high: np.ndarray, p_value:
     return draw
 
 
+def kaplan_meier_pair(
+    models: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, float]],
+) -> Callable[[Any], None]:
+    """The risk groups of two models of the same patients, the first with full lines, the second with dashed ones.
+
+    models: name -> time (n,), event (n,), high risk (n,) by its own decisions, and the p value of its log-rank test."""
+
+    def draw(axes: Any) -> None:
+        time, event = next(iter(models.values()))[:2]
+        ticks = nice_ticks(float(time.max()))
+        below = axes.get_xaxis_transform()  # x in time, y in parts of the axes
+        for m, ((name, (time, event, high, p)), line) in enumerate(zip(models.items(), ("-", "--"), strict=True)):
+            tested = "" if not np.isfinite(p) else f", p = {p:.2g}"
+            for k, (colour, group, own) in enumerate(zip(COLOURS, ("low", "high"), (~high, high), strict=False)):
+                if own.any():
+                    at, alive = metrics.kaplan_meier(time[own], event[own])
+                    told = f"{name}{tested}" if k == int(high.all()) else None
+                    axes.step(at, alive, where="post", color=colour, linestyle=line, label=told)
+                y = -0.34 - 0.07 * (2 * m + k)
+                side = f"{name[:12]}, {group}"
+                axes.text(-0.06, y, side, transform=axes.transAxes, ha="right", va="center", fontsize=7, color=colour)
+                for t in ticks:
+                    n = str(int((time[own] >= t).sum()))
+                    axes.text(t, y, n, transform=below, ha="center", va="center", fontsize=7, color=colour)
+        axes.text(0, -0.27, "at risk", transform=axes.transAxes, ha="left", va="center", fontsize=7)
+        axes.set(ylabel="event-free", ylim=(0, 1.03), xlim=(0, ticks[-1]), xticks=ticks, xlabel="time" + 6 * "\n")
+        title = f"{len(time)} patients; log-rank p"
+        axes.legend(loc="lower left" if event.mean() < 0.5 else "upper right", title=title, fontsize=8)
+
+    return draw
+
+
 def nice_ticks(most: float) -> list[float]:
     """0 and four to six round steps that reach beyond `most`."""
     power = 10.0 ** np.floor(np.log10(max(most, 1e-9) / 4))

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mhim.mil import evidence
-from mhim.pipeline.pictures import beside, figures, kinds, methods, of_several, thumbnails
+from mhim.pipeline.pictures import beside, figures, kinds, methods, modalities, of_several, thumbnails
 from mhim.pipeline.pictures.kinds.kind import Drawing, Kind
 from mhim.pipeline.pictures.of_several import Section, Shown
 from mhim.pipeline.results import again, ensemble, estimand, numbers, predictions, views
@@ -82,7 +82,7 @@ def write(work: layout.Work, run: Path) -> Path:
         template, shown = ASSETS / "several.html", of_several.slides(sections)
     else:
         (only,) = sections
-        values |= only.values
+        values |= only.values | {"fused": modalities.values(run, found.task.value)}
         template, shown = ASSETS / "report.html", [only.shown(row) for row in only.rows]
     values |= _trainings(found) | _maps(run) | _beside(run, found, cards, sections)
     bare = pages.page(template, **values, gallery=[], no_room=0)

@@ -1,15 +1,16 @@
 """What a fused run says of its modalities: each alone, each removed, the weights, and what the tables lean on.
 
-In: the folders of a fused run's trainings and of what they are made of. Out: `fusion.json` beside `metrics.json`, and
-its lines for a table. All numbers are of the same held-out patients, and differences are paired: the same draws of
-patients (`estimand.py`). Who has no row in a table is scored by that table's mean, and counts.
+In: the folders of a fused run's trainings and of what they are made of. Out: `fusion.json` beside `metrics.json`, its
+lines for a table, and what each modality weighs for each patient. All numbers are of the same held-out patients, and
+differences are paired: the same draws of patients (`estimand.py`). Who has no row in a table is scored by that table's
+mean, and counts.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,57 @@ def members(run: Path, folders: Sequence[Path]) -> dict[str, list[Path]]:
     return found
 
 
-def summary(run: Path, folders: Sequence[Path], rows: Sequence[Row], task: Task, config: ScoreConfig) -> dict[str, Any]:
-    """The content of `fusion.json`. rows: the fused predictions."""
+def alone(run: Path, folders: Sequence[Path], config: ScoreConfig) -> dict[str, list[Row]]:
+    """Modality -> the held-out predictions of the models of it alone."""
+    return {name: predictions.predictions(of, config)[0] for name, of in members(run, folders).items()}
+
+
+@dataclass(frozen=True)
+class Share:
+    """One patient's modalities, means over the trainings that held the patient out. weights: modality at hand -> its
+    weight, sum 1. parts: what it adds to the score, in the unit that `unit` tells."""
+
+    weights: Mapping[str, float]
+    parts: Mapping[str, float]
+
+
+def shares(folders: Sequence[Path]) -> dict[str, Share]:
+    """Patient -> what each modality at hand weighs and adds."""
+    each: dict[str, list[tuple[float, Mapping[str, str]]]] = {}
+    for folder in folders:
+        task: Any = bundle.card_of(folder).task.value
+        scale = task.sd if task.kind == "regression" else 1.0
+        for row in tables.read(folder / PARTS):
+            each.setdefault(row["patient"], []).append((scale, row))
+    found = {}
+    for patient, rows in each.items():
+        names = rows[0][1]["modalities"].split("+")  # the same in every training: who has what is of the patient
+        weights = {n: float(np.mean([float(r[f"weight.{n}"]) for _, r in rows])) for n in names}
+        parts = {n: float(np.mean([scale * float(r[f"part.{n}"]) for scale, r in rows])) for n in names}
+        found[patient] = Share(weights, parts)
+    return found
+
+
+def unit(task: Task) -> str:
+    """What the parts of a score are in."""
+    if task.kind == "classification":
+        return f"log-odds of {task.classes[-1]}" if len(task.classes) == 2 else "logits of the likeliest class"
+    if task.kind == "ordinal":
+        return "log-odds of the next grade"
+    return "the label's unit" if task.kind == "regression" else "log risk"
+
+
+def summary(
+    folders: Sequence[Path],
+    rows: Sequence[Row],
+    alone: Mapping[str, Sequence[Row]],
+    task: Task,
+    config: ScoreConfig,
+) -> dict[str, Any]:
+    """The content of `fusion.json`. rows: the fused predictions; alone: as `alone` gives them."""
     fused = [f for f in (fusion_bundle.read(folder) for folder in folders) if f is not None]
-    alone = {name: predictions.predictions(of, config)[0] for name, of in members(run, folders).items()}
+    places = [bundle.card_of(folder).place for folder in folders]
+    once = [f for f, place in zip(fused, places, strict=True) if place[2] == places[0][2]]  # no seed enters a table
     removed = _removed(folders, rows, task, config)
     names = list(alone)
     value, told = _compared(rows, {**alone, **{f"without {n}": r for n, r in removed.items()}}, task, config)
@@ -64,7 +112,7 @@ def summary(run: Path, folders: Sequence[Path], rows: Sequence[Row], task: Task,
         "weights": _weights(folders, names),
         "skill": {n: _spread([f.late.skill[n] for f in fused]) for n in names},
         "patterns": _patterns(fused, folders),
-        "tables": {n: _importance(fused, n) for n in names if n != SLIDE},
+        "tables": {n: _importance(once, n) for n in names if n != SLIDE},
     }
     return dict(numbers.no_nan(made))
 
@@ -171,13 +219,13 @@ def _patterns(fused: Sequence[Fusion], folders: Sequence[Path]) -> list[dict[str
 
 
 def _importance(fused: Sequence[Fusion], name: str) -> dict[str, Any]:
-    """The features and groups that a table's models lean on: mean weight per sd and its sd over the trainings, in how
-    many of these it is used, and how many agree with the mean in sign."""
-    models = [f.tables[name] for f in fused]
+    """The features and groups that a table's models lean on: mean weight per sd and its sd over the folds, in how many
+    of these it is used, and how many agree with the mean in sign. fused: one per fold."""
+    models, form = [f.tables[name] for f in fused], fused[0].late.form
     return {
         "penalty": [m.penalty for m in models],
-        "features": _stable([m.importance() for m in models]),
-        "groups": _stable([m.group_importance() for m in models]),
+        "features": _stable([m.importance(form) for m in models]),
+        "groups": _stable([m.group_importance(form) for m in models]),
     }
 
 

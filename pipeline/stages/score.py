@@ -76,7 +76,7 @@ class Score(Stage):
         return {"stage": self.name, "format": layout.FORMAT, **settings, **inputs}
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
-        from mhim.pipeline.pictures import kinds
+        from mhim.pipeline.pictures import kinds, modalities
         from mhim.pipeline.results import ensemble, fused, numbers, predictions, several, views
         from mhim.pipeline.results.metrics_file import METRICS
         from mhim.pipeline.training import bundle, fold
@@ -93,9 +93,10 @@ class Score(Stage):
             (out / METRICS).write_text(found.text())
             kinds.of(task).files(out, ensemble.ensemble(rows, task))
             if fused.is_fused(self.folds):
-                (out / fused.FILE).write_text(
-                    fused.text(fused.summary(self.out, self.folds, rows, task, self.config.score))
-                )
+                alone = fused.alone(self.out, self.folds, self.config.score)
+                told = fused.summary(self.folds, rows, alone, task, self.config.score)
+                (out / fused.FILE).write_text(fused.text(told))
+                modalities.draw(out / modalities.FOLDER, told, fused.shares(self.folds), rows, alone, task)
             return Made()
         patient = self.data.by_id()[item.data]
         if self._last[0] != patient.id:  # slides of one patient are one bag: scored once

@@ -288,5 +288,5 @@ def _card(
 
 def _parts(of: Sequence[Patient], answers: Sequence[bundles.Answer]) -> list[dict[str, Any]]:
     """One row per test patient: the modalities at hand, the weight of each, what it adds to the score, and the score
-    without it (of one logit or two, their difference; of several the logit of the class that is likeliest)."""
+    without it (as `linear.one_number` reads logits; of three classes or more that of the likeliest one)."""
     return [{"patient": p.id, **answer.row()} for p, answer in zip(of, answers, strict=True)]

@@ -18,7 +18,7 @@ import numpy as np
 
 from mhim.configs import texts
 from mhim.mil import tasks
-from mhim.mil.fusion import gate, late, outcome
+from mhim.mil.fusion import gate, late, linear, outcome
 from mhim.mil.fusion.gate import Gate
 from mhim.mil.fusion.late import Late
 from mhim.mil.fusion.rows import Rows
@@ -87,10 +87,11 @@ class Fusion:
 
     def _answer(self, given: Mapping[str, np.ndarray]) -> Answer:
         logits = self.late.score(given)
-        at = int(logits.argmax()) if len(logits) > 2 else None
+        at = int(logits.argmax())
 
         def number(values: np.ndarray) -> float:
-            return float(values[0] if len(values) == 1 else values[at] if at is not None else values[1] - values[0])
+            several = self.late.form == "classes" and len(values) > 2
+            return float(values[at] if several else linear.one_number(values, self.late.form))
 
         others = {
             m: self.late.score({k: v for k, v in given.items() if k != m}) for m in given if len(given) > 1

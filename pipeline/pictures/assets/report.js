@@ -12,10 +12,12 @@ document.querySelectorAll('table.sortable').forEach(function(table){
         return (isNaN(n)?x.localeCompare(y):n)*(up?1:-1);});
       rows.forEach(function(r){body.appendChild(r);});});});
   function show(){var left=0;rows.forEach(function(r){
-    r.hidden=(filter.value&&r.textContent.toLowerCase().indexOf(filter.value.toLowerCase())<0)||
-      (only.value==='wrong'&&!r.querySelector('.wrong'));left+=r.hidden?0:1;});
+    r.hidden=(filter&&filter.value&&r.textContent.toLowerCase().indexOf(filter.value.toLowerCase())<0)||
+      (only&&only.value==='wrong'&&!r.querySelector('.wrong'));left+=r.hidden?0:1;});
     if(found){found.textContent=left+' of '+rows.length;}}
-  filter.addEventListener('input',show);only.addEventListener('change',show);show();});
+  if(filter){filter.addEventListener('input',show);}
+  if(only){only.addEventListener('change',show);}
+  show();});
 (function(){
   var large=document.getElementById('large'),picture=document.getElementById('picture'),file=document.getElementById('file');
   if(large){document.querySelectorAll('a.large').forEach(function(link){

@@ -156,3 +156,12 @@ def _design(x):
 
 def _inner(n, k=4):
     return [np.arange(n)[i::k] for i in range(k)]
+
+
+def test_a_weight_is_told_with_the_sign_of_the_outcome() -> None:
+    """Of two classes towards the last, of grades upwards, of more classes without a sign."""
+    two, steps, three = np.array([[-0.5, 0.5], [1.0, -1.0]]), np.array([[0.2, 0.4]]), np.array([[1.0, 0.0, -1.0]])
+    np.testing.assert_allclose(linear.one_number(two, "classes"), [1.0, -2.0])
+    np.testing.assert_allclose(linear.one_number(steps, "grades"), [0.3])
+    np.testing.assert_allclose(linear.one_number(three, "classes"), [np.sqrt(2 / 3)])
+    np.testing.assert_allclose(linear.one_number(np.array([[-2.0]]), "survival"), [-2.0])

@@ -15,6 +15,8 @@ from mhim.mil.fusion.gate import Gate
 from mhim.mil.fusion.late import Late
 from mhim.mil.fusion.outcome import NotFused
 from mhim.mil.fusion.rows import Rows
+from mhim.pipeline.pictures import modalities, report
+from mhim.pipeline.results import fused as results
 from mhim.pipeline.resume.stage import State
 from mhim.pipeline.store import layout
 from mhim.pipeline.store import tables as csv
@@ -191,3 +193,32 @@ def test_settings_that_contradict_a_fusion_are_refused(work: layout.Work, change
 def _changed(table, change: Callable[[np.ndarray, np.ndarray], np.ndarray]):  # type: ignore[no-untyped-def]
     rows: Rows = table.rows
     return replace(table, rows=replace(rows, values=change(rows.values, np.array(rows.patients))))
+
+
+def test_pictures_and_report_of_the_modalities(work: layout.Work) -> None:
+    rows, tables = fused.cohort(work, "survival")
+    config = fused.config(survival_bins=2)
+    fused.trained(work, rows, tables, config)
+    scored(work, config)
+    run = work.run("run")
+    found = json.loads((run / "fusion.json").read_text())
+    assert {p.stem for p in (run / "fusion").glob("*.svg")} == set(modalities.titles(found)) - {"groups_clinical"}
+    shares = results.shares([run / "fold_0", run / "fold_1"])
+    assert set(shares) == {r.patient for r in rows}
+    lacking = set(tables["clinical"].patients) - set(tables["rna"].patients)
+    for patient, share in shares.items():
+        assert sum(share.weights.values()) == pytest.approx(1.0)
+        assert (
+            set(share.weights)
+            == set(share.parts)
+            == {"slide", "clinical", "rna"} - ({"rna"} if patient in lacking else set())
+        )
+    steps = csv.read(run / "fusion" / "kaplan_meier_rna.csv")
+    first = {(s["model"], s["group"]): int(s["at_risk"]) for s in reversed(steps)}  # at the first time
+    for model in ("fused", "rna"):
+        assert first[model, "low"] + first[model, "high"] == len(rows) - len(lacking)  # only who has the modality
+    text = report.write(work, run).read_text()
+    assert "rna alone" in text
+    assert "without clinical at test" in text
+    assert text.count(f"<td>{rows[0].patient}</td>") == 2  # with its answer, and with its weights
+    assert "Kaplan–Meier, fused and slide alone" in text
