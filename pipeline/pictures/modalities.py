@@ -186,7 +186,7 @@ def _against(found: Mapping[str, Any]) -> Drawing:
 
 
 def _bars(leans: Sequence[Mapping[str, Any]]) -> Drawing:
-    """Mean weight per standard deviation of the strongest, with its sd over the folds; pale where their signs differ."""
+    """Mean weight per standard deviation of the strongest, with its sd over folds; pale where their signs differ."""
     rows = list(leans)[:MOST_BARS]
 
     def paint(axes: Any) -> None:
