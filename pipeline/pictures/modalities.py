@@ -1,9 +1,9 @@
 """The pictures of a fused run: what each modality weighs and is worth, what the tables lean on, and whose survival a
 fused and a single model tell apart.
 
-In: what `results/fused.py` found. Out: `fusion/` beside the numbers of a scored run, one SVG and one PNG per picture, of
-survival also the curves' numbers; and what the report says of it. It draws what is stored and fits nothing. Risk groups are those of each model's own
-frozen decisions (`risk_groups.py`), so that no two models' risks are compared.
+In: what `results/fused.py` found. Out: `fusion/` beside the numbers of a scored run, one SVG and one PNG per picture
+(of survival also the curves' numbers), and what the report says of it. It draws what is stored and fits nothing. Risk
+groups are those of each model's own frozen decisions (`risk_groups.py`), so that no two models' risks are compared.
 """
 
 from __future__ import annotations
