@@ -40,10 +40,10 @@ def compare(
     truths differ.
     """
     one, two = (run if isinstance(run, View) else View(run) for run in (one, two))
-    told, rows = zip(*(_scored(run) for run in (one, two)), strict=True)
+    told, rows = zip(*(scored(run) for run in (one, two)), strict=True)
     refuse_others((one.name, two.name), told, rows)
     task = told[0].task.value
-    sides = [estimand.answers(sorted(r, key=_order), task) for r in rows]
+    sides = [estimand.answers(sorted(r, key=order), task) for r in rows]
     horizons = told[0].horizons or _horizons(one)
     metrics = [estimand.metric(side, horizons) for side in sides]
     return _paired(metrics, sides[0], config, only)
@@ -142,7 +142,7 @@ def _fitting(single: Path, other: Path) -> View:
     same kind and classes. Raises StoreError naming what there is."""
 
     def kind(view: View) -> tuple[str, tuple[str, ...]]:
-        task = _scored(view)[0].task.value
+        task = scored(view)[0].task.value
         return measures.of(task).question, task.classes
 
     def called(view: View) -> str:
@@ -150,7 +150,7 @@ def _fitting(single: Path, other: Path) -> View:
 
     own, every = kind(View(single)), views.of(other)
     # time and event have columns of their own, and there is one such target at most
-    column = "" if _scored(View(single))[0].task.value.survival else _column(single)
+    column = "" if scored(View(single))[0].task.value.survival else _column(single)
     found = [view for view in every if kind(view) == own and column in (view.target, "")]
     if len(found) == 1:
         return found[0]
@@ -180,10 +180,10 @@ def compare_together(one: Path, two: Path, config: ScoreConfig) -> dict[str, dic
     sides: tuple[dict[str, tuple[list[Row], Task]], dict[str, tuple[list[Row], Task]]] = {}, {}
     for name in both:
         pair = View(one, name), View(two, name)
-        told, rows = zip(*(_scored(view) for view in pair), strict=True)
+        told, rows = zip(*(scored(view) for view in pair), strict=True)
         refuse_others((pair[0].name, pair[1].name), told, rows)
         for side, own, summary in zip(sides, rows, told, strict=True):
-            side[name] = sorted(own, key=_order), summary.task.value
+            side[name] = sorted(own, key=order), summary.task.value
     (first, patients, strata), (second, *_) = (several.together(side) for side in sides)
 
     def difference(weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -197,7 +197,7 @@ def compare_together(one: Path, two: Path, config: ScoreConfig) -> dict[str, dic
 def tell(one: View, two: View, config: ScoreConfig, out: Console) -> None:
     """The comparison as a table, with what each run's trainings chose and what is to be known of them."""
     found = compare(one, two, config)
-    told = [_scored(run) for run in (one, two)]
+    told = [scored(run) for run in (one, two)]
     task = told[0][0].task.value
     measure, horizons = measures.of(task), told[0][0].horizons or _horizons(one)
     labels = {k: f"{k} (sign turned)" if k in measure.less_is_better else measure.label(k, horizons) for k in found}
@@ -234,7 +234,7 @@ def _table(names: tuple[str, str], found: Mapping[str, Mapping[str, Any]], confi
     return table
 
 
-def _scored(view: View) -> tuple[Metrics, list[Row]]:
+def scored(view: View) -> tuple[Metrics, list[Row]]:
     """A view's metrics.json and predictions.csv."""
     reading.check_scored(view.run)
     try:
@@ -246,7 +246,7 @@ def _scored(view: View) -> tuple[Metrics, list[Row]]:
     return found, rows
 
 
-def _order(row: Row) -> tuple[Any, ...]:
+def order(row: Row) -> tuple[Any, ...]:
     """The same order in every run, so that one weight is of one patient."""
     return row["repeat"], row["fold"], row["patient"], row["seed"]
 

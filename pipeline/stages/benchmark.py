@@ -20,7 +20,7 @@ from mhim.configs.load import ConfigError
 from mhim.configs.schema import Config, TrainConfig
 from mhim.pipeline.cohort import patients
 from mhim.pipeline.cohort.labels.rows import CohortError
-from mhim.pipeline.results import compare, estimand, measures, numbers, predictions, views
+from mhim.pipeline.results import compare, estimand, measures, numbers, predictions, standings, views
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.resume import console
 from mhim.pipeline.resume.stage import Plan
@@ -114,6 +114,7 @@ def run(session: Session, labels: Path | None, name: str | None, picked: Sequenc
     if not session.dry_run:
         lines = [_line(row, folder) for row, folder in runs_of.items()]
         _against_plain(lines, wanted, runs_of, config)
+        _standing(lines, runs_of, config)
         _tell(lines, session.work.runs / (name or "benchmark"), config, wanted)
     return max(codes)
 
@@ -210,6 +211,25 @@ def _against_plain(
         ]
 
 
+def _standing(lines: Sequence[Line], folders: Mapping[str, Path], config: Config) -> None:
+    """Fill in each row's rank, and how it differs from the rows that all are held against; nothing of several targets,
+    or where a fold of a row is missing: then no two are of the same patients."""
+    done = {line["model"]: line for line in lines if line["trainings"]}
+    if len(done) < 2 or any(len(views.of(folders[row])) > 1 for row in done):
+        return
+    try:
+        found = standings.standings({row: folders[row] for row in done}, config.score, config.benchmark.against)
+    except layout.StoreError as error:
+        console.err.print(f"no ranks: {console.escape(str(error))}")
+        return
+    for row, one in found.items():
+        done[row] |= {"rank": one.rank.value, "rank_low": one.rank.low, "rank_high": one.rank.high}
+        for other, said in one.against.items():
+            d = said["difference"]
+            whole = {"": d.value, "_low": d.low, "_high": d.high, "_verdict": said["verdict"]}
+            done[row] |= {f"against_{other}{k}": v for k, v in whole.items()}
+
+
 def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str, TrainConfig]) -> None:
     """Print the table and write it as `<out>.md` and `<out>.csv`."""
     made = [line for line in lines if line["trainings"]]
@@ -223,8 +243,17 @@ def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str,
         f"{first['headline'].replace('_', ' ')}, inside trainings",
         "against its plain model",
     ]
+    held = [other for other in config.benchmark.against if any(f"against_{other}" in line for line in made)]
+    header += [f"against {other}" for other in held] + (["rank"] if "rank" in first else [])
     table = [
-        [line["model"], *(_pm(line, m) for m in shown), _whole(line, first["headline"]), _verdict(line)]
+        [
+            line["model"],
+            *(_pm(line, m) for m in shown),
+            _whole(line, first["headline"]),
+            _verdict(line),
+            *(_against(line, other) for other in held),
+            *([_rank(line)] if "rank" in first else []),
+        ]
         for line in made
     ]
     missing = [line["model"] for line in lines if not line["trainings"]]
@@ -296,3 +325,14 @@ def _verdict(line: Line, before: str = "") -> str:
         return ""
     d, low, high = (line[f"{before}difference{k}"] for k in ("", "_low", "_high"))
     return f"{d:+.3f} [{low:+.3f}, {high:+.3f}] {line[f'{before}verdict']}"
+
+
+def _against(line: Line, other: str) -> str:
+    if f"against_{other}" not in line:
+        return ""
+    d, low, high = (line[f"against_{other}{k}"] for k in ("", "_low", "_high"))
+    return f"{d:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _rank(line: Line) -> str:
+    return f"{line['rank']:.1f} [{line['rank_low']:.1f}, {line['rank_high']:.1f}]"

@@ -210,3 +210,22 @@ def test_a_published_id_takes_its_own_features_only(cli: Cli, tmp_path: Path) ->
     split = (tmp_path / "w" / "runs" / "mean" / "splits.csv").read_text()
     assert ",slide_10," in split
     assert ",slide_1," not in split
+
+
+def test_an_equal_search_for_every_row_ranks_and_differences_to_the_chosen_rows(bench: Any, tmp_path: Path) -> None:
+    models = "mean_linear,abmil,mhim_abmil"
+    code, text = bench("--models", models, "--draws", "2")
+    assert code == 0, text
+    table = lines(tmp_path / "w" / "runs" / "benchmark.csv")
+    ranks = [float(table[row]["rank"]) for row in models.split(",")]
+    assert sum(ranks) == 6.0
+    values = {row: float(table[row]["auc_all"]) for row in table}
+    for row, other in (("abmil", "mean_linear"), ("mean_linear", "abmil"), ("mhim_abmil", "mean_linear")):
+        assert float(table[row][f"against_{other}"]) == pytest.approx(values[row] - values[other], abs=1e-12)
+        assert float(table[row][f"against_{other}_low"]) <= float(table[row][f"against_{other}_high"])
+    assert table["abmil"]["against_abmil"] == ""
+    for row in table:
+        assert {p.name for p in (tmp_path / "w" / "runs" / row / "draws").iterdir()} == {"0", "1"}
+    told = (tmp_path / "w" / "runs" / "benchmark.md").read_text()
+    assert "against mean_linear | rank |" in told
+    assert "abmil: search of 2 settings per fold" in told
