@@ -183,6 +183,10 @@ class TrainConfig(Settings):
     schedule: Literal["cosine", "constant"] = Field("cosine", description="learning-rate schedule over `epochs`")
     warmup_epochs: int = Field(0, ge=0, description="linear warm-up")
     batch_bags: int = Field(1, ge=1, description="bags packed into one step")
+    packed: bool = added(
+        False,
+        "encode the bags of a step as one row of instances with a softmax inside each (segments), where the model can (abmil, gated_abmil, mean, nnmil): the same numbers but for the order of sums, faster for many small bags",
+    )
     accumulate: int = Field(1, ge=1, description="steps whose gradients are added up before the optimiser moves")
     max_tiles: int = Field(
         0, ge=0, description="random cap on the tiles of a training bag; 0 is no cap; scoring always uses all tiles"

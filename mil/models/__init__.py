@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mhim.configs.errors import UserError
+from mhim.mil.parts import segments
 
 
 class NoAttention(UserError, ValueError):
@@ -135,10 +136,12 @@ class MIL(nn.Module):
     """Base of all models: fill in `embed` and `encode`; a student of MHIM needs nothing more.
 
     instance_width: entries of z where that is not the setting `width` (a model without an embedding layer).
-    entropy_weight: weight of `spread` in the losses; 0 is without."""
+    entropy_weight: weight of `spread` in the losses; 0 is without. packed: bags of a step are encoded together, where
+    the model can (`encode_pack`)."""
 
     instance_width: int | None = None
     entropy_weight: float = 0.0
+    packed: bool = False
 
     def embed(self, x: Tensor) -> Tensor:
         """Instance embedding of features (M, D) of one or several bags -> (M, h)."""
@@ -172,8 +175,26 @@ class MIL(nn.Module):
 
     def losses(self, bag: Bag, target: Tensor, task: TaskLike) -> dict[str, Tensor]:
         """Named losses, scalars, whose sum is minimised."""
+        if self.packed and not self.entropy_weight and len(bag.mask) > 1:
+            logits = self._pack(bag)
+            if logits is not None:
+                return {"task": task.loss(logits, target)}
         found = [self.encode(i, self.entropy_weight > 0) for i in self.instances(bag)]
         return {"task": task.loss(torch.stack([e.logits for e in found]), target)} | self.spread(found)
+
+    def encode_pack(self, z: Tensor, bag: Tensor, bags: int) -> Tensor | None:
+        """Logits (bags, n_out) of several bags at once, the same as of each alone, or None: this model has no such way.
+
+        z: (M, h) embedded instances, one bag after the other. bag: int64 (M,), which each is of, each at least once."""
+        return None
+
+    def _pack(self, bag: Bag) -> Tensor | None:
+        if type(self).instances is not MIL.instances:  # a model that adds instances of its own
+            return None
+        x, sizes = flatten(bag)
+        if 0 in sizes:
+            return None
+        return self.encode_pack(self.embed(x), segments.of_sizes(sizes, x.device), len(sizes))
 
     def spread(self, found: Sequence[Encoded]) -> dict[str, Tensor]:
         """The loss term of attention entropy maximisation (AEM; Zhang et al., 2024, arXiv 2406.15303) by name, or none.

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mhim.mil.models import MIL, Encoded, Instances, of_shares
+from mhim.mil.parts import segments
 from mhim.mil.parts.layers import (
     ACTIVATIONS,
     Activation,
@@ -59,6 +60,11 @@ class AbMil(MIL):
 
     def alone(self, z: Tensor) -> tuple[Tensor, ...]:
         return (self.attention_logits(z),)
+
+    def encode_pack(self, z: Tensor, bag: Tensor, bags: int) -> Tensor:
+        a = segments.softmax(self.attention_logits(z), bag, bags)
+        logits: Tensor = self.classifier(segments.total(a[:, None].to(z.dtype) * z, bag, bags))
+        return logits
 
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         z = instances.z

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mhim.mil.models import MIL, Encoded, Instances, of_shares
+from mhim.mil.parts import segments
 from mhim.mil.parts.layers import Embedding, EmbeddingParams, initialise, weighted_softmax
 from mhim.mil.ranges import Choice
 
@@ -32,6 +33,11 @@ class MeanMil(MIL):
     def embed(self, x: Tensor) -> Tensor:
         embedded: Tensor = self.feature(x)
         return embedded
+
+    def encode_pack(self, z: Tensor, bag: Tensor, bags: int) -> Tensor:
+        share = segments.softmax(z.new_zeros(len(z)), bag, bags)
+        logits: Tensor = self.classifier(segments.total(share[:, None].to(z.dtype) * z, bag, bags))
+        return logits
 
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         z = instances.z

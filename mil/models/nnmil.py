@@ -8,7 +8,8 @@ are the means over the windows (average=log_mean_exp: of a Cox model's log risks
 how unsure the model is: `uncertainty`. keep 0: as many as the attention is wide; from D on there is one window.
 
 Instance n adds p_n W x_n to the logits, exactly, p_n the mean over the windows (average=mean). The recipe's batches of
-equal bags are train.max_tiles and train.batch_bags: rows are drawn anew in every epoch, and padding weighs nothing.
+equal bags are train.max_tiles, train.batch_bags, train.balance=sampling and train.packed: rows are drawn anew in every
+epoch, and padding weighs nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from mhim.configs.schema import Settings
 from mhim.mil.models import MIL, Bag, Encoded, Instances, TaskLike, of_shares
+from mhim.mil.parts import segments
 from mhim.mil.parts.layers import dropout, initialise, weighted_softmax
 from mhim.mil.ranges import Choice
 
@@ -97,6 +99,14 @@ class NnMil(MIL):
         z = instances.z
         p = torch.stack([weighted_softmax(self.attention_logits(z, c), instances.log_count) for c in self.seen()])
         return p, self.classifier(p.to(z.dtype) @ z)
+
+    def encode_pack(self, z: Tensor, bag: Tensor, bags: int) -> Tensor | None:
+        seen = self.seen()
+        if len(seen) > 1:  # the windows of the test
+            return None
+        p = segments.softmax(self.attention_logits(z, seen[0]), bag, bags)
+        logits: Tensor = self.classifier(segments.total(p[:, None].to(z.dtype) * z, bag, bags))
+        return logits
 
     def encode(self, instances: Instances, detail: bool = False) -> Encoded:
         z = instances.z
