@@ -271,8 +271,7 @@ class _Epoch:
             assert batch.target is not None
             done = (self._epoch + n / steps) / config.epochs
             model.set_progress(done)
-            if config.packed:
-                model.packed = True
+            model.packed = config.packed
             if config.attention_entropy:
                 model.entropy_weight = cosine(config.attention_entropy, 0.0, done)
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=config.amp):
