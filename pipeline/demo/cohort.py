@@ -1,8 +1,9 @@
 """The synthetic cohort of `pipeline demo`: which slides there are, their labels, their truth, and the cases that break.
 
-In: a folder and a seed. Out: `slides/*.svs` (Aperio-style pyramids that OpenSlide opens), `labels.csv`, and
-`truth/` with the planted tumour and the tissue. The same seed gives the same bytes. Each look (resolution, size, stain,
-pen, site) is given to one benign and one tumour slide, so that nothing but the tumour itself tells the label.
+In: a folder and a seed. Out: `slides/*.svs` (Aperio-style pyramids that OpenSlide opens), `labels.csv` with the class
+and the tumour's share of the tissue, `clinical.csv` with made-up patients, and `truth/` with the planted tumour and the
+tissue. The same seed gives the same bytes. Each look (resolution, size, stain, pen, site) is given to one benign and
+one tumour slide, so that nothing but the tumour itself tells the label.
 It knows how a slide is written, not how its tissue is painted (`tissue.py`).
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -28,6 +29,7 @@ DOWNSAMPLES = (1, 4, 16)
 JPEG_QUALITY = 72
 NO_TISSUE, NO_MPP, TRUNCATED = "no_tissue.svs", "no_mpp.svs", "truncated.svs"
 LABELS = ("benign", "tumour")
+SHARE = "tumour_share"  # the column of labels.csv with the second target, 0 to 1
 TUMOUR_UM2 = (2.4e6, 4.5e5, 7.5e4, 9.0e5, 1.6e6, 2.5e5)  # large to a few tiles only (a 128 µm tile is 1.6e4)
 
 
@@ -125,27 +127,36 @@ def make_cohort(folder: Path, seed: int = 7, n: int = 32, small: bool = False, w
         "mpp": MAP_MPP,
         "slides": {s.name: {"slide_mpp": s.plan.mpp, "tumour_um2": s.plan.tumour_um2} for s in slides},
     }
-    rows = ([s.name, s.patient, LABELS[s.label], s.look.site] for s in slides)
-    table = tables.text_of(("slide", "patient", "label", "site"), rows)
     if fresh:  # another cohort's slides must not pass for this one's
         for slide in slides:
             (folder / "slides" / slide.name).unlink(missing_ok=True)
-    (folder / "labels.csv").write_text(table)
-    (folder / "clinical.csv").write_text(clinical(slides, seed))
     marker.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         for done in [pool.submit(_make_slide, folder, s, seed, small) for s in slides]:
             done.result()
+    share = tumour_shares(folder, slides)
+    rows = ([s.name, s.patient, LABELS[s.label], f"{share[s.patient]:.4f}", s.look.site] for s in slides)
+    (folder / "labels.csv").write_text(tables.text_of(("slide", "patient", "label", SHARE, "site"), rows))
+    (folder / "clinical.csv").write_text(clinical(share, seed))
     return folder / "labels.csv"
 
 
-def clinical(slides: Sequence[DemoSlide], seed: int) -> str:
-    """A table of made-up patients: an age and a marker that lean a little with the label, a sex that does not, and a
-    few empty cells."""
+def tumour_shares(folder: Path, slides: Sequence[DemoSlide]) -> dict[str, float]:
+    """Patient -> the share of the tissue on all painted slides of the patient that is planted tumour."""
+    area: dict[str, np.ndarray] = {}
+    for slide in slides:
+        truth = read_truth(folder, slide.name)
+        area[slide.patient] = area.get(slide.patient, np.zeros(2)) + (truth.tumour.sum(), truth.tissue.sum())
+    return {patient: float(tumour / max(tissue, 1)) for patient, (tumour, tissue) in area.items()}
+
+
+def clinical(share: Mapping[str, float], seed: int) -> str:
+    """A table of made-up patients: a marker that the tumour sheds (`share`: patient -> the tumour's share of the
+    tissue), an age that leans a little with it, a sex that does not, and a few empty cells."""
     rng = np.random.default_rng(seed)
     rows: list[list[object]] = []
-    for patient, label in sorted({s.patient: s.label for s in slides}.items()):
-        age, marker = 62 + 5 * label + rng.normal(0, 8), np.exp(1 + 0.7 * label + rng.normal(0, 0.7))
+    for patient, of in sorted(share.items()):
+        age, marker = 62 + 5 * (of > 0) + rng.normal(0, 8), np.exp(1 + 2.5 * np.sqrt(of) + rng.normal(0, 0.25))
         sex, empty = str(rng.choice(["female", "male"])), rng.random(2)
         rows.append([patient, "" if empty[0] < 0.15 else round(age), sex, "" if empty[1] < 0.15 else round(marker, 2)])
     return tables.text_of(("patient", "age", "sex", "marker"), rows)

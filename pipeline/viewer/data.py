@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,7 +23,7 @@ from mhim.mil.tasks import Several, Task
 from mhim.pipeline.cohort import slides as cohort
 from mhim.pipeline.pictures import layers
 from mhim.pipeline.pictures.kinds.kind import Layer
-from mhim.pipeline.results import ensemble, estimand, evidence, measures, views
+from mhim.pipeline.results import ensemble, estimand, evidence, fused, measures, predictions, views
 from mhim.pipeline.results.measures.measure import Row
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.store import layout, reading, seals
@@ -58,7 +58,8 @@ class Shown:
 @dataclass(frozen=True)
 class ShownRun:
     """One scored run, or one target of it. rows: slide id -> the columns of its patient in predictions.csv. encoder: of
-    its features, "" where that is not known. logits: of several targets, which columns of the evidence are its own."""
+    its features, "" where that is not known. logits: of several targets, which columns of the evidence are its own.
+    shares: of a fused run, patient -> what each modality weighs and adds."""
 
     name: str
     folder: Path
@@ -67,6 +68,7 @@ class ShownRun:
     seal: str
     encoder: str = ""
     logits: slice | None = None
+    shares: dict[str, fused.Share] = field(default_factory=dict)
 
 
 class Unknown(LookupError):
@@ -102,7 +104,7 @@ class Gallery:
         """All slides and runs, for the list."""
         slides = []
         for s in self.slides:
-            known = [{"run": k, **_told(r.rows[s.id], r.task)} for k, r in enumerate(self.runs) if s.id in r.rows]
+            known = [{"run": k, **_told(r.rows[s.id], r)} for k, r in enumerate(self.runs) if s.id in r.rows]
             labels = {p["label"] for p in known if p["label"]}
             slides.append(
                 {
@@ -320,7 +322,9 @@ def _run(folder: Path) -> list[ShownRun]:
             continue
         found = Metrics.read(view.folder)
         shown = _shown_run(view.name, view, found.task.value)
-        made.append(replace(shown, encoder=str(found.features.encoder), logits=_logits(folder, view.target)))
+        beside = fused.shares(predictions.folds_of(folder)) if fused.read(folder) else {}
+        encoder = str(found.features.encoder)
+        made.append(replace(shown, encoder=encoder, logits=_logits(folder, view.target), shares=beside))
     return made
 
 
@@ -357,16 +361,17 @@ def _shown_run(name: str, view: views.View, task: Task) -> ShownRun:
     return ShownRun(name, view.run, task, rows, layout.sha256(file))
 
 
-def _told(row: Row, task: Task) -> dict[str, Any]:
+def _told(row: Row, run: ShownRun) -> dict[str, Any]:
     """A line of predictions.csv as the list shows it."""
-    said = measures.of(task).said(row)
+    said = measures.of(run.task).said(row)
     return {
         "patient": row["patient"],
         "label": said.truth,
         "decision": said.decision,
         "value": said.value,
         "of": said.of,
-        **verdict.cut(row, task.classes),
+        **verdict.cut(row, run.task.classes),
+        **verdict.modalities(run.shares.get(row["patient"]), run.task),
         "wrong": said.wrong,
     }
 

@@ -9,7 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mhim.pipeline.results import risk_groups
+from mhim.mil.tasks import Task
+from mhim.pipeline.results import fused, risk_groups
 from mhim.pipeline.results.measures.measure import Row
 
 
@@ -25,6 +26,14 @@ def cut(row: Row, classes: Sequence[str]) -> dict[str, Any]:
             told["undecided"] = band
     group = None if classes else risk_groups.high(row)
     return told if group is None else {**told, "group": "high risk" if group else "low risk"}
+
+
+def modalities(share: fused.Share | None, task: Task) -> dict[str, Any]:
+    """What each modality at hand weighs in a fused answer, and adds to its score; nothing of slides alone."""
+    if share is None:
+        return {}
+    each = [{"name": n, "weight": w, "adds": share.parts[n]} for n, w in share.weights.items()]
+    return {"modalities": each, "unit": fused.unit(task)}
 
 
 def _finite(value: Any) -> bool:

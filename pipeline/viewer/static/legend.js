@@ -41,10 +41,20 @@ export function verdictText(run, number) {
   return parts.join(" ");
 }
 
+// "slide 62 % (+0.81), clinical 38 % (−0.20 log-odds of tumour)": what each modality weighs and adds in a fused answer.
+export function modalitiesText(run, number) {
+  const one = told(number, run);
+  if (!one || !one.modalities) return "";
+  const each = one.modalities.map((m) => `${m.name} ${Math.round(100 * m.weight)} % (${m.adds < 0 ? "−" : "+"}${digits(Math.abs(m.adds))})`);
+  return `rests on ${each.join(", ")}; in brackets what it adds, ${one.unit}`;
+}
+
 export function verdict(pane) {
   const run = runOf(pane), box = pane.element.querySelector(".verdict"), text = verdictText(run, state.number);
   box.replaceChildren();
   if (!state.index.runs[run]) return;
   box.append(element("b", "", state.index.runs[run].name));
   box.append(element("span", (told(state.number, run) || {}).wrong ? "wrong" : "", text || "no answer for this slide"));
+  const rests = modalitiesText(run, state.number);
+  if (rests) box.append(element("span", "rests", rests));
 }

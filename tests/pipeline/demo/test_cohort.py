@@ -139,7 +139,17 @@ def test_the_clinical_table_has_every_patient_and_a_few_empty_cells(few: Path) -
     with open(few / "labels.csv") as file:
         assert set(found.patients) == {row["patient"] for row in csv.DictReader(file)}
     assert found.kinds == Kinds(("age", "marker"), ("sex",))
-    slides = cohort.plan_cohort()
-    rows = [line.split(",") for line in cohort.clinical(slides, 7).splitlines()[1:]]
+    share = {f"P{i:02d}": 0.0 if i % 2 else i / 50 for i in range(25)}
+    rows = [line.split(",") for line in cohort.clinical(share, 7).splitlines()[1:]]
     assert 0 < sum(cell == "" for row in rows for cell in row) < len(rows)
-    assert len(rows) == len({s.patient for s in slides})
+    assert [row[0] for row in rows] == sorted(share)
+    known = [(share[row[0]], float(row[3])) for row in rows if row[3]]
+    assert np.corrcoef(np.array(known).T)[0, 1] > 0.8  # the marker helps
+
+
+def test_the_second_target_is_the_painted_tumour_s_share_of_the_tissue(few: Path) -> None:
+    for row in csv.DictReader((few / "labels.csv").open()):
+        truth = cohort.read_truth(few, row["slide"])
+        own = truth.tumour.sum() / max(truth.tissue.sum(), 1)  # each patient of these has one slide
+        assert float(row[cohort.SHARE]) == pytest.approx(own, abs=1e-4)
+        assert (float(row[cohort.SHARE]) > 0) == (row["label"] == "tumour")
