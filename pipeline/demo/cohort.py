@@ -146,7 +146,7 @@ def tumour_shares(folder: Path, slides: Sequence[DemoSlide]) -> dict[str, float]
     area: dict[str, np.ndarray] = {}
     for slide in slides:
         truth = read_truth(folder, slide.name)
-        area[slide.patient] = area.get(slide.patient, np.zeros(2)) + (truth.tumour.sum(), truth.tissue.sum())
+        area[slide.patient] = area.get(slide.patient, 0) + np.array([truth.tumour.sum(), truth.tissue.sum()])
     return {patient: float(tumour / max(tissue, 1)) for patient, (tumour, tissue) in area.items()}
 
 
