@@ -236,16 +236,15 @@ class TrainConfig(Settings):
     tables: dict[str, str] = speed(
         {}, "patients' tables, name -> file (their rows of the run's patients enter the fingerprint, not the path)"
     )
-    fusion: Literal["none", "late", "gate"] = apart(
+    fusion: Literal["none", "late", "gate", "coattn"] = apart(
         "none",
-        "slides together with patients' tables (--table): late weighs the answers of models of each alone, gate learns weights of each patient's own",
+        "slides together with patients' tables (--table): late weighs the answers of models of each alone, gate learns weights of each patient's own, coattn adds a network in which groups of columns query the tiles",
     )
+    fusion_params: dict[str, Any] = apart({}, "settings of the fusion that has some (coattn)")
     fusion_folds: int = apart(
         4, "inner folds of each training part, in which the modalities are weighed (so many more trainings)", ge=2
     )
-    fusion_groups: tuple[str, ...] = apart(
-        (), "tables that enter as the means of their groups of columns (tables.groups), such as pathways"
-    )
+    fusion_groups: tuple[str, ...] = apart((), "tables that enter as the means of their groups of columns")
     gpu: bool = speed(False, "use the GPU; stops if there is none")
     cache_gb: float = speed(8.0, "most memory for bags kept in RAM, GiB", ge=0)
     checkpoint_s: float = speed(

@@ -36,7 +36,7 @@ class Case:
     """One bag: a patient with its slides.
 
     target: as `mil.tasks` reads it; None when unknown. load: brings the bag's arrays; slides of a patient come
-    one after the other. mpp: µm per tile px.
+    one after the other. mpp: µm per tile px. numbers: float32 (V,), what else is known of the patient (see `Bag`).
     """
 
     patient: str
@@ -44,6 +44,7 @@ class Case:
     target: Target | None
     load: Callable[[], Arrays]
     mpp: float = 0.5
+    numbers: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,11 @@ class Feed:
         target = None
         if self.task is not None and len(values) == len(cases):
             target = to_device(self.task.target(values), self.device)
-        return Batch(cases, collate(bags, cases[0].mpp, self.device, self._scale_there()), target)
+        bag = collate(bags, cases[0].mpp, self.device, self._scale_there())
+        if cases[0].numbers is not None:
+            numbers = np.stack([c.numbers for c in cases if c.numbers is not None])
+            bag = replace(bag, numbers=to_device(torch.from_numpy(numbers), self.device))
+        return Batch(cases, bag, target)
 
     def _scale_there(self) -> tuple[Tensor, Tensor] | None:
         """Mean and sd on the device."""
@@ -171,7 +176,8 @@ class Feed:
         if batch.ready is not None:
             using = torch.cuda.current_stream(self.device)
             using.wait_event(batch.ready)
-            for tensor in (batch.bag.features, batch.bag.mask, batch.bag.coords, batch.bag.tile_l0, batch.target):
+            bag = batch.bag
+            for tensor in (bag.features, bag.mask, bag.coords, bag.tile_l0, bag.numbers, batch.target):
                 if tensor is not None:  # its memory is not given away before this stream is done with it
                     tensor.record_stream(using)
         return batch

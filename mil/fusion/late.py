@@ -131,15 +131,20 @@ def from_json(value: Mapping[str, Any]) -> Late:
 
 
 def fit(
-    outside: Mapping[str, np.ndarray], target: np.ndarray, form: Form, inner: Sequence[np.ndarray], levels: int = 0
+    outside: Mapping[str, np.ndarray],
+    target: np.ndarray,
+    form: Form,
+    inner: Sequence[np.ndarray],
+    levels: int = 0,
+    whole: bool = False,
 ) -> Late:
     """Weigh modalities by out-of-fold scores.
 
     outside: modality -> float64 (n, q), each patient's scores by a model that did not see it; NaN rows where a patient
     has none. target: as `linear.fit` takes it. inner: the patients that each inner fold left out. levels: number of
-    classes or grades. Raises FusionError."""
+    classes or grades. whole: fit the pattern of all of them alone. Raises FusionError."""
     names = tuple(outside)
-    if not 1 <= len(names) <= MOST:
+    if not 1 <= len(names) <= MOST + whole:
         raise FusionError(f"{len(names)} modalities: between 1 and {MOST} can be fused")
     there = {m: np.isfinite(s).all(axis=1) for m, s in outside.items()}
     for name, has in there.items():
@@ -149,7 +154,7 @@ def fit(
     spread = {m: _spread(outside[m], [i[there[m][i]] for i in inner]) for m in names}
     standard = {m: _by_fold(outside[m], spread[m], there[m], inner) for m in names}
     patterns, alone = {}, {}
-    for size in range(1, len(names) + 1):
+    for size in range(len(names) if whole else 1, len(names) + 1):
         for of in combinations(names, size):
             has = np.flatnonzero(np.all([there[m] for m in of], axis=0))
             patterns[of] = _pattern(of, {m: standard[m] for m in of}, target, form, inner, has, levels)

@@ -61,6 +61,7 @@ class Bag:
     coords / tile_l0 is a grid position. mpp: µm per tile px.
     sizes: number of real instances per bag when these come first, as `bags.collate` puts them; known on the host,
     so that a GPU is not asked. None: the mask alone says which are real.
+    numbers: float32 (B, V), what is known of each patient beside the bag, for a network that reads that too, or None.
     """
 
     features: Tensor
@@ -69,6 +70,7 @@ class Bag:
     tile_l0: Tensor
     mpp: float
     sizes: tuple[int, ...] | None = None
+    numbers: Tensor | None = None
 
     def rows(self) -> list[Tensor | slice]:
         """For each bag, what selects its real instances among its N rows."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from mhim.configs.schema import ScoreConfig
 from mhim.mil import resampling
+from mhim.mil.fusion.joined import JOINT
 from mhim.mil.tasks import Task
 from mhim.pipeline.results import estimand, measures, numbers, predictions
 from mhim.pipeline.results.measures.measure import Row, place
@@ -37,12 +38,14 @@ def is_fused(folders: Sequence[Path]) -> bool:
 
 
 def members(run: Path, folders: Sequence[Path]) -> dict[str, list[Path]]:
-    """Modality -> the trainings of it alone, on the folds of `folders`; tables are fitted once per fold."""
-    names = (bundle.card_of(folders[0]).fusion or _none()).modalities
+    """Modality (and network of several) -> the trainings of it alone, on the folds of `folders`; tables are fitted once
+    per fold."""
+    names = (bundle.card_of(folders[0]).fusion or _none()).members
     found: dict[str, list[Path]] = {}
     for name in names:
-        root = run / SLIDE if name == SLIDE else run / TABLES / name
-        found[name] = [root / f.name for f in folders if name == SLIDE or (root / f.name).is_dir()]
+        network = name in (SLIDE, JOINT)
+        root = run / name if network else run / TABLES / name
+        found[name] = [root / f.name for f in folders if network or (root / f.name).is_dir()]
     return found
 
 
@@ -108,11 +111,11 @@ def summary(
         "fused": value,
         "alone": {n: told[n] for n in names},
         "removed": {n: told[f"without {n}"] for n in names if f"without {n}" in told},
-        "best_single": max(names, key=lambda n: _worth(told[n]["value"]["value"])),
+        "best_single": max((n for n in names if n != JOINT), key=lambda n: _worth(told[n]["value"]["value"])),
         "weights": _weights(folders, names),
         "skill": {n: _spread([f.late.skill[n] for f in fused]) for n in names},
         "patterns": _patterns(fused, folders),
-        "tables": {n: _importance(once, n) for n in names if n != SLIDE},
+        "tables": {n: _importance(once, n) for n in names if n not in (SLIDE, JOINT)},
     }
     return dict(numbers.no_nan(made))
 
@@ -180,7 +183,7 @@ def _removed(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: S
     found: dict[str, list[Row]] = {}
     for folder in folders:
         card = bundle.card_of(folder)
-        for name in (card.fusion or _none()).modalities:
+        for name in (card.fusion or _none()).members:
             key = f"without.{name}.logit_"
             for row in tables.read(folder / PARTS):
                 whole = by[*card.place, row["patient"]]
@@ -198,7 +201,7 @@ def _weights(folders: Sequence[Path], names: Sequence[str]) -> dict[str, dict[st
     each: dict[str, list[float]] = {n: [] for n in names}
     for folder in folders:
         rows = tables.read(folder / PARTS)
-        whole = [r for r in rows if r["modalities"] == "+".join(names)] or rows
+        whole = [r for r in rows if r["modalities"] == "+".join(n for n in names if n != JOINT)] or rows
         for n in names:
             each[n].append(float(np.mean([float(r.get(f"weight.{n}") or 0.0) for r in whole])))
     return {n: _spread(v) for n, v in each.items()}
@@ -210,11 +213,11 @@ def _patterns(fused: Sequence[Fusion], folders: Sequence[Path]) -> list[dict[str
     return [
         {
             "of": list(of),
-            "weights": {m: _spread([f.late.patterns[of].weights[m] for f in fused]) for m in of},
+            "weights": {m: _spread([f.late.patterns[of].weights[m] for f in fused]) for m in first.weights},
             "slope": _spread([f.late.patterns[of].slope for f in fused]),
             "answers": said.count("+".join(of)),
         }
-        for of in fused[0].late.patterns
+        for of, first in fused[0].late.patterns.items()
     ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +155,14 @@ def each_of_new_slides(
     fusions = {f: fusion_bundle.read(f) for f in cards}
     for name, bags in groups.items():
         slides = ";".join(s for bag, _ in bags for s in bag.slides)
+        # a fusion's network reads the bag once more, all folds the same arrays
+        again = [cache(StoredBag(bag.stores)) for bag, logits in bags if len(logits)]
         # every fold scores a new patient; one that the run knows is scored by those that held it out
         for k, folder in enumerate(stage.models[bags[0][0].id]):
             card, measure = cards[folder], kinds[folder]
             given, rest = [logits[k][own[folder]] for _, logits in bags if len(logits)], {}
             if (fusion := fusions[folder]) is not None:
-                given, rest["modalities"] = fusion.of_bags(name, given or None, stage.tables)
+                given, rest["modalities"] = fusion.of_bags(name, given or None, stage.tables, again)
             found = measure.answers(np.stack(given), card, config)
             verdict = measure.verdict(_joined(found, measure, config.several_slides), frozen[folder], card)
             strange = {"unlike": unlike[name]} if name in unlike else {}

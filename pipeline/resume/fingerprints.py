@@ -71,6 +71,17 @@ def of_task(config: TrainConfig) -> dict[str, Any]:
     return {k: fields[k] for k in _OF_TASK if k in fields}
 
 
+_NOT_OF_JOINT = ("model", "model_params", "fallback", "attention_entropy", "pretrained_encoder")
+
+
+def of_joint(config: TrainConfig) -> dict[str, Any]:
+    """Settings of a network that reads bag and tables: those of the training, without the slide model's, and its own
+    with its defaults written out. Raises LookupFailed for a setting that it does not have."""
+    params = lookup.params(lookup.find("mhim.mil.fusion", config.fusion), config.fusion_params)
+    fields = {k: v for k, v in own_settings(config).items() if k not in _NOT_OF_JOINT}
+    return fields | {"fusion_params": params.model_dump(mode="json")}
+
+
 def of_fusion(config: TrainConfig) -> dict[str, Any]:
     """How modalities are fused; the inner folds are inputs, the groups those of each table."""
     return {"fusion": config.fusion}

@@ -80,18 +80,26 @@ class Train(Stage):
 
     def _of_fusion(self, job: Job) -> dict[str, Any]:
         """What else a table's or a fused training is made from."""
-        everyone = [p.id for p in self.data.patients]
-        found: dict[str, Any] = {"inner": splits.digest(job.inner)}
+        if job.part == "joint":
+            found = fingerprints.flat("joint", fingerprints.of_joint(job.config))
+            return found | fingerprints.flat("tables", {n: self._of_table(n) for n in self.tables})
+        found = {"inner": splits.digest(job.inner)}
         if job.part == "table":
             name = job.cell.rsplit("/", 1)[-1]
-            own = {k: getattr(self.config.tables, k) for k in ("impute", "indicators", "smallest_group")}
-            own |= {"select": self.config.tables.select.get(name, 0), "rows": self.tables[name].fingerprint(everyone)}
-            if self.config.tables.missing != MISSING:  # kept with the model, by which new patients' cells are read
-                own["missing"] = sorted({m.casefold() for m in self.config.tables.missing})
+            own = self._of_table(name)
             own |= {"task": fingerprints.of_task(job.config), "by_groups": name in job.config.fusion_groups}
             return found | fingerprints.flat("table", own)
         found |= fingerprints.flat("fusion", fingerprints.of_fusion(job.config))
         return found | {"parts": [self._mark(self.item(part)) for part in job.parts]}
+
+    def _of_table(self, name: str) -> dict[str, Any]:
+        """What a table's columns are fitted from, and how."""
+        everyone, config = [p.id for p in self.data.patients], self.config.tables
+        own = {k: getattr(config, k) for k in ("impute", "indicators", "smallest_group")}
+        own |= {"select": config.select.get(name, 0), "rows": self.tables[name].fingerprint(everyone)}
+        if config.missing != MISSING:  # kept with the model, by which new patients' cells are read
+            own["missing"] = sorted({m.casefold() for m in config.missing})
+        return own
 
     def settings(self) -> dict[str, Any]:
         return fingerprints.flat("train", fingerprint_fields(self.config.train))
@@ -132,7 +140,7 @@ class Train(Stage):
         if job.part == "chosen":
             return Made(notes=self._make_chosen(job, out))
         if job.part:
-            return Made(notes=self._make_of_fusion(job, out))
+            return Made(notes=self._make_of_fusion(job, out, partial))
         teacher = bundle.read(self._made(self.item(job.teacher))) if job.teacher else None
         given = item.inputs.get("pretrained")
         data = draws.without_others(self.data, job.fold) if isinstance(job.fold, splits.Sealed) else self.data
@@ -152,8 +160,11 @@ class Train(Stage):
         chosen = draws.of_seed(job.parts[choice.number], job.seed)
         return draws.open_fold(job, choice, self.data, self._made(self.item(chosen)), out)
 
-    def _make_of_fusion(self, job: Job, out: Path) -> tuple[str, ...]:
-        from mhim.pipeline.training import fused
+    def _make_of_fusion(self, job: Job, out: Path, partial: Path) -> tuple[str, ...]:
+        from mhim.pipeline.training import fused, joint
+
+        if job.part == "joint":
+            return joint.train(job, self.data, self.tables, self.config.tables, out, partial, self.root)
 
         if job.part == "table":
             table = self.tables[job.cell.rsplit("/", 1)[-1]]

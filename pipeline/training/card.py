@@ -99,6 +99,11 @@ class FusionRecord(Record):
     slide_task: TaskRecord
     modalities: list[str]
 
+    @property
+    def members(self) -> list[str]:
+        """What is weighed: the modalities, and of co-attention the network that reads them together."""
+        return [*self.modalities, *(["joint"] if self.kind == "coattn" else [])]
+
 
 class ImportedWeights(Record):
     """The checkpoint of another program that the weights came from."""

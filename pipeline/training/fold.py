@@ -51,9 +51,10 @@ class DeviceError(UserError, RuntimeError):
 class Job:
     """One training: settings (those of the grid cell), fold, seed. teacher: the job of its baseline, or None.
 
-    part: "" of bags; of a fusion `table` (the cell is its name) or `fused`; `chosen`, the opened one of a search.
-    parts: the trainings that are fused (the slide model, its inner folds, the tables), or chosen between. inner: the
-    inner folds that a fusion is weighed by."""
+    part: "" of bags; of a fusion `table` (the cell is its name), `joint` (a network that reads bag and tables) or
+    `fused`; `chosen`, the opened one of a search. parts: the trainings that are fused (the slide model, its inner
+    folds, the tables, of a joint network its own and its inner folds), or chosen between. inner: the inner folds that
+    a fusion is weighed by."""
 
     config: TrainConfig
     fold: Fold
@@ -61,7 +62,7 @@ class Job:
     split_hash: str
     teacher: Job | None = None
     cell: str = ""
-    part: Literal["", "table", "fused", "chosen"] = ""
+    part: Literal["", "table", "joint", "fused", "chosen"] = ""
     parts: tuple[Job, ...] = ()
     inner: tuple[Fold, ...] = ()
 
@@ -136,7 +137,7 @@ def train_fold(
     begun = pretrained.begin(model, config, dataset.facts, weights_sha256)
     model.to(device(config.gpu))
     with experiment_log.opened(config.log, run, f"{job.cell}/{job.name}".strip("/")) as log:
-        state = _fit(model, train_cases, val_cases, task, config, job.seed, partial, log)
+        state = fitted(model, train_cases, val_cases, task, config, job.seed, partial, log)
     scale, weights = loop.scale_of(state), state["best"]["weights"]
     model.load_state_dict(weights)
     named: dict[str, Any] = {"model": config.model, "model_params": config.model_params}
@@ -282,7 +283,7 @@ def read_target(folder: Path, target: str = "") -> list[dict[str, Any]]:
     return task.view(target, rows) if isinstance(task, Several) else rows
 
 
-def _fit(
+def fitted(
     model: Any,
     train_cases: list[Case],
     val_cases: list[Case],
@@ -292,7 +293,7 @@ def _fit(
     partial: Path,
     log: Callable[[dict[str, Any]], None],
 ) -> loop.State:
-    """The last state of the training, which goes on from the checkpoint in `partial`, if there is one."""
+    """The last state of a training, which goes on from the checkpoint in `partial`, if there is one, and leaves one."""
     file = partial / CHECKPOINT
     saved = _checkpoint(file)
     state = saved

@@ -11,7 +11,6 @@ ten, is chosen on all of these): temperature, thresholds and intervals rest on t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -22,30 +21,29 @@ import numpy as np
 
 from mhim.configs.schema import TablesConfig, TrainConfig
 from mhim.mil import splits
-from mhim.mil.fusion import gate, late, outcome, tabular
-from mhim.mil.fusion.columns import ColumnsError, Options
+from mhim.mil.fusion import gate, joined, late, outcome, tabular
+from mhim.mil.fusion.columns import ColumnsError
 from mhim.mil.fusion.gate import Gate
+from mhim.mil.fusion.joined import JOINT, Joined
 from mhim.mil.fusion.late import Late
 from mhim.mil.fusion.linear import Form
 from mhim.mil.fusion.outcome import NotFused
 from mhim.mil.splits import Fold, SplitError
-from mhim.mil.tasks import Task
 from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort.patient_tables.table import PatientTable
 from mhim.pipeline.cohort.patients import Dataset, Patient
-from mhim.pipeline.resume.fingerprints import of_task, own_settings
+from mhim.pipeline.resume.fingerprints import of_joint
 from mhim.pipeline.store import tables
-from mhim.pipeline.store.layout import FORMAT
-from mhim.pipeline.training import bundle
+from mhim.pipeline.training import answers, bundle, joint
 from mhim.pipeline.training import fold as folds_
 from mhim.pipeline.training import fusion_bundle as bundles
-from mhim.pipeline.training.card import Facts
 from mhim.pipeline.training.fold import Job
 from mhim.pipeline.training.fusion_bundle import SLIDE, Fusion
 from mhim.pipeline.training.progress import HISTORY
 
 INNER, TEACHER, TABLES = "inner", "teacher", "tables"
 PARTS = "parts.csv"
+FITS = {"late": late.fit, "gate": gate.fit, "coattn": joined.fit}
 
 
 def jobs(config: TrainConfig, folds: Sequence[Fold], data: Dataset, names: Sequence[str]) -> list[Job]:
@@ -61,6 +59,14 @@ def jobs(config: TrainConfig, folds: Sequence[Fold], data: Dataset, names: Seque
         )
     if config.protocol == "paper":
         raise NotFused("train.fusion needs inner folds of the training part: set train.protocol=honest")
+    taken = sorted({SLIDE, JOINT} & {*names})
+    if taken:
+        raise NotFused(f"a table cannot be called {taken[0]}, which is another part of a fusion: give it another name")
+    whole_network = config.fusion == "coattn"
+    if config.fusion_params and not whole_network:
+        raise NotFused(f"train.fusion={config.fusion} has no settings: leave train.fusion_params away")
+    if whole_network:
+        of_joint(config)  # its settings are told before hours of training
     split_hash = splits.digest(folds)
     inner = {fold: inner_folds(config, fold, data) for fold in folds}
     plain = folds_.whole_params(config)
@@ -80,8 +86,11 @@ def jobs(config: TrainConfig, folds: Sequence[Fold], data: Dataset, names: Seque
             Job(plain, fold, config.seed, split_hash, cell=f"{TABLES}/{n}", part="table", inner=inner[fold])
             for n in names
         ]
-        made += [whole, *parts, *(aside if seed == config.seed else [])]
-        made.append(Job(plain, fold, seed, split_hash, part="fused", parts=(whole, *parts, *aside), inner=inner[fold]))
+        both = [Job(plain, fold, seed, split_hash, cell=JOINT, part="joint")] if whole_network else []
+        both += [Job(plain, f, seed, digest, cell=f"{JOINT}/{under}", part="joint") for f in inner[fold] if both]
+        made += [whole, *parts, *(aside if seed == config.seed else []), *both]
+        every = (whole, *parts, *aside, *both)
+        made.append(Job(plain, fold, seed, split_hash, part="fused", parts=every, inner=inner[fold]))
     return made
 
 
@@ -119,7 +128,7 @@ def train_table(job: Job, data: Dataset, table: PatientTable, config: TablesConf
         form,
         inner,
         outcome.levels(task),
-        options(config, table.name),
+        joint.options(config, table.name),
         table.name in job.config.fusion_groups,
         targets,
     )
@@ -127,19 +136,16 @@ def train_table(job: Job, data: Dataset, table: PatientTable, config: TablesConf
     middle = np.nanmean(outside, axis=0)  # of who is not in the table: nothing is known, the score is the mean
     said = outcome.fused(task, targets)
     predicted = [
-        *_rows("val", learn, np.where(np.isfinite(outside), outside, middle), said),
-        *_rows("test", test, np.where(np.isfinite(given), given, middle), said),
+        *answers.as_rows("val", learn, np.where(np.isfinite(outside), outside, middle), said),
+        *answers.as_rows("test", test, np.where(np.isfinite(given), given, middle), said),
     ]
-    card = _card(job, data, said, predicted, {"model": f"table:{table.name}", "model_params": {}}, len(model.names))
+    card = answers.card(
+        job, data, said, predicted, {"model": f"table:{table.name}", "model_params": {}}, len(model.names)
+    )
     bundles.write_table(out, card, model, table.kinds)
     (out / folds_.PREDICTIONS).write_text(tables.of_mappings(predicted))
     lacking = int((~rows.present).sum())
     return (f"without a row in {table.name}: {lacking} of {len(learn)} training patients",) if lacking else ()
-
-
-def options(config: TablesConfig, name: str) -> Options:
-    """How a table's columns are fitted."""
-    return Options(config.impute, config.indicators, config.select.get(name, 0), config.smallest_group)
 
 
 def train_fused(
@@ -147,12 +153,15 @@ def train_fused(
 ) -> tuple[str, ...]:
     """Weigh the modalities of a fold by the out-of-fold answers of its inner folds, and fill `out`. Returns notes.
 
-    made: the folders of `job.parts`, in that order: the slide model, its inner folds, the tables."""
+    made: the folders of `job.parts`, in that order: the slide model, its inner folds, the tables; of co-attention its
+    network, and that of the inner folds."""
     learn, inner = _training_part(job, data)
     test = [data.by_id()[p] for p in job.fold.test]
     at = {p.id: i for i, p in enumerate(learn)}
-    slide, inner_folders = made[0], made[1 : 1 + len(inner)]
-    of_tables = {folder.parent.name: bundles.read_table(folder) for folder in made[1 + len(inner) :]}
+    first, last = 1 + len(inner), 1 + len(inner) + len(given)
+    slide, inner_folders, aside = made[0], made[1:first], made[first:last]
+    both, both_inner = made[last : last + 1], made[last + 1 :]
+    of_tables = {folder.parent.name: bundles.read_table(folder) for folder in aside}
     card = bundle.card_of(slide)
     task, targets = card.task.value, [p.target for p in learn if p.target is not None]
     form, said = outcome.form(task), outcome.fused(task, targets)
@@ -162,35 +171,48 @@ def train_fused(
         rows = [r for r in folds_.read_predictions(folder) if r["side"] == "test" and r["slides"] != "[]"]
         outside[SLIDE][[at[r["patient"]] for r in rows]] = outcome.scores(own, folds_.logits_of(rows))
     for name in of_tables:
-        outside[name] = _outside(made[1 + len(inner) :], name, at, given[name], learn)
+        outside[name] = _outside(aside, name, at, given[name], learn)
+    for folder in both_inner:
+        for key, scores in joint.scores(folder, "test").items():
+            own_of = outside.setdefault(key, np.full((len(learn), said.n_out), np.nan))
+            own_of[[at[p] for p in scores]] = list(scores.values())
     own_val = [r for r in folds_.read_predictions(slide) if r["side"] == "val"]
     scale = {SLIDE: outcome.scores(task, folds_.logits_of(own_val))} if own_val else {}
-    fit = gate.fit if job.config.fusion == "gate" else late.fit
-    weighed: Late | Gate = fit(outside, outcome.arrays(task, targets), form, inner, outcome.levels(task))
+    for folder in both:
+        scale |= {k: np.stack(list(of.values())) for k, of in joint.scores(folder, "val").items()}
+    fit: Callable[..., Late | Gate | Joined] = FITS[job.config.fusion]
+    weighed = fit(outside, outcome.arrays(task, targets), form, inner, outcome.levels(task))
     val = crossed(fit, outside, outcome.arrays(task, targets), form, inner, outcome.levels(task))
     found = weighed.rescaled(scale)  # the slide model has another scale than those of its inner folds
     models, kinds = {n: m for n, (m, _) in of_tables.items()}, {n: k for n, (_, k) in of_tables.items()}
     fusion = Fusion(job.config.fusion, task, said, models, found, kinds)
+    network: list[dict[str, np.ndarray]] = [{} for _ in test]
+    for key, of in (item for folder in both for item in joint.scores(folder, "test").items()):
+        for own, p in zip(network, test, strict=True):
+            own |= {key: of[p.id]} if p.id in of else {}
     logits = {r["patient"]: x for r, x in _test_rows(slide)}
-    answers = fusion.answers(
+    said_of = fusion.answers(
         [logits[p.id] if p.slides else None for p in test],
         {n: t.rows.of([p.id for p in test]) for n, t in given.items()},
+        network,
     )
-    fused = np.stack([a.logits for a in answers])
-    predicted = [*_rows("val", learn, val, said), *_rows("test", test, fused, said)]
+    fused = np.stack([a.logits for a in said_of])
+    predicted = [*answers.as_rows("val", learn, val, said), *answers.as_rows("test", test, fused, said)]
     named = {"model": card.model, "model_params": card.model_params}
     named |= {k: v for k in ("fallback", "taught", "unlike_from") if (v := card.plain().get(k)) is not None}
-    whole = _card(job, data, said, predicted, named | {"epoch": card.epoch, "epochs": card.epochs}, card.in_dim)
+    whole = answers.card(job, data, said, predicted, named | {"epoch": card.epoch, "epochs": card.epochs}, card.in_dim)
     whole |= {"fusion": {"kind": job.config.fusion, "slide_task": task.to_json(), "modalities": list(found.names)}}
     bundles.write(out, whole, slide, fusion)
+    for folder in both:
+        joint.copy(folder, out / JOINT)
     (out / folds_.PREDICTIONS).write_text(tables.of_mappings(predicted))
     (out / HISTORY).write_bytes((slide / HISTORY).read_bytes())
-    (out / PARTS).write_text(tables.of_mappings(_parts(test, answers)))
+    (out / PARTS).write_text(tables.of_mappings(_parts(test, said_of)))
     return ()
 
 
 def crossed(
-    fit: Callable[..., Late | Gate],
+    fit: Callable[..., Late | Gate | Joined],
     outside: Mapping[str, np.ndarray],
     target: np.ndarray,
     form: Form,
@@ -235,55 +257,6 @@ def _outside(
 def _test_rows(folder: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
     rows = [r for r in folds_.read_predictions(folder) if r["side"] == "test"]
     return list(zip(rows, folds_.logits_of(rows), strict=True))
-
-
-def _rows(side: str, of: Sequence[Patient], logits: np.ndarray, task: Task) -> list[dict[str, Any]]:
-    return [
-        {
-            "side": side,
-            "patient": p.id,
-            "slides": json.dumps(list(p.slides)),
-            **task.columns(p.target),
-            **{f"logit_{k}": float(v) for k, v in enumerate(row)},
-        }
-        for p, row in zip(of, logits, strict=True)
-    ]
-
-
-def _card(
-    job: Job, data: Dataset, task: Task, rows: Sequence[dict[str, Any]], named: Mapping[str, Any], in_dim: int
-) -> dict[str, Any]:
-    """A card of answers that are no single network's: the fields that every reader of a trained fold looks at."""
-    known = data.by_id()
-    learnt = task.learnt([t for p in job.fold.train if (t := known[p].target) is not None])
-    points = {**folds_.operating_points(rows, task), **learnt}
-    sides = {what: [r for r in rows if r["side"] == side] for what, side in folds_.SIDES}
-    return {
-        "format": FORMAT,
-        "epoch": 0,
-        "epochs": 0,
-        **named,
-        "in_dim": in_dim,
-        "task": task.to_json(),
-        "features": Facts.of(data.facts, "what the features say of themselves"),
-        "made": data.made,
-        "split": {
-            "hash": job.split_hash,
-            "repeat": job.fold.repeat,
-            "fold": job.fold.fold,
-            **{s: len(getattr(job.fold, s)) for s in splits.SIDES},
-        },
-        "seed": job.seed,
-        "protocol": job.config.protocol,
-        # a table knows nothing of the slide model, whose settings are not in its fingerprint either
-        "train": of_task(job.config) if job.part == "table" else own_settings(job.config),
-        "versions": bundle.versions(),
-        **{
-            what: folds_.finite(task.metrics(task.truth(of), folds_.logits_of(of), points))
-            for what, of in sides.items()
-        },
-        **points,
-    }
 
 
 def _parts(of: Sequence[Patient], answers: Sequence[bundles.Answer]) -> list[dict[str, Any]]:

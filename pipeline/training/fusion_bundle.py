@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,28 +18,34 @@ import numpy as np
 
 from mhim.configs import texts
 from mhim.mil import tasks
-from mhim.mil.fusion import gate, late, linear, outcome
+from mhim.mil.feed import Arrays
+from mhim.mil.fusion import gate, joined, late, linear, outcome
 from mhim.mil.fusion.gate import Gate
+from mhim.mil.fusion.joined import JOINT, Joined, is_key
 from mhim.mil.fusion.late import Late
 from mhim.mil.fusion.rows import Rows
 from mhim.mil.fusion.tabular import TableModel
 from mhim.mil.tasks import Task
 from mhim.pipeline.cohort.patient_tables.table import Kinds
 from mhim.pipeline.store.layout import CARD
-from mhim.pipeline.training import bundle
+from mhim.pipeline.training import bundle, joint
 from mhim.pipeline.training.bundle import WEIGHTS, BundleError
 from mhim.pipeline.training.card import Card
+from mhim.pipeline.training.joint import SLIDE as SLIDE
+from mhim.pipeline.training.joint import Joint
 
-SLIDE = "slide"  # the modality of the bags
 FUSION, VECTORS, TABLE = "fusion.json", "fusion.safetensors", "table.json"
 FUSION_FORMAT = 1
+READ: Mapping[str, Callable[[Mapping[str, Any]], Late | Gate | Joined]] = {
+    "late": late.from_json, "gate": gate.from_json, "coattn": joined.from_json,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one patient. logits: (q,) of the fused task. weights: modality at hand -> its weight; parts: what it adds to
-    the score, a number; without: the score, a number, if it were not at hand (where another one is). score: the same
-    number with all of them."""
+    """Of one patient. logits: (q,) of the fused task. weights: modality at hand, and network of them -> its weight;
+    parts: what it adds to the score, a number; without: the score, a number, if it were not at hand (where another one
+    is). score: the same number with all of them."""
 
     logits: np.ndarray
     score: float
@@ -48,9 +54,14 @@ class Answer:
     without: Mapping[str, float]
     without_logits: Mapping[str, np.ndarray] = field(default_factory=dict)
 
+    @property
+    def modalities(self) -> str:
+        """What was at hand."""
+        return "+".join(m for m in self.weights if m != JOINT)
+
     def row(self) -> dict[str, Any]:
         """As a row of `parts.csv`."""
-        found: dict[str, Any] = {"modalities": "+".join(self.weights), "score": self.score}
+        found: dict[str, Any] = {"modalities": self.modalities, "score": self.score}
         for name, weight in self.weights.items():
             found |= {f"weight.{name}": weight, f"part.{name}": self.parts[name]}
         for name, logits in self.without_logits.items():
@@ -67,14 +78,20 @@ class Fusion:
     slide_task: Task
     task: Task
     tables: Mapping[str, TableModel]
-    late: Late | Gate
+    late: Late | Gate | Joined
     kinds: Mapping[str, Kinds] = field(default_factory=dict)
+    joint: Joint | None = None
 
-    def answers(self, slide: Sequence[np.ndarray | None], rows: Mapping[str, Rows]) -> list[Answer]:
+    def answers(
+        self,
+        slide: Sequence[np.ndarray | None],
+        rows: Mapping[str, Rows],
+        network: Sequence[Mapping[str, np.ndarray]] | None = None,
+    ) -> list[Answer]:
         """One answer per patient. slide: the slide model's logits (n_out,), None where there is no bag. rows: table ->
-        rows of the same patients in the same order; a table that is not given is absent. Raises FusionError for a
-        patient of whom nothing is at hand."""
-        given: list[dict[str, np.ndarray]] = [{} for _ in slide]
+        rows of the same patients in the same order; a table that is not given is absent. network: what `joint` answers
+        of each. Raises FusionError for a patient of whom nothing is at hand."""
+        given: list[dict[str, np.ndarray]] = [dict(own) for own in network or [{} for _ in slide]]
         for of, logits in zip(given, slide, strict=True):
             if logits is not None:
                 of[SLIDE] = outcome.scores(self.slide_task, np.asarray(logits)[None])[0]
@@ -93,21 +110,33 @@ class Fusion:
             several = self.late.form == "classes" and len(values) > 2
             return float(values[at] if several else linear.one_number(values, self.late.form))
 
-        others = {
-            m: self.late.score({k: v for k, v in given.items() if k != m}) for m in given if len(given) > 1
-        }  # fmt: skip
         parts = {m: number(v) for m, v in self.late.parts(given).items()}
         weights = self.late.weights(given)
+        alone = {m: v for m, v in given.items() if not is_key(m)}
+        network = {m: v for m, v in given.items() if is_key(m)}
+        others = {
+            m: self.late.score({k: v for k, v in alone.items() if k != m} | network) for m in alone if len(alone) > 1
+        }  # fmt: skip
+        others |= {JOINT: self.late.score(alone)} if JOINT in weights else {}
         return Answer(logits, number(logits), weights, parts, {m: number(v) for m, v in others.items()}, others)
 
     def of_bags(
-        self, patient: str, logits: Sequence[np.ndarray] | None, given: Mapping[str, Rows]
+        self,
+        patient: str,
+        logits: Sequence[np.ndarray] | None,
+        given: Mapping[str, Rows],
+        bags: Sequence[Callable[[], Arrays]] = (),
     ) -> tuple[list[np.ndarray], str]:
         """The fused logits of a new patient's bags, and the modalities that they rest on. logits: of the slide model,
-        one per bag; None: there is no bag. given: the tables at hand, of any patients."""
-        rows = {n: t.of([patient]) for n, t in given.items()}
-        found = [self.answers([one], rows)[0] for one in ([None] if logits is None else logits)]
-        return [a.logits for a in found], "+".join(found[0].weights)
+        one per bag; None: there is no bag. given: the tables at hand, of any patients. bags: bring the bags themselves,
+        which a network of bag and tables reads again."""
+        rows = {n: t.of([patient]) for n, t in given.items() if n in self.tables}
+        each: Sequence[np.ndarray | None] = [None] if logits is None else logits
+        network: Sequence[Mapping[str, np.ndarray]] = [{} for _ in each]
+        if self.joint is not None:
+            network = [self.joint.answers(patient, load, rows) for load in (bags if logits is not None else [None])]
+        found = [self.answers([one], rows, [own])[0] for one, own in zip(each, network, strict=True)]
+        return [a.logits for a in found], found[0].modalities
 
     def told(self, rows: Mapping[str, Rows]) -> list[str]:
         """What is to be known of the tables of new patients."""
@@ -141,6 +170,7 @@ def read(folder: Path) -> Fusion | None:
     if card.fusion is None:
         return None
     plain = _json(folder / FUSION)
+    network = joint.read(folder / JOINT) if card.fusion.kind == "coattn" else None
     if plain.get("format") != FUSION_FORMAT:
         raise BundleError(f"{folder / FUSION} has format {plain.get('format')}, this program reads {FUSION_FORMAT}")
     arrays = _arrays(folder / VECTORS)
@@ -150,11 +180,11 @@ def read(folder: Path) -> Fusion | None:
             for n, t in plain["tables"].items()
         }
         kinds = {n: _kinds(t["kinds"]) for n, t in plain["tables"].items() if t.get("kinds")}
-        weighed = (gate if plain["kind"] == "gate" else late).from_json(plain["late"])
+        weighed: Late | Gate | Joined = READ[plain["kind"]](plain["late"])
     except (KeyError, ValueError, TypeError) as error:
         raise BundleError(f"{folder / FUSION} is damaged: {error!r}; copy the run again") from error
     slide_task = tasks.from_json(card.fusion.slide_task.plain())
-    return Fusion(plain["kind"], slide_task, card.task.value, found, weighed, kinds)
+    return Fusion(plain["kind"], slide_task, card.task.value, found, weighed, kinds, network)
 
 
 def write_table(folder: Path, card: Mapping[str, Any], model: TableModel, kinds: Kinds) -> None:

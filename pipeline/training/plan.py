@@ -82,7 +82,7 @@ def describe(run: Path, config: Config, folds: Sequence[Fold], made: provenance.
 
     made: how the features were made, as they tell themselves; of imported ones little or nothing is known."""
     aside = config.train.model_dump(mode="json", include=set(marked(TrainConfig, "apart")) - {"draws"})
-    aside = {} if config.train.fusion == "none" else aside
+    aside = {} if config.train.fusion == "none" else {k: v for k, v in aside.items() if k != "fusion_params" or v}
     aside |= {"draws": config.train.draws} if config.train.draws else {}
     sections = {**provenance.sections(made), "train": fingerprint_fields(config.train) | aside}
     sections.setdefault("extract", {"encoder": config.extract.encoder})  # where the features lie

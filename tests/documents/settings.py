@@ -31,6 +31,7 @@ NAMED = {  # settings whose value is the name of a file of that package
 PLUGINS = (
     ("Segmenters", "tile.segmenter_params", "mhim.extract.tissue"),
     ("Models", "train.model_params", "mhim.mil.models"),
+    ("Fusions", "train.fusion_params", "mhim.mil.fusion"),
     ("Back ends", "cluster.backend_params", "mhim.pipeline.backends"),
 )
 SIGNS = {
@@ -52,7 +53,7 @@ def page() -> str:
     parts.append("## Settings of the plug-ins that ship")
     for title, setting, package in PLUGINS:
         parts += [f"### {title}", f"Below `{setting}`, for the plug-in that is named beside it."]
-        for name in lookup.names(package):
+        for name in ["coattn"] if package == "mhim.mil.fusion" else lookup.names(package):
             params = lookup.find(package, name).Params
             if params.model_fields:
                 parts += [f"**{name}**", _table(params, "")]
