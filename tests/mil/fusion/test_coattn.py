@@ -141,9 +141,9 @@ def test_it_learns_what_neither_modality_tells_alone() -> None:
         load = lambda: (x, np.zeros((6, 2), np.int32), 1.0)  # noqa: E731
         return Case(names[i], ("s",), int(sign[i, 0] == sign[i, 1]), load, 0.5, values[i])
 
-    config = whole_params(settings(epochs=12, lr=0.02, batch_bags=8, select="last").train)
+    config = whole_params(settings(epochs=25, lr=0.01, batch_bags=8, select="last").train)
     task = tasks.classification(("no", "yes"), [case(i).target for i in range(80)])  # type: ignore[misc]
-    net = network(made, modality_dropout=0.0, dropout=0.0, layers=0)
+    net = network(made, modality_dropout=0.1, dropout=0.0)
     for _ in loop.fit(net, [case(i) for i in range(60)], [], task, config, 0):
         pass
     held = Feed([case(i) for i in range(60, 80)], task, torch.device("cpu"))
