@@ -56,8 +56,9 @@ def alone(run: Path, folders: Sequence[Path], config: ScoreConfig) -> dict[str, 
 
 @dataclass(frozen=True)
 class Share:
-    """One patient's modalities, means over the trainings that held the patient out. weights: modality at hand -> its
-    weight, sum 1. parts: what it adds to the score, in the unit that `unit` tells."""
+    """One patient's modalities, means over the trainings that held the patient out. weights: modality at hand, and the
+    network of several where it is asked -> its weight, sum 1. parts: what it adds to the score, in the unit that `unit`
+    tells."""
 
     weights: Mapping[str, float]
     parts: Mapping[str, float]
@@ -74,8 +75,9 @@ def shares(folders: Sequence[Path]) -> dict[str, Share]:
     found = {}
     for patient, rows in each.items():
         names = rows[0][1]["modalities"].split("+")  # the same in every training: who has what is of the patient
-        weights = {n: float(np.mean([float(r[f"weight.{n}"]) for _, r in rows])) for n in names}
-        parts = {n: float(np.mean([scale * float(r[f"part.{n}"]) for scale, r in rows])) for n in names}
+        names += [JOINT] if any(r.get(f"weight.{JOINT}") for _, r in rows) else []
+        weights = {n: float(np.mean([float(r[f"weight.{n}"] or 0.0) for _, r in rows])) for n in names}
+        parts = {n: float(np.mean([scale * float(r[f"part.{n}"] or 0.0) for scale, r in rows])) for n in names}
         found[patient] = Share(weights, parts)
     return found
 
