@@ -23,6 +23,8 @@ from mhim.configs.base import marked as marked
 from mhim.configs.outcomes import TaskName
 from mhim.configs.schema_benchmark import BENCHMARK as BENCHMARK
 from mhim.configs.schema_benchmark import BenchmarkConfig as BenchmarkConfig
+from mhim.configs.schema_cluster import ClusterConfig as ClusterConfig
+from mhim.configs.schema_maps import MapConfig as MapConfig
 from mhim.configs.schema_tables import LabelsConfig as LabelsConfig
 from mhim.configs.schema_tables import TablesConfig as TablesConfig
 
@@ -333,20 +335,6 @@ class ScoreConfig(Settings):
         return self
 
 
-class ClusterConfig(Settings):
-    """Where items run. Nothing here changes a result."""
-
-    backend: str = speed(
-        "local",
-        "local, slurm or dask: a file name in pipeline/backends/, or your own: my_module, ./mine.py or ./mine.py:object",
-    )
-    workers: int = speed(0, "parallel processes; 0 is one per core", ge=0)
-    backend_params: dict[str, Any] = speed(
-        {}, "settings of the back end itself (partition, account, walltime, container ...)"
-    )
-    lease_s: float = speed(300.0, "a claim without heartbeat for so long is taken over, s", gt=0)
-
-
 class Config(Settings):
     """Every setting of the pipeline."""
 
@@ -357,4 +345,5 @@ class Config(Settings):
     train: TrainConfig = TrainConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
     score: ScoreConfig = ScoreConfig()
+    map: MapConfig = MapConfig()
     cluster: ClusterConfig = ClusterConfig()

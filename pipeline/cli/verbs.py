@@ -1,4 +1,4 @@
-"""The verbs of the command line: tile, extract, train, score, run."""
+"""The verbs of the command line: tile, extract, train, score, run, map."""
 
 from __future__ import annotations
 
@@ -147,3 +147,27 @@ def run(slides: Slides, labels: Labels = None, name: Name = None, regions: Regio
     from mhim.pipeline.stages import verbs
 
     return verbs.run_all(session, slides, labels, name, regions)
+
+
+@app.command("map", cls=SettingsCommand, rich_help_panel="Verbs", epilog="Example: pipeline map --run mhim")
+@session_flags(
+    "extract.encoder",
+    "map.tiles",
+    "map.method",
+    "map.clusters",
+    "map.gallery",
+    *TABLE,
+)
+def map_(
+    labels: Labels = None,
+    name: Annotated[str | None, typer.Option("--name", help="name of the map (default: the encoder's)")] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="scored run whose held-out answers colour it (default: the only one)")
+    ] = None,
+    *,
+    session: Session,
+) -> int:
+    """Tiles and patients as a map: PCA, UMAP, clusters with their share per class, the tiles that stand for each."""
+    from mhim.pipeline.stages import map_verb
+
+    return map_verb.make(session, labels, name, run)

@@ -60,6 +60,7 @@ def sweep_work(work: layout.Work, lease_s: float = 300.0) -> None:
     roots = [root, work.tiles, work.overlays, root / "tile_images", *_folders(root / "features")]
     for run in (work.runs, *_folders(work.runs)):
         roots += [run, run / "report", run / "heatmaps", *_folders(run / "new")]
+    roots += [work.maps, *(folder / "gallery" for folder in _folders(work.maps))]
     for new in [r for r in roots if r.parent.name == "new"]:  # a work folder of its own, of new slides
         roots += [new / "tiles", new / "overlays", new / "heatmaps", *_folders(new / "features")]
     for found in roots:

@@ -40,7 +40,7 @@ MIRROR = "PIPELINE_LOG_JSON"  # set by `pipeline --log-json`, so that jobs and w
 
 def label(stage: Stage) -> str:
     """A stage's name in logs and in `pipeline status`: `tile`, `extract texture`, `train mhim` ..."""
-    return stage.name if stage.root.name == "tiles" else f"{stage.name} {stage.root.name}"
+    return stage.name if stage.root.name in ("tiles", "maps") else f"{stage.name} {stage.root.name}"
 
 
 class RunLog:

@@ -104,7 +104,7 @@ class Draw(Stage):
         wanted = layers(arrays, self.task, config.heatmaps)
         every = layers(arrays, self.task, "all")
         store = self.stores[item.key]
-        with _placed_on(item.data, store, arrays["coords"], self.identities, self.config) as (opened, tiles):
+        with placed_on(item.data, store, arrays["coords"], self.identities, self.config) as (opened, tiles):
             out.mkdir(parents=True)
             if wanted:
                 picture, frame = low_resolution(opened)
@@ -127,7 +127,7 @@ class Draw(Stage):
 
 
 @contextmanager
-def _placed_on(
+def placed_on(
     slide: SlideEntry, store: Path, coords: np.ndarray, identities: Identities, config: Config
 ) -> Iterator[tuple[Any, Geometry]]:
     """The opened slide, found to be the one that was tiled, and where the tiles of the features in `store` lie on
@@ -162,6 +162,6 @@ def picture(
     why = imported.unplaced(attrs) if entry else f"its file is not in {work.cohort}"
     if entry is None or why:
         raise layout.StoreError(f"no picture of {slide}: {why}")
-    with _placed_on(entry, store, arrays["coords"], Identities(work.root), config) as (opened, tiles):
+    with placed_on(entry, store, arrays["coords"], Identities(work.root), config) as (opened, tiles):
         below, frame = low_resolution(opened)
         return overlay(below, frame, every[layer], arrays, tiles, config.score, slide)

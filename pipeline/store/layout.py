@@ -10,6 +10,7 @@ must be made. Layout of a work folder:
     features/<encoder>/<slide id>.zarr      features, coords                         (stage `extract`)
     runs/<name>/                            one training: config, splits, folds, predictions, metrics, heatmaps
     runs/<id>.jsonl                         what each command did, append-only
+    maps/<name>/                            the cohort as a map: tiles, patients, clusters   (stage `map`)
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ class Work:
     @property
     def runs(self) -> Path:
         return self.root / "runs"
+
+    @property
+    def maps(self) -> Path:
+        return self.root / "maps"
 
     def tile_store(self, slide_id: str) -> Path:
         return self.tiles / f"{slide_id}.zarr"

@@ -18,6 +18,7 @@ from mhim.pipeline import backends
 from mhim.pipeline.cohort import slides as cohort
 from mhim.pipeline.cohort.patients import feature_stores
 from mhim.pipeline.exchange.imported import is_imported
+from mhim.pipeline.maps.stored import names as maps_there
 from mhim.pipeline.resume import causes, console, live, runlog
 from mhim.pipeline.resume.claims import running_keys
 from mhim.pipeline.resume.live import Live
@@ -57,6 +58,9 @@ def read(work: layout.Work) -> list[StageStatus]:
     wanted_folds = runlog.planned_keys(work.runs)
     for run in runs:
         stages.append(_run(run, failed, wanted_folds.get(f"train {run.name}", set())))
+    tried = {key for name, key in failed if name == "map"} | runlog.planned_keys(work.runs).get("map", set())
+    if maps := {*maps_there(work), *tried}:
+        stages.append(_stage("map", sorted(maps), work.maps, {n: work.maps / n for n in maps}, failed))
     return stages
 
 

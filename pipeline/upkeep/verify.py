@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
+from mhim.pipeline.maps import stored
 from mhim.pipeline.resume import console
 from mhim.pipeline.resume.claims import Claims
 from mhim.pipeline.store import layout, reading, seals
@@ -50,9 +51,9 @@ class Verified:
 
 
 def outputs(work: layout.Work) -> Iterator[Output]:
-    """Every tile, feature and score store, every trained fold, every folder of pictures, and the overlays; sorted. What
-    others are only just making (hidden folders) is passed over."""
-    for root in (work.tiles, work.root / "features", work.overlays, work.runs):
+    """Every tile, feature and score store, every trained fold, every folder of pictures, the overlays, and
+    the maps with their galleries; sorted. What others are only just making (hidden folders) is passed over."""
+    for root in (work.tiles, work.root / "features", work.overlays, work.runs, work.maps):
         for here, names, files in os.walk(root):
             names[:] = sorted(n for n in names if not n.startswith("."))
             folder = Path(here)
@@ -65,7 +66,7 @@ def outputs(work: layout.Work) -> Iterator[Output]:
             holds_folds = any(n.startswith("fold_") for n in names)  # `inner/fold_0` of a fused run, no output itself
             if layout.SEAL in files or (folder.name.startswith("fold_") and not holds_folds):
                 yield _output(work, folder)
-                names.clear()
+                names[:] = [n for n in names if folder.parent == work.maps and n == stored.GALLERY]
             yield from (_output(work, folder, seal) for seal in _SEALS if seal in files)
             if root == work.overlays:
                 yield from (_output(work, folder / f) for f in sorted(files) if f.endswith(".jpg"))
@@ -218,6 +219,9 @@ def _claimed(work: layout.Work, output: Output) -> tuple[Path, str]:
     parts = output.path.relative_to(work.root).parts
     if output.seal is not None:
         return output.path, "metrics"
+    if parts[0] == "maps":
+        depth = 3 if parts[2:3] == (stored.GALLERY,) else 1
+        return work.root.joinpath(*parts[:depth]), "/".join(parts[depth:])
     depth = 1 if parts[0] in ("tiles", "overlays") else 2
     if "scores" in parts[:-1]:
         depth = parts.index("scores")

@@ -32,9 +32,10 @@ QUICK = {
     "score.bootstrap": "20",
     "score.heatmaps": "none",  # where the command itself asks for none
     "score.heatmap_limit": "1",
+    "map.method": "pca",  # UMAP takes a minute to start
     "cluster.workers": "1",
 }
-SETTABLE = ("tile", "extract", "train", "score", "run", "benchmark", "check")
+SETTABLE = ("tile", "extract", "train", "score", "run", "map", "benchmark", "check")
 
 
 @dataclass(frozen=True)
