@@ -10,7 +10,6 @@ result comes, never the result. Forgetting the mark costs a refusal, never a wro
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -27,6 +26,7 @@ from mhim.configs.schema_cluster import ClusterConfig as ClusterConfig
 from mhim.configs.schema_maps import MapConfig as MapConfig
 from mhim.configs.schema_tables import LabelsConfig as LabelsConfig
 from mhim.configs.schema_tables import TablesConfig as TablesConfig
+from mhim.configs.schema_tables import plain_names
 
 
 class TileConfig(Settings):
@@ -160,6 +160,10 @@ class TrainConfig(Settings):
         le=64,
         description="time bins of the discrete likelihood, cut at quantiles of the training fold's events",
     )
+    bag: Literal["patient", "slide"] = added(
+        "patient",
+        "one bag: all slides of a patient, or each slide with its own label (splits and intervals keep patients whole)",
+    )
     folds: int = Field(5, ge=2, description="cross-validation folds")
     repeats: int = Field(1, ge=1, description="repetitions of the whole cross-validation with other splits")
     seeds: int = Field(1, ge=1, description="trainings per fold with other seeds")
@@ -190,9 +194,7 @@ class TrainConfig(Settings):
         "encode the bags of a step as one row of instances with a softmax inside each (segments), where the model can (abmil, gated_abmil, mean, nnmil): the same numbers but for the order of sums, faster for many small bags",
     )
     accumulate: int = Field(1, ge=1, description="steps whose gradients are added up before the optimiser moves")
-    max_tiles: int = Field(
-        0, ge=0, description="random cap on the tiles of a training bag; 0 is no cap; scoring always uses all tiles"
-    )
+    max_tiles: int = Field(0, ge=0, description="random cap on a training bag's tiles; 0: none; scoring uses all tiles")
     balance: Literal["none", "weights", "sampling"] = Field(
         "none", description="class imbalance: weighted loss or balanced sampling"
     )
@@ -259,10 +261,7 @@ class TrainConfig(Settings):
     @field_validator("tables")
     @classmethod
     def _plain_names(cls, tables: dict[str, str]) -> dict[str, str]:
-        wrong = [n for n in tables if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", n) or n in ("slide", "slides")]
-        if wrong:
-            raise ValueError(f"{wrong[0]!r} cannot be the name of a table: letters, digits and _, and not slide")
-        return tables
+        return plain_names(tables)
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> TrainConfig:
@@ -276,7 +275,9 @@ class TrainConfig(Settings):
             raise ValueError("split_by=csv gives one split, so repeats must be 1 (use seeds for more trainings)")
         if self.draws and (self.grid or self.protocol == "paper"):
             raise ValueError("draws goes with no grid, and not with protocol=paper, which selects on the test fold")
-        plan = sorted({"grid", "draws", "seeds", "seed", "folds", "repeats", "split_by", "protocol"} & self.grid.keys())
+        plan = sorted(
+            {"grid", "draws", "seeds", "seed", "folds", "repeats", "split_by", "protocol", "bag"} & self.grid.keys()
+        )
         if plan:
             raise ValueError(f"grid: {plan[0]} decides which trainings there are and cannot be a value to try")
         empty = sorted(k for k, values in self.grid.items() if not values)

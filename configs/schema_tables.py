@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -95,3 +96,11 @@ class TablesConfig(Settings):
         default_factory=dict,
         description="table -> number of columns to keep, those that tell most of the outcome in the training part; else all",
     )
+
+
+def plain_names(tables: dict[str, str]) -> dict[str, str]:
+    """`train.tables`, whose names become folders and columns. Raises ValueError."""
+    wrong = [n for n in tables if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", n) or n in ("slide", "slides")]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} cannot be the name of a table: letters, digits and _, and not slide")
+    return tables

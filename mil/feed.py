@@ -36,7 +36,8 @@ class Case:
     """One bag: a patient with its slides.
 
     target: as `mil.tasks` reads it; None when unknown. load: brings the bag's arrays; slides of a patient come
-    one after the other. mpp: µm per tile px. numbers: float32 (V,), what else is known of the patient (see `Bag`).
+    one after the other. mpp: µm per tile px. numbers: float32 (V,), what else is known of the patient (see `Bag`). of:
+    the patient, where the bag is one of its slides and `patient` that slide's name (train.bag=slide).
     """
 
     patient: str
@@ -45,6 +46,7 @@ class Case:
     load: Callable[[], Arrays]
     mpp: float = 0.5
     numbers: np.ndarray | None = None
+    of: str = ""
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,21 @@ class Interval:
     n: int
 
 
-def draws(n: int, samples: int, strata: np.ndarray | None = None, seed: int = 0) -> Iterator[np.ndarray]:
+def draws(
+    n: int, samples: int, strata: np.ndarray | None = None, seed: int = 0, clusters: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
     """Weights float64 (D, n) block by block, `samples` rows in all: patients drawn with replacement in their stratum.
 
     strata: int (n,), None is one. A draw keeps the number of patients of each stratum; strata of a single patient, in
-    which nothing could vary, are drawn together.
+    which nothing could vary, are drawn together. clusters: int (n,), 0 to the number of patients, whose each slide is:
+    then patients are drawn, each with all its slides (cluster bootstrap), in their stratum.
     """
+    if clusters is not None:
+        whole, first = np.unique(clusters, return_index=True)
+        of_patients = draws(len(whole), samples, None if strata is None else strata[first], seed)
+        place = np.searchsorted(whole, clusters)
+        yield from (weights[:, place] for weights in of_patients)
+        return
     rng = np.random.default_rng(seed)
     groups = [np.arange(n)] if strata is None else [np.flatnonzero(strata == s) for s in np.unique(strata)]
     alone = [g for g in groups if len(g) == 1]
@@ -48,11 +57,16 @@ def draws(n: int, samples: int, strata: np.ndarray | None = None, seed: int = 0)
 
 
 def bootstrap(
-    metric: Callable[[np.ndarray], Values], n: int, samples: int, strata: np.ndarray | None = None, seed: int = 0
+    metric: Callable[[np.ndarray], Values],
+    n: int,
+    samples: int,
+    strata: np.ndarray | None = None,
+    seed: int = 0,
+    clusters: np.ndarray | None = None,
 ) -> tuple[dict[str, float], Values]:
     """Point values of `metric` (weights (D, n) -> values (D,)) with all patients once, and its values in the draws."""
     point = {name: float(v[0]) for name, v in metric(np.ones((1, n))).items()}
-    blocks = [metric(weights) for weights in draws(n, samples, strata, seed)]
+    blocks = [metric(weights) for weights in draws(n, samples, strata, seed, clusters)]
     return point, {name: np.concatenate([b[name] for b in blocks]) if blocks else np.empty(0) for name in point}
 
 
@@ -73,9 +87,10 @@ def intervals(
     confidence: float,
     strata: np.ndarray | None = None,
     seed: int = 0,
+    clusters: np.ndarray | None = None,
 ) -> dict[str, Interval]:
     """Every value of `metric` with its percentile interval over patients drawn with replacement in their stratum."""
-    point, drawn = bootstrap(metric, n, samples, strata, seed)
+    point, drawn = bootstrap(metric, n, samples, strata, seed, clusters)
     return {name: interval(value, drawn[name], confidence) for name, value in point.items()}
 
 

@@ -1,13 +1,15 @@
 """Who trains, who selects, who is tested: patients, labels and sites in, folds out. Pure: no file, no global state.
 
-Every function works on patients, never on slides, so a patient cannot be on two sides. The unit of a `Fold` is the
-patient id. `digest` is the hash that every result carries. Knows no features and no models.
+Every function works on patients, so a patient cannot be on two sides. The unit of a `Fold` is the patient id; where
+each slide is a bag (train.bag=slide) the folds of patients are dealt first, and `spread` to their slides. `digest` is
+the hash that every result carries. Knows no features and no models.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -169,14 +171,47 @@ def digest(folds: Sequence[Fold]) -> str:
     return hashlib.sha256(json.dumps(plain, ensure_ascii=True).encode()).hexdigest()[:16]
 
 
-def rows(folds: Sequence[Fold]) -> list[dict[str, str | int]]:
-    """One row per repeat, fold and patient, ready for splits.csv."""
+def rows(folds: Sequence[Fold], owner: Mapping[str, str] | None = None) -> list[dict[str, str | int]]:
+    """One row per repeat, fold and patient, ready for splits.csv. owner: slide -> patient, where each slide is a bag:
+    then one row per slide, which it names."""
     return [
-        {"repeat": f.repeat, "fold": f.fold, "patient": p, "split": side}
+        {"repeat": f.repeat, "fold": f.fold, **({"patient": p} if owner is None else {"patient": owner[p], "slide": p})}
+        | {"split": side}
         for f in folds
         for side in SIDES
         for p in getattr(f, side)
     ]
+
+
+def of_owners(strata: Strata, owner: Mapping[str, str]) -> dict[str, int | tuple[int, ...]]:
+    """patient -> the strata of all its slides: one number each where no patient has two. strata: of slides."""
+    found: dict[str, set[int]] = {}
+    for slide, own in strata.items():
+        found.setdefault(owner[slide], set()).update((own,) if isinstance(own, int) else own)
+    if all(len(own) == 1 for own in found.values()):
+        return {patient: next(iter(own)) for patient, own in found.items()}
+    return {patient: tuple(sorted(own)) for patient, own in found.items()}
+
+
+def enough_owners(strata: Strata, folds: int) -> None:
+    """Raise SplitError unless each class has slides of a patient per fold. strata: as `of_owners` gives them."""
+    counts = Counter(s for own in _all(strata).values() for s in own)
+    if counts and min(counts.values()) < folds:
+        n = min(counts.values())
+        raise SplitError(
+            f"the rarest class has slides of {n} patients for {folds} folds, and patients stay whole, so some fold "
+            f"would lack it: set train.folds to {n} or less" + (", or merge classes" if n < 2 else "")
+        )
+
+
+def spread(folds: Sequence[Fold], owner: Mapping[str, str]) -> list[Fold]:
+    """Folds of patients as folds of their slides. owner: slide -> patient."""
+
+    def members(side: Sequence[str]) -> tuple[str, ...]:
+        wanted = set(side)
+        return tuple(sorted(s for s, p in owner.items() if p in wanted))
+
+    return [Fold(f.repeat, f.fold, members(f.train), members(f.val), members(f.test)) for f in folds]
 
 
 def _enough(strata: Strata, folds: int, survival: bool) -> None:

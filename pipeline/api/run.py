@@ -184,7 +184,7 @@ class Run:
     def _rows(self) -> list[Row]:
         """Whose the run's own slides are; of a run of version 0.1, which kept no such table, nothing."""
         table = self.folder / known.PATIENTS
-        return label_table.read_rows(table, self._config.labels) if table.exists() else []
+        return label_table.read_rows(table, self._config.labels, self._card.bag) if table.exists() else []
 
     def _stored(self, private: Path, wanted: set[str] | None) -> Score:
         features = self._features()

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 
-from mhim.configs.schema import Config, LabelsConfig, TileConfig
+from mhim.configs.schema import Config, TileConfig
 from mhim.extract.images import encoded
 from mhim.extract.units import Mpp
 from mhim.pipeline.cohort import check_page
@@ -66,7 +66,7 @@ def check(source: Path | None, config: Config, out: Path, labels: Path | None = 
         for p in listing.others
         if p in listing.what or p.suffix.lower() not in _HARMLESS
     ]
-    findings, cohort_problems = _compare(findings, None if wrong else labels, config.labels)
+    findings, cohort_problems = _compare(findings, None if wrong else labels, config)
     cohort_problems += [wrong] if wrong else []
     findings.sort(key=lambda f: (-1.0 if f.tissue_fraction is None else f.tissue_fraction, f.slide))
     workers = config.cluster.workers or os.cpu_count() or 1
@@ -199,7 +199,7 @@ def _no_slide(path: Path, source: Path, what: str | None) -> Finding:
     return Finding(name, UNSUPPORTED, problems=(why,))
 
 
-def _compare(findings: list[Finding], labels: Path | None, settings: LabelsConfig) -> tuple[list[Finding], list[str]]:
+def _compare(findings: list[Finding], labels: Path | None, config: Config) -> tuple[list[Finding], list[str]]:
     """Add what only the whole cohort shows: duplicates, equal names, labels without slide and the reverse."""
     by_hash: dict[str, list[str]] = defaultdict(list)
     for f in findings:
@@ -217,7 +217,7 @@ def _compare(findings: list[Finding], labels: Path | None, settings: LabelsConfi
     if labels is not None:
         try:
             readable = [f.slide for f in findings if f.state not in (UNSUPPORTED, NO_SLIDE)]
-            matched = match.match(label_table.read_rows(labels, settings), readable)
+            matched = match.match(label_table.read_rows(labels, config.labels, config.train.bag), readable)
         except CohortError as error:
             return out, [str(error)]
         problems += [f"{labels.name}, row {r.number}: there is no slide {r.slide}" for r in matched.without_slide]

@@ -23,7 +23,7 @@ from mhim.mil.tasks import Target
 from mhim.pipeline.cohort import outcomes as outcome
 from mhim.pipeline.cohort import provenance
 from mhim.pipeline.cohort.labels.match import Matched, match
-from mhim.pipeline.cohort.labels.of_patients import joint_sites, mixed_tissue
+from mhim.pipeline.cohort.labels.of_patients import each_alone, joint_sites, mixed_tissue
 from mhim.pipeline.cohort.labels.rows import CohortError, Row, counted, some
 from mhim.pipeline.cohort.outcomes import Outcome
 from mhim.pipeline.cohort.provenance import Made
@@ -37,7 +37,8 @@ _NO_SLIDE = "\0"  # before a patient's name: stands for the slide of who has non
 @dataclass(frozen=True)
 class Patient:
     """One bag. target: as `mil.tasks` reads it, or None if unknown. stores: feature stores, in the order of
-    `slides`. digest: hash of the features' fingerprints. wrong: why it cannot be used, if its features are damaged."""
+    `slides`. digest: hash of the features' fingerprints. wrong: why it cannot be used, if its features are damaged.
+    of: the patient, where the bag is one of its slides and `id` that slide's (train.bag=slide)."""
 
     id: str
     slides: tuple[str, ...]
@@ -48,6 +49,12 @@ class Patient:
     fold: int | None = None
     site: str | None = None
     wrong: str = ""
+    of: str = ""
+
+    @property
+    def whose(self) -> str:
+        """The patient's name."""
+        return self.of or self.id
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,11 @@ class Dataset:
 
     def by_id(self) -> dict[str, Patient]:
         return {p.id: p for p in self.patients}
+
+    @property
+    def owner(self) -> dict[str, str] | None:
+        """Slide -> patient, where each slide is a bag; None where a patient is one."""
+        return {p.id: p.of for p in self.patients} if any(p.of for p in self.patients) else None
 
 
 @dataclass(frozen=True)
@@ -143,14 +155,19 @@ def labelled(rows: Sequence[Row], features: Path, config: TrainConfig, in_tables
             f"{counted(len(lone), 'patient', 'has', 'have')} no slides with features, tables alone: "
             f"{some(sorted(lone))}"
         )
-    lost = {r.patient for r, i in matched.rows if i in damaged}  # a bag without one of its slides is another bag
-    outcomes = outcome.told([r for r, _ in (*matched.rows, *bare) if r.patient not in lost], config)
+    alone = config.bag == "slide"
+
+    def bag(row: Row, slide: str) -> str:
+        return slide if alone else row.patient
+
+    lost = {bag(r, i) for r, i in matched.rows if i in damaged}  # a bag without one of its slides is another bag
+    outcomes = outcome.told([r for r, i in (*matched.rows, *bare) if bag(r, i) not in lost], config)
     notes += _left_out(
-        [i for r, i in matched.rows if r.patient in lost and i not in damaged],
+        [i for r, i in matched.rows if bag(r, i) in lost and i not in damaged],
         "slides are of patients with a damaged one",
     )
     pairs = [*matched.rows, *bare]
-    known = [(r, i) for r, i in pairs if outcome.has_target(r, outcomes) and r.patient not in lost]
+    known = [(r, i) for r, i in pairs if outcome.has_target(r, outcomes) and bag(r, i) not in lost]
     what = outcome.lacking(outcomes)
     notes += _left_out([i for r, i in matched.rows if not outcome.has_target(r, outcomes)], f"slides have no {what}")
     if not known:
@@ -160,14 +177,16 @@ def labelled(rows: Sequence[Row], features: Path, config: TrainConfig, in_tables
     target_of = dict(zip((i for _, i in known), outcome.targets([r for r, _ in known], outcomes), strict=True))
     groups: dict[str, list[tuple[Row, str]]] = {}
     for row, slide in known:
-        groups.setdefault(row.patient, []).append((row, slide))
+        groups.setdefault(bag(row, slide), []).append((row, slide))
     sites, joined = joint_sites([r for r, _ in known], config.split_by)
     notes += joined + mixed_tissue({name: _slides(members) for name, members in groups.items()})
     patients = []
     for name, members in sorted(groups.items()):
         members.sort(key=lambda member: member[1])  # by slide: the order of the table is nobody's business
-        row = replace(members[0][0], site=sites.get(name))
-        patients.append(patient_of(name, _slides(members), stores, target_of[members[0][1]], row))
+        row = replace(members[0][0], site=sites.get(members[0][0].patient))
+        one = patient_of(name, _slides(members), stores, target_of[members[0][1]], row)
+        patients.append(replace(one, of=row.patient) if alone else one)
+    notes += each_alone([(p.whose, p.target) for p in patients]) if alone else []
     used = {i: stores[i] for p in patients for i in p.slides}
     made, differ = _made(used, features)
     classes = outcomes[0].classes if len(outcomes) == 1 else ()
@@ -222,26 +241,31 @@ def make_folds(dataset: Dataset, config: TrainConfig) -> list[Fold]:
         how = "csv" if any(p.split or p.fold is not None for p in patients) else "patient"
     of = {p.id: p.target for p in patients if p.target is not None}
     strata = outcome.strata(of, dataset.outcomes, config.folds)
+    if dataset.owner is not None:  # patients are dealt, each with all its slides
+        strata = splits.of_owners(strata, dataset.owner)
+        if how == "patient" and dataset.classes:
+            splits.enough_owners(strata, config.folds)
     if how == "csv":
         if any(p.fold is not None for p in patients):
-            lacking = [p.id for p in patients if p.fold is None]
+            lacking = [p.whose for p in patients if p.fold is None]
             if lacking:
                 raise SplitError(f"patient {lacking[0]} has no fold, others have: fill the column, or drop it")
-            column = {p.id: str(p.fold) for p in patients}
+            column = {p.whose: str(p.fold) for p in patients}
             made = splits.from_fold_column(column, strata, config.val_fraction, config.seed)
         elif any(p.split for p in patients):
-            lacking = [p.id for p in patients if not p.split]
+            lacking = [p.whose for p in patients if not p.split]
             if lacking:
                 raise SplitError(f"patient {lacking[0]} has no split, others have: fill the column, or drop it")
-            column = {p.id: p.split or "" for p in patients}
+            column = {p.whose: p.split or "" for p in patients}
             made = splits.from_split_column(column, strata, config.val_fraction, config.seed)
         else:
             raise SplitError("train.split_by=csv, but the labels have no split and no fold column")
     else:
-        sites = {p.id: p.site or "" for p in patients} if how == "site" else None
+        sites = {p.whose: p.site or "" for p in patients} if how == "site" else None
         made = splits.k_fold(
             strata, config.folds, config.val_fraction, config.seed, config.repeats, sites, dataset.survival
         )
+    made = made if dataset.owner is None else splits.spread(made, dataset.owner)
     return splits.select_on_test(made) if config.protocol == "paper" else made
 
 
@@ -255,10 +279,10 @@ def duplicates(dataset: Dataset, work: layout.Work) -> list[str]:
             digest = tiles.attrs.get("quickhash") if tiles else None
             if not digest:
                 continue
-            other = first.setdefault(digest, (patient.id, slide))
-            if other[0] != patient.id:
+            other = first.setdefault(digest, (patient.whose, slide))
+            if other[0] != patient.whose:
                 lines.append(
-                    f"slides {other[1]} (patient {other[0]}) and {slide} (patient {patient.id}) are "
+                    f"slides {other[1]} (patient {other[0]}) and {slide} (patient {patient.whose}) are "
                     "identical: if they are one patient, the folds leak"
                 )
     return lines
@@ -266,7 +290,7 @@ def duplicates(dataset: Dataset, work: layout.Work) -> list[str]:
 
 def digest_of(patients: Sequence[Patient]) -> str:
     """Hash of which patients, with which targets and features: 16 hex digits."""
-    plain = [[p.id, outcome.plain(p.target), p.digest] for p in patients]
+    plain = [[p.id, outcome.plain(p.target), p.digest, *([p.of] if p.of else [])] for p in patients]
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
 
 

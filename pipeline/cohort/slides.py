@@ -26,15 +26,17 @@ from mhim.pipeline.store import ids, layout, names, tables, writing
 # ---------------------------------------------------------------------------------------------- folders
 
 
-def list_slides(source: Path, plain_images: bool = False, table: LabelsConfig | None = None) -> Listing:
+def list_slides(
+    source: Path, plain_images: bool = False, table: LabelsConfig | None = None, bag: str = "patient"
+) -> Listing:
     """Every slide below a folder, one slide file, or the slides of a manifest. Raises CohortError.
 
     plain_images: PNG and JPEG files of a folder count as slides too (they carry no mpp, so one must be given). table:
-    how a manifest is read."""
+    how a manifest is read, where `train.bag` is `bag`."""
     if not source.exists():
         raise CohortError(f"{source} does not exist; give a folder with slides, a slide, or a manifest CSV")
     if source.is_file() and is_table(source):
-        found_rows = read_table(source, table)
+        found_rows = read_table(source, table, bag=bag)
         slides = listing.of_rows(found_rows.rows, source)
         twice = [i for i, n in Counter(s.id for s in slides).items() if n > 1]
         if twice:

@@ -87,7 +87,8 @@ def curve(kind: str, answers: Answers, classes: Sequence[str]) -> Callable[[Any]
             whole = line(c, np.ones(n))
             if whole is None:
                 continue
-            drawn = [line(c, w) for block in resampling.draws(n, DRAWS, answers.strata) for w in block]
+            weights = resampling.draws(n, DRAWS, answers.strata, clusters=answers.clusters)
+            drawn = [line(c, w) for block in weights for w in block]
             lines = [one for one in drawn if one is not None]
             colour = COLOURS[k % len(COLOURS)]
             if lines:

@@ -80,7 +80,8 @@ def _training(found: Metrics, cards: Sequence[Card], train: Mapping[str, Any]) -
     how += ", each site wholly in one fold" if train.get("split_by") == "site" else ""
     how += f", repeated {repeats} times" if repeats > 1 else ""
     how += f", {found.seeds} seeds each" if found.seeds > 1 else ""
-    text = f"{found.model} was trained on the tiles of each patient by {how}"
+    each = "patient" if found.slides is None else "slide, all slides of a patient on one side of every split,"
+    text = f"{found.model} was trained on the tiles of each {each} by {how}"
     if {"epochs", "optimizer", "lr", "weight_decay"} <= train.keys():
         text += (
             f" ({train['optimizer']}, at most {train['epochs']} epochs, learning rate {float(train['lr']):g}, weight "
@@ -105,7 +106,7 @@ def _instead(cards: Sequence[Card]) -> str:
 
 
 def _patients(found: Metrics) -> str:
-    return f"There were {found.patients} held-out {found.unit}s{_classes(found)}."
+    return f"There were {found.of_whom}{_classes(found)}."
 
 
 def _classes(found: Metrics) -> str:
@@ -119,8 +120,9 @@ def _result(found: Metrics) -> str:
         return ""
     level = f"{100 * found.confidence:g} %"
     text = f"Held-out {found.headline.replace('_', ' ')} was {numbers.text_of(best)}"
+    drawn = "drawn inside their folds" if found.slides is None else "drawn with all their slides"
     if best.low is not None:
-        text += f" ({level} interval of {found.bootstrap} bootstrap samples over patients, drawn inside their folds)"
+        text += f" ({level} interval of {found.bootstrap} bootstrap samples over patients, {drawn})"
     decided = [f"{what.partition(',')[0]} {value}" for what, value in frozen(found)]
     return f"{text}; at the frozen thresholds {', '.join(decided)}." if decided else f"{text}."
 

@@ -52,7 +52,7 @@ def _together(sections: Sequence[Section]) -> list[dict[str, tuple[Section, Row]
     of: dict[str, dict[str, tuple[Section, Row]]] = {}
     for one in sections:
         for row in one.rows:
-            of.setdefault(str(row["patient"]), {})[one.target] = one, row
+            of.setdefault(bag_of(row), {})[one.target] = one, row
 
     def worst(patient: str) -> tuple[int, float, str]:
         found = of[patient].values()

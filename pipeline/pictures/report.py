@@ -149,10 +149,13 @@ def _summary(found: Metrics, brief: Sequence[str]) -> dict[str, Any]:
 
 
 def _told(found: Metrics) -> str:
+    drawn, pairs = "drawn inside their folds", "patients whom"
+    if found.slides is not None:
+        drawn, pairs = "drawn with all their slides", "slides that"
     return (
-        f"{found.model} on {found.features.encoder} features; {found.patients} held-out {found.unit}s, {found.folds} "
-        f"folds, {found.seeds} seed(s); split {found.split_hash}; {100 * found.confidence:.0f} % intervals over "
-        "patients drawn inside their folds; ranking is of pairs of patients whom the same training held out."
+        f"{found.model} on {found.features.encoder} features; {found.of_whom}, {found.folds} folds, {found.seeds} "
+        f"seed(s); split {found.split_hash}; {100 * found.confidence:.0f} % intervals over patients {drawn}; "
+        f"ranking is of pairs of {pairs} the same training held out."
     )
 
 
@@ -172,7 +175,7 @@ def _counted(found: Metrics) -> list[str]:
         shares = ", ".join(f"{name} {rate:.3f}" for name, rate in rates.items() if rate is not None)
         lines.append(
             f"At the frozen thresholds: {shares}; {100 * told.undecided:.0f} % left undecided, of {told.patients} "
-            "patients."
+            f"{found.unit}s."
         )
     return lines
 

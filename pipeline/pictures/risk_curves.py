@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mhim.mil import metrics
 from mhim.pipeline.pictures import figures
+from mhim.pipeline.results.measures.measure import of_slides
 from mhim.pipeline.results.risk_groups import NAME, Row, groups, steps
 from mhim.pipeline.store import tables
 
@@ -16,5 +17,6 @@ def draw(out: Path, rows: Sequence[Row]) -> None:
     found = groups(rows)
     if found is None:
         return
-    figures.save_all(out, {NAME: figures.kaplan_meier(*found, metrics.log_rank(*found))})
+    tested = None if any(of_slides(r) for r in rows) else metrics.log_rank(*found)
+    figures.save_all(out, {NAME: figures.kaplan_meier(*found, tested)})
     (out / f"{NAME}.csv").write_text(tables.of_mappings(steps(*found)))

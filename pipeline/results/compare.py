@@ -20,7 +20,7 @@ from mhim.configs.schema import ScoreConfig
 from mhim.mil import resampling
 from mhim.mil.tasks import Task
 from mhim.pipeline.results import estimand, measures, numbers, operating_point, several, views
-from mhim.pipeline.results.measures.measure import Answers, Row, place
+from mhim.pipeline.results.measures.measure import Answers, Row, bag_of, place
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.results.views import View
 from mhim.pipeline.resume.console import escape
@@ -63,7 +63,9 @@ def _paired(
         wanted = [only] if only else [k for k in first if k in measure.compared]
         return {k: first[k] - second[k] if k in measure.less_is_better else second[k] - first[k] for k in wanted}
 
-    point, drawn = resampling.bootstrap(difference, len(side.patients), config.bootstrap, side.strata)
+    point, drawn = resampling.bootstrap(
+        difference, len(side.patients), config.bootstrap, side.strata, clusters=side.clusters
+    )
     return {k: resampling.verdict(v, drawn[k], config.confidence) for k, v in point.items()}
 
 
@@ -86,20 +88,23 @@ def refuse_others(names: Sequence[str], told: Sequence[Metrics], rows: Sequence[
             f"{one} has split {told[0].split_hash}, {two} {told[1].split_hash}: only "
             "runs on the same splits can be compared (same labels, train.seed and train.folds)"
         )
-    held = [{(r["patient"], r["repeat"], r["fold"]) for r in side} for side in rows]
+    units = [t.unit for t in told]
+    if units[0] != units[1]:
+        raise StoreError(f"{one} answers for each {units[0]}, {two} for each {units[1]} (train.bag): no pairs exist")
+    held = [{(bag_of(r), r["repeat"], r["fold"]) for r in side} for side in rows]
     if held[0] != held[1]:
         patient, _, fold = sorted(held[0] ^ held[1])[0]
         raise StoreError(
-            f"patient {patient} (fold {fold}) is in one of {one} and {two} only: train the missing fold first"
+            f"{units[0]} {patient} (fold {fold}) is in one of {one} and {two} only: train the missing fold first"
         )
     columns = each[0].truth
-    truths = [{r["patient"]: tuple(r[c] for c in columns) for r in side} for side in rows]
+    truths = [{bag_of(r): tuple(r[c] for c in columns) for r in side} for side in rows]
     other = sorted(p for p in truths[0] if truths[0][p] != truths[1][p])
     if other:
         p = other[0]
         shown = [", ".join(f"{c} {v}" for c, v in zip(columns, t[p], strict=True)) for t in truths]
         raise StoreError(
-            f"{len(other)} of {len(truths[0])} patients have another truth in {two} than in {one}, such "
+            f"{len(other)} of {len(truths[0])} {units[0]}s have another truth in {two} than in {one}, such "
             f"as {p}: {shown[0]} in {one}, {shown[1]} in {two}{each[0].hint(truths, other)}. Only runs "
             "of the same labels can be compared: train again with one label table"
         )
@@ -184,13 +189,13 @@ def compare_together(one: Path, two: Path, config: ScoreConfig) -> dict[str, dic
         refuse_others((pair[0].name, pair[1].name), told, rows)
         for side, own, summary in zip(sides, rows, told, strict=True):
             side[name] = sorted(own, key=order), summary.task.value
-    (first, patients, strata), (second, *_) = (several.together(side) for side in sides)
+    (first, patients, strata, clusters), (second, *_) = (several.together(side) for side in sides)
 
     def difference(weights: np.ndarray) -> dict[str, np.ndarray]:
         mine, theirs = first(weights), second(weights)
         return {k: theirs[k] - mine[k] for k in mine}
 
-    point, drawn = resampling.bootstrap(difference, len(patients), config.bootstrap, strata)
+    point, drawn = resampling.bootstrap(difference, len(patients), config.bootstrap, strata, clusters=clusters)
     return {k: resampling.verdict(v, drawn[k], config.confidence) for k, v in point.items()}
 
 
@@ -248,7 +253,7 @@ def scored(view: View) -> tuple[Metrics, list[Row]]:
 
 def order(row: Row) -> tuple[Any, ...]:
     """The same order in every run, so that one weight is of one patient."""
-    return row["repeat"], row["fold"], row["patient"], row["seed"]
+    return row["repeat"], row["fold"], bag_of(row), row["seed"]
 
 
 def _horizons(view: View) -> list[float]:

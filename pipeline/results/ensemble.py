@@ -18,7 +18,7 @@ import numpy as np
 
 from mhim.mil.tasks import Task
 from mhim.pipeline.results import measures
-from mhim.pipeline.results.measures.measure import Place, Row, place
+from mhim.pipeline.results.measures.measure import Place, Row, bag_of, place
 
 
 def ensemble(rows: Sequence[Row], task: Task, references: Mapping[Place, np.ndarray] | None = None) -> list[Row]:
@@ -32,7 +32,7 @@ def ensemble(rows: Sequence[Row], task: Task, references: Mapping[Place, np.ndar
     measure = measures.of(task)
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(row["patient"], []).append(row)
+        groups.setdefault(bag_of(row), []).append(row)
     if measure.scale and any(len(members) > 1 for members in groups.values()):
         known = references or _own(rows, measure.scale)
         groups = {p: [measure.placed(m, known[place(m)]) for m in members] for p, members in groups.items()}

@@ -24,7 +24,7 @@ import numpy as np
 from mhim.mil import resampling
 from mhim.mil.tasks import Task
 from mhim.pipeline.results import measures
-from mhim.pipeline.results.measures.measure import Answers, Place, Row, Training, mean, place
+from mhim.pipeline.results.measures.measure import Answers, Place, Row, Training, bag_of, mean, of_slides, place
 from mhim.pipeline.store import tables
 
 NUMERIC = (
@@ -55,18 +55,24 @@ def answers(rows: Sequence[Row], task: Task, together: bool = False) -> Answers:
     measure = measures.of(task)
     at: dict[str, int] = {}
     fold_of: list[int] = []
+    people: dict[str, int] = {}
+    whose: list[int] = []
     members: dict[Place, list[Row]] = {}
     for row in sorted(rows, key=place):
-        if row["patient"] not in at:
-            at[row["patient"]] = len(at)
+        if bag_of(row) not in at:
+            at[bag_of(row)] = len(at)
+            whose.append(people.setdefault(row["patient"], len(people)))
             fold_of.append(0 if together else int(row["fold"]))
         members.setdefault(place(row), []).append(row)
     made = []
     for (repeat, fold, seed), own in members.items():
-        who = np.array([at[r["patient"]] for r in own])
+        who = np.array([at[bag_of(r)] for r in own])
         arrays = measure.truth_of(own), measure.score_of(own), measure.called_of(own)
         made.append(Training(repeat, fold, seed, who, *arrays))
-    return Answers(task, tuple(at), np.array(fold_of), tuple(made))
+    if not any(of_slides(r) for r in rows):
+        return Answers(task, tuple(at), np.array(fold_of), tuple(made))
+    # few patients with many slides each: of two in a fold hardly anything would vary, so all are drawn together
+    return Answers(task, tuple(at), np.zeros(len(at), np.int64), tuple(made), np.array(whose))
 
 
 def values(found: Answers, weights: np.ndarray, horizons: Sequence[float] = ()) -> dict[str, np.ndarray]:
@@ -89,8 +95,9 @@ def metric(found: Answers, horizons: Sequence[float] = ()) -> Callable[[np.ndarr
 def intervals(
     found: Answers, horizons: Sequence[float], samples: int, confidence: float
 ) -> dict[str, resampling.Interval]:
-    """Every metric with its interval over patients drawn with replacement inside their fold."""
-    return resampling.intervals(metric(found, horizons), len(found.patients), samples, confidence, found.strata)
+    """Every metric with its interval over patients drawn with replacement in their fold, each with all its slides."""
+    n, own = len(found.patients), metric(found, horizons)
+    return resampling.intervals(own, n, samples, confidence, found.strata, clusters=found.clusters)
 
 
 def per_training(found: Answers, horizons: Sequence[float] = ()) -> dict[Place, dict[str, float]]:

@@ -75,7 +75,8 @@ def means(folder: Path) -> dict[str, Any]:
             continue  # told by the commands that make them
         if found.attrs.get("scores") == scores.fingerprint and how.items() <= found.settings.items():
             maps = {k: v["numbers"] for k, v in found.attrs["maps"].items()}
-            patients.setdefault(str(found.attrs["patient"]), maps)
+            bag = str(path) if found.attrs.get("unit") == "slide" else str(found.attrs["patient"])
+            patients.setdefault(bag, maps)
     rows: dict[str, list[dict[str, float]]] = {}
     for maps in patients.values():
         for name, numbers in maps.items():

@@ -64,11 +64,11 @@ def table(data: Dataset, cohort: Mapping[str, SlideEntry]) -> str:
     """The run's patients as CSV text: a label table (with the µm per px and regions of slides in `cohort`), and the
     identity of each slide's content and features."""
     rows = []
-    for patient in sorted(data.patients, key=lambda p: p.id):
+    for patient in sorted(data.patients, key=lambda p: (p.whose, p.id)):
         known = outcomes.cells(patient.target, data.outcomes)
         known |= {k: v for k in ("split", "fold", "site") if (v := getattr(patient, k)) is not None}
         if not patient.slides:
-            rows.append({"slide": "", "patient": patient.id, **known})
+            rows.append({"slide": "", "patient": patient.whose, **known})
         for slide, path in zip(patient.slides, patient.stores, strict=True):
             entry = cohort.get(slide)
             made = {"mpp": repr(entry.mpp)} if entry and entry.mpp is not None else {}
@@ -76,7 +76,7 @@ def table(data: Dataset, cohort: Mapping[str, SlideEntry]) -> str:
             rows.append(
                 {
                     "slide": slide,
-                    "patient": patient.id,
+                    "patient": patient.whose,
                     **known,
                     **made,
                     CONTENT: _content(path),

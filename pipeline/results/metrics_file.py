@@ -43,6 +43,7 @@ class PerFold(Record):
     fold: int
     seed: int
     patients: int
+    slides: int | None = None
     epoch: int
     cell: str | None = None
     fallback: Fallback | None = None
@@ -77,14 +78,15 @@ class Reliability(Record):
 
 
 class Metrics(Record):
-    """`metrics.json` of a run. split_hash: a list where its trainings are of several. confusion: counts[true class]
-    [class decided on]. reliability: `before` and `after` temperature scaling. interval_rule: how `low` and `high` of
-    a number were found. target: of several, which one this is; targets: of the file of all, name -> patients whose cell
-    is known."""
+    """`metrics.json` of a run. unit: what is counted; slides: how many, where each is a bag. split_hash: a list where
+    its trainings are of several. confusion: counts[true class][class decided on]. reliability: `before` and `after`
+    temperature scaling. interval_rule: how `low` and `high` of a number were found. target: of several, which one this
+    is; targets: of the file of all, name -> patients whose cell is known."""
 
     numbers: int | None = None
     unit: str
     patients: int
+    slides: int | None = None
     model: str
     task: TaskRecord
     headline: str
@@ -120,6 +122,13 @@ class Metrics(Record):
     def read(cls, run: Path) -> Self:
         """Those of the folder `run`. Raises StoreError, FileNotFoundError where it is not scored."""
         return cls.of(reading.read_json(run / METRICS), run / METRICS)
+
+    @property
+    def of_whom(self) -> str:
+        """Of what the numbers are, in words."""
+        if self.slides is None:
+            return f"{self.patients} held-out patients"
+        return f"{self.slides} held-out slides of {self.patients} patients"
 
     @property
     def counted_otherwise(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from mhim.mil import metrics
 from mhim.mil.resampling import Interval
 from mhim.mil.tasks import Task
 from mhim.pipeline.results import ensemble, estimand, measures, predictions
-from mhim.pipeline.results.measures.measure import Answers, Place, place
+from mhim.pipeline.results.measures.measure import Answers, Place, bag_of, of_slides, place
 from mhim.pipeline.results.metrics_file import METRICS, Estimate, Metrics
 from mhim.pipeline.store import layout, tables
 from mhim.pipeline.training import bundle, choices
@@ -46,8 +46,7 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
     measure = measures.of(task)
     made: dict[str, Any] = {
         "numbers": layout.NUMBERS,
-        "unit": "patient",
-        "patients": len(found.patients),
+        **of_what(len(found.patients), found.clusters),
         **({"target": target} if target else {}),
         "model": cards[0].asked,
         "task": task.to_json(),
@@ -87,6 +86,13 @@ def summary(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: Sc
         *one_class(rows),
     ]
     return Metrics.of(no_nan(made), METRICS)
+
+
+def of_what(n: int, clusters: np.ndarray | None) -> dict[str, Any]:
+    """unit, and how many patients (and slides, where each is a bag) numbers are of. clusters: see `Answers`."""
+    if clusters is None:
+        return {"unit": "patient", "patients": n}
+    return {"unit": "slide", "patients": len(np.unique(clusters)), "slides": n}
 
 
 def chosen(folders: Sequence[Path], cards: Sequence[Card]) -> choices.Choices:
@@ -219,12 +225,24 @@ def _per_fold(folder: Path, card: Card, each: Mapping[Place, dict[str, float]], 
         "repeat": place[0],
         "fold": place[1],
         "seed": place[2],
-        "patients": len(own.who),
+        **_sizes(own.who, found),
         "epoch": card.epoch,
         "cell": cell_of(folder),
         **({"fallback": card.fallback.plain()} if card.fallback else {}),
         "metrics": each[place],
     }
+
+
+def sizes_of(rows: Iterable[Row]) -> dict[str, Any]:
+    """How many patients (and slides, where each is a bag) rows are of."""
+    bags = {bag_of(r): (r["patient"], of_slides(r)) for r in rows}
+    patients = {"patients": len({patient for patient, _ in bags.values()})}
+    return patients | ({"slides": len(bags)} if any(alone for _, alone in bags.values()) else {})
+
+
+def _sizes(who: np.ndarray, found: Answers) -> dict[str, Any]:
+    of = of_what(len(who), None if found.clusters is None else found.clusters[who])
+    return {k: v for k, v in of.items() if k != "unit"}
 
 
 def _unknown(lacking: int, n: int, target: str) -> list[str]:

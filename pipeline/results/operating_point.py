@@ -121,7 +121,7 @@ def _of_threshold(positive: float, row: Mapping[str, Any], classes: Sequence[str
 
 def counts(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[str, Any]:
     """Sensitivity, specificity and the share left undecided, over rows with a label and a decision. patients: how many
-    these are; rows: more than that where a patient was held out by several trainings."""
+    these are (slides, where each is a bag); rows: more than that where a patient was held out by several trainings."""
     told = [r for r in rows if r.get("decision") and r.get("label")]
     if not told or len(classes) != 2:
         return {}
@@ -131,7 +131,8 @@ def counts(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[st
         own = [r for r in decided if r["label"] == label]
         return sum(r["decision"] == label for r in own) / len(own) if own else None
 
-    patients = len({r.get("patient", k) for k, r in enumerate(told)})
+    alone = any(r.get("unit") == "slide" for r in told)
+    patients = len({r.get("slide" if alone else "patient", k) for k, r in enumerate(told)})
     made = {
         "sensitivity": share(classes[1]),
         "specificity": share(classes[0]),

@@ -64,6 +64,7 @@ def predictions(folders: Sequence[Path], config: ScoreConfig, target: str = "") 
                 {
                     "slide": ";".join(json.loads(row["slides"])),
                     "patient": row["patient"],
+                    **({"unit": row["unit"]} if "unit" in row else {}),
                     **_place(card),
                     **measure.known(row),
                     **measure.verdict(answer, frozen, card),
@@ -157,6 +158,8 @@ def each_of_new_slides(
         slides = ";".join(s for bag, _ in bags for s in bag.slides)
         # a fusion's network reads the bag once more, all folds the same arrays
         again = [cache(StoredBag(bag.stores)) for bag, logits in bags if len(logits)]
+        of = bags[0][0].of  # where each slide is a bag
+        whose = {"patient": of, "unit": "slide"} if of else {"patient": name}
         # every fold scores a new patient; one that the run knows is scored by those that held it out
         for k, folder in enumerate(stage.models[bags[0][0].id]):
             card, measure = cards[folder], kinds[folder]
@@ -167,9 +170,7 @@ def each_of_new_slides(
             verdict = measure.verdict(_joined(found, measure, config.several_slides), frozen[folder], card)
             strange = {"unlike": unlike[name]} if name in unlike else {}
             familiar = {"known": text} if (text := stage.known_as(bags[0][0].id)) else {}
-            each[name].append(
-                {"slide": slides, "patient": name, **_place(card), **verdict, **rest, **strange, **familiar}
-            )
+            each[name].append({"slide": slides, **whose, **_place(card), **verdict, **rest, **strange, **familiar})
     return [row for members in each.values() for row in members]
 
 

@@ -25,7 +25,7 @@ from mhim.configs.schema import ScoreConfig
 from mhim.mil import estimators, metrics, resampling
 from mhim.mil.tasks import WORST, Several, Task
 from mhim.pipeline.results import estimand, measures, numbers, predictions, views
-from mhim.pipeline.results.measures.measure import Answers, Row, Training, added, mean, place
+from mhim.pipeline.results.measures.measure import Answers, Row, Training, added, bag_of, mean, of_slides, place
 from mhim.pipeline.results.metrics_file import METRICS, Metrics
 from mhim.pipeline.store import layout, tables
 from mhim.pipeline.training import bundle, fold
@@ -62,8 +62,8 @@ def summary(
 ) -> Metrics:
     """The content of the run's own `metrics.json`. each: those of the targets."""
     cards = [bundle.card_of(f) for f in folders]
-    metric, patients, strata = together(rows)
-    told = resampling.intervals(metric, len(patients), config.bootstrap, config.confidence, strata)
+    metric, patients, strata, clusters = together(rows)
+    told = resampling.intervals(metric, len(patients), config.bootstrap, config.confidence, strata, clusters=clusters)
     own = {f"{name}.{one.headline}": one.test[one.headline].plain() for name, one in each.items()}
     hashes = sorted({c.split.hash for c in cards})
     per_fold = [_per_fold(f, card, rows, each) for f, card in zip(folders, cards, strict=True)]
@@ -71,8 +71,7 @@ def summary(
     lacking = [name for name in task.names if name not in rows]
     made: dict[str, Any] = {
         "numbers": layout.NUMBERS,
-        "unit": "patient",
-        "patients": len(patients),
+        **numbers.of_what(len(patients), clusters),
         "targets": {name: found.patients for name, found in each.items()},
         "model": cards[0].asked,
         "task": task.to_json(),
@@ -110,7 +109,7 @@ def _per_fold(folder: Path, card: Card, rows: Rows, each: Mapping[str, Metrics])
         "repeat": repeat,
         "fold": fold_,
         "seed": seed,
-        "patients": len({r["patient"] for own, _ in rows.values() for r in own if place(r) == card.place}),
+        **numbers.sizes_of(r for own, _ in rows.values() for r in own if place(r) == card.place),
         "epoch": card.epoch,
         "cell": numbers.cell_of(folder),
         **({"fallback": card.fallback.plain()} if card.fallback else {}),
@@ -118,8 +117,9 @@ def _per_fold(folder: Path, card: Card, rows: Rows, each: Mapping[str, Metrics])
     }
 
 
-def together(rows: Rows) -> tuple[Any, list[str], np.ndarray]:
-    """The numbers of all targets as a function of weights (D, patients); the patients, and the stratum of each."""
+def together(rows: Rows) -> tuple[Any, list[str], np.ndarray, np.ndarray | None]:
+    """The numbers of all targets as a function of weights (D, patients); the patients, the stratum of each, and where
+    they are slides, whose each is."""
     found = {name: estimand.answers(own, task) for name, (own, task) in rows.items()}
     stratum: dict[str, int] = {}
     for one in found.values():
@@ -140,7 +140,9 @@ def together(rows: Rows) -> tuple[Any, list[str], np.ndarray]:
             made |= _micro(found, places, weights)
         return made | {f"{name}.{found[name].task.headline}": head for name, head in heads.items()}
 
-    return metric, patients, np.array([stratum[p] for p in patients])
+    owner = {bag_of(r): r["patient"] for own, _ in rows.values() for r in own if of_slides(r)}
+    clusters = np.unique([owner[p] for p in patients], return_inverse=True)[1] if owner else None
+    return metric, patients, np.array([stratum[p] for p in patients]), clusters
 
 
 def _micro(
@@ -168,12 +170,12 @@ def _micro(
 
 def _wide(found: Rows) -> list[Row]:
     """One row per patient and training with the answers of all targets, `<column>.<target>`."""
-    shared = ("slide", "patient", "repeat", "fold", "seed")
+    shared = ("slide", "patient", "unit", "repeat", "fold", "seed")
     rows: dict[tuple[Any, ...], Row] = {}
     for name, (own, _) in found.items():
         for row in own:
-            key = (row["repeat"], row["seed"], row["fold"], row["patient"])
-            wide = rows.setdefault(key, {k: row[k] for k in shared})
+            key = (row["repeat"], row["seed"], row["fold"], bag_of(row))
+            wide = rows.setdefault(key, {k: row[k] for k in shared if k in row})
             wide |= {f"{k}.{name}": v for k, v in row.items() if k not in shared}
     columns = list(dict.fromkeys(k for row in rows.values() for k in row))
     return [{k: row.get(k, "") for k in columns} for _, row in sorted(rows.items())]

@@ -47,7 +47,9 @@ def standings(runs: Mapping[str, Path], config: ScoreConfig, against: Sequence[s
     def values(weights: np.ndarray) -> dict[str, np.ndarray]:
         return {n: sign * m(weights)[headline] for n, m in zip(names, metrics, strict=True)}
 
-    point, drawn = resampling.bootstrap(values, len(sides[0].patients), config.bootstrap, sides[0].strata)
+    point, drawn = resampling.bootstrap(
+        values, len(sides[0].patients), config.bootstrap, sides[0].strata, clusters=sides[0].clusters
+    )
     here = ranks.ranks(np.array([point[n] for n in names]))
     there = ranks.ranks(np.stack([drawn[n] for n in names], axis=-1)) if config.bootstrap else np.empty((0, len(names)))
     found = {}

@@ -136,6 +136,7 @@ def _line(row: str, folder: Path) -> Line:
         "trainings": len(found.per_fold) or found.trainings or 0,
         "headline": found.headline,
         "patients": found.patients,
+        "of_whom": found.of_whom,
         "folds": found.folds,
         "seeds": found.seeds,
         "split": found.split_hash,
@@ -258,7 +259,7 @@ def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str,
     ]
     missing = [line["model"] for line in lines if not line["trainings"]]
     notes = [
-        f"{first['patients']} held-out patients, {first['folds']} folds x {first['seeds']} seeds, features "
+        f"{first['of_whom']}, {first['folds']} folds x {first['seeds']} seeds, features "
         f"{first['encoder']}, split {first['split']}, protocol {first['protocol']}; mean ± sd over trainings; "
         f"inside trainings: pairs of patients whom the same training held out, added up over folds, mean over seeds, "
         f"{100 * config.score.confidence:.0f} % interval over patients drawn inside their folds.",
@@ -292,7 +293,11 @@ def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str,
     out.parent.mkdir(parents=True, exist_ok=True)
     writing.write_atomic(out.with_name(f"{out.name}.md"), "\n".join(text) + "\n")
     flat = [
-        {k: v for k, v in line.items() if k not in ("cells", "tabled", "counted", "one_class", "rule", "against")}
+        {
+            k: v
+            for k, v in line.items()
+            if k not in ("cells", "tabled", "counted", "one_class", "rule", "against", "of_whom")
+        }
         for line in made
     ]
     writing.write_atomic(out.with_name(f"{out.name}.csv"), tables.of_mappings(flat))

@@ -88,7 +88,8 @@ class Probe(Stage):
             curves = {"k": list(one.ks), "kept": list(one.kept), "left": list(one.left)}
             told[name] = {"array": called, "numbers": one.numbers(sum(sizes)), **curves}
         scores = reading.read_attrs(self._scores(item.key))["fingerprint"]
-        writer = writing.StoreWriter(out, {"patient": patient.id, "scores": scores, "maps": told})
+        whose = {"patient": patient.whose} | ({"unit": "slide"} if patient.of else {})
+        writer = writing.StoreWriter(out, {**whose, "scores": scores, "maps": told})
         for name, array in arrays.items():
             writer.write(name, array)
         return Made(numbers={"tiles": last - first})

@@ -24,7 +24,7 @@ from mhim.pipeline.cohort.labels import table as label_table
 from mhim.pipeline.cohort.labels.rows import TARGET, CohortError, Row
 from mhim.pipeline.cohort.patients import Dataset
 from mhim.pipeline.results import estimand, measures, numbers, operating_point, predictions, views
-from mhim.pipeline.results.measures.measure import Answers
+from mhim.pipeline.results.measures.measure import Answers, bag_of, of_slides
 from mhim.pipeline.results.metrics_file import METRICS, ExternalMetrics, Metrics
 from mhim.pipeline.resume import console
 from mhim.pipeline.store import layout, tables, writing
@@ -47,7 +47,8 @@ def known_rows(
     if source is None or (labels is None and not label_cells.is_table(source)):
         return []
     targets = tuple(_tasks(run)) if labels is not None else ()
-    table = label_table.read_table(source, settings, may_lack_slide, () if targets == ("",) else targets)
+    bag = bundle.card_of(predictions.folds_of(run)[0]).bag
+    table = label_table.read_table(source, settings, may_lack_slide, () if targets == ("",) else targets, bag)
     told = use.unused_by_score(table, slides is not None)
     other = [
         c.removeprefix(TARGET) for c in table.columns if c.startswith(TARGET) and c.removeprefix(TARGET) not in targets
@@ -146,7 +147,7 @@ def with_truth(
         if truth:
             told.append({**row, **truth})
         elif truth is not None:
-            others.add(row["patient"])
+            others.add(bag_of(row))
     return told, len(others)
 
 
@@ -173,8 +174,7 @@ def compare(
     task = cards[0].task.value
     measure = measures.of(task)
     told, other = with_truth(each, known, task)
-    patients = len({r["patient"] for r in each})
-    labelled = len({r["patient"] for r in told})
+    unlabelled = len({bag_of(r) for r in each}) - len({bag_of(r) for r in told}) - other
     if not told:
         raise CohortError(f"no scored slide has {measure.wanted} in the labels: there is nothing to compare with")
 
@@ -192,11 +192,11 @@ def compare(
     own = [r for f in folders if (f / fold.PREDICTIONS).exists() for r in fold.read_target(f, target)]
     made: dict[str, Any] = {
         "numbers": layout.NUMBERS,
-        "unit": "patient",
-        "patients": labelled,
+        "unit": "slide" if any(of_slides(r) for r in told) else "patient",
+        "patients": len({r["patient"] for r in told}),
         **({"target": target} if target else {}),
         "slides": sum(len(r["slide"].split(";")) for r in joined),
-        "without_label": patients - labelled - other,
+        "without_label": unlabelled,
         "of_another_class": other,
         "task": task.to_json(),
         "confidence": config.score.confidence,
@@ -288,16 +288,16 @@ def _finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path,
     folders = predictions.folds_of(run)
     rows = predictions.together(each, folders, target)
     task = bundle.card_of(folders[0]).seen_as(target).task.value
-    truth = {r["patient"]: r for r in with_truth(rows, known, task)[0]} if labels is not None else {}
+    truth = {bag_of(r): r for r in with_truth(rows, known, task)[0]} if labels is not None else {}
     measure = measures.of(task)
     out = views.View(stage.out, target).folder
     out.mkdir(parents=True, exist_ok=True)
     for file, some in ((fold.PREDICTIONS, rows), (BY_MODEL, each)):
         told = some
         if truth:
-            told = [{**r, **{c: truth.get(r["patient"], {}).get(c, "") for c in measure.truth}} for r in some]
+            told = [{**r, **{c: truth.get(bag_of(r), {}).get(c, "") for c in measure.truth}} for r in some]
         writing.write_atomic(out / file, tables.of_mappings(told))
-    of = f"{sum(len(p.slides) for p in stage.data.patients)} slides of {len(rows)} patients"
+    of = f"{sum(len(p.slides) for p in stage.data.patients)} slides of {len({r['patient'] for r in rows})} patients"
     console.out.print(f"{of} scored: {console.escape(str(out / fold.PREDICTIONS))}")
     for row in rows[:20]:
         values, decision = measure.answer(row, len(folders) > 1)
@@ -358,7 +358,7 @@ def _apart(
         found |= {
             "patients": 0,
             "slides": 0,
-            "without_label": len({r["patient"] for r in strangers}),
+            "without_label": len({bag_of(r) for r in strangers}),
             "of_another_class": 0,
             "external": {},
             "external_models": {},

@@ -22,6 +22,7 @@ from mhim.pipeline.cohort.labels.rows import CohortError, Row, counted
 from mhim.pipeline.cohort.patients import Dataset
 from mhim.pipeline.results import fused, known, predictions, views
 from mhim.pipeline.results import numbers as numbers_
+from mhim.pipeline.results.measures.measure import of_slides
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.resume.console import escape
 from mhim.pipeline.stages import external, tables_given
@@ -74,17 +75,21 @@ def named(name: str | None, model: str) -> str:
 
 
 def held_out(work: layout.Work, config: Config, run: Path) -> Score:
-    """Every test patient with the trainings that held it out; pictures and tile scores use the first seed's."""
+    """Every test patient (or slide, where each is a bag) with the trainings that held it out; pictures and tile
+    scores use the first seed's."""
     folders = predictions.folds_of(run)
     members: dict[str, list[Path]] = {}
     slides: dict[str, list[str]] = {}
+    whose: dict[str, str] = {}
     facts: dict[str, Any] = {}
     for folder in folders:
         facts = bundle.card_of(folder).features.plain()
         for row in fold.read_predictions(folder):
-            if row["side"] == "test" and row["patient"] not in members:
-                members[row["patient"]] = [folder]
-                slides[row["patient"]] = json.loads(row["slides"])
+            own = json.loads(row["slides"])
+            bag = own[0] if of_slides(row) else row["patient"]
+            if row["side"] == "test" and bag not in members:
+                members[bag], slides[bag] = [folder], own
+                whose |= {bag: row["patient"]} if of_slides(row) else {}
     folder = cases.features_of(work, facts)
     stores = cases.feature_stores(folder)
     missing = [s for of in slides.values() for s in of if s not in stores]
@@ -94,7 +99,7 @@ def held_out(work: layout.Work, config: Config, run: Path) -> Score:
             f"trained on are not in {folder}; extract them again"
         )
     stores |= {s: folder / f"{s}.zarr" for s in missing}  # those patients fail alone
-    patients = tuple(cases.patient_of(p, of, stores) for p, of in sorted(slides.items()))
+    patients = tuple(replace(cases.patient_of(p, of, stores), of=whose.get(p, "")) for p, of in sorted(slides.items()))
     return Score(work, config, run, Dataset(patients, (), facts), members, folders)
 
 
@@ -113,9 +118,15 @@ def new_slides(
     they were made otherwise than the run's.
 
     rows: tell which slides are one patient's. They are one bag, as in training, unless `score.several_slides` says that
-    each is to be scored alone."""
+    each is to be scored alone. Of a run with train.bag=slide each slide is a bag with an answer of its own."""
     folders = predictions.folds_of(run)
-    whole = config.score.several_slides == "bag"
+    alone = bundle.card_of(folders[0]).bag == "slide"
+    if alone and config.score.several_slides != "bag":
+        raise CohortError(
+            f"{run.name} was trained with train.bag=slide: each slide has an answer of its own, and "
+            f"score.several_slides={config.score.several_slides} would make them one; leave it at bag"
+        )
+    whole = config.score.several_slides == "bag" and not alone
     if features is None:  # patients of whom tables alone are at hand
         data = Dataset((), (), bundle.card_of(folders[0]).features.plain())
     else:
@@ -132,6 +143,8 @@ def new_slides(
         )
     data = replace(data, patients=(*data.patients, *bare))
     names = {} if whole else external.patients_of(data, rows)
+    if alone:
+        data = replace(data, patients=tuple(replace(p, of=names.get(p.id, p.id)) for p in data.patients))
     found = known.recognise(run, folders, data, names)
     allowed = config.score.allow_known
     members = {p.id: list(found[p.id].folders) if p.id in found and not allowed else folders for p in data.patients}
@@ -153,8 +166,7 @@ def tell(stage: Score, out: Console) -> None:
         found = Metrics.read(folder)
         percent = f"{100 * found.confidence:.0f} %"
         table = Table(
-            title=f"{what}: {found.patients} held-out patients, {found.folds} folds, "
-            f"{found.seeds} seed(s), split {found.split_hash}"
+            title=f"{what}: {found.of_whom}, {found.folds} folds, {found.seeds} seed(s), split {found.split_hash}"
         )
         for column in ("metric", "mean ± sd over trainings", f"inside trainings, {percent} interval"):
             table.add_column(column, no_wrap=column == "metric")

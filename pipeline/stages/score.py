@@ -103,7 +103,7 @@ class Score(Stage):
             models = [bundle.read(folder) for folder in self.models[patient.id]]
             self._last = (patient.id, predictions.slide_scores(patient, models, self.config.train.gpu))
         arrays = self._last[1][item.key]
-        writer = writing.StoreWriter(out, {"patient": patient.id, **self.data.facts})
+        writer = writing.StoreWriter(out, {"patient": patient.whose, **self.data.facts})
         for name, array in arrays.items():
             writer.write(name, array)
         strange = predictions.strangeness(arrays["unlike"]) > 1

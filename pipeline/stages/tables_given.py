@@ -29,6 +29,11 @@ def to_train_on(config: Config) -> dict[str, PatientTable]:
                 "together, e.g. --fusion late"
             )
         return {}
+    if config.train.bag == "slide":
+        raise CohortError(
+            f"train.fusion={config.train.fusion} joins a row of a table to a patient's one answer, and with "
+            "train.bag=slide each slide has an answer of its own: set train.bag=patient, or leave the tables away"
+        )
     if not given:
         raise CohortError(f"train.fusion={config.train.fusion} needs a patients' table: --table NAME=FILE")
     return join.read(config)

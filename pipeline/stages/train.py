@@ -113,7 +113,7 @@ class Train(Stage):
         from mhim.pipeline.training import plan
 
         known.describe(self.work, self.root, self.data)
-        plan.describe(self.root, self.config, self.folds, self.data.made)
+        plan.describe(self.root, self.config, self.folds, self.data.made, self.data.owner)
         if self.tables:
             join.describe(self.root, self.tables)
 

@@ -123,8 +123,9 @@ def run_all(session: Session, source: Path, labels: Path | None, name: str | Non
     if labels is None:
         own = use.of_manifest(source, session.config.labels)
         labels = source if own else match.labels_beside(source, session.work)
-    table = label_table.read_table(labels, session.config.labels, bool(session.config.train.tables))
-    of_patients.joint_sites(table.rows, session.config.train.split_by)
+    train_ = session.config.train
+    table = label_table.read_table(labels, session.config.labels, bool(train_.tables), bag=train_.bag)
+    of_patients.joint_sites(table.rows, train_.split_by)
     tables_given.foresee(session.config, table)
     if session.dry_run:
         return foresee(session, source, labels, name, regions)
@@ -244,7 +245,7 @@ def to_train_on(
     found = match.find_labels(labels, session.work)
     tables = tables or {}
     in_tables = tables_given.patients(tables)
-    table = label_table.read_table(found, config.labels, bool(in_tables))
+    table = label_table.read_table(found, config.labels, bool(in_tables), bag=config.train.bag)
     if not table.has_outcome:
         raise CohortError(
             f"{found} tells neither a class nor time and event; it has the columns "
@@ -345,6 +346,7 @@ def prepare(
     config, unused = newcomers.settings_of(run, session.config)
     for line in unused:
         console.err.print(console.escape(line))
+    config = config.model_copy(update={"train": config.train.model_copy(update={"bag": newcomers.card_of(run).bag})})
     there = replace(session, work=Work(out), config=config)
     now = Tile(there.work, config, []).settings() | Extract(there.work, config, []).settings()
     provenance.demand_same(newcomers.card_of(run).made or {}, now, run.name)

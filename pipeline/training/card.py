@@ -181,6 +181,11 @@ class Card(Record):
         return self.model_copy(update={"task": tasks_[target], "targets": None, **dict(known)})
 
     @property
+    def bag(self) -> str:
+        """`train.bag`: what one answer is of, a patient or each slide. Imported weights and old cards: a patient."""
+        return "slide" if self.train.get("bag") == "slide" else "patient"
+
+    @property
     def asked(self) -> str:
         """The model that was asked for, also where the training fell back to its plain model."""
         return self.fallback.model if self.fallback else self.model

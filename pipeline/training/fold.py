@@ -97,7 +97,7 @@ def make_task(dataset: Dataset, config: TrainConfig, patients: Sequence[Patient]
 
 def cases(patients: Iterable[Patient], mpp: float) -> list[Case]:
     """Patients as the trainer sees them."""
-    return [Case(p.id, p.slides, p.target, StoredBag(p.stores), mpp) for p in patients]
+    return [Case(p.id, p.slides, p.target, StoredBag(p.stores), mpp, of=p.of) for p in patients]
 
 
 def device(gpu: bool) -> torch.device:
@@ -351,7 +351,8 @@ def predicted(model: Any, side: str, of: Sequence[Case], task: Task, scale: Any)
         known = task.columns(p.case.target)
         logits = {f"logit_{k}": float(v) for k, v in enumerate(p.logits)}
         slides = json.dumps(list(p.case.slides))
-        rows.append({"side": side, "patient": p.case.patient, "slides": slides, **known, **logits})
+        whose = {"patient": p.case.of, "unit": "slide"} if p.case.of else {"patient": p.case.patient}
+        rows.append({"side": side, **whose, "slides": slides, **known, **logits})
     return rows
 
 

@@ -76,18 +76,21 @@ def jobs(config: TrainConfig, folds: Sequence[Fold]) -> list[Job]:
     return made
 
 
-def describe(run: Path, config: Config, folds: Sequence[Fold], made: provenance.Made) -> None:
+def describe(
+    run: Path, config: Config, folds: Sequence[Fold], made: provenance.Made, owner: Mapping[str, str] | None = None
+) -> None:
     """Write the run's `config.yaml` (settings that decide results, ready for --config), `splits.csv`, and
     `labels.yaml` (which columns of the table were read, for --config with that table).
 
-    made: how the features were made, as they tell themselves; of imported ones little or nothing is known."""
+    made: how the features were made, as they tell themselves; of imported ones little or nothing is known. owner: slide
+    -> patient, where each slide is a bag."""
     aside = config.train.model_dump(mode="json", include=set(marked(TrainConfig, "apart")) - {"draws"})
     aside = {} if config.train.fusion == "none" else {k: v for k, v in aside.items() if k != "fusion_params" or v}
     aside |= {"draws": config.train.draws} if config.train.draws else {}
     sections = {**provenance.sections(made), "train": fingerprint_fields(config.train) | aside}
     sections.setdefault("extract", {"encoder": config.extract.encoder})  # where the features lie
     digest = splits.digest(folds)
-    rows = [{**row, "split_hash": digest} for row in splits.rows(folds)]
+    rows = [{**row, "split_hash": digest} for row in splits.rows(folds, owner)]
     read = yaml.safe_dump({"labels": fingerprint_fields(config.labels)}, sort_keys=False)
     texts = {
         "config.yaml": yaml.safe_dump(sections, sort_keys=False),

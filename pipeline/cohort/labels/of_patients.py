@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mhim.pipeline.cohort import tcga
-from mhim.pipeline.cohort.labels.rows import CohortError, Row, some
+from mhim.pipeline.cohort.labels.rows import CohortError, Row, counted, some
 
 
 def joint_sites(rows: Sequence[Row], split_by: str) -> tuple[dict[str, str], list[str]]:
@@ -50,3 +50,15 @@ def mixed_tissue(patients: Mapping[str, Sequence[str]]) -> list[str]:
             mixed += normal
     told = f"{len(mixed)} slides of normal tissue (TCGA sample type 11 or so) lie in the bags of tumours: {some(mixed)}"
     return [f"{told}; leave their rows out if they are not meant"] if mixed else []
+
+
+def each_alone(slides: Sequence[tuple[str, object]]) -> list[str]:
+    """What is to be told where each slide is a bag (train.bag=slide). slides: patient and target of each."""
+    found: dict[str, set[object]] = {}
+    for patient, target in slides:
+        found.setdefault(patient, set()).add(target)
+    several = sum(len(targets) > 1 for targets in found.values())
+    return [
+        f"train.bag=slide: each of {counted(len(slides), 'slide')} is a bag; the {counted(len(found), 'patient')} stay "
+        f"whole in folds, validation and intervals; {several} of them have slides of different labels"
+    ]

@@ -174,9 +174,20 @@ def event_of(text: str, words: Mapping[str, int], column: str = "event") -> int 
     return int(value)
 
 
-def contradictions(rows: list[Row], names: Mapping[str, str] | None = None) -> list[str]:
-    """Slides named twice, and patients whose rows disagree. names: our column -> the file's own."""
+OF_PATIENTS = ("split", "fold")  # what all rows of a patient must agree in
+OF_BAGS = ("label", "time", "event")  # and what, where the patient is one bag
+OWN_LABELS = (
+    "one bag holds all slides of a patient, and a bag has one label; where each slide has a label of its own, "
+    "--set train.bag=slide makes one bag of each slide and keeps patients whole"
+)
+
+
+def contradictions(rows: list[Row], names: Mapping[str, str] | None = None, bag: str = "patient") -> list[str]:
+    """Slides named twice, and patients whose rows disagree. names: our column -> the file's own. bag: `train.bag`; with
+    `slide` the slides of a patient may have labels of their own."""
     wrong, names = [], names or {}
+    alike = OF_PATIENTS if bag == "slide" else (*OF_BAGS, *OF_PATIENTS)
+    of_bags = False
     first_slide: dict[str, Row] = {}
     first_patient: dict[str, Row] = {}
     for row in rows:
@@ -185,10 +196,10 @@ def contradictions(rows: list[Row], names: Mapping[str, str] | None = None) -> l
             column = names.get("slide", "slide")
             wrong.append(f"row {row.number}, column {column}: {row.slide!r} stands in row {other.number} already")
         patient = first_patient.setdefault(row.patient, row)
-        pairs = [
-            (names.get(c, c), getattr(patient, c), getattr(row, c)) for c in ("label", "time", "event", "split", "fold")
-        ]
-        pairs += [(c, a, b) for (c, a), (_, b) in zip(patient.targets, row.targets, strict=True)]
+        pairs = [(names.get(c, c), getattr(patient, c), getattr(row, c)) for c in alike]
+        if bag != "slide":
+            pairs += [(c, a, b) for (c, a), (_, b) in zip(patient.targets, row.targets, strict=True)]
+            of_bags |= patient.targets != row.targets or any(getattr(patient, c) != getattr(row, c) for c in OF_BAGS)
         for column, a, b in pairs:
             if a != b:
                 here, there = ("nothing" if v is None else repr(v) for v in (b, a))
@@ -196,7 +207,7 @@ def contradictions(rows: list[Row], names: Mapping[str, str] | None = None) -> l
                     f"row {row.number}, column {column}: patient {row.patient!r} has {here} here "
                     f"and {there} in row {patient.number}"
                 )
-    return wrong
+    return [*wrong, OWN_LABELS] if of_bags else wrong
 
 
 def look_alikes(names: Iterable[str]) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from mhim.pipeline.cohort.labels import cells as label_cells
 from mhim.pipeline.cohort.labels.cells import Sheet
 from mhim.pipeline.cohort.labels.rows import (
     COLUMNS,
+    OWN_LABELS,
     TARGET,
     CohortError,
     Row,
@@ -54,16 +55,21 @@ class Table:
         return given.model_copy(update={k: v for k, v in found.items() if v})
 
 
-def read_rows(path: Path, settings: LabelsConfig | None = None) -> list[Row]:
+def read_rows(path: Path, settings: LabelsConfig | None = None, bag: str = "patient") -> list[Row]:
     """The rows of `read_table` alone."""
-    return read_table(path, settings).rows
+    return read_table(path, settings, bag=bag).rows
 
 
 def read_table(
-    path: Path, settings: LabelsConfig | None = None, may_lack_slide: bool = False, targets: Sequence[str] = ()
+    path: Path,
+    settings: LabelsConfig | None = None,
+    may_lack_slide: bool = False,
+    targets: Sequence[str] = (),
+    bag: str = "patient",
 ) -> Table:
     """A manifest or labels table. may_lack_slide: rows of patients without a slide are allowed. targets: of a run with
-    several, whose columns are those that `labels.label_column` names, or all of them that the table has.
+    several, whose columns are those that `labels.label_column` names, or all of them that the table has. bag:
+    `train.bag`; with `slide` the slides of a patient may have labels of their own.
 
     Raises CohortError naming every wrong row and column (at most 20)."""
     settings = settings or LabelsConfig()
@@ -81,7 +87,7 @@ def read_table(
     found = published.translate(sheet, path.name) if not named else label_cells.trimmed(sheet)
     header = found.lines[0][1]
     at = _columns(header, named, path, targets)
-    rows, notes = _rows(found, at, settings, path, may_lack_slide)
+    rows, notes = _rows(found, at, settings, path, may_lack_slide, bag)
     if not rows:
         raise CohortError(f"{path} has no rows")
     columns = {ours: header[i] for ours, i in at.items()}
@@ -171,7 +177,7 @@ def _of_columns(header: Sequence[str], at: Mapping[str, int], path: Path) -> lis
 
 
 def _rows(
-    sheet: Sheet, at: Mapping[str, int], settings: LabelsConfig, path: Path, may_lack_slide: bool
+    sheet: Sheet, at: Mapping[str, int], settings: LabelsConfig, path: Path, may_lack_slide: bool, bag: str
 ) -> tuple[list[Row], list[str]]:
     header = sheet.lines[0][1]
     own = {ours: header[i] for ours, i in at.items()}
@@ -205,7 +211,7 @@ def _rows(
         if row.event is not None and not re.fullmatch(r"[01](\.0*)?", cells["event"]):
             words.setdefault(cells["event"], row.event)
         rows.append(row)
-    contrary = contradictions(rows, own)
+    contrary = contradictions(rows, own, bag)
     if contrary and grouped:
         contrary.append(
             "patients are those of the TCGA barcodes: --no-tcga-patients makes each slide a patient, and "
@@ -213,8 +219,10 @@ def _rows(
         )
     wrong += contrary
     if wrong:
-        more = f"\n  ... and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-        raise CohortError(f"{path}:\n  " + "\n  ".join(wrong[:20]) + more)
+        way_out = [OWN_LABELS] if OWN_LABELS in wrong else []
+        wrong = [line for line in wrong if line != OWN_LABELS]
+        more = [f"... and {len(wrong) - 20} more"] if len(wrong) > 20 else []
+        raise CohortError(f"{path}:\n  " + "\n  ".join([*wrong[:20], *more, *way_out]))
     return rows, _notes(path, rows, own, gone, words, commas, grouped)
 
 

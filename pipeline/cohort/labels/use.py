@@ -22,10 +22,11 @@ from mhim.pipeline.store import layout, reading
 
 def slides_of(source: Path, config: Config, labels: Path | None = None) -> Listing:
     """The slides of a folder, file or manifest with what the table `labels` tells of them. Raises CohortError."""
-    listing = cohort.list_slides(source, config.tile.mpp_of_slides is not None, config.labels)
+    bag = config.train.bag
+    listing = cohort.list_slides(source, config.tile.mpp_of_slides is not None, config.labels, bag)
     if labels is None or (source.is_file() and labels.resolve() == source.resolve()):
         return listing
-    table = label_table.read_table(labels, config.labels)
+    table = label_table.read_table(labels, config.labels, bag=bag)
     return obeyed(listing, table)
 
 
@@ -124,4 +125,4 @@ def of_manifest(source: Path, settings: LabelsConfig) -> bool:
     """Whether what names the slides also tells their classes or times: then it is the table of labels too."""
     from mhim.pipeline.cohort.labels.cells import is_table
 
-    return source.is_file() and is_table(source) and label_table.read_table(source, settings).has_outcome
+    return source.is_file() and is_table(source) and label_table.read_table(source, settings, bag="slide").has_outcome

@@ -88,7 +88,7 @@ def _labels(path: Path | None, config: Config, found: Checked) -> Table | None:
     if path is None:
         return None
     try:
-        return label_table.read_table(path, config.labels, may_lack_slide=True)
+        return label_table.read_table(path, config.labels, may_lack_slide=True, bag=config.train.bag)
     except CohortError as error:
         found.problems.append(str(error))
         return None

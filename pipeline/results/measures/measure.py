@@ -45,13 +45,20 @@ class Training:
 class Answers:
     """All trainings of a run, of an ensemble, or all models on another cohort's patients.
 
-    strata: int (N,), the fold that held each patient out (of the first repetition), inside which draws are made.
+    strata: int (N,), the fold that held each patient out (of the first repetition), inside which draws are made. Where
+    each slide is a bag, `patients` are slides, and clusters, int (N,), tells whose each is: draws are of patients.
     """
 
     task: Task
     patients: tuple[str, ...]
     strata: np.ndarray
     trainings: tuple[Training, ...]
+    clusters: np.ndarray | None = None
+
+    @property
+    def n_patients(self) -> int:
+        """How many patients there are."""
+        return len(self.patients) if self.clusters is None else len(np.unique(self.clusters))
 
     @property
     def seeds(self) -> list[list[Training]]:
@@ -222,6 +229,16 @@ class Measure(ABC):
 
 
 Scaled = Callable[[bool], Sequence[Row]]
+
+
+def bag_of(row: Mapping[str, Any]) -> str:
+    """What a row answers for: its patient, or its slide where each slide is a bag (train.bag=slide)."""
+    return str(row["slide"] if of_slides(row) else row["patient"])
+
+
+def of_slides(row: Mapping[str, Any]) -> bool:
+    """Whether a row answers for one slide with a label of its own."""
+    return row.get("unit") == "slide"
 
 
 def place(row: Mapping[str, Any]) -> Place:

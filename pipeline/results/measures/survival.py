@@ -96,6 +96,9 @@ class Survival(Measure):
         return float(estimators.concordance_pairs(one.truth[:, 0], one.truth[:, 1], one.score, w)[1][0])
 
     def own_tables(self, together: Sequence[Row]) -> Row:
+        """The log-rank test, which takes all rows for independent: none where a patient has several."""
+        if any(measure.of_slides(r) for r in together):
+            return {}
         return {
             "log_rank_p": risk_groups.log_rank(together),
             "log_rank_stratified_p": risk_groups.log_rank(together, by_fold=True),

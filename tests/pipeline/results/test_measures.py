@@ -131,7 +131,7 @@ def test_several_models_together() -> None:
 
 def test_macro_and_micro_are_those_of_scikit_learn_inside_each_training() -> None:
     rows = {"er": (class_rows(TWO, seed=1), TWO), "pr": (class_rows(TWO, seed=2)[:30], TWO)}  # pr has gaps
-    metric, patients, strata = several.together(rows)
+    metric, patients, strata, _ = several.together(rows)
     found = {k: float(v[0]) for k, v in metric(np.ones((1, len(patients)))).items()}
     each = {name: estimand.point(estimand.answers(own, task)) for name, (own, task) in rows.items()}
     assert found["macro_auc"] == pytest.approx(np.mean([e["auc"] for e in each.values()]), abs=1e-9)
@@ -152,7 +152,7 @@ def test_macro_and_micro_are_those_of_scikit_learn_inside_each_training() -> Non
 
 def test_targets_of_other_kinds_have_a_mean_headline_and_no_macro() -> None:
     rows = {"er": (class_rows(TWO), TWO), "ki67": (number_rows(), PERCENT)}
-    metric, patients, _ = several.together(rows)
+    metric, patients, *_ = several.together(rows)
     found = {k: float(v[0]) for k, v in metric(np.ones((1, len(patients)))).items()}
     assert set(found) == {"headline", "er.auc", "ki67.r2"}
     assert found["headline"] == pytest.approx((found["er.auc"] + found["ki67.r2"]) / 2)
