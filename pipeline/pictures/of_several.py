@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mhim.pipeline.pictures.kinds.kind import Kind
+from mhim.pipeline.results.measures.measure import bag_of
 from mhim.pipeline.results.metrics_file import Metrics
 
 Row = dict[str, Any]
