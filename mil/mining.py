@@ -23,7 +23,7 @@ def of(model: MIL, bag: Bag, task: TaskLike) -> dict[str, np.ndarray]:
     hardness: float32 (N,), by which the hard mask ranks. masked: float32 (N,), the share of the training in which it
     takes the instance (where a random part of a larger pool is taken, the chance).
     """
-    if not isinstance(model, Mhim) or model.params.mask_ratio_h <= 0:
+    if not isinstance(model, Mhim) or (model.params.mask == "rate" and model.params.mask_ratio_h <= 0):
         return {}
     p = model.params
     x, sizes = flatten(bag)
@@ -37,6 +37,9 @@ def of(model: MIL, bag: Bag, task: TaskLike) -> dict[str, np.ndarray]:
             if seen is None or seen.share is None:
                 return {}
             hardness = model.score(seen, n, task).float()
+            if p.mask == "evidence":  # the same at every point of the schedule
+                taken = model.removed(seen, x, model.score(seen, n, task), task, model.left_now).flags.float()
+                return {"hardness": hardness.cpu().numpy(), "masked": taken.cpu().numpy()}
             masked = torch.zeros(n)
             for step in range(STEPS):
                 model.set_progress(step / STEPS)
@@ -44,11 +47,11 @@ def of(model: MIL, bag: Bag, task: TaskLike) -> dict[str, np.ndarray]:
                     continue
                 pool = masking.pool(n, model.ratio_high, p.mask_ratio_hr, p.rounding)
                 order = masking.hardest(hardness, pool)
-                taken = masking.count(pool, p.mask_ratio_hr)
+                number = masking.count(pool, p.mask_ratio_hr)
                 if p.share_max < 1:
                     order = order[: int(masking.within(seen.share, order, p.share_max))]
                 if len(order):
-                    masked[order.cpu()] += taken / pool / STEPS
+                    masked[order.cpu()] += number / pool / STEPS
     finally:
         model.set_progress(done)
     return {"hardness": hardness.cpu().numpy(), "masked": masked.numpy()}

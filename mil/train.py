@@ -112,7 +112,8 @@ def fit(
         with seeded(seed):
             random = _random_states(device)
         memory, best, stale, history, first = None, None, 0, [], 0
-        _prepare(model, plain, task, config, seed)
+        for feed, step in ((plain, "prepare"), (val, "calibrate")):
+            _prepare(model, feed, task, config.threads, seed, step)
 
     def state(epoch: int, within: State | None, done: bool) -> State:
         return {
@@ -157,15 +158,15 @@ def fit(
             return
 
 
-def _prepare(model: MILModel, feed: Feed, task: Task, config: TrainConfig, seed: int) -> None:
-    """What the model takes from the training part before the first step; the random states stay as they are."""
+def _prepare(model: MILModel, feed: Feed, task: Task, threads: int, seed: int, step: str) -> None:
+    """`step` of the model before its first, with the bags of `feed`; the random states stay as they are."""
     net = _module(model)
-    if not hasattr(net, "prepare"):  # own code of before there was such a step
+    if not hasattr(net, step):  # own code of before there was such a step
         return
     net.eval()
-    with isolated(None, next(net.parameters()).device, config.threads), torch.no_grad(), seeded(seed):
-        batches = feed.batches(feed.in_turn(), (seed,) if config.max_tiles else None)
-        model.prepare(((b.bag, b.target) for b in batches if b.target is not None), task)
+    with isolated(None, feed.device, threads), torch.no_grad(), seeded(seed):
+        batches = feed.batches(feed.in_turn(), (seed,) if feed.max_tiles else None)
+        getattr(model, step)(((b.bag, b.target) for b in batches if b.target is not None), task)
 
 
 def scale_of(state: State) -> Scale | None:

@@ -34,6 +34,11 @@ class TaskLike(Protocol):
     def n_out(self) -> int: ...
 
     @property
+    def remembers(self) -> bool:
+        """Whether the loss of a bag needs those seen before (Cox)."""
+        ...
+
+    @property
     def scored_as_published(self) -> bool:
         """Whether MHIM's published score, a softmax over the logits, means something."""
         ...
@@ -45,6 +50,10 @@ class TaskLike(Protocol):
     def hardness(self, contribution: Tensor, logits: Tensor) -> Tensor:
         """(N,) how much each instance argues for the bag's answer, from its contributions (N, n_out) to the bag's
         logits (n_out,)."""
+        ...
+
+    def evidence(self, contribution: Tensor, logits: Tensor) -> Tensor:
+        """(N,) >= 0, summing to one: the part of each instance in what argues for the bag's answer, from the same."""
         ...
 
     def divergence(self, teacher: Tensor, student: Tensor) -> Tensor:
@@ -218,6 +227,10 @@ class MIL(nn.Module):
     def prepare(self, batches: Iterable[tuple[Bag, Tensor]], task: TaskLike) -> None:
         """Called once before the first step of a training, in eval mode and without gradients, with the training part's
         bags and targets, for what is not learned step by step; what it leaves is in the `state_dict`."""
+
+    def calibrate(self, batches: Iterable[tuple[Bag, Tensor]], task: TaskLike) -> None:
+        """Called right after `prepare`, in the same way, with the bags and targets of inner validation, one bag at a
+        time, for what is chosen on them before training; there may be none."""
 
     def after_step(self) -> None:
         """Called after each step of the optimiser."""

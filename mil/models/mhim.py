@@ -20,6 +20,13 @@ answer the consistency then preserves; tests/benchmarks/masking.py measures each
 mhim_v1.yaml are the published ones whole. Choices,
 each with the authors' way as the option named second:
 - share_max .1 | 1: cap on the share of the answer that the mask may take.
+- mask "rate" | "evidence": the mask adapts to the bag (`parts/adaptive.py`). Its hardest instances go while
+  max(evidence_left, evidence_few / n_eff) of the teacher's evidence stays, n_eff the number of instances that it is
+  worth: nothing where evidence is a few instances, much where it is plentiful. kinds: the same of every kind of tissue
+  by itself, so that none goes whole; kinds are prototypes of the training part, kept with the weights.
+- learn_left: before the first step the plain model reads the validation bags whole and masked at shares left .3, .5,
+  .7, .9. The smallest is taken at which its loss rises by .05 at most, one standard error included; without one,
+  nothing is masked. (Not of Cox, where a bag alone has no loss: there it stays as set.)
 - merge_at_test True | False.
 - merge "mca": tokens by cross-attention of global queries, as published; "mean": means of the merged instances weighted
   by T's share, counted as the number they stand for, so that they stay in the instances' distribution.
@@ -53,100 +60,27 @@ The published score is a softmax over classes; ordinal, regression and several h
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from mhim.configs import lookup
-from mhim.configs.schema import Settings
 from mhim.mil.models import MIL, Bag, Encoded, Instances, Output, TaskLike, flatten, grids, one_bag
-from mhim.mil.parts import masking
+from mhim.mil.parts import adaptive, masking
 from mhim.mil.parts.layers import load_exact
+from mhim.mil.parts.mhim_settings import Params as Params
 from mhim.mil.parts.recycle import Merged, Recycle, mean_tokens
-
-
-class Params(Settings):
-    """Settings of MHIM-MIL; the defaults are the repaired form (see the module's text)."""
-
-    student: str = Field("abmil", description="student: a model of this folder (abmil, transmil, dsmil ...)")
-    student_params: dict[str, Any] = Field(default_factory=dict, description="settings of the student itself")
-    mask_ratio_h: float = Field(0.03, ge=0, lt=1, description="share of the instances removed by highest score")
-    mask_ratio_hr: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="random share of a correspondingly larger top set that is removed",
-    )
-    mask_decay: Literal["none", "cosine"] = Field("none", description="cosine: mask_ratio_h falls to 0 over training")
-    mask_ratio_l: float = Field(0.0, ge=0, lt=1, description="share of the instances removed by lowest attention (v1)")
-    mask_ratio: float = Field(0.0, ge=0, lt=1, description="share of the instances removed at random (v1)")
-    rounding: Literal["ceil", "floor"] = Field("ceil", description="rounding of the numbers removed")
-    share_max: float = Field(
-        0.1,
-        gt=0,
-        le=1,
-        description="most of the teacher's attention that the hard mask may remove; 1 is no cap",
-    )
-    score: Literal["margin", "probability", "attention"] = Field(
-        "margin",
-        description="what the hard mask ranks by: logit margin, published class-aware score (v2), attention (v1)",
-    )
-    heads: Literal["mean", "vote", "max"] = Field("mean", description="fusion of attention heads for score=attention")
-    rank: Literal["float32", "autocast"] = Field(
-        "float32",
-        description="arithmetic of the teacher: always float32, or that of train.amp",
-    )
-    keep_ratio: float = Field(
-        0.8,
-        ge=0,
-        le=1,
-        description="share of the unmasked instances kept as they are; the others are merged (merge_ratio of "
-        "the authors' program)",
-    )
-    min_kept: int = Field(1, ge=0, description="fewest instances kept as they are")
-    order: Literal["slide", "shuffled"] = Field("slide", description="order of the kept instances")
-    merge: Literal["mean", "mca", "none"] = Field(
-        "mca",
-        description="tokens of the merged instances: weighted means, the recycle network's cross-attention, "
-        "or none (they are dropped)",
-    )
-    merge_k: int = Field(5, ge=1, description="number of tokens")
-    merge_momentum: float = Field(0.9999, ge=0, le=1, description="momentum of the global queries (mca)")
-    merge_dropout: float = Field(0.1, ge=0, lt=1, description="dropout in the recycle network (mca)")
-    merge_at_test: bool = Field(True, description="tokens of the whole bag also at test (merge=mca only)")
-    query_update: Literal["after", "before_backward"] = Field("after", description="when the global queries move (mca)")
-    consistency: Literal["probability", "embedding", "none"] = Field(
-        "embedding",
-        description="what student and teacher must agree in",
-    )
-    alpha: float = Field(0.5, ge=0, description="weight of the consistency loss")
-    temp_teacher: float = Field(0.1, gt=0, description="temperature of the teacher's softmax (consistency=embedding)")
-    temp_student: float = Field(1.0, gt=0, description="temperature of the student's softmax (consistency=embedding)")
-    teacher: Literal["frozen", "ema"] = Field("ema", description="whether the teacher follows the student")
-    teacher_mode: Literal["eval", "train"] = Field("train", description="train: the teacher's dropout is on")
-    momentum: float = Field(0.9997, ge=0, le=1, description="momentum of the EMA teacher")
-    momentum_schedule: Literal["constant", "cosine"] = Field(
-        "constant",
-        description="cosine: the momentum rises to 1 over training",
-    )
-    student_start: Literal["teacher", "fresh"] = Field("teacher", description="weights from which the student starts")
-
-    @model_validator(mode="after")
-    def _no_contradiction(self) -> Params:
-        if self.student.removeprefix("mhim.") in ("mhim", "mil.models.mhim"):
-            raise ValueError("student: mhim cannot be its own student")
-        if self.merge == "none" and self.keep_ratio < 1 and self.min_kept < 1:
-            raise ValueError("min_kept: without tokens at least one instance must be kept")
-        return self
 
 
 class Mhim(MIL):
     """See the module's text."""
+
+    kinds: Tensor
+    left: Tensor
 
     def __init__(self, in_dim: int, n_out: int, params: Params) -> None:
         super().__init__()
@@ -163,6 +97,10 @@ class Mhim(MIL):
         if params.merge == "mca":
             width = self.student.instance_width or student_params.width
             self.recycle = Recycle(width, params.merge_k, params.merge_dropout)
+        if params.kinds:
+            self.register_buffer("kinds", torch.zeros(params.kinds, in_dim))
+        if params.learn_left:
+            self.register_buffer("left", torch.tensor(params.evidence_left, dtype=torch.float64))
         self.done = 0.0
         self._results: list[Tensor] = []
 
@@ -213,9 +151,51 @@ class Mhim(MIL):
         if self.params.student_start == "teacher":
             load_exact(self.student, baseline_state, f"the baseline ({self.params.student})")
 
+    def prepare(self, batches: Iterable[tuple[Bag, Tensor]], task: TaskLike) -> None:
+        """The kinds of tissue, of the training part's features."""
+        if self.params.kinds:
+            bags = (x for bag, _ in batches for x in flatten(bag)[0].split(flatten(bag)[1]) if len(x))
+            self.kinds.copy_(adaptive.prototypes(bags, self.params.kinds))
+
+    def calibrate(self, batches: Iterable[tuple[Bag, Tensor]], task: TaskLike) -> None:
+        """`evidence_left` by the rule of the module's text; with no validation bag it stays as it is set."""
+        if not self.params.learn_left or task.remembers:
+            return
+        rises = [self._rises(bag, target, task) for bag, target in batches]
+        if rises:
+            self.left.fill_(adaptive.learnt(torch.stack(rises)))
+
+    def _rises(self, bag: Bag, target: Tensor, task: TaskLike) -> Tensor:
+        """float64 (shares left,): by how much the teacher's loss on a batch of bags rises when it is masked."""
+        x, sizes = flatten(bag)
+        places: Sequence[Tensor | None] = grids(bag) if self.placed else [None] * len(sizes)
+        seen = self.assess(x, sizes, places)
+        found: list[list[Tensor]] = []
+        for part, n, g, t in zip(x.split(sizes), sizes, places, seen, strict=True):
+            assert t is not None
+            z = self.teacher.embed(part.float())
+            each = []
+            for left in adaptive.LEFT:
+                gone = self.removed(t, part, self.score(t, n, task), task, left).flags if n > 1 else None
+                rows = slice(None) if gone is None else ~gone
+                each.append(self.teacher.encode(one_bag(z[rows], None if g is None else g[rows])).logits)
+            found.append([t.logits, *each])
+        losses = [task.loss(torch.stack(logits), target).double() for logits in zip(*found, strict=True)]
+        return torch.stack(losses[1:]) - losses[0]
+
     def set_progress(self, done: float) -> None:
         self.done = done
         self.student.set_progress(done)
+
+    @property
+    def left_now(self) -> float | Tensor:
+        """`evidence_left`, as it is set or was learnt."""
+        return self.left if self.params.learn_left else self.params.evidence_left
+
+    @property
+    def mining(self) -> bool:
+        """Whether a hard mask is at work at this point of the training."""
+        return self.params.mask == "evidence" or self.ratio_high > 0
 
     @property
     def ratio_high(self) -> float:
@@ -233,7 +213,8 @@ class Mhim(MIL):
         x, sizes = flatten(bag)
         places: Sequence[Tensor | None] = grids(bag) if self.placed else [None] * len(sizes)
         seen = self.assess(x, sizes, places)
-        splits = [self.choose(t, n, x.device, task) if n else None for t, n in zip(seen, sizes, strict=True)]
+        parts = x.split(sizes)
+        splits = [self.choose(t, part, task) if len(part) else None for t, part in zip(seen, parts, strict=True)]
         detail = max(self.entropy_weight, self.student.entropy_weight) > 0
         found = [self.student.encode(i, detail) for i in self.shown(x, sizes, places, splits, seen)]
         logits = torch.stack([e.logits for e in found])
@@ -252,7 +233,7 @@ class Mhim(MIL):
     def assess(self, x: Tensor, sizes: list[int], places: Sequence[Tensor | None]) -> list[Encoded | None]:
         """What the teacher says of each bag, never differentiated; None where nothing needs it."""
         p = self.params
-        scored = self.ratio_high > 0 or p.mask_ratio_l > 0 or (p.merge == "mean" and p.keep_ratio < 1)
+        scored = self.mining or p.mask_ratio_l > 0 or (p.merge == "mean" and p.keep_ratio < 1)
         if not scored and p.consistency == "none":
             return [None] * len(sizes)
         exact = p.rank == "float32"
@@ -261,10 +242,10 @@ class Mhim(MIL):
             parts = self.teacher.embed(x.float() if exact and x.dtype != torch.float64 else x).split(sizes)
             return [self.teacher.encode(one_bag(z, g), scored) for z, g in zip(parts, places, strict=True)]
 
-    def choose(self, seen: Encoded | None, n: int, device: torch.device, task: TaskLike) -> masking.Split | None:
-        """Which instances of a bag of n the student sees, and which are merged; None: all, as they are."""
-        p = self.params
-        removing = self.ratio_high > 0 or p.mask_ratio_l > 0 or p.mask_ratio > 0
+    def choose(self, seen: Encoded | None, x: Tensor, task: TaskLike) -> masking.Split | None:
+        """Which instances of a bag x (N, D) the student sees, and which are merged; None: all, as they are."""
+        p, n, device = self.params, len(x), x.device
+        removing = self.mining or p.mask_ratio_l > 0 or p.mask_ratio > 0
         if n == 1 or (not removing and p.keep_ratio == 1 and p.order == "slide"):
             return None
         noise = self.draw(3, n, device)
@@ -272,6 +253,9 @@ class Mhim(MIL):
         if seen is not None and seen.share is not None and seen.attention is not None:
             share, attention = seen.share, seen.attention.float().mean(0)
             score = self.score(seen, n, task)
+        if p.mask == "evidence" and seen is not None:
+            taken = self.removed(seen, x, score, task, self.left_now)
+            return masking.split(taken, p.keep_ratio, noise[2], p.order == "slide", p.min_kept)
         removed = masking.remove(
             score,
             share,
@@ -285,6 +269,13 @@ class Mhim(MIL):
             attention,
         )
         return masking.split(removed, p.keep_ratio, noise[2], p.order == "slide", p.min_kept)
+
+    def removed(self, seen: Encoded, x: Tensor, score: Tensor, task: TaskLike, left: float | Tensor) -> masking.Removed:
+        """What the mask by evidence takes of a bag x (N, D), N > 1, when `left` of the evidence is to stay."""
+        assert seen.contribution is not None
+        evidence = task.evidence(seen.contribution, seen.logits)
+        kind = adaptive.nearest(x, self.kinds) if self.params.kinds else None
+        return adaptive.remove(score, evidence, left, self.params.evidence_few, kind, self.params.kinds)
 
     def score(self, seen: Encoded, n: int, task: TaskLike) -> Tensor:
         """(N,) by which the hard mask ranks the instances."""

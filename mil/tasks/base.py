@@ -96,6 +96,12 @@ class Task:
         what it is, of each outcome: see `mil/models/mhim.py`."""
         raise NotImplementedError
 
+    def evidence(self, contribution: Tensor, logits: Tensor) -> Tensor:
+        """(N,) >= 0, sums to one (or all 0): the part that each instance has in what is told for the bag's answer; the
+        arguments are those of `hardness`."""
+        found = self.hardness(contribution, logits).double().clamp_min(0.0)
+        return found / found.sum().clamp_min(torch.finfo(torch.float64).tiny)
+
     def stratum(self, target: Target) -> int:
         """What balanced sampling balances. Raises TaskError where an outcome has no groups."""
         raise TaskError(

@@ -108,6 +108,11 @@ class Several(Task):
         each = torch.stack(ranks)
         return each.amax(0) + each.mean(0) / n  # the mean decides between the leaders of two targets
 
+    def evidence(self, contribution: Tensor, logits: Tensor) -> Tensor:
+        """The mean of the targets' parts: their scales do not compare."""
+        parts = [t.evidence(contribution[:, self.slices[n]], logits[self.slices[n]]) for n, t in self.targets]
+        return torch.stack(parts).mean(0)
+
     def remembered(self, logits: Tensor, target: Tensor) -> Tensor:
         """float64 (B, n_out + W): the logits, then the target."""
         return torch.cat([logits.double(), target.double()], dim=1)

@@ -75,11 +75,28 @@ MEANS: dict[str, Any] = {
 }
 START: dict[str, Any] = {"student_start": "teacher", "min_kept": 1}
 CAP: dict[str, Any] = {"share_max": 0.1}
+EVIDENCE: dict[str, Any] = {"mask": "evidence"}
+KINDS: dict[str, Any] = {"kinds": 8, "evidence_few": 4.0}
+FRESH: dict[str, Any] = {"student_start": "fresh"}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "plain": None,
     "paper": PAPER,
     "default": {},
     "probability": {"consistency": "probability"},
+    # the mask by evidence: as the default starts it, with kinds of tissue, and with a fresh student
+    "evidence": EVIDENCE,
+    "evidence+fresh": EVIDENCE | FRESH,
+    "evidence+kinds": EVIDENCE | KINDS,
+    "evidence+kinds+fresh": EVIDENCE | KINDS | FRESH,
+    "default+fresh": FRESH,
+    # the published form with this mask in place of its own, and without any hard mask
+    "paper+evidence": PAPER | EVIDENCE,
+    "paper+evidence+kinds": PAPER | EVIDENCE | KINDS,
+    "evidence+few 1+fresh": EVIDENCE | FRESH | {"evidence_few": 1.0},
+    "paper+no mask": PAPER | {"mask_ratio_h": 0.0},
+    "evidence+fresh+bare": EVIDENCE | FRESH | {"merge_at_test": False},
+    # fixed rates, uncapped, everything else as by default
+    **{f"rate {rate:g}": {"mask_ratio_h": rate, "share_max": 1.0} for rate in (0.01, 0.03, 0.1, 0.3)},
     # from the published form to the default, one part after the other
     "paper+start": PAPER | START,
     "paper+start+cap": PAPER | START | CAP,
@@ -113,6 +130,9 @@ def read_set(name: str, mil: Path | None, demo: Path | None = None) -> tuple[Bag
             ([b for label in (0, 1) for b in [b for b in train if bags[b][0] == label][:each]], test)
             for train, test in folds
         ]
+    if name.startswith("two-"):
+        plenty, scarce, n = map(int, name.removeprefix("two-").split("-"))
+        return digit_bags(plenty, n, 0.0, scarce)
     if name.startswith("digits-"):
         witnesses, n, *noise = name.removeprefix("digits-").split("-")
         return digit_bags(int(witnesses), int(n), float(noise[0]) if noise else 0.0)
@@ -126,12 +146,15 @@ def read_set(name: str, mil: Path | None, demo: Path | None = None) -> tuple[Bag
     return given, [([str(b) for b in f["train_bag_ids"]], [str(b) for b in f["test_bag_ids"]]) for f in folds]
 
 
-def digit_bags(witnesses: int, n: int, noise: float) -> tuple[Bags, list[tuple[list[str], list[str]]]]:
-    """Five folds of images; per fold n training bags of the other folds' images and 100 test bags of its own."""
+def digit_bags(witnesses: int, n: int, noise: float, scarce: int = 0) -> tuple[Bags, list[tuple[list[str], list[str]]]]:
+    """Five folds of images; per fold n training bags of the other folds' images and 100 test bags of its own.
+
+    scarce: so many threes are in the positive training bags besides the nines, and in no negative one; the positive
+    test bags hold the nines or the threes in turn, so that a model must have learnt both."""
     from sklearn.datasets import load_digits
 
     images, digit = load_digits(return_X_y=True)
-    rng = np.random.default_rng([witnesses, n])
+    rng = np.random.default_rng([witnesses, n, scarce] if scarce else [witnesses, n])
     # a spread of about 1.5, at which plain training fits its bags within the epochs; as 0..1 it does not
     images = images / 4.0 + 4.0 * noise * rng.normal(size=images.shape)
     home = rng.permutation(len(images)) % 5
@@ -140,10 +163,18 @@ def digit_bags(witnesses: int, n: int, noise: float) -> tuple[Bags, list[tuple[l
     for fold in range(5):
         sides: list[list[str]] = []
         for side, mine, count in (("train", home != fold, n), ("test", home == fold, 100)):
-            nines, others = np.flatnonzero(mine & (digit == 9)), np.flatnonzero(mine & (digit != 9))
+            nines, threes = np.flatnonzero(mine & (digit == 9)), np.flatnonzero(mine & (digit == 3))
+            others = np.flatnonzero(mine & (digit != 9) & ((digit != 3) | (scarce == 0)))
             names = [f"{side}{fold}-{i}" for i in range(count)]
             for i, bag in enumerate(names):
                 chosen = draw_bag(rng, nines if i % 2 else nines[:0], others, witnesses)
+                if scarce and i % 2:
+                    only = side == "test" and (i // 2) % 2  # this bag holds threes alone
+                    if only:
+                        chosen = draw_bag(rng, nines[:0], others, witnesses)
+                    if side == "train" or only:
+                        more = rng.choice(threes, scarce, replace=False)
+                        chosen = rng.permutation(np.concatenate([chosen[:-scarce], more]))
                 bags[bag] = (i % 2, images[chosen].astype(np.float32))
             sides.append(names)
         folds.append((sides[0], sides[1]))
@@ -232,7 +263,7 @@ def run(args: argparse.Namespace) -> None:
             file = kept / f"{name}-{student}-{seed}-{k}.pt"
             params = VARIANTS[variant]
             # grey values share one scale; standardising the nearly constant border would blow up its rare dots
-            config = CONFIG.model_copy(update={"standardize": not name.startswith("digits")})
+            config = CONFIG.model_copy(update={"standardize": not name.startswith(("digits", "two"))})
             if params is not None and not file.exists():  # results are kept longer than weights
                 torch.save(one(student, None, bags, fold, seed, None, config)[1], file)
             plain = torch.load(file, weights_only=True) if params is not None else None

@@ -27,6 +27,8 @@ WITH: dict[str, dict[str, Any]] = {
     "mhim.rounding": {"mask_ratio_h": 0.05, "share_max": 1.0},
     "mhim.score": {"mask_ratio_h": 0.2, "share_max": 1.0},
     "mhim.min_kept": {"keep_ratio": 0.0},
+    **{f"mhim.{s}": {"mask": "evidence", "evidence_few": 1.0} for s in ("evidence_left", "kinds", "learn_left")},
+    "mhim.evidence_few": {"mask": "evidence", "evidence_left": 0.1},
     "mhim.student_start": {"teacher": "frozen"},
     "mhim.momentum_schedule": {"momentum": 0.9},
     "acmil.heads": {"form": "heads"},
