@@ -19,9 +19,9 @@ from mhim.extract.tiles.region_files import FRAME_KEY
 _COLOURS = {"Tissue": [0, 160, 0], "Tile": [30, 60, 200], "Exclude": [200, 40, 40]}
 
 
-def tissue_features(mask: np.ndarray, per_px: tuple[float, float]) -> list[dict[str, Any]]:
+def tissue_features(mask: np.ndarray, per_px: tuple[float, float], class_name: str = "Tissue") -> list[dict[str, Any]]:
     """The pieces of `mask`, bool (H, W), whose px (0, 0) lies at the bounds' corner and has `per_px` (x, y) level-0 px,
-    as annotations of class `Tissue`: one feature per piece, holes kept."""
+    as annotations of a class: one feature per piece, holes kept."""
     # Contours run through px centres; on the mask enlarged twice they run along px edges to a quarter px.
     large = cv2.resize(mask.astype(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     found, tree = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
@@ -31,7 +31,7 @@ def tissue_features(mask: np.ndarray, per_px: tuple[float, float]) -> list[dict[
             continue
         holes = [found[j] for j in range(len(found)) if tree[0][j][3] == i and len(found[j]) >= 3]
         rings = [_ring((c[:, 0, :] + 0.5) / 2, per_px) for c in (outer, *holes)]
-        out.append(_feature("annotation", {"type": "Polygon", "coordinates": rings}, "Tissue"))
+        out.append(_feature("annotation", {"type": "Polygon", "coordinates": rings}, class_name))
     return out
 
 

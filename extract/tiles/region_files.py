@@ -59,8 +59,9 @@ class Counted:
     said: bool = False
 
 
-def read_shapes(path: Path) -> tuple[list[Shape], Counted]:
-    """The shapes of a file, and where it counts from. Raises BadRegions."""
+def read_shapes(path: Path, may_be_empty: bool = False) -> tuple[list[Shape], Counted]:
+    """The shapes of a file, and where it counts from. may_be_empty: that none is drawn says something. Raises
+    BadRegions."""
     name = f"regions file {path.name}"
     try:
         raw = _content(path)
@@ -83,7 +84,7 @@ def read_shapes(path: Path) -> tuple[list[Shape], Counted]:
         raise BadRegions(f"{name} is no valid XML: {error}") from error
     except (OSError, EOFError, ValueError, LookupError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
         raise BadRegions(f"{name} is no GeoJSON and no XML of regions: {error}") from error
-    if not shapes:
+    if not shapes and not may_be_empty:
         raise BadRegions(f"{name} holds no annotation with an area; export annotations, not detections, from QuPath")
     return shapes, counted
 

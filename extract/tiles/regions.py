@@ -30,6 +30,7 @@ _ROLES = {"tissue": TISSUE, "exclude": EXCLUDE, "ignore*": EXCLUDE, "ignore": EX
 # Classes that people mean to cut out. They confine, as every other does, and that is told.
 _MEANT_TO_CUT = frozenset({"artifact", "artefact", "artifacts", "artefacts", "background", "blur", "fold", "pen"})
 _SHIFT = 4  # OpenCV's fixed-point polygon corners: 1/16 px
+_PER_TILE = 16  # px along the edge of a tile, on which its share is counted
 _FAR_PX = 1 << 26  # corners farther out are drawn here: they must fit OpenCV's 32-bit numbers
 
 Frame = Literal["auto", "bounds", "full"]
@@ -63,13 +64,16 @@ class Drawn:
         return f"{roles}; they count from {where[self.frame]} (tile.regions_frame)"
 
 
-def read(path: Path, bounds_origin_l0: tuple[int, int] = (0, 0), frame: Frame = "auto") -> Drawn:
+def read(
+    path: Path, bounds_origin_l0: tuple[int, int] = (0, 0), frame: Frame = "auto", may_be_empty: bool = False
+) -> Drawn:
     """The regions of a file in px of level 0.
 
     frame: where the file counts from, "bounds" (whose corner is `bounds_origin_l0`) or "full"; "auto" is as the program
     that writes such files does. A file that says where it counts from, as those that `pipeline view` saves, is read so
-    whatever `frame` is. Points and lines are no areas and are passed over. Raises BadRegions."""
-    shapes, own = read_shapes(path)
+    whatever `frame` is. Points and lines are no areas and are passed over. may_be_empty: as of `read_shapes`. Raises
+    BadRegions."""
+    shapes, own = read_shapes(path, may_be_empty)
     counted, origin = counted_from(own, frame, bounds_origin_l0)
     shift = np.asarray(origin, float)
     regions = tuple(
@@ -118,6 +122,61 @@ def apply(
             cut &= painted[SPARE] == 0
         out &= ~cut
     return out
+
+
+def covered(drawn: Drawn, coords_l0: np.ndarray, tile_l0: tuple[float, float]) -> np.ndarray:
+    """Share of each tile, float64 (N,), that lies in what is drawn: in any region but those of tissue, and in none that
+    is cut out. coords_l0: (N, 2), corners of the tiles; tile_l0: their (w, h). To a sixteenth of a tile's edge."""
+    confine = tuple(r for r in drawn.regions if r.role != TISSUE)
+    if not len(coords_l0) or not any(r.role == INCLUDE for r in confine):
+        return np.zeros(len(coords_l0))
+    per_px = np.asarray(tile_l0, np.float64) / _PER_TILE
+    x, y = (int(v) for v in coords_l0.min(axis=0))
+    at = np.rint((coords_l0 - (x, y)) / per_px).astype(np.int64)
+    w, h = (int(v) + _PER_TILE for v in at.max(axis=0))
+    inside, cut, spared = (np.zeros((h, w), bool) for _ in range(3))
+    for region in confine:
+        for polygon in region.polygons:
+            rings = [np.clip((ring - (x, y)) / per_px, -_FAR_PX, _FAR_PX) for ring in polygon]
+            _sample({INCLUDE: inside, EXCLUDE: cut, SPARE: spared}[region.role], rings)
+    inside &= ~cut | spared
+    step = np.arange(_PER_TILE)
+    shares = np.empty(len(at))
+    for first in range(0, len(at), 4096):  # of 275,000 tiles not all at once
+        some = at[first : first + 4096]
+        rows, columns = some[:, 1, None, None] + step[:, None], some[:, 0, None, None] + step
+        shares[first : first + 4096] = inside[rows, columns].mean(axis=(1, 2))
+    return shares
+
+
+def _sample(on: np.ndarray, rings_px: list[np.ndarray]) -> None:
+    """Set the px of `on`, bool (H, W), whose centres lie in the polygon: what is counted must not grow with its edges,
+    as what is painted does. Only the box around it is touched."""
+    h, w = on.shape
+    x0, y0 = np.floor(rings_px[0].min(axis=0)).astype(int)
+    x1, y1 = np.ceil(rings_px[0].max(axis=0)).astype(int)
+    x0, y0, x1, y1 = max(0, x0), max(0, y0), min(w, x1), min(h, y1)
+    if x0 >= x1 or y0 >= y1:
+        return
+    outer, *holes = (_odd(ring - (x0, y0), (y1 - y0, x1 - x0)) for ring in rings_px)
+    for hole in holes:
+        outer &= ~hole
+    on[y0:y1, x0:x1] |= outer
+
+
+def _odd(ring: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Whether the centre of each px of a picture (h, w) lies in the ring (K, 2), by the even-odd rule: bool (h, w)."""
+    h, w = shape
+    (ax, ay), (bx, by) = ring.T, np.roll(ring, -1, axis=0).T
+    first = np.clip(np.ceil(np.minimum(ay, by) - 0.5), 0, h).astype(int)
+    count = np.clip(np.ceil(np.maximum(ay, by) - 0.5), 0, h).astype(int) - first
+    edge = np.repeat(np.arange(len(ring)), count)
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
+    x = ax[edge] + (row + 0.5 - ay[edge]) * (bx - ax)[edge] / (by - ay)[edge]
+    crossed = np.zeros((h, w + 1), np.uint8)
+    np.bitwise_xor.at(crossed, (row, np.clip(np.ceil(x - 0.5), 0, w).astype(int)), 1)
+    inside: np.ndarray = np.bitwise_xor.accumulate(crossed, axis=1)[:, :w] > 0
+    return inside
 
 
 def _paint(on: np.ndarray, rings_px: list[np.ndarray]) -> None:

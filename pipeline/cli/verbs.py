@@ -110,6 +110,10 @@ def score(
         Path | None, typer.Option(help="folder of features of new slides, scored without labels by all folds")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="labels of new slides: internal against external")] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="folder with the truth of tiles: <slide id>.geojson (regions) or .csv; maps are measured"),
+    ] = None,
     called: Annotated[
         str | None, typer.Option("--as", help="name of the new slides' results (default: their folder's)")
     ] = None,
@@ -124,7 +128,7 @@ def score(
         name = named.typed(name)  # `--model ./mine.py` finds the run `mine`
     elif name and "." in name and not (Path(name).exists() or session.work.run(name).exists()):
         trust.allow(name)  # a module's name and no folder's: `--model my.module` finds the run `module`
-    return verbs.score(session, name, features, slides, labels, called)
+    return verbs.score(session, name, features, slides, labels, called, truth)
 
 
 @app.command(cls=SettingsCommand, rich_help_panel="Verbs", epilog="Example: pipeline run slides/ --labels labels.csv")

@@ -20,9 +20,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mhim.extract.tiles import geojson
 from mhim.pipeline.demo.sprites import Library, build_library
 from mhim.pipeline.demo.tissue import MAP_MPP, Painting, SlidePlan, map_shape, paint
-from mhim.pipeline.store import tables
+from mhim.pipeline.store import tables, writing
 
 TILE_PX = 256
 DOWNSAMPLES = (1, 4, 16)
@@ -170,6 +171,7 @@ def _library(seed: int, mpp: float, small: bool) -> Library:
 def _make_slide(folder: Path, slide: DemoSlide, seed: int, small: bool) -> None:
     path, truth = folder / "slides" / slide.name, folder / "truth" / f"{slide.name}.png"
     if path.exists() and truth.exists():
+        _draw_truth(folder, slide)
         return
     picture = paint(slide.plan, _library(seed, slide.plan.mpp, small))
     levels = np.where(picture.tumour, 255, np.where(picture.tissue, 128, 0)).astype(np.uint8)
@@ -180,6 +182,17 @@ def _make_slide(folder: Path, slide: DemoSlide, seed: int, small: bool) -> None:
             file.truncate(int(aside.stat().st_size * 0.55))
     cv2.imwrite(str(truth), levels)
     aside.replace(path)
+    _draw_truth(folder, slide)
+
+
+def _draw_truth(folder: Path, slide: DemoSlide) -> None:
+    """The planted tumour as regions, which `score --truth` reads: `truth/<slide>.geojson`."""
+    levels = cv2.imread(str(folder / "truth" / f"{slide.name}.png"), cv2.IMREAD_GRAYSCALE)
+    if levels is None:
+        return  # damaged: told by `read_truth`
+    scale = MAP_MPP / slide.plan.mpp
+    drawn = geojson.tissue_features(levels > 192, (scale, scale), "Tumor")
+    writing.write_atomic(folder / "truth" / f"{slide.name}.geojson", geojson.dumps(drawn, say_frame=True))
 
 
 def write_slide(path: Path, picture: Painting, slide: DemoSlide, mpp_in_file: bool = True) -> None:

@@ -46,7 +46,7 @@ def run(folder: Path, quick: bool, sets: list[str], config: list[str], workers: 
         train = settings.train.model_copy(update={"model": model, "model_params": {}})
         one = replace(session, config=settings.model_copy(update={"train": train}))
         codes.append(verbs.train(one, labels, model))
-        codes.append(verbs.score(one, model))
+        codes.append(verbs.score(one, model, truth=folder / "truth"))
     handled = _show_broken(work)
     _show_metrics(work, folder)
     _show_places(work, folder)

@@ -19,7 +19,7 @@ from mhim.mil import evidence
 from mhim.pipeline.pictures import beside, figures, kinds, methods, modalities, of_several, thumbnails
 from mhim.pipeline.pictures.kinds.kind import Drawing, Kind
 from mhim.pipeline.pictures.of_several import Section, Shown
-from mhim.pipeline.results import again, ensemble, estimand, numbers, predictions, views
+from mhim.pipeline.results import again, ensemble, estimand, numbers, predictions, truth, views
 from mhim.pipeline.results import evidence as measured
 from mhim.pipeline.results.metrics_file import METRICS, Metrics
 from mhim.pipeline.resume import leftovers
@@ -279,7 +279,9 @@ def _maps(run: Path) -> dict[str, Any]:
         one = found["maps"][name]
         cells = [f"{one[k]['mean']:.3f}" if isinstance(one[k], dict) else str(one[k]) for k in columns]
         rows.append((name.replace("_", " "), *cells))
-    return {"map_columns": ("map", *columns.values()), "maps": rows}
+    told = truth.read(run)
+    pointed = {"truth_columns": truth.COLUMNS, "truth_rows": truth.rows(told), "truth": told}
+    return {"map_columns": ("map", *columns.values()), "maps": rows, **pointed}
 
 
 def _gallery(run: Path, patients: Sequence[Shown], room: int) -> tuple[list[dict[str, Any]], int]:

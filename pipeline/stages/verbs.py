@@ -274,19 +274,24 @@ def score(
     slides: Path | None = None,
     labels: Path | None = None,
     called: str | None = None,
+    truth: Path | None = None,
 ) -> int:
     """Models to held-out predictions, metrics, per-tile scores and pictures; or predictions by all folds for new
-    `slides` or `features`, compared with `labels` where given. called: what their results are to be called."""
+    `slides` or `features`, compared with `labels` where given. called: what their results are to be called. truth:
+    folder with the truth of tiles, on which the maps are measured."""
     from mhim.pipeline.results import predictions
     from mhim.pipeline.stages import external, newcomers, runs
+    from mhim.pipeline.stages import truth as held
     from mhim.pipeline.training import bundle
 
     plugins_there(session.config)
+    if truth is not None:
+        held.demand(truth)
     run = runs.find(session.work, name, session.config.train.model)
     tell([runs.why_taken(run, name, session.config.train.model)])
     bundle.permitted(predictions.folds_of(run))  # told before hours of tiling
     if session.submits and not session.dry_run:
-        files = [("--features", features), ("--labels", labels)]
+        files = [("--features", features), ("--labels", labels), ("--truth", truth)]
         args = [str(slides.resolve())] if slides else []
         args += ["--name", str(run.resolve())]
         args += [part for flag, path in files if path for part in (flag, str(path.resolve()))]
@@ -325,6 +330,7 @@ def score(
             codes.append(1 if stage.data.damaged else 0)
         if stage.folds or features is not None:
             codes += [draw(session, stage), tested(session, stage)]
+            codes += [held.held_against(session.config, stage, truth, console.out)] if truth else []
     return max(code, *codes) if codes else code
 
 

@@ -1,0 +1,158 @@
+"""Where the truth of tiles is known: whether the maps of a run point at it. `truth.json` of its results.
+
+In: per slide a file of drawn regions or a table of tiles, maps, and the trainings that they are of. Out: of each map
+the tile AUC, the pointing game and FROC. A slide's own file is `<slide id>` with `.geojson`, `.json` or `.xml` (regions
+as `tile --regions` takes them; none drawn: no finding) or `.csv` (x, y, truth: corner of each tile in px of level 0, and
+the share of it, or the label, from 0 to 1). Knows no stage and no model.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mhim.configs.errors import UserError
+from mhim.extract.tiles import regions
+from mhim.mil import evidence
+from mhim.pipeline.store import layout, reading, seals, tables, writing
+
+FILE = "truth.json"
+HALF = 0.5  # a tile is a true one from this share on
+_ENDS = (".geojson", ".json", ".xml", ".csv")
+
+
+class BadTruth(UserError, ValueError):
+    """The truth of a slide cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A slide whose truth is known. true: bool (n,). maps: name -> scores (n,). grid: int (n, 2), column and row.
+    training: what the maps are of; scores of different trainings have no common scale."""
+
+    slide: str
+    true: np.ndarray
+    maps: Mapping[str, np.ndarray]
+    grid: np.ndarray
+    training: str
+
+
+def file_of(folder: Path, slide: str) -> Path | None:
+    """The file that tells of a slide; None where there is none. Raises BadTruth of several."""
+    found = [path for end in _ENDS if (path := folder / f"{slide}{end}").is_file()]
+    if len(found) > 1:
+        raise BadTruth(f"{' and '.join(p.name for p in found)} both tell of it; keep one")
+    return found[0] if found else None
+
+
+def of_tiles(path: Path, coords_l0: np.ndarray, attrs: Mapping[str, Any], frame: Any = "auto") -> np.ndarray:
+    """Whether each tile is a true one, bool (n,). attrs: of the store of its features, which tell tile_l0 and where the
+    scanned bounds begin. frame: `tile.regions_frame`. Raises BadTruth and BadRegions."""
+    if path.suffix == ".csv":
+        return _of_table(path, coords_l0)
+    edges = attrs.get("tile_l0")
+    if not isinstance(edges, (list, tuple)) or len(edges) != 2 or min(edges) <= 0:
+        raise BadTruth("its features do not tell how large their tiles are: give a .csv of the tiles")
+    x, y, *_ = attrs.get("bounds_l0") or (0, 0)
+    drawn = regions.read(path, (int(x), int(y)), frame, may_be_empty=True)
+    return regions.covered(drawn, coords_l0, (float(edges[0]), float(edges[1]))) >= HALF
+
+
+def _of_table(path: Path, coords_l0: np.ndarray) -> np.ndarray:
+    try:
+        rows = tables.read(path)
+        told = {(int(float(r["x"])), int(float(r["y"]))): float(r["truth"]) for r in rows}
+    except (KeyError, TypeError) as error:
+        raise BadTruth(f"{path.name} has no columns x, y, truth in each row ({error})") from error
+    except (OSError, ValueError, OverflowError, csv.Error) as error:
+        raise BadTruth(f"{path.name} is no table of tiles: {error}") from error
+    if len(told) < len(rows):
+        raise BadTruth(f"{path.name} tells {len(rows) - len(told)} tiles twice")
+    if not all(0 <= v <= 1 for v in told.values()):
+        raise BadTruth(f"{path.name}: truth goes from 0 to 1")
+    places = [(x, y) for x, y in coords_l0.tolist()]
+    lacking = sum(place not in told for place in places)
+    if lacking:
+        raise BadTruth(f"{path.name} says nothing of {lacking} of the {len(places)} tiles (x, y in px of level 0)")
+    return np.array([told[place] >= HALF for place in places], bool)
+
+
+def measured(known: Sequence[Known]) -> dict[str, Any]:
+    """Map -> numbers. auc: of the tiles, mean and sd over the slides that have tiles of both kinds. pointing: share of
+    the slides with true tiles whose highest tile is one. froc: mean share of findings met at `FALSE_POSITIVES` false
+    tiles a slide, inside each training, weighted by its findings; attention in multiples of the slide's mean."""
+    from sklearn.metrics import roc_auc_score
+
+    made = {}
+    for name in dict.fromkeys(name for one in known for name in one.maps):
+        of = [one for one in known if name in one.maps and len(one.true)]
+        aucs = [float(roc_auc_score(o.true, o.maps[name])) for o in of if o.true.any() and not o.true.all()]
+        points = [hit for o in of if (hit := evidence.points(o.maps[name], o.true)) is not None]
+        met, findings = [], []
+        for training in sorted({o.training for o in of}):
+            own = [o for o in of if o.training == training]
+            groups = [evidence.found_in(o.true, o.grid) for o in own]
+            # shares of a bag's attention: without its size a small bag would seem to be sure of every tile
+            maps = [np.asarray(o.maps[name]) * (len(o.true) if name.startswith("attention") else 1) for o in own]
+            met.append(evidence.froc(maps, [o.true for o in own], groups))
+            findings.append(sum(len(np.unique(g[g > 0])) for g in groups))
+        made[name] = {
+            "slides": len(aucs),
+            "auc": {"mean": float(np.mean(aucs)), "sd": float(np.std(aucs, ddof=1))} if len(aucs) > 1 else None,
+            "pointing": float(np.mean(points)) if points else None,
+            "findings": sum(findings),
+            "froc": sum(m * n for m, n in zip(met, findings, strict=True) if n) / sum(findings)
+            if sum(findings)
+            else None,
+        }
+    return made
+
+
+def write(out: Path, known: Sequence[Known], without: int, failed: Mapping[str, str]) -> dict[str, Any]:
+    """Write and return `truth.json` of the results in `out`. without: slides of which nothing is told."""
+    found = {
+        "slides": len(known),
+        "with_findings": sum(bool(one.true.any()) for one in known),
+        "without_truth": without,
+        "failed": dict(failed),
+        "false_tiles_per_slide": list(evidence.FALSE_POSITIVES),
+        "scores": _scores_of(out),
+        "maps": measured(known),
+    }
+    writing.write_atomic(out / FILE, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def read(out: Path) -> dict[str, Any]:
+    """What `truth.json` says of the scores that lie there now; {} where nothing was measured, or of other scores."""
+    if not (out / FILE).is_file():
+        return {}
+    found = reading.read_json(out / FILE)
+    return found if found.get("scores") == _scores_of(out) else {}
+
+
+COLUMNS = ("map", "slides", "tile AUC ± sd", "highest tile is true", "findings", "FROC")
+
+
+def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A line of `COLUMNS` for each map."""
+    made: list[tuple[str, ...]] = []
+    for name, one in found.get("maps", {}).items():
+        auc = f"{one['auc']['mean']:.3f} ± {one['auc']['sd']:.3f}" if one["auc"] else "undefined"
+        shares = ["undefined" if one[k] is None else f"{one[k]:.3f}" for k in ("pointing", "froc")]
+        made.append((name.replace("_", " "), str(one["slides"]), auc, shares[0], str(one["findings"]), shares[1]))
+    return made
+
+
+def _scores_of(out: Path) -> str:
+    """One mark of all scores that lie in `out`."""
+    root = out / "scores"
+    marks = [(p.relative_to(root).as_posix(), look.fingerprint)
+             for p in sorted(root.glob("**/*.zarr")) if (look := seals.look(p)) is not None]  # fmt: skip
+    return layout.fingerprint({"scores": marks})

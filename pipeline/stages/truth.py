@@ -1,0 +1,76 @@
+"""Maps of scored slides held against the truth of their tiles, where a folder tells it (`score --truth`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mhim.configs.schema import Config
+from mhim.extract import SlideError
+from mhim.pipeline.cohort.labels.rows import CohortError, some
+from mhim.pipeline.pictures.layers import layers
+from mhim.pipeline.results import truth
+from mhim.pipeline.resume.console import escape
+from mhim.pipeline.store import layout, reading, seals
+from mhim.pipeline.training import bundle
+
+
+def demand(folder: Path) -> None:
+    """Raise CohortError, before any work, where there is no such folder."""
+    if not folder.is_dir():
+        raise CohortError(
+            f"--truth {folder} is no folder: it holds a file <slide id>.geojson (regions) or <slide id>.csv (tiles) "
+            "for each slide whose truth is known"
+        )
+
+
+def held_against(config: Config, scored: Any, folder: Path, out: Console) -> int:
+    """Measure the maps of a scored stage on the slides of which `folder` tells, write `truth.json` and show it. Returns
+    1 where a slide's truth could not be used. Raises CohortError where no file is called as a slide is."""
+    task = bundle.card_of(next(iter(scored.models.values()))[0]).task.value
+    known, failed, without = [], {}, []
+    for patient in scored.data.patients:
+        for slide, store in zip(patient.slides, patient.stores, strict=True):
+            scores = scored.out / "scores" / f"{slide}.zarr"
+            found = seals.look(scores)
+            if patient.id not in scored.models or found is None or found.wrong:
+                continue  # not scored, which its stage has told
+            try:
+                path = truth.file_of(folder, slide)
+                if path is None:
+                    without.append(slide)
+                    continue
+                arrays = {name: np.asarray(reading.read_array(scores, name)) for name in reading.array_names(scores)}
+                attrs = reading.read_attrs(store)
+                true = truth.of_tiles(path, arrays["coords"], attrs, config.tile.regions_frame)
+            except (truth.BadTruth, SlideError, layout.StoreError) as error:
+                failed[slide] = str(error)
+                continue
+            maps = {layer.name: layer.scores for layer in layers(arrays, task, "all")}
+            edges = np.asarray(attrs.get("tile_l0") or (1, 1), np.float64)
+            grid = np.rint(arrays["coords"] / edges).astype(np.int64)
+            training = ";".join(str(f.relative_to(f.parents[1])) for f in scored.models[patient.id])
+            known.append(truth.Known(slide, true, maps, grid, training))
+    if not known and not failed:
+        like = f" (like {without[0]}.geojson)" if without else ""
+        raise CohortError(f"no file in {folder} is called as a slide is{like}")
+    _show(scored.out.name, truth.write(scored.out, known, len(without), failed), without, out)
+    return 1 if failed else 0
+
+
+def _show(name: str, found: dict[str, Any], without: list[str], out: Console) -> None:
+    for slide, why in found["failed"].items():
+        out.print(escape(f"truth of {slide} not used: {why}"))
+    told = f"truth of {found['slides']} slides, {found['with_findings']} with findings"
+    told += f"; none of {len(without)} ({some(without)})" if without else ""
+    out.print(escape(told))
+    table = Table(title=f"{name}: do the maps point at the truth?")
+    for column in truth.COLUMNS:
+        table.add_column(column, justify="left" if column == "map" else "right")
+    for row in truth.rows(found):
+        table.add_row(*map(escape, row))
+    out.print(table)
