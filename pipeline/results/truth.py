@@ -2,7 +2,7 @@
 
 In: per slide a file of drawn regions or a table of tiles, maps, and the trainings that they are of. Out: of each map
 the tile AUC, the pointing game and FROC. A slide's own file is `<slide id>` with `.geojson`, `.json` or `.xml` (regions
-as `tile --regions` takes them; none drawn: no finding) or `.csv` (x, y, truth: corner of each tile in px of level 0, and
+as `tile --regions` takes them; none drawn: no finding) or `.csv` (x, y, truth: corner of each tile in level-0 px, and
 the share of it, or the label, from 0 to 1). Knows no stage and no model.
 """
 
