@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.benchmarks import fusion
-from tests.documents import commands, settings, tables
+from tests.documents import commands, league, settings, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = "configs/README.md"
@@ -22,6 +22,12 @@ PARTS: dict[str, Callable[[], str]] = {
     "commands": commands.commands,
     "fusion": lambda: "\n".join(fusion.table("pooled")),
     "fusion-tables": lambda: "\n".join(fusion.table_of_tables()),
+    "league-protocol": lambda: league.protocol(True),
+    "league-standing": lambda: league.standing(True),
+    "league-values": lambda: league.values(True),
+    "league-abmil": lambda: league.against(True, "abmil"),
+    "league-linear": lambda: league.against(True, "mean_linear"),
+    "league-masking": lambda: league.masking(True),
     "models": tables.models,
     "masking-abmil": lambda: tables.masking("abmil"),
     "masking-dsmil": lambda: tables.masking("dsmil"),
