@@ -122,6 +122,8 @@ def _pipeline(*args: object) -> int:
         with contextlib.redirect_stdout(io.StringIO()):
             main_.main([str(a) for a in args])
     except SystemExit as end:
+        if end.code in (130, 143):  # told to end: the whole ends, not this row alone
+            raise
         return end.code if isinstance(end.code, int) else 1
     return 0
 
