@@ -109,3 +109,30 @@ def test_the_settings_of_a_fused_run_stand_in_its_configuration(run: Path) -> No
     assert "fusion: late" in text
     assert "fusion_folds: 2" in text
     assert json.loads((run / "fusion.json").read_text())["kind"] == "late"
+
+
+def test_co_attention_from_the_command_line_and_for_new_patients(tmp_path: Path, cli: Cli) -> None:
+    work, other = layout.Work(tmp_path / "work"), layout.Work(tmp_path / "other")
+    rows, strangers = make_features(work, 24), make_features(other, 3, seed=5, prefix="x")
+    labels = write_labels(tmp_path / "labels.csv", rows)
+    table = given_table("clinical", write_table(tmp_path / "clinical.csv", [r.patient for r in rows]))
+    short = [*QUICK, *sets("train.epochs=1", "train.fusion_params={width: 8, hidden: 8, layers: 0}")]
+    given = ["--work", work.root, "--name", "both", *short]
+    code, text = cli("train", *given, "--model", "abmil", "--labels", labels, *table, *sets("train.fusion=coattn"))
+    assert code == 0, text
+    code, text = cli("score", *given, "--heatmaps", "none")
+    assert code == 0, text
+    assert "without joint at test" in text
+    here, their = [r.patient for r in strangers], write_labels(tmp_path / "their.csv", strangers)
+    new = ["--labels", their, *given_table("clinical", write_table(tmp_path / "new.csv", [*here[:2], "bare"], seed=1))]
+    code, text = cli("score", *given, "--heatmaps", "none", "--features", other.root / "features" / "texture", *new,
+                     "--as", "new")  # fmt: skip
+    assert code == 0, text
+    found = {r["patient"]: r for r in read(work.run("both") / "new" / "new" / "predictions.csv")}
+    assert {p: r["modalities"] for p, r in found.items()} == {
+        here[0]: "slide+clinical", here[1]: "slide+clinical", here[2]: "slide", "bare": "clinical",
+    }  # fmt: skip
+    assert all(0 < float(r["p_yes"]) < 1 for r in found.values())
+    code, text = cli("score", *given, "--heatmaps", "none", "--features", other.root / "features" / "texture",
+                     "--as", "again", *new)  # fmt: skip
+    assert read(work.run("both") / "new" / "again" / "predictions.csv") == list(found.values())
