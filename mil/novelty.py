@@ -26,6 +26,11 @@ class Profile:
     mean: np.ndarray
     sd: np.ndarray
 
+    @property
+    def size(self) -> float:
+        """Root mean square of the features' means."""
+        return float(np.sqrt(np.mean(np.square(self.mean, dtype=np.float64))))
+
     def distance(self, features: np.ndarray) -> float:
         """Distance of a bag, features (N, D); NaN for one without tiles."""
         z = (_middle(features) - self.mean) / self.sd

@@ -165,6 +165,19 @@ def number_strata(values: Mapping[str, float], folds: int) -> dict[str, int]:
     return {patient: (i * parts) // len(order) for i, patient in enumerate(order)}
 
 
+def shared_sites(folds: Sequence[Fold], sites: Mapping[str, str]) -> list[str]:
+    """What is to be told where split_by=site could not keep sites apart inside the training part: there too few sites
+    hold a class, and validation is drawn by patient. sites: patient (or slide) -> site."""
+    shared = [len({sites[p] for p in f.val} & {sites[p] for p in f.train}) for f in folds if {sites[p] for p in f.val}]
+    if not any(shared):
+        return []
+    return [
+        f"train.split_by=site: in {sum(n > 0 for n in shared)} of {len(folds)} folds no choice of whole sites leaves"
+        " every class in training and in validation; there validation is drawn by patient and shares sites with training "
+        "(test sites stay apart in every fold)"
+    ]
+
+
 def digest(folds: Sequence[Fold]) -> str:
     """Hash of a set of folds, 16 hex digits: equal folds, equal hash, whatever made them."""
     plain = [[f.repeat, f.fold, list(f.train), list(f.val), list(f.test)] for f in folds]

@@ -269,6 +269,13 @@ def make_folds(dataset: Dataset, config: TrainConfig) -> list[Fold]:
     return splits.select_on_test(made) if config.protocol == "paper" else made
 
 
+def told_of_sites(dataset: Dataset, config: TrainConfig, folds: Sequence[Fold]) -> list[str]:
+    """What is to be told of sites that validation shares with training; nothing unless `train.split_by` is site."""
+    if config.split_by != "site" or config.protocol == "paper":
+        return []
+    return splits.shared_sites(folds, {p.id: p.site or "" for p in dataset.patients})
+
+
 def duplicates(dataset: Dataset, work: layout.Work) -> list[str]:
     """Slides of different patients that are the same picture, by OpenSlide's quickhash: one line each."""
     first: dict[str, tuple[str, str]] = {}

@@ -208,7 +208,9 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
     found, data, config = to_train_on(session, labels, whole)
     beside, told = join.of_patients(whole, [p.id for p in data.patients], {p.id for p in data.patients if p.slides})
     tell(told)
-    stage = Train(session.work, config, run, data, patients.make_folds(data, config.train), beside)
+    folds = patients.make_folds(data, config.train)
+    tell(patients.told_of_sites(data, config.train, folds))
+    stage = Train(session.work, config, run, data, folds, beside)
     code = run_stage(session, stage, ["--labels", str(found.resolve()), "--name", run])
     if not (session.dry_run or session.submits):
         runs.show_folds(stage.root, console.out)

@@ -27,6 +27,7 @@ from mhim.configs.schema import TrainConfig, fingerprint_fields
 from mhim.mil import novelty
 from mhim.mil import train as loop
 from mhim.mil.feed import Case, Feed
+from mhim.mil.scaling import LARGEST
 from mhim.mil.splits import Fold
 from mhim.mil.tasks import Several, Task
 from mhim.pipeline.cohort.patients import Dataset, Patient, StoredBag
@@ -189,6 +190,11 @@ def train_fold(
     notes = [f"the plain model is used instead: {why}"] if why else []
     if state.get("judged", {}).get("why"):
         notes.append(f"standardised: {state['judged']['why']}")
+    if profile is not None and config.standardize is False and (size := profile.size) > LARGEST:
+        notes.append(
+            f"the features are of size {size:.3g} (root mean square of the bags' means) and were taken as they are: "
+            "such trainings often learn little; compare with --set train.standardize=true"
+        )
     return tuple(notes)
 
 

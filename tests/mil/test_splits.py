@@ -147,3 +147,15 @@ def test_validation_holds_whole_sites_where_every_class_stays_on_both_sides():
     apart = {p: f"{c}{i % 2}" for i, (p, c) in enumerate(sorted(strata.items(), key=lambda kv: (kv[1], kv[0])))}
     made = splits.k_fold(strata, 2, 0.2, 3, sites=apart)
     assert all({strata[p] for p in f.val} == {0, 1} for f in made if {strata[p] for p in f.train} == {0, 1})
+
+
+def test_sites_that_validation_shares_with_training_are_told() -> None:
+    """All patients of one class are of one site: validation cannot have it whole, and training too."""
+    strata = {f"p{i}": i % 2 for i in range(24)}
+    apart = {p: f"s{int(p[1:]) // 2 % 8}" for p in strata}
+    folds = splits.k_fold(strata, 3, 0.25, 1, sites=apart)
+    assert splits.shared_sites(folds, apart) == []
+    lone = {p: "all" if strata[p] else f"s{int(p[1:]) % 4}" for p in strata}
+    folds = splits.k_fold(strata, 2, 0.25, 1, sites=lone)
+    (line,) = splits.shared_sites(folds, lone)
+    assert "drawn by patient and shares sites with training" in line

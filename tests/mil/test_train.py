@@ -282,7 +282,8 @@ NATURAL = {
     "of an encoder": (lambda x: x, None),
     "large": (lambda x: 40.0 * x, r"of size 4\d"),
     "minute": (lambda x: 1e-3 * x, "of size 0.001"),
-    "uneven": (lambda x: x * np.array([1, 0.02, 0.01, 1, 1, 1]), "spreads differ"),
+    "of other units": (lambda x: x * np.array([1, 2e-4, 1e-4, 1, 1, 1]), "spreads differ"),
+    "uneven as a CNN's": (lambda x: x * np.array([1, 0.1, 0.05, 1, 1, 1]), None),
     "with a constant": (lambda x: np.where(np.arange(WIDTH) == 2, 3.0, x), None),
 }
 
