@@ -173,8 +173,8 @@ def shared_sites(folds: Sequence[Fold], sites: Mapping[str, str]) -> list[str]:
         return []
     return [
         f"train.split_by=site: in {sum(n > 0 for n in shared)} of {len(folds)} folds no choice of whole sites leaves"
-        " every class in training and in validation; there validation is drawn by patient and shares sites with training "
-        "(test sites stay apart in every fold)"
+        " each class in training and in validation; validation is drawn by patient there and shares sites with training"
+        " (test sites stay apart in every fold)"
     ]
 
 
