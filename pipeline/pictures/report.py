@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mhim.mil import evidence
-from mhim.pipeline.pictures import beside, figures, kinds, methods, modalities, of_several, thumbnails
+from mhim.pipeline.pictures import beside, cohort_map, figures, kinds, methods, modalities, of_several, thumbnails
 from mhim.pipeline.pictures.kinds.kind import Drawing, Kind
 from mhim.pipeline.pictures.of_several import Section, Shown
 from mhim.pipeline.results import again, ensemble, estimand, numbers, predictions, truth, views
@@ -67,6 +67,7 @@ def write(work: layout.Work, run: Path) -> Path:
         "choices": choices.lines(found.choices),
         "versions": list(methods.versions(cards).items()),
         "features": list(found.features.plain().items()),
+        "cohort_maps": cohort_map.sections(work, run.name, found.features.plain()),
         "config": (run / "config.yaml").read_text() if (run / "config.yaml").exists() else "",
         "again": "\n".join(again.commands(work, run)),
     }

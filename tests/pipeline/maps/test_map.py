@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from mhim.pipeline.maps import embedding, stored
-from mhim.pipeline.store import layout, may_differ, reading
+from mhim.pipeline.pictures import cohort_map, report
+from mhim.pipeline.store import layout, may_differ, pages, reading
 
 Cli = Callable[..., tuple[int, str]]
 SMALL = ("--method", "pca", "--clusters", "3", "--gallery", "2", "--set", "cluster.workers=1")
@@ -47,6 +48,13 @@ def test_map_is_made_resumed_verified_and_tells_a_damaged_slide(cli: Cli, work: 
         assert (made.folder / "gallery" / r["slide"] / f"{r['tile']}.jpg").stat().st_size > 500
     there = {p.name for p in made.folder.iterdir()}
     assert {"tiles_pca_cluster.png", "tiles_pca_label.png", "patients_pca_label.png"} <= there
+    (shown,) = cohort_map.sections(layout.Work(work), "run", {"encoder": "texture"})
+    titles = [title for title, _ in shown["pictures"]]
+    assert titles[:3] == [f"tiles, PCA, by {name}" for name in ("cluster", "slide", "label")]
+    assert [len(g["tiles"]) for g in shown["gallery"]][:3] == [2, 2, 2]
+    assert cohort_map.sections(layout.Work(work), "run", {"encoder": "other"}) == []
+    text = pages.page(report.ASSETS / "map.html", cohort_maps=[shown])
+    assert text.count("<img") == len(shown["pictures"]) + sum(len(g["tiles"]) for g in shown["gallery"])
     before = may_differ.results(work)
     assert cli(*given, "--set", "map.seed=5")[0] == 0
     assert may_differ.results(work) == before  # nothing is made again
