@@ -61,8 +61,8 @@ def _section(one: stored.Stored, run: str) -> dict[str, Any]:
     return {
         "name": one.name,
         "wrong": "",
-        "told": f"{card['tiles']} tiles of {card['slides']} slides, {card['patients']} patients; the first two principal "
-        f"components hold {variance} % of the variance of {card['features'].get('encoder')} features.",
+        "told": f"{card['tiles']} tiles of {card['slides']} slides, {card['patients']} patients; the first two "
+        f"principal components hold {variance} % of the variance of {card['features'].get('encoder')} features.",
         "pictures": pictures,
         "columns": ("cluster", *heads),
         "clusters": table,
