@@ -30,6 +30,7 @@ from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.store.attributes import Geometry, MaskPlace
 from mhim.pipeline.training import bundle
 from mhim.pipeline.viewer import clusters, colours, drawn, numbers, verdict
+from mhim.pipeline.viewer.maps import Maps
 from mhim.pipeline.viewer.pyramid import TILE_PX
 from mhim.pipeline.viewer.slides import Question, Slides, What
 
@@ -94,6 +95,7 @@ class Gallery:
                 continue
             self.runs += found
         self.read = Slides()
+        self.maps = Maps(work)
         self._palettes = {name: colours.stops(name) for name in get_args(heatmap.Palette)}
         self.layer_png = lru_cache(maxsize=64)(self._layer_png)
         self.clusters = lru_cache(maxsize=64)(self._clusters)
@@ -128,7 +130,16 @@ class Gallery:
             "palettes": self._palettes,
             "even": heatmap.EVEN[0],
             "diverging": heatmap.DIVERGING,
+            "maps": self.maps.names,
         }
+
+    def map(self, number: int) -> dict[str, Any]:
+        """What `Maps.about` tells of a map."""
+        return self.maps.about(number, {s.id: k for k, s in enumerate(self.slides) if s.tiles is not None})
+
+    def points(self, number: int) -> bytes:
+        """The tiles of a map, as `Maps.points`."""
+        return self.maps.points(number)
 
     def about(self, number: int) -> dict[str, Any]:
         """Geometry of a slide, how many tiles it has, and the names of each run's layers. All but width, height and mpp

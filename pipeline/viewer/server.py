@@ -38,12 +38,13 @@ POLICY = (
 )
 _NUMBERS = "application/octet-stream"
 _KINDS = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
-SCRIPTS = ("app", "state", "list", "slide", "panes", "legend", "address", "tiles", "regions", "picture", "keys")
+SCRIPTS = ("app", "state", "list", "slide", "panes", "legend", "address", "tiles", "regions", "picture", "keys", "map")
 STATIC = {
     "/": ("index.html", "text/html; charset=utf-8"),
+    "/map": ("map.html", "text/html; charset=utf-8"),
     **{
         f"/static/{name}": (name, _KINDS[name[name.rindex(".") :]])
-        for name in ("app.css", "openseadragon.min.js", "icon.svg", *(f"{s}.js" for s in SCRIPTS))
+        for name in ("app.css", "map.css", "openseadragon.min.js", "icon.svg", *(f"{s}.js" for s in SCRIPTS))
     },
 }
 PACKED_FROM = 1 << 12  # bytes of JSON and numbers that are compressed on their way
@@ -172,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Send (body, content type, may be cached), or why there is none."""
         try:
             body, kind, cache = answer()
-        except Unknown as error:
+        except LookupError as error:
             self._fail(HTTPStatus.NOT_FOUND, str(error))
         except drawn.BadDrawing as error:
             self._fail(HTTPStatus.BAD_REQUEST, str(error))
@@ -203,6 +204,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self.gallery.tissue_png(int(found[1])), "image/png", True
         if found := re.fullmatch(r"/places/(\d{1,7})\.bin", path):
             return self.gallery.places(int(found[1])), _NUMBERS, True
+        if found := re.fullmatch(r"/api/map/(\d{1,4})", path):
+            return _json(self.gallery.map(int(found[1]))), "application/json", False
+        if found := re.fullmatch(r"/points/(\d{1,4})\.bin", path):
+            return self.gallery.points(int(found[1])), _NUMBERS, False
         if found := re.fullmatch(r"/clusters/(\d{1,4})/(\d{1,7})", path):
             return _json(self.gallery.clusters(int(found[1]), int(found[2]))), "application/json", False
         if found := re.fullmatch(r"/(layer|values|scale)/(\d{1,4})/(\d{1,4})/(\d{1,7})(\.png|\.bin|)", path):

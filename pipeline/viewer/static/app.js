@@ -147,6 +147,7 @@ async function main() {
   const { runs, palettes, even, diverging } = state.index;
   $("work").textContent = state.index.work;
   $("work").title = state.index.work;
+  $("maplink").hidden = !state.index.maps.length;
   runs.forEach((r, k) => ["run0", "run1"].forEach((id) => option($(id), k, r.name)));
   if (runs.length > 1) $("run1").value = "1";
   option($("palette"), "auto", "automatic");
