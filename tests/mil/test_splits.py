@@ -158,4 +158,4 @@ def test_sites_that_validation_shares_with_training_are_told() -> None:
     lone = {p: "all" if strata[p] else f"s{int(p[1:]) % 4}" for p in strata}
     folds = splits.k_fold(strata, 2, 0.25, 1, sites=lone)
     (line,) = splits.shared_sites(folds, lone)
-    assert "drawn by patient and shares sites with training" in line
+    assert "drawn by patient there and shares sites with training" in line
