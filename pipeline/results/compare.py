@@ -176,19 +176,27 @@ def _column(run: Path) -> str:
     return str(labels.get("label_column") or "label") if isinstance(labels, dict) else ""
 
 
+def of_targets(runs: Sequence[Path]) -> list[dict[str, tuple[list[Row], Task]]]:
+    """Target -> rows and task of each of runs with several targets, of those targets that all have, the rows in one
+    order. Raises StoreError, also where the runs cannot be compared."""
+    both = [name for name in _names(runs[0]) if name and all(name in _names(run) for run in runs)]
+    if not both:
+        raise StoreError(f"{' and '.join(run.name for run in runs)} have no target in common")
+    sides: list[dict[str, tuple[list[Row], Task]]] = [{} for _ in runs]
+    for name in both:
+        every = [View(run, name) for run in runs]
+        told, rows = zip(*(scored(view) for view in every), strict=True)
+        for k in range(1, len(runs)):
+            refuse_others((every[0].name, every[k].name), (told[0], told[k]), (rows[0], rows[k]))
+        for side, own, summary in zip(sides, rows, told, strict=True):
+            side[name] = sorted(own, key=order), summary.task.value
+    return sides
+
+
 def compare_together(one: Path, two: Path, config: ScoreConfig) -> dict[str, dict[str, Any]]:
     """What `compare` gives of a target, of the numbers of all targets together (`several.together`): the mean of the
     headlines of those that both runs have, their own as `<target>.<metric>`, macro and micro. Raises StoreError."""
-    both = in_common(one, two)
-    if not both:
-        raise StoreError(f"{one.name} and {two.name} have no target in common")
-    sides: tuple[dict[str, tuple[list[Row], Task]], dict[str, tuple[list[Row], Task]]] = {}, {}
-    for name in both:
-        pair = View(one, name), View(two, name)
-        told, rows = zip(*(scored(view) for view in pair), strict=True)
-        refuse_others((pair[0].name, pair[1].name), told, rows)
-        for side, own, summary in zip(sides, rows, told, strict=True):
-            side[name] = sorted(own, key=order), summary.task.value
+    sides = of_targets([one, two])
     (first, patients, strata, clusters), (second, *_) = (several.together(side) for side in sides)
 
     def difference(weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ what `compare` refuses. A row that is held against itself has no difference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ import numpy as np
 from mhim.configs.schema import ScoreConfig
 from mhim.mil import ranks, resampling
 from mhim.mil.resampling import Interval
-from mhim.pipeline.results import compare, estimand, measures
+from mhim.pipeline.results import compare, estimand, measures, several, views
 from mhim.pipeline.results.views import View
+
+Metric = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,10 @@ class Standing:
 
 
 def standings(runs: Mapping[str, Path], config: ScoreConfig, against: Sequence[str] = ()) -> dict[str, Standing]:
-    """Row -> how it stands. runs: row -> folder of a scored run with a single target. Raises StoreError."""
+    """Row -> how it stands, by its headline. runs: row -> folder of a scored run. Raises StoreError."""
     names = list(runs)
+    if views.of(runs[names[0]])[0].target:
+        return _stand(names, "headline", *_of_several(list(runs.values())), config, against)
     told, rows = zip(*(compare.scored(View(run)) for run in runs.values()), strict=True)
     for k in range(1, len(names)):
         compare.refuse_others((names[0], names[k]), (told[0], told[k]), (rows[0], rows[k]))
@@ -44,12 +48,47 @@ def standings(runs: Mapping[str, Path], config: ScoreConfig, against: Sequence[s
     sides = [estimand.answers(sorted(r, key=compare.order), task) for r in rows]
     metrics = [estimand.metric(side, told[0].horizons or ()) for side in sides]
 
-    def values(weights: np.ndarray) -> dict[str, np.ndarray]:
-        return {n: sign * m(weights)[headline] for n, m in zip(names, metrics, strict=True)}
+    def signed(metric: Metric) -> Metric:
+        return lambda weights: {headline: sign * metric(weights)[headline]}
 
-    point, drawn = resampling.bootstrap(
-        values, len(sides[0].patients), config.bootstrap, sides[0].strata, clusters=sides[0].clusters
+    return _stand(
+        names,
+        headline,
+        [signed(m) for m in metrics],
+        len(sides[0].patients),
+        sides[0].strata,
+        sides[0].clusters,
+        config,
+        against,
+        sign,
     )
+
+
+def _of_several(runs: Sequence[Path]) -> tuple[list[Metric], int, np.ndarray, np.ndarray | None]:
+    """The numbers of all targets together of each run, how many patients these are of, the stratum and the
+    cluster of each."""
+    each = [several.together(side) for side in compare.of_targets(runs)]
+    _, patients, strata, clusters = each[0]
+    return [metric for metric, *_ in each], len(patients), strata, clusters
+
+
+def _stand(
+    names: Sequence[str],
+    headline: str,
+    metrics: Sequence[Metric],
+    patients: int,
+    strata: np.ndarray,
+    clusters: np.ndarray | None,
+    config: ScoreConfig,
+    against: Sequence[str],
+    sign: float = 1.0,
+) -> dict[str, Standing]:
+    """metrics: of each run, the headline so that more is better; sign turns it back."""
+
+    def values(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {n: m(weights)[headline] for n, m in zip(names, metrics, strict=True)}
+
+    point, drawn = resampling.bootstrap(values, patients, config.bootstrap, strata, clusters=clusters)
     here = ranks.ranks(np.array([point[n] for n in names]))
     there = ranks.ranks(np.stack([drawn[n] for n in names], axis=-1)) if config.bootstrap else np.empty((0, len(names)))
     found = {}

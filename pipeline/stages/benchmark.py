@@ -213,10 +213,10 @@ def _against_plain(
 
 
 def _standing(lines: Sequence[Line], folders: Mapping[str, Path], config: Config) -> None:
-    """Fill in each row's rank, and how it differs from the rows that all are held against; nothing of several targets,
-    or where a fold of a row is missing: then no two are of the same patients."""
+    """Fill in each row's rank, and how it differs from the rows that all are held against, by the headline; nothing
+    where a fold of a row is missing: then no two are of the same patients."""
     done = {line["model"]: line for line in lines if line["trainings"]}
-    if len(done) < 2 or any(len(views.of(folders[row])) > 1 for row in done):
+    if len(done) < 2:
         return
     try:
         found = standings.standings({row: folders[row] for row in done}, config.score, config.benchmark.against)

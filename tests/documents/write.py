@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks import fusion
+from tests.benchmarks import fusion, outcomes
 from tests.documents import commands, league, settings, tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +33,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "masking-dsmil": lambda: tables.masking("dsmil"),
     "masking-transmil": lambda: tables.masking("transmil"),
     "masking-landmarks": tables.landmarks,
+    "outcomes": outcomes.table,
 }
 SKIPPED = {".git", ".venv", "build", "dist", "work", "node_modules", ".types"}
 

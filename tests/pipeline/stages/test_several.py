@@ -78,6 +78,8 @@ def test_a_benchmark_tells_the_paired_difference_of_every_target_and_of_their_me
     for name, value in each.items():
         assert float(taught[f"{name}_difference"]) == pytest.approx(value)
         assert taught[f"{name}_verdict"] in ("better", "worse", "no difference")
+    assert float(taught["against_abmil"]) == pytest.approx(float(taught["difference"]))
+    assert {float(plain["rank"]), float(taught["rank"])} == {1.0, 2.0}
     wholes = [json.loads((run / "metrics.json").read_text())["test"]["headline"]["value"] for run in runs]
     assert float(taught["difference"]) == pytest.approx(wholes[1] - wholes[0])
     page = (benched.runs / "benchmark.md").read_text()
