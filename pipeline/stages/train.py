@@ -141,10 +141,11 @@ class Train(Stage):
             return Made(notes=self._make_chosen(job, out))
         if job.part:
             return Made(notes=self._make_of_fusion(job, out, partial))
-        teacher = bundle.read(self._made(self.item(job.teacher))) if job.teacher else None
+        at = self._made(self.item(job.teacher)) if job.teacher else None
+        teacher = bundle.read(at) if at else None
         given = item.inputs.get("pretrained")
         data = draws.without_others(self.data, job.fold) if isinstance(job.fold, splits.Sealed) else self.data
-        return Made(notes=fold.train_fold(job, data, teacher, out, partial, self.root, given))
+        return Made(notes=fold.train_fold(job, data, teacher, out, partial, self.root, given, at))
 
     def _make_chosen(self, job: Job, out: Path) -> tuple[str, ...]:
         """Choose between the draws, then read the test patients."""

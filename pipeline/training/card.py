@@ -74,11 +74,12 @@ class SplitRecord(Record):
 
 class Fallback(Record):
     """The plain model took over. model: the one that was asked for. by: `alarm` or `validation`; cards of version 0.1
-    tell that in words only."""
+    tell that in words only. epoch: the one that it would have kept; the card's own is the plain model's."""
 
     model: str = Field(alias="from")
     by: str | None = None
     why: str
+    epoch: int | None = None
 
 
 class DrawnRecord(Record):

@@ -14,6 +14,7 @@ from mhim.pipeline.store.records import Record
 from mhim.pipeline.training.card import Card, Fallback
 
 ALARM, VALIDATION = "alarm", "validation"
+EARLY = 3  # a student that is kept so early is hardly more than the teacher that it starts from
 
 
 class GridChoice(Record):
@@ -26,6 +27,7 @@ class GridChoice(Record):
 
 class Choices(Record):
     """The counts. watched: trainings that could have fallen back (taught by a plain model, `train.fallback` set).
+    early: taught ones that kept their own model at an epoch up to EARLY; None where there is none.
     alarm, validation: those that did, and by which check. draws: of a search; failed: its trainings without a model."""
 
     trainings: int
@@ -34,6 +36,7 @@ class Choices(Record):
     alarm: int
     validation: int
     grid: GridChoice | None = None
+    early: int | None = None
     draws: GridChoice | None = None
     failed: int = 0
 
@@ -62,6 +65,9 @@ def count(cards: Sequence[Card], cells: Sequence[str] = (), offered: int = 0) ->
         failed = sum(len(d.failed) for d in drawn.values())
         search = GridChoice(cells=first.draws, folds=len(drawn), chosen=chosen)
         return made.model_copy(update={"draws": search, "failed": failed})
+    early = sum(_taught(c) and c.fallback is None and c.epoch <= EARLY < c.epochs for c in cards)
+    if early:
+        made = made.model_copy(update={"early": early})
     if not folds:
         return made
     chosen = dict(sorted(Counter(folds.values()).items()))
@@ -82,6 +88,11 @@ def lines(found: Choices | None) -> list[str]:
         )
     elif found.taught:
         made.append(f"no fallback to the plain model was allowed (train.fallback) in {n} of {n} trainings")
+    if found.early:
+        made.append(
+            f"an epoch up to {EARLY} was kept in {found.early} of {found.taught} taught trainings: "
+            "hardly more than the plain model that they start from"
+        )
     if (grid := found.grid) is not None:
         chosen = ", ".join(f"{cell} in {k} of {grid.folds} folds" for cell, k in grid.chosen.items())
         made.append(f"grid of {grid.cells} cells, cell chosen on validation fold by fold: {chosen}")

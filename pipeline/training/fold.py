@@ -120,11 +120,13 @@ def train_fold(
     partial: Path,
     run: Path,
     weights_sha256: str | None = None,
+    teacher_at: Path | None = None,
 ) -> tuple[str, ...]:
     """Train, going on from `partial` if an earlier run left a checkpoint there, and fill `out`. Returns notes.
 
     run: the run's folder, after which an experiment log is named. weights_sha256: of the file `train.pretrained`, as
-    the training's fingerprint has it."""
+    the training's fingerprint has it. teacher_at: the teacher's folder, whose history is the training's after a
+    fallback."""
     config, fold, known = job.config, job.fold, dataset.by_id()
     facts = Facts.of(dataset.facts, "what the features say of themselves")  # before hours of work that end in a card
     train, val, test = ([known[p] for p in s if known[p].slides] for s in (fold.train, fold.val, fold.test))
@@ -152,7 +154,8 @@ def train_fold(
     if why is not None and rival is not None:
         model, weights, scale = rival.model().to(device(config.gpu)), rival.weights, rival.scale
         named = {"model": rival.card.model, "model_params": rival.card.model_params}
-        named["fallback"] = {"from": config.model, "by": by, "why": why}
+        named["fallback"] = {"from": config.model, "by": by, "why": why, "epoch": state["best"]["epoch"] + 1}
+        named |= {"epoch": rival.card.epoch, "epochs": rival.card.epochs}
         rows = [*predicted(model, "val", val_cases if not paper else [], task, scale)]
     points = _merged(operating_points(rows, task), learnt)
     rows += predicted(model, "test", cases(test, mpp), task, scale)
@@ -160,7 +163,7 @@ def train_fold(
     sizes = {"train": len(train), "val": len(val), "test": len(test)}
     card: dict[str, Any] = {
         "format": FORMAT,
-        **named,
+        **{k: v for k, v in named.items() if k not in ("epoch", "epochs")},
         "in_dim": int(dataset.facts["dim"]),
         "task": task.to_json(),
         "features": facts,
@@ -170,8 +173,8 @@ def train_fold(
         "protocol": config.protocol,
         "train": own_settings(config),
         "versions": bundle.versions(),
-        "epoch": state["best"]["epoch"] + 1,
-        "epochs": state["epoch"] + 1,
+        "epoch": named.get("epoch", state["best"]["epoch"] + 1),  # of the model that is kept
+        "epochs": named.get("epochs", state["epoch"] + 1),
         **{what: finite(metrics_of([r for r in rows if r["side"] == side], task, points)) for what, side in SIDES},
         **({"taught": True} if teacher else {}),
         **({} if begun is None else {"pretrained": begun}),
@@ -187,6 +190,8 @@ def train_fold(
     bundle.write(out, Card.of(card, out / CARD), weights, scale, profile)
     (out / PREDICTIONS).write_text(tables.of_mappings(rows))
     (out / HISTORY).write_text(tables.of_mappings(state["history"]))
+    if why is not None and teacher_at is not None:
+        (out / HISTORY).write_bytes((teacher_at / HISTORY).read_bytes())
     notes = [f"the plain model is used instead: {why}"] if why else []
     if state.get("judged", {}).get("why"):
         notes.append(f"standardised: {state['judged']['why']}")

@@ -30,6 +30,14 @@ def test_both_ways_to_fall_back_are_counted_and_the_model_keeps_its_name() -> No
     assert cards[0].asked == "mhim"  # a first fold that fell back does not rename the run
 
 
+def test_students_that_hardly_trained_are_counted_and_told() -> None:
+    early = card(0).model_copy(update={"epoch": 2, "epochs": 20})
+    found = choices.count([early, card(1).model_copy(update={"epoch": 4, "epochs": 20}), card(2)])
+    assert found.early == 1  # epoch 1 of 2 is no early one
+    assert "an epoch up to 3 was kept in 1 of 3 taught trainings" in choices.lines(found)[1]
+    assert "early" not in choices.count([card(0)]).plain()
+
+
 def test_none_of_many_is_a_count_too() -> None:
     (line,) = choices.lines(choices.count([card(k) for k in range(3)]))
     assert "0 of 3 trainings by the alarm, 0 of 3 by validation; 3 of 3" in line

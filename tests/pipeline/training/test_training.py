@@ -143,6 +143,9 @@ def test_where_masking_hurts_the_plain_model_takes_over_and_says_so(work: layout
         assert mine.card.fallback.model == "mhim"
         assert all((mine.weights[k] == v).all() for k, v in plain.weights.items())
         assert mine.card.test == plain.card.test
+        assert (mine.card.epoch, mine.card.epochs) == (plain.card.epoch, plain.card.epochs)
+        told = [work.run("run") / p / key / "history.csv" for p in ("", "teacher")]
+        assert told[0].read_bytes() == told[1].read_bytes()
     found = scored(work, config)
     assert any("fell back to the plain model" in w for w in found["warnings"])
     never = trained(work, rows, settings(**mhim(student_start="fresh"), fallback=None, epochs=2), "never")
