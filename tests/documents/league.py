@@ -143,7 +143,7 @@ def protocol(quick: bool) -> str:
     partial = sorted({r for _, r in found} - set(rows))
     apart = ranks.critical_difference(len(rows), len(sets))
     told = (
-        f"{len(rows)} rows on {len(sets)} sets; {first['folds']} folds, {first['seeds']} seeds, {first['draws']} "
+        f"{len(rows)} rows on {len(sets)} sets; {first['folds']} folds, {first['seeds']} seed(s), {first['draws']} "
         f"settings per fold, at most {first['epochs']} epochs. Friedman's test of the ranks: "
         f"p = {ranks.friedman(point):.2g}; two mean ranks that differ by less than {apart:.1f} (Nemenyi, .05) are not "
         "told apart by these sets."

@@ -13,9 +13,10 @@ import pytest
 from safetensors import safe_open
 
 from mhim.configs import load
+from mhim.configs.schema import Config
 from mhim.pipeline.stages import benchmark
 from mhim.pipeline.store import layout
-from tests.benchmarks import paper
+from tests.benchmarks import league, paper
 from tests.pipeline.bags import make_features, sets, tree, write_labels
 
 Cli = Callable[..., tuple[int, str]]
@@ -229,3 +230,12 @@ def test_an_equal_search_for_every_row_ranks_and_differences_to_the_chosen_rows(
     told = (tmp_path / "w" / "runs" / "benchmark.md").read_text()
     assert "against mean_linear | rank |" in told
     assert "abmil: search of 2 settings per fold" in told
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_every_row_of_the_league_gets_the_same_number_of_settings(quick: bool) -> None:
+    config = Config.model_validate(league.settings(quick, students=True))
+    found = benchmark.rows(config)
+    assert {"abmil", "mean_linear", "mhim_acmil", "mhim_ilra"} < found.keys()
+    assert {row.draws for row in found.values()} == {2 if quick else 4}
+    assert all(row.removeprefix("mhim_") in found for row in found)
