@@ -232,15 +232,15 @@ def laid_over(rgb: np.ndarray, layer: np.ndarray) -> np.ndarray:
     return ((rgb * (255 - a) + layer[..., :3] * a + 127) // 255).astype(np.uint8)
 
 
-def legend(rgb: np.ndarray, mpp: float, title: str, low: str, high: str) -> np.ndarray:
-    """The image with a strip below it: title, colour bar with its two ends, and a scale bar in µm."""
+def legend(rgb: np.ndarray, mpp: float, title: str, low: str, high: str, name: Palette = "classic") -> np.ndarray:
+    """The image with a strip below it: title, bar of the palette's colours with its two ends, a scale bar in µm."""
     h, w = rgb.shape[:2]
     width, strip = max(w, 480), STRIP_PX
     out = np.full((h + strip, width, 3), 255, np.uint8)
     out[:h, :w] = rgb
 
     captions.write(out, title, 10, h + 20, 13)
-    bar = np.repeat(palette()[None, ::2], 12, axis=0)  # 128 px wide
+    bar = np.repeat(palette(name)[None, ::2], 12, axis=0)  # 128 px wide
     left = 18 + 7 * len(low)
     out[h + 30 : h + 42, left : left + 128] = bar
     captions.write(out, low, 10, h + 41, 12)

@@ -34,7 +34,7 @@ from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.store.attributes import Geometry
 from mhim.pipeline.training import bundle
 
-PICTURES = ("heatmaps", "heatmap_scale", "top_tiles", "geojson", "tiff")
+PICTURES = ("heatmaps", "heatmap_scale", "top_tiles", "geojson", "tiff", "palette")
 
 
 def drawing(session_work: layout.Work, config: Config, scored: Any) -> tuple[Draw, list[str]]:
@@ -89,7 +89,8 @@ class Draw(Stage):
 
     def settings(self) -> dict[str, Any]:
         dumped = self.config.score.model_dump(mode="json")
-        return {f"score.{k}": dumped[k] for k in PICTURES}
+        usual = dumped["palette"] == "classic"  # as before there was a choice: such pictures are still themselves
+        return {f"score.{k}": dumped[k] for k in PICTURES if not (k == "palette" and usual)}
 
     def remake_fields(self) -> frozenset[str]:
         return frozenset({*(f"score.{k}" for k in PICTURES), "input.scores"})

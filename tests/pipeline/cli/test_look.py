@@ -76,6 +76,12 @@ def test_drawing_again_with_other_settings_needs_no_permission(trained: Path) ->
     assert _main([*again, *every, "--set", "score.heatmap_scale=raw"]) == 0
     assert (run / slide / "attention.png").read_bytes() != before
     assert _main([*again, *every]) == 0
+    seal = (run / slide / "manifest.json").read_text()
+    assert "score.palette" not in seal, "pictures made before there was a choice are still themselves"
+    assert _main([*again, *every, "--set", "score.palette=viridis"]) == 0
+    assert (run / slide / "attention.png").read_bytes() != before
+    assert '"score.palette": "viridis"' in (run / slide / "manifest.json").read_text()
+    assert _main([*again, *every]) == 0
     assert (run / slide / "attention.png").read_bytes() == before  # and the same settings give the same bytes
 
 

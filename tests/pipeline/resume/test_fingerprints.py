@@ -62,6 +62,7 @@ OUTSIDE = {
     "train.val_fraction": "",  # in the settings, and in the splits
     "score.heatmaps": "pictures, drawn again when it changes",
     "score.heatmap_scale": "as heatmaps",
+    "score.palette": "as heatmaps",
     "score.evidence": "stores of their own beside the scores",
     "score.heatmap_limit": "which pictures there are",
     "score.top_tiles": "as heatmaps",
