@@ -91,4 +91,5 @@ def test_a_point_opens_its_slide_at_the_tile(size: tuple[int, int], scheme: str,
         p.select_option("#what", "patients")
         p.wait_for_selector("#plane[data-drawn='1']")
         assert p.locator("#crops a").count() == 1
-        assert p.faults == []
+        # a page that is left gives up the pictures it still waits for
+        assert [f for f in p.faults if "ERR_ABORTED" not in f] == []
