@@ -166,4 +166,5 @@ def attention(of: Scored, slide: str, rows: np.ndarray, coords: np.ndarray) -> n
         return unknown
     if not np.isfinite(scores).all():
         return unknown
-    return heatmap.scaled(scores, "percentile").values[rows].astype(np.float64)
+    within: np.ndarray = heatmap.scaled(scores, "percentile").values[rows].astype(np.float64)
+    return within

@@ -7,7 +7,7 @@ and `Stored`, what is read of them. Numbers of places are written with six digit
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ def short(value: float) -> float | None:
     return float(f"{value:.6g}") if np.isfinite(value) else None
 
 
-def write(out: Path, card: dict[str, Any], parts: dict[str, Sequence[dict[str, Any]]]) -> None:
+def write(out: Path, card: dict[str, Any], parts: Mapping[str, Sequence[dict[str, Any]]]) -> None:
     """Write a map into the new folder `out`. parts: rows of each of TABLES."""
     out.mkdir(parents=True)
     for name in TABLES:

@@ -59,7 +59,7 @@ def save(path: Path, points: Points) -> None:
     with plt.rc_context(style):
         figure, axes = plt.subplots(figsize=(PX / 130, PX / 165), layout="constrained")
         try:
-            put = {"s": size, "linewidths": 0, "alpha": 0.8}
+            put: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.8}
             x, y = points.xy[:, 0], points.xy[:, 1]
             if isinstance(points.values, np.ndarray):
                 known = np.isfinite(points.values)

@@ -150,7 +150,7 @@ def _line(row: str, folder: Path) -> Line:
     cells = predictions.cell_table(folder)
     counted = found.choices
     told = (counted.watched, counted.alarm, counted.validation) if counted else (0, 0, 0)
-    chosen = dict(zip(("watched", choices.ALARM, choices.VALIDATION), told, strict=True))
+    chosen: dict[str, Any] = dict(zip(("watched", choices.ALARM, choices.VALIDATION), told, strict=True))
     chosen |= {"cells": cells} if cells else {}
     if found.targets is not None:
         line["tabled"] = {name: name for name in found.test}

@@ -23,6 +23,7 @@ from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.training import pretrained
 
 if TYPE_CHECKING:
+    from mhim.pipeline.training.card import Card
     from mhim.pipeline.training.fold import Job
 
 
@@ -151,7 +152,7 @@ class Train(Stage):
         """Choose between the draws, then read the test patients."""
         from mhim.pipeline.training import bundle, draws
 
-        cards = []
+        cards: list[Card | None] = []
         for part in job.parts:
             try:
                 cards.append(bundle.card_of(self._made(self.item(part))))

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mhim.configs.schema import TrainConfig
 from mhim.mil import novelty, tuning
@@ -27,7 +27,8 @@ from mhim.pipeline.training.card import Card
 from mhim.pipeline.training.fold import Job
 from mhim.pipeline.training.progress import HISTORY
 
-DRAWS, PART = "draws", "chosen"
+DRAWS: Final = "draws"
+PART: Final = "chosen"
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from mhim.pipeline.training.progress import HISTORY
 
 INNER, TEACHER, TABLES = "inner", "teacher", "tables"
 PARTS = "parts.csv"
-FITS = {"late": late.fit, "gate": gate.fit, "coattn": joined.fit}
+FITS: dict[str, Callable[..., Late | Gate | Joined]] = {"late": late.fit, "gate": gate.fit, "coattn": joined.fit}
 
 
 def jobs(config: TrainConfig, folds: Sequence[Fold], data: Dataset, names: Sequence[str]) -> list[Job]:
@@ -180,7 +180,7 @@ def train_fused(
     scale = {SLIDE: outcome.scores(task, folds_.logits_of(own_val))} if own_val else {}
     for folder in both:
         scale |= {k: np.stack(list(of.values())) for k, of in joint.scores(folder, "val").items()}
-    fit: Callable[..., Late | Gate | Joined] = FITS[job.config.fusion]
+    fit = FITS[job.config.fusion]
     weighed = fit(outside, outcome.arrays(task, targets), form, inner, outcome.levels(task))
     val = crossed(fit, outside, outcome.arrays(task, targets), form, inner, outcome.levels(task))
     found = weighed.rescaled(scale)  # the slide model has another scale than those of its inner folds
@@ -188,8 +188,8 @@ def train_fused(
     fusion = Fusion(job.config.fusion, task, said, models, found, kinds)
     network: list[dict[str, np.ndarray]] = [{} for _ in test]
     for key, of in (item for folder in both for item in joint.scores(folder, "test").items()):
-        for own, p in zip(network, test, strict=True):
-            own |= {key: of[p.id]} if p.id in of else {}
+        for said_by_it, p in zip(network, test, strict=True):
+            said_by_it |= {key: of[p.id]} if p.id in of else {}
     logits = {r["patient"]: x for r, x in _test_rows(slide)}
     said_of = fusion.answers(
         [logits[p.id] if p.slides else None for p in test],

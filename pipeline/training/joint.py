@@ -27,7 +27,7 @@ from mhim.mil.fusion import coattn, columns, joined, outcome
 from mhim.mil.fusion.coattn import CoAttention
 from mhim.mil.fusion.columns import Columns, ColumnsError, Options
 from mhim.mil.fusion.rows import Rows
-from mhim.mil.tasks import Task
+from mhim.mil.tasks import Cells, Task
 from mhim.pipeline.cohort.patient_tables.table import PatientTable
 from mhim.pipeline.cohort.patients import Dataset, Patient
 from mhim.pipeline.store import reading, tables
@@ -217,7 +217,7 @@ def _columns(
 ) -> tuple[dict[str, Columns], tuple[str, ...]]:
     """Each table's columns as the training part knows them, and notes: a table that tells it nothing is left out."""
     found, notes = {}, []
-    targets = [p.target for p in learn if p.target is not None]
+    targets = [p.target for p in learn if p.target is not None and not isinstance(p.target, Cells)]
     for name, table in given.items():
         try:
             found[name] = columns.fit(table.rows.of([p.id for p in learn]), options(config, name), targets)
