@@ -69,7 +69,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mhim.configs import lookup
-from mhim.mil.models import MIL, Bag, Encoded, Instances, Output, TaskLike, flatten, grids, one_bag
+from mhim.mil.models import MIL, Bag, Encoded, Instances, NoAttention, Output, TaskLike, flatten, grids, one_bag
 from mhim.mil.parts import adaptive, masking
 from mhim.mil.parts.layers import load_exact
 from mhim.mil.parts.mhim_settings import Params as Params
@@ -272,7 +272,11 @@ class Mhim(MIL):
 
     def removed(self, seen: Encoded, x: Tensor, score: Tensor, task: TaskLike, left: float | Tensor) -> masking.Removed:
         """What the mask by evidence takes of a bag x (N, D), N > 1, when `left` of the evidence is to stay."""
-        assert seen.contribution is not None
+        if seen.contribution is None:
+            raise NoAttention(
+                f"mask=evidence: the student {self.params.student} does not tell what each instance adds to its "
+                "answer: set train.model_params.mask=rate"
+            )
         evidence = task.evidence(seen.contribution, seen.logits)
         kind = adaptive.nearest(x, self.kinds) if self.params.kinds else None
         return adaptive.remove(score, evidence, left, self.params.evidence_few, kind, self.params.kinds)

@@ -106,4 +106,8 @@ class Params(Settings):
             raise ValueError("min_kept: without tokens at least one instance must be kept")
         if self.mask == "rate" and (self.kinds or self.learn_left):
             raise ValueError("kinds and learn_left are of mask=evidence")
+        others = {"mask_ratio": 0.0, "mask_ratio_l": 0.0, "mask_ratio_hr": 1.0, "mask_decay": "none"}
+        given = [name for name, unset in others.items() if getattr(self, name) != unset]
+        if self.mask == "evidence" and given:
+            raise ValueError(f"{given[0]} is of mask=rate; mask=evidence takes nothing else: leave it at its default")
         return self

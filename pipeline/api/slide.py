@@ -153,7 +153,7 @@ class Slide:
 @dataclass(frozen=True)
 class Patient:
     """A patient of a label table: one bag. label: of a classification; time and event (1 seen, 0 censored) of survival;
-    None where nothing is known."""
+    None where nothing is known. of: the patient, where each slide is a bag and `id` is that slide's; else empty."""
 
     id: str
     slides: tuple[Slide, ...]
@@ -161,6 +161,7 @@ class Patient:
     time: float | None
     event: int | None
     _bag: cases.StoredBag = field(repr=False, compare=False)
+    of: str = ""
 
     def bag(self) -> Bag:
         """All slides as one bag, as a model receives it: several stand below each other, a tile apart."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from mhim.configs import load, plugins_named
-from mhim.configs.schema import Config
+from mhim.configs.schema import Config, TrainConfig
 from mhim.pipeline.api.bags import Bag, Features, arrays_of
 from mhim.pipeline.api.run import Run, RunFailed
 from mhim.pipeline.api.slide import Patient, Slide, encoders_of
@@ -76,15 +76,22 @@ class Work:
         """The encoders that there are features of."""
         return encoders_of(self._paths)
 
-    def patients(self, labels: str | Path | None = None, encoder: str | None = None) -> list[Patient]:
+    def patients(
+        self,
+        labels: str | Path | None = None,
+        encoder: str | None = None,
+        *,
+        bag: Literal["patient", "slide"] = "patient",
+    ) -> list[Patient]:
         """The patients with features, as `train` would read them from the table `labels`; without it every slide by
-        itself, without label. encoder: needed where there are features of several. Raises CohortError."""
+        itself, without label. encoder: needed where there are features of several. bag: `train.bag`; with "slide" one
+        for each slide, whose patient is `of`. Raises CohortError."""
         features = self._paths.features(self._encoder(encoder))
-        config = Config()
+        config = Config(train=TrainConfig(bag=bag))
         if labels is None:
             data = cases.unlabelled(features)
         else:
-            table = label_table.read_table(match.find_labels(Path(labels), self._paths), config.labels)
+            table = label_table.read_table(match.find_labels(Path(labels), self._paths), config.labels, bag=bag)
             data = cases.labelled(table.rows, features, config.train)
         by_id = {s.id: s for s in self.slides}
         made = []
@@ -93,7 +100,7 @@ class Work:
             label = data.classes[p.target] if isinstance(p.target, int) and data.classes else None
             time, event = (pair[0], int(pair[1])) if pair else (None, None)
             of = tuple(by_id[s] for s in p.slides)
-            made.append(Patient(p.id, of, label, time, event, cases.StoredBag(p.stores)))
+            made.append(Patient(p.id, of, label, time, event, cases.StoredBag(p.stores), p.of))
         return made
 
     @property

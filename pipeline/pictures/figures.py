@@ -54,7 +54,7 @@ def save_all(out: Path, figures: dict[str, Callable[[Any], None]]) -> dict[str, 
 
 
 def curve(kind: str, answers: Answers, classes: Sequence[str]) -> Callable[[Any], None]:
-    """ROC ("roc") or precision-recall ("pr") inside trainings, with a 95 % band over patients drawn inside their folds.
+    """ROC ("roc") or precision-recall ("pr") inside trainings, with a 95 % band of patients drawn as for intervals.
 
     Each training has its own curve. ROC curves are averaged at each specificity, weighted by their pairs, so that the
     area below is the AUC of the tables; precision is averaged at each recall, as AUPRC is over trainings. Two classes

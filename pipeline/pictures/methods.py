@@ -120,9 +120,8 @@ def _result(found: Metrics) -> str:
         return ""
     level = f"{100 * found.confidence:g} %"
     text = f"Held-out {found.headline.replace('_', ' ')} was {numbers.text_of(best)}"
-    drawn = "drawn inside their folds" if found.slides is None else "drawn with all their slides"
     if best.low is not None:
-        text += f" ({level} interval of {found.bootstrap} bootstrap samples over patients, {drawn})"
+        text += f" ({level} interval of {found.bootstrap} bootstrap samples over patients, drawn {found.drawn})"
     decided = [f"{what.partition(',')[0]} {value}" for what, value in frozen(found)]
     return f"{text}; at the frozen thresholds {', '.join(decided)}." if decided else f"{text}."
 

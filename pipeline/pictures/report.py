@@ -126,6 +126,7 @@ def _beside(run: Path, found: Metrics, cards: Sequence[Card], sections: Sequence
         "methods": methods.paragraph(found, cards, {one.target: one.found for one in sections if one.target}),
         "compared": compared,
         "compared_columns": beside.COMPARED,
+        "drawn": found.drawn,
         "not_compared": more,
         "external": beside.external(run),
         "external_columns": beside.EXTERNAL,
@@ -150,13 +151,11 @@ def _summary(found: Metrics, brief: Sequence[str]) -> dict[str, Any]:
 
 
 def _told(found: Metrics) -> str:
-    drawn, pairs = "drawn inside their folds", "patients whom"
-    if found.slides is not None:
-        drawn, pairs = "drawn with all their slides", "slides that"
+    pairs = "patients whom" if found.slides is None else "slides that"
     return (
         f"{found.model} on {found.features.encoder} features; {found.of_whom}, {found.folds} folds, {found.seeds} "
-        f"seed(s); split {found.split_hash}; {100 * found.confidence:.0f} % intervals over patients {drawn}; "
-        f"ranking is of pairs of {pairs} the same training held out."
+        f"seed(s); split {found.split_hash}; {100 * found.confidence:.0f} % intervals over patients drawn "
+        f"{found.drawn}; ranking is of pairs of {pairs} the same training held out."
     )
 
 

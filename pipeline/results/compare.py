@@ -1,4 +1,5 @@
-"""Two runs on the same splits: is one better? Paired bootstrap over patients, inside their folds.
+"""Two runs on the same splits: is one better? Paired bootstrap over patients, inside their folds, or each
+with all its slides.
 
 In: two scored runs. Out: per metric the difference with its interval and a verdict. Both runs' metrics are those of
 `estimand.py`, of the same resampled patients. Refuses runs of other tasks, classes, splits, patients or truths, for
@@ -214,7 +215,7 @@ def tell(one: View, two: View, config: ScoreConfig, out: Console) -> None:
     task = told[0][0].task.value
     measure, horizons = measures.of(task), told[0][0].horizons or _horizons(one)
     labels = {k: f"{k} (sign turned)" if k in measure.less_is_better else measure.label(k, horizons) for k in found}
-    out.print(_table((one.name, two.name), {labels[k]: v for k, v in found.items()}, config))
+    out.print(_table((one.name, two.name), {labels[k]: v for k, v in found.items()}, config, told[0][0].drawn))
     for run, (summary, rows) in zip((one, two), told, strict=True):
         trainings, seeds = len({place(r) for r in rows}), len({r["seed"] for r in rows})
         out.print(escape(f"{run.name}: {trainings} trainings, {seeds} seed(s)"))
@@ -229,12 +230,14 @@ def tell_together(one: Path, two: Path, config: ScoreConfig, out: Console) -> No
     """`compare_together` as a table, of those numbers that no target's own table has."""
     found = compare_together(one, two, config)
     whole = {k: v for k, v in found.items() if k.partition(".")[0] not in in_common(one, two)}
-    out.print(_table((f"{one.name}, all targets", f"{two.name}, all targets"), whole, config))
+    names = f"{one.name}, all targets", f"{two.name}, all targets"
+    out.print(_table(names, whole, config, Metrics.read(one).drawn))
 
 
-def _table(names: tuple[str, str], found: Mapping[str, Mapping[str, Any]], config: ScoreConfig) -> Table:
+def _table(names: tuple[str, str], found: Mapping[str, Mapping[str, Any]], config: ScoreConfig, drawn: str) -> Table:
+    """drawn: see `Metrics`."""
     one, two = names
-    table = Table(title=f"{two} minus {one}: same patients, paired bootstrap inside folds")
+    table = Table(title=f"{two} minus {one}: same patients, paired bootstrap, patients drawn {drawn}")
     for column in ("metric", f"difference, {100 * config.confidence:.0f} % interval", "p", "so"):
         table.add_column(column)
     for label, verdict in found.items():

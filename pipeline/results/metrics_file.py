@@ -131,6 +131,11 @@ class Metrics(Record):
         return f"{self.slides} held-out slides of {self.patients} patients"
 
     @property
+    def drawn(self) -> str:
+        """How patients are drawn for intervals and paired differences, in words."""
+        return "inside their folds" if self.slides is None else "with all their slides, over all folds together"
+
+    @property
     def counted_otherwise(self) -> bool:
         """Whether version 0.1 counted these numbers."""
         return self.numbers != layout.NUMBERS

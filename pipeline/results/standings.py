@@ -1,7 +1,7 @@
 """Several runs on the same splits, each against chosen ones of them, and the rank of each: paired over the patients.
 
 In: scored runs of one set. Out: per run its headline with interval, its difference to every run that it is held
-against, its rank among all, each with an interval over the same resampled patients, drawn inside their folds. Refuses
+against, its rank among all, each with an interval over the same resampled patients, drawn as for the intervals. Refuses
 what `compare` refuses. A row that is held against itself has no difference.
 """
 

@@ -116,6 +116,16 @@ def _as_in_the_card(value: Any, seal: dict[str, Any], output: Path) -> bool:
         return False
 
 
+def _as_linked(value: Any, seal: dict[str, Any], output: Path) -> bool:
+    # the default was corn at first, so that a record without it says nothing; the model's own card does
+    try:
+        task = texts.read_json(seals.read_small(output / layout.CARD), str(output))["task"]
+        every = [task, *task.get("targets", {}).values()]
+        return {one["link"] for one in every if one["kind"] == "ordinal"} == {value}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
 def _always(value: Any, seal: dict[str, Any], output: Path) -> bool:
     return True
 
@@ -130,6 +140,8 @@ _IMPLIED: dict[str, Callable[[Any, dict[str, Any], Path], bool]] = {
     "input.features.transform": _always,
     "input.features.encoder_name": _always,
     "input.classes": _as_in_the_card,
+    "input.ordinal": _as_linked,
+    "train.ordinal": _as_linked,
 }
 
 

@@ -272,12 +272,12 @@ def _patients(
 
 
 def _of_patients(colour: Colour, told: People) -> dict[str, Any]:
-    """Patient -> value, that of its first slide which has one."""
-    found: dict[str, Any] = {}
+    """Patient -> value, where all slides have the same: who has slides with labels of their own has none."""
+    found: dict[str, set[Any]] = {}
     for slide, value in sorted(colour.values.items()):
         if slide in told.patient:
-            found.setdefault(told.patient[slide], value)
-    return found
+            found.setdefault(told.patient[slide], set()).add(value)
+    return {patient: next(iter(values)) for patient, values in found.items() if len(values) == 1}
 
 
 def _column(colour: Colour) -> str:

@@ -83,5 +83,8 @@ def _rows(session: Session, labels: Path | None, features: Path, run: Path | Non
             own = run / "patients.csv" if run is not None else None
             if own is None or not own.is_file():
                 return [], "no labels: each slide is a patient by itself"
-            return label_table.read_table(own).rows, f"labels as {run.name if run else ''} was trained with"
-    return label_table.read_table(labels, settings, may_lack_slide=True).rows, f"labels {labels}"
+            return label_table.read_table(
+                own, bag="slide"
+            ).rows, f"labels as {run.name if run else ''} was trained with"
+    table = label_table.read_table(labels, settings, may_lack_slide=True, bag=session.config.train.bag)
+    return table.rows, f"labels {labels}"

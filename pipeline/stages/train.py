@@ -69,6 +69,8 @@ class Train(Stage):
             inputs["classes"] = list(self.data.classes)
         if len(self.data.outcomes) > 1:
             inputs["targets"] = [[o.name, o.kind, *o.classes] for o in self.data.outcomes]
+        if not job.part and any(o.kind == "ordinal" for o in self.data.outcomes):
+            inputs["ordinal"] = job.config.ordinal  # said also where it is the default, which once was another
         if job.teacher:
             inputs["teacher"] = self._mark(self.item(job.teacher))
         if job.part == "chosen":

@@ -198,7 +198,7 @@ def train_fold(
     if profile is not None and config.standardize is False and (size := profile.size) > LARGEST:
         notes.append(
             f"the features are of size {size:.3g} (root mean square of the bags' means) and were taken as they are: "
-            "such trainings often learn little; compare with --set train.standardize=true"
+            "some such trainings learn little; compare with --set train.standardize=true"
         )
     return tuple(notes)
 

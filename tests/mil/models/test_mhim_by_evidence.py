@@ -10,7 +10,7 @@ from mhim.configs.schema import TrainConfig, fingerprint_fields
 from mhim.mil import mining, train
 from mhim.mil.bags import collate
 from mhim.mil.feed import Case
-from mhim.mil.models import mhim
+from mhim.mil.models import NoAttention, mhim
 from mhim.mil.tasks import Classification, from_json
 
 TASK = Classification(classes=("a", "b"))
@@ -38,6 +38,23 @@ def test_settings_of_before_keep_their_fingerprint():
     assert not {"mask", "evidence_left", "evidence_few", "kinds", "learn_left"} & fields.keys()
     with pytest.raises(ValueError, match="mask=evidence"):
         mhim.Params(kinds=3)
+
+
+@pytest.mark.parametrize(
+    "other", [{"mask_ratio": 0.1}, {"mask_ratio_l": 0.1}, {"mask_ratio_hr": 0.5}, {"mask_decay": "cosine"}]
+)
+def test_no_other_mask_is_asked_for_and_then_not_made(other):
+    with pytest.raises(ValueError, match=f"{next(iter(other))} is of mask=rate"):
+        mhim.Params(mask="evidence", **other)
+    assert mhim.Params(**other).mask == "rate"
+
+
+def test_a_student_that_does_not_tell_its_instances_part_is_named():
+    with train.seeded(1):
+        net = mhim.build(6, 2, mhim.Params(student="mean_knn", mask="evidence", merge="none"))
+    bag = collate([made(1)[0].load()], 0.5)
+    with pytest.raises(NoAttention, match=r"student mean_knn.*train\.model_params\.mask=rate"):
+        net.losses(bag, torch.tensor([0]), TASK)
 
 
 def test_kinds_and_share_are_learnt_once_and_a_resumed_training_ends_in_the_same_bytes():

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 from mhim.mil import resampling, splits, tasks
+from mhim.pipeline import api
+from mhim.pipeline.cohort.labels.rows import CohortError
+from mhim.pipeline.maps import stored
 from mhim.pipeline.results import estimand
 from mhim.pipeline.store import layout
 from mhim.pipeline.training import bundle
@@ -20,6 +23,8 @@ from tests.pipeline.trained import settings
 
 Cli = Callable[..., tuple[int, str]]
 QUICK = [*sets("train.folds=2", "train.epochs=3", "train.lr=0.01", "score.bootstrap=40", "score.heatmaps=none")]
+
+MAP = [*sets("map.components=4", "map.gallery=0", "cluster.workers=1"), "--method", "pca", "--clusters", "2"]
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -70,12 +75,33 @@ def test_slides_of_one_patient_may_have_labels_of_their_own(tmp_path: Path, cli:
     code, text = cli("compare", "one", "two", "--work", work.root)
     assert code == 0, text
     assert "auc" in text, text
+    assert "patients drawn with all their slides, over all folds together" in " ".join(text.split()), text
     assert cli("report", "--name", "one", "--work", work.root)[0] == 0
-    assert "16 held-out slides of 8 patients" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "16 held-out slides of 8 patients" in page
+    assert "inside their folds" not in page
+    assert "patients drawn with all their slides, over all folds together" in page
     code, text = cli("train", "--work", work.root, *QUICK, *sets("train.bag=slide", "train.fusion=late"), "--labels",
                      labels, "--table", f"a={labels}")  # fmt: skip
     assert code == 2, text
     assert "each slide has an answer of its own" in " ".join(text.split()), text
+
+    code, text = cli("map", "--work", work.root, "--labels", labels, *MAP, *sets("train.bag=slide"), "--name", "given")
+    assert code == 0, text
+    code, text = cli(
+        "map", "--work", work.root, *MAP, "--run", "one", "--name", "own"
+    )  # labels as the run records them
+    assert code == 0, text
+    for name in ("given", "own"):
+        made = stored.read(work.maps / name)
+        assert {r["by_label"] for r in made.slides} == {"no", "yes"}
+        assert [r["by_label"] for r in made.rows("patients")] == [""] * 8  # each has slides of both
+
+    there = api.Work(work.root).patients(labels, bag="slide")
+    assert [(p.id, p.of, p.label) for p in there][:2] == [("s00_0.svs", "P0", "no"), ("s01_0.svs", "P0", "yes")]
+    assert [[s.id for s in p.slides] for p in there] == [[p.id] for p in there]
+    with pytest.raises(CohortError, match="has 'yes' here and 'no'"):
+        api.Work(work.root).patients(labels)
 
     other = layout.Work(tmp_path / "other")
     theirs = write_labels(tmp_path / "theirs.csv", mixed(other, 3, "x"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from mhim.configs.schema import TrainConfig, fingerprint_fields
+from mhim.configs.schema import Config, TrainConfig, fingerprint_fields
 from mhim.mil.tasks import Regression, Several, TaskError
 from mhim.pipeline.cohort import patients
 from mhim.pipeline.cohort.labels.rows import CohortError, Row
 from mhim.pipeline.resume import fingerprints
-from mhim.pipeline.store import layout
+from mhim.pipeline.resume.stage import Item, as_recorded
+from mhim.pipeline.stages.train import Train
+from mhim.pipeline.store import layout, writing
 from mhim.pipeline.training import bundle
 from mhim.pipeline.training import fold as training
 from tests.pipeline.bags import make_features, tree
@@ -243,3 +246,33 @@ def test_three_numbers_that_auto_once_took_for_classes_are_the_same_training_by_
     assert fingerprints.as_once_called("train.task", "classification", "auto", fields) == "auto"
     assert fingerprints.as_once_called("train.task", "ordinal", "auto", fields) == "ordinal"
     assert fingerprints.as_once_called("train.task", "survival", "auto", {}) == "survival"
+
+
+def test_how_levels_become_probabilities_is_always_recorded_and_older_trainings_say_it_by_their_card(
+    work: layout.Work, tmp_path: Path
+) -> None:
+    def item(rows: Sequence[Row], **train: Any) -> tuple[Train, Item]:
+        config = Config(train=settings(**train).train)
+        data = patients.labelled(rows, work.features("texture"), config.train)
+        stage = Train(work, config, "run", data, patients.make_folds(data, config.train))
+        return stage, stage.items()[0]
+
+    rows = make_features(work, 12)
+    assert "ordinal" not in item(rows)[1].inputs
+    stage, made = item(levels(rows), task="ordinal")
+    assert made.inputs["ordinal"] == "cumulative"
+    for link, same in (("corn", False), ("cumulative", True)):
+        for task in (task_of(link), {"kind": "several", "targets": {"a": task_of(link), "b": {"kind": "regression"}}}):
+            folder = tmp_path / link / str(task["kind"])
+            folder.mkdir(parents=True)
+            writing.write_atomic(folder / layout.CARD, json.dumps({"task": task}))
+            old = replace(made, output=folder)
+            record = {k: v for k, v in stage.fields(made).items() if k != "input.ordinal"}
+            assert (as_recorded(stage, old, stage.fields(old), {"settings": record}) == record) == same, (link, task)
+            told, asked = item(levels(rows), task="ordinal", ordinal="corn")
+            fields = as_recorded(told, replace(asked, output=folder), told.fields(asked), {"settings": record})
+            assert (fields == record) == (not same)
+
+
+def task_of(link: str) -> dict[str, Any]:
+    return {"kind": "ordinal", "classes": ["1", "2", "3"], "link": link, "weights": []}
