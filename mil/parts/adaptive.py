@@ -19,7 +19,8 @@ MOST = 0.5  # of a bag's instances may go at most: where evidence is spread even
 LEFT = (0.3, 0.5, 0.7, 0.9)  # shares that are tried when `evidence_left` is learnt
 RISE = 0.05  # of the validation loss, that a share may cost
 ROUNDED = 2**16  # what rounding may add to a sum in fixed point: 6e-8 of the evidence
-SAMPLED = 256  # instances of a bag that the prototypes are made of
+SAMPLED = 256  # instances of a bag that the prototypes are made of, fewer where all together are more than:
+ROWS = 100_000
 
 
 def remove(
@@ -79,19 +80,35 @@ def learnt(rises: Tensor) -> float:
 def prototypes(bags: Iterable[Tensor], kinds: int) -> Tensor:
     """float32 (kinds, D): centres of the features (N, D) of the training part's bags by k-means with a fixed seed.
 
-    Of a bag SAMPLED instances, evenly apart, take part, so that a large bag has no larger say. With fewer different
-    instances than kinds some centres are there twice, and the second never has an instance."""
+    Of a bag SAMPLED instances, evenly apart, take part, so that a large bag has no larger say; of many bags fewer each,
+    halved until all are at most ROWS (one of each, if there are more bags). With fewer different instances than kinds
+    some centres are there twice, and the second never has an instance."""
     from sklearn.cluster import KMeans
 
-    rows = [x[:: max(1, len(x) // SAMPLED)][:SAMPLED].double().cpu() for x in bags]
-    together = torch.cat(rows)
+    rows: list[Tensor] = []
+    each, held = SAMPLED, 0
+    for x in bags:
+        rows.append(_evenly(x, each).cpu())
+        held += len(rows[-1])
+        while held > ROWS and each > 1:
+            each //= 2
+            rows = [_evenly(r, each) for r in rows]
+            held = sum(len(r) for r in rows)
+    together = torch.cat(rows).double()
     k = min(kinds, len(torch.unique(together, dim=0)))
     # one start, chosen by k-means++: of ten the best would cost minutes on thousands of bags
     found = torch.from_numpy(KMeans(k, n_init=1, random_state=0).fit(together.numpy()).cluster_centers_)
     return found[torch.arange(kinds) % k].float()
 
 
+def _evenly(x: Tensor, most: int) -> Tensor:
+    """At most so many rows of x, evenly apart: a copy, so that x itself is not held."""
+    return x[:: max(1, len(x) // most)][:most].clone()
+
+
 def nearest(x: Tensor, centres: Tensor) -> Tensor:
-    """int64 (N,): the centre (K, D) that each of x (N, D) lies nearest to, the first of equals."""
-    y = x.to(centres.dtype)
-    return (centres.square().sum(1) - 2.0 * (y @ centres.T)).argmin(1)
+    """int64 (N,): the centre (K, D) that each of x (N, D) lies nearest to, the first of equals; in float32 also where
+    a training is in half precision, so that maps show the kinds that were masked."""
+    with torch.autocast(x.device.type, enabled=False):
+        y = x.to(centres.dtype)
+        return (centres.square().sum(1) - 2.0 * (y @ centres.T)).argmin(1)

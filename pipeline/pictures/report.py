@@ -151,11 +151,10 @@ def _summary(found: Metrics, brief: Sequence[str]) -> dict[str, Any]:
 
 
 def _told(found: Metrics) -> str:
-    pairs = "patients whom" if found.slides is None else "slides that"
     return (
         f"{found.model} on {found.features.encoder} features; {found.of_whom}, {found.folds} folds, {found.seeds} "
         f"seed(s); split {found.split_hash}; {100 * found.confidence:.0f} % intervals over patients drawn "
-        f"{found.drawn}; ranking is of pairs of {pairs} the same training held out."
+        f"{found.drawn}; ranking is of pairs of {found.paired} the same training held out."
     )
 
 

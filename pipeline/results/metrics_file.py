@@ -131,6 +131,11 @@ class Metrics(Record):
         return f"{self.slides} held-out slides of {self.patients} patients"
 
     @property
+    def paired(self) -> str:
+        """Of what pairs of ranking are, in words that go on with "the same training held out"."""
+        return "patients whom" if self.slides is None else "slides that"
+
+    @property
     def drawn(self) -> str:
         """How patients are drawn for intervals and paired differences, in words."""
         return "inside their folds" if self.slides is None else "with all their slides, over all folds together"

@@ -137,6 +137,7 @@ def _line(row: str, folder: Path) -> Line:
         "headline": found.headline,
         "patients": found.patients,
         "of_whom": found.of_whom,
+        "paired": found.paired,
         "drawn": found.drawn,
         "folds": found.folds,
         "seeds": found.seeds,
@@ -262,8 +263,8 @@ def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str,
     notes = [
         f"{first['of_whom']}, {first['folds']} folds x {first['seeds']} seeds, features "
         f"{first['encoder']}, split {first['split']}, protocol {first['protocol']}; mean ± sd over trainings; "
-        f"inside trainings: pairs of patients whom the same training held out, added up over folds, mean over seeds, "
-        f"{100 * config.score.confidence:.0f} % interval over patients drawn {first['drawn']}.",
+        f"inside trainings: pairs of {first['paired']} the same training held out, added up over folds, mean over "
+        f"seeds, {100 * config.score.confidence:.0f} % interval over patients drawn {first['drawn']}.",
         *([f"decisions: {first['rule']}"] if first["rule"] else []),
         *(["optimistic: the epoch was chosen on the test fold"] if first["protocol"] == "paper" else []),
         *(
@@ -297,7 +298,7 @@ def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str,
         {
             k: v
             for k, v in line.items()
-            if k not in ("cells", "tabled", "counted", "one_class", "rule", "against", "of_whom", "drawn")
+            if k not in ("cells", "tabled", "counted", "one_class", "rule", "against", "of_whom", "paired", "drawn")
         }
         for line in made
     ]

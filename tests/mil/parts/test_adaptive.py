@@ -78,6 +78,27 @@ def test_prototypes_are_the_groups_and_the_same_again():
     assert adaptive.nearest(bags[0], adaptive.prototypes([bags[0][:1]] * 2, 3)).tolist() == [0] * 50  # one real centre
 
 
+def test_many_bags_give_fewer_instances_each(monkeypatch):
+    """What is held stays small however many bags there are, and the groups are found all the same."""
+    monkeypatch.setattr(adaptive, "ROWS", 100)
+    held = []
+    real = torch.cat
+    monkeypatch.setattr(adaptive.torch, "cat", lambda rows: held.append(sum(map(len, rows))) or real(rows))
+    torch.manual_seed(0)
+    centre = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
+    bags = [centre[torch.randint(2, (64,))] + 0.1 * torch.randn(64, 2) for _ in range(40)]
+    found = adaptive.prototypes(iter(bags), 2)
+    assert held == [80]  # two of each of 40
+    assert (torch.cdist(centre, found).amin(1) < 0.2).all()
+
+
+def test_kinds_are_told_in_float32_also_in_half_precision():
+    centres = torch.tensor([[100.0, 0.0], [100.2, 0.0]])
+    x = torch.tensor([[100.2, 0.0]] * 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert adaptive.nearest(x, centres).tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("rises", "left"),
     [

@@ -82,3 +82,10 @@ def test_a_softmax_stays_inside_its_segment_and_large_numbers_do_not_overflow() 
     found = segments.softmax(torch.tensor([800.0, 800.0, -900.0, -900.0, -900.0]), bag, 2)
     assert found.tolist() == pytest.approx([0.5, 0.5, 1 / 3, 1 / 3, 1 / 3])
     assert segments.total(torch.ones(5, 1), bag, 2).tolist() == [[2.0], [3.0]]
+
+
+def test_half_precision_adds_up_in_float32() -> None:
+    rows = torch.full((4096, 2), 1 / 4096, dtype=torch.bfloat16)
+    found = segments.total(rows, torch.zeros(4096, dtype=torch.int64), 1)
+    assert found.dtype == torch.bfloat16
+    assert found.tolist() == [[1.0, 1.0]]
