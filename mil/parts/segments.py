@@ -27,6 +27,6 @@ def softmax(logits: Tensor, bag: Tensor, bags: int) -> Tensor:
 
 def total(rows: Tensor, bag: Tensor, bags: int) -> Tensor:
     """(bags, h) sum of the rows (M, h) of each bag; of half precision too added up in float32, as a matrix product
-    does: in bfloat16 a sum of hundreds of instances stands still."""
+    does, and not as a device happens to add."""
     wide = rows if rows.dtype == torch.float64 else rows.float()
     return wide.new_zeros(bags, rows.shape[1]).index_add(0, bag, wide).to(rows.dtype)
