@@ -159,9 +159,10 @@ def survival_strata(time: Mapping[str, float], event: Mapping[str, int]) -> dict
 
 def number_strata(values: Mapping[str, float], folds: int) -> dict[str, int]:
     """patient -> stratum of regression folds: fifths of the patients by value, fewer where a stratum would have less
-    than a patient per fold."""
+    than a patient per fold, or less than two in the training part (one of them to validate on)."""
     order = sorted(values, key=lambda p: (values[p], p))
-    parts = max(1, min(_NUMBER_PARTS, len(order) // max(folds, 1)))
+    least = folds if folds > 2 else 4
+    parts = max(1, min(_NUMBER_PARTS, len(order) // least))
     return {patient: (i * parts) // len(order) for i, patient in enumerate(order)}
 
 

@@ -75,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, demo_cohort: Path) -> Path:
     (here / "slides").mkdir()
     for slide, *_ in rows:
         shutil.copy(demo_cohort / "slides" / slide, here / "slides" / slide)
-    table = [f"{slide},P{k},{label},{site}" for k, (slide, _, label, site) in enumerate(rows)]
+    table = [f"{slide},P{k},{label},{site}" for k, (slide, _, label, site, *_) in enumerate(rows)]
     (here / "labels.csv").write_text("\n".join(["slide,patient,label,site", *table]) + "\n")
     mirrored(here / "slides" / rows[0][0], here / "new" / "slide.svs")
     lines = ["slide,patient,label"]

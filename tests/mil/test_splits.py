@@ -159,3 +159,13 @@ def test_sites_that_validation_shares_with_training_are_told() -> None:
     folds = splits.k_fold(strata, 2, 0.25, 1, sites=lone)
     (line,) = splits.shared_sites(folds, lone)
     assert "drawn by patient there and shares sites with training" in line
+
+
+def test_a_few_numbers_leave_a_patient_of_every_stratum_to_validate_on() -> None:
+    """Eight patients in two folds: strata of two would leave one each in the training part, and nobody to validate on."""
+    values = {f"p{i}": float(i) for i in range(8)}
+    strata = splits.number_strata(values, 2)
+    assert sorted(strata.values()) == [0] * 4 + [1] * 4
+    for fold in splits.k_fold(strata, 2, 0.2, 0):
+        assert {strata[p] for p in fold.val} == {0, 1}
+        assert {strata[p] for p in fold.train} == {0, 1}

@@ -111,6 +111,15 @@ ALWAYS: dict[str, dict[str, str]] = {
         **PATIENTS,
         **TABLE,
     },
+    "map": {
+        "--encoder": "extract.encoder",
+        "--tiles": "map.tiles",
+        "--method": "map.method",
+        "--clusters": "map.clusters",
+        "--gallery": "map.gallery",
+        **TABLE,
+        **CLUSTER,
+    },
     "demo": {"--workers": "cluster.workers"},
     "export": {"--encoder": "extract.encoder"},
 }
@@ -123,6 +132,7 @@ OTHERS: dict[str, str] = {  # flags that stand for no setting
     "run": "--labels --name --work --config -c --set --replace",
     "benchmark": "--labels --models --name --work --config -c --set --replace --dry-run --list",
     "check": "--labels --out --config -c --set",
+    "map": "--labels --name --run --work --config -c --set --shard --items --replace --dry-run --list",
     "demo": "--to --quick --config -c --set",
     "export": "--work --format",
 }

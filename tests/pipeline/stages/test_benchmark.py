@@ -230,6 +230,13 @@ def test_an_equal_search_for_every_row_ranks_and_differences_to_the_chosen_rows(
     told = (tmp_path / "w" / "runs" / "benchmark.md").read_text()
     assert "against mean_linear | rank |" in told
     assert "abmil: search of 2 settings per fold" in told
+    code, text = bench("--models", models, "--draws", "2", "--set", "benchmark.against=[mhim_abmil]")
+    assert code == 0, text  # held against another row, nothing trained anew
+    table = lines(tmp_path / "w" / "runs" / "benchmark.csv")
+    assert float(table["abmil"]["against_mhim_abmil"]) == pytest.approx(
+        values["abmil"] - values["mhim_abmil"], abs=1e-12
+    )
+    assert "against_mean_linear" not in table["abmil"]
 
 
 @pytest.mark.parametrize("quick", [True, False])
