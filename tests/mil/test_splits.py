@@ -162,7 +162,7 @@ def test_sites_that_validation_shares_with_training_are_told() -> None:
 
 
 def test_a_few_numbers_leave_a_patient_of_every_stratum_to_validate_on() -> None:
-    """Eight patients in two folds: strata of two would leave one each in the training part, and nobody to validate on."""
+    """Eight patients in two folds: strata of two would leave one each in the training part, none to validate on."""
     values = {f"p{i}": float(i) for i in range(8)}
     strata = splits.number_strata(values, 2)
     assert sorted(strata.values()) == [0] * 4 + [1] * 4
