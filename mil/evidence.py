@@ -189,7 +189,7 @@ def found_in(true: np.ndarray, grid: np.ndarray) -> np.ndarray:
 
     at = grid - grid.min(0)
     table = np.zeros((int(at[:, 1].max()) + 1, int(at[:, 0].max()) + 1), bool)
-    table[at[:, 1], at[:, 0]] = true
+    table[at[true, 1], at[true, 0]] = True  # tiles that overlap may share a place
     labelled, _ = ndimage.label(table, structure=np.ones((3, 3)))
-    numbers: np.ndarray = labelled[at[:, 1], at[:, 0]]
+    numbers: np.ndarray = np.where(true, labelled[at[:, 1], at[:, 0]], 0)
     return numbers

@@ -13,13 +13,14 @@ Wrong use raises a subclass of `mhim.configs.errors.UserError`, whose message sa
 
 **Stable** (kept, or deprecated for two minor versions before it changes): `mhim.pipeline.Work`; the public attributes
 and methods, with their parameters, of the classes that it returns (`Slide`, `Patient`, `Run`, `Prediction`,
-`TileScores`) and of `Bag`, all importable from `mhim.pipeline.api`; the contracts of plug-ins
+`TileScores`, `Map`) and of `Bag`, all importable from `mhim.pipeline.api`; the contracts of plug-ins
 (`mhim.extract.encoders.Encoder`, `mhim.mil.models.MIL` with `Bag`, `Instances`, `Encoded`, and what a segmenter and a
 back end offer); the layout of the work folder; `mhim.configs.errors.UserError`. **Not stable**: every other module, and
 all names that begin with `_`. Classes may get more attributes, and methods more optional parameters, at any time.
 """
 
 from mhim.pipeline.api.bags import Bag as Bag
+from mhim.pipeline.api.maps import Map as Map
 from mhim.pipeline.api.run import Prediction as Prediction
 from mhim.pipeline.api.run import Run as Run
 from mhim.pipeline.api.run import TileScores as TileScores
@@ -27,4 +28,4 @@ from mhim.pipeline.api.slide import Patient as Patient
 from mhim.pipeline.api.slide import Slide as Slide
 from mhim.pipeline.api.work import Work as Work
 
-__all__ = ["Bag", "Patient", "Prediction", "Run", "Slide", "TileScores", "Work"]
+__all__ = ["Bag", "Map", "Patient", "Prediction", "Run", "Slide", "TileScores", "Work"]

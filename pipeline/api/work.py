@@ -14,7 +14,9 @@ import numpy as np
 
 from mhim.configs import load, plugins_named
 from mhim.configs.schema import Config, TrainConfig
+from mhim.pipeline.api import maps
 from mhim.pipeline.api.bags import Bag, Features, arrays_of
+from mhim.pipeline.api.maps import Map
 from mhim.pipeline.api.run import Run, RunFailed
 from mhim.pipeline.api.slide import Patient, Slide, encoders_of
 from mhim.pipeline.cohort import patients as cases
@@ -23,7 +25,8 @@ from mhim.pipeline.cohort.labels import match
 from mhim.pipeline.cohort.labels import table as label_table
 from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.exchange import bag_table
-from mhim.pipeline.stages import runs, verbs
+from mhim.pipeline.maps import stored
+from mhim.pipeline.stages import map_verb, runs, verbs
 from mhim.pipeline.stages.session import Session
 from mhim.pipeline.store import layout
 
@@ -114,6 +117,42 @@ class Work:
         StoreError listing the runs, LookupFailed for a model's code that `allow` does not name."""
         config = load.resolve([], [], settings)
         return Run(self._paths, runs.find(self._paths, name, config.train.model), config)
+
+    @property
+    def maps(self) -> list[str]:
+        """Names of the maps of the cohort."""
+        return stored.names(self._paths)
+
+    def map(self, name: str | None = None) -> Map:
+        """A map that was made, by name (None: the only one). Raises CohortError listing the maps, StoreError for a
+        damaged one."""
+        there = self.maps
+        if name not in there and not (name is None and len(there) == 1):
+            told = f"there is: {', '.join(there)}" if there else "`make_map` or `pipeline map` makes one"
+            raise CohortError(f"{f'no map {name!r}' if name else 'no single map'} in {self.folder}; {told}")
+        return maps.read(self._paths.maps / (name or there[0]))
+
+    def make_map(
+        self,
+        labels: str | Path | None = None,
+        *,
+        name: str | None = None,
+        run: str | None = None,
+        encoder: str | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> Map:
+        """Lay tiles and patients on a plane, exactly as `pipeline map` does, and return the map.
+
+        labels: path of a table that it is coloured by. run: whose held-out answers colour it. name, run: as on the
+        command line. settings: by their name, such as {"map.method": "pca"}. A finished map is not made again. Raises
+        CohortError, Refused (made with other settings before), ConfigError, and RunFailed where slides had to be left
+        out; what could be made of the others is `map(name)`."""
+        given = {"extract.encoder": encoder or self._encoder(None), "cluster.workers": 1}
+        config = load.resolve([], [], {**given, **(settings or {})})
+        called = runs.named(name, self._paths.features(config.extract.encoder).name)
+        if map_verb.make(Session(self._paths, config), None if labels is None else Path(labels), called, run):
+            raise RunFailed(f"the map {called} lacks slides or was not made; what was printed says which and why")
+        return self.map(called)
 
     # ------------------------------------------------------------------------------------------ training
 

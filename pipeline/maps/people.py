@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ import numpy as np
 from mhim.mil import heatmap
 from mhim.pipeline.cohort.labels.match import match
 from mhim.pipeline.cohort.labels.rows import DoubtfulComma, Row, plain_number
+from mhim.pipeline.maps import stored
 from mhim.pipeline.results import estimand, measures, views
 from mhim.pipeline.results.measures.measure import place
 from mhim.pipeline.results.metrics_file import Metrics
@@ -102,6 +103,23 @@ class Scored:
     marks: dict[str, str] = field(default_factory=dict)  # slide -> fingerprint of its scores
 
 
+def of_features(run: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether the run was trained on such features (`Sample.facts`). Raises StoreError where it is not scored."""
+    return stored.alike(Metrics.read(views.of(run)[0].folder).features.plain(), facts)
+
+
+def of_patients(colour: Colour, patient: Mapping[str, str]) -> dict[str, Any]:
+    """Patient -> the class that its slides agree in, of numbers their mean. Patients whose slides are of different
+    classes are left out. patient: slide -> its patient."""
+    each: dict[str, list[Any]] = {}
+    for slide, value in sorted(colour.values.items()):
+        if slide in patient:
+            each.setdefault(patient[slide], []).append(value)
+    if colour.kind != "classes":
+        return {p: float(np.mean(own)) for p, own in each.items()}
+    return {p: own[0] for p, own in each.items() if len(set(own)) == 1}
+
+
 def scored(run: Path, slides: Sequence[str]) -> Scored:
     """Raises StoreError where the run is not scored, or of none of the slides."""
     colours: list[Colour] = []
@@ -114,9 +132,9 @@ def scored(run: Path, slides: Sequence[str]) -> Scored:
         rows = estimand.read(file)
         for name, value in _questions(task, view.target):
             values = {s: v for s, v in _placed(rows, value).items() if s in there}
-            colours.append(Colour(name, "rank", values))
-    if not any(c.values for c in colours):
-        raise StoreError(f"the run {run.name} held out none of these slides: it is of other features")
+            colours += [Colour(name, "rank", values)] if values else []
+    if not colours:
+        raise StoreError(f"the run {run.name} held out none of the slides of this map; name another with --run")
     found = {s: seals.look(run / "scores" / f"{s}.zarr") for s in slides}
     marks = {s: look.fingerprint for s, look in found.items() if look is not None and not look.wrong}
     told = [[c.name, sorted(c.values.items())] for c in colours]

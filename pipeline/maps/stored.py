@@ -29,6 +29,12 @@ def short(value: float) -> float | None:
     return float(f"{value:.6g}") if np.isfinite(value) else None
 
 
+def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two records of features are of one encoder, and of the same in all that both tell (µm per px, tile size,
+    weights). one, other: as of `Sample.facts`."""
+    return one.get("encoder") == other.get("encoder") and all(one[k] == other[k] for k in one.keys() & other.keys())
+
+
 def write(out: Path, card: dict[str, Any], parts: Mapping[str, Sequence[dict[str, Any]]]) -> None:
     """Write a map into the new folder `out`. parts: rows of each of TABLES."""
     out.mkdir(parents=True)

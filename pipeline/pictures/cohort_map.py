@@ -6,6 +6,7 @@ these. A damaged map is told, not shown.
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,27 @@ from mhim.pipeline.store.layout import StoreError
 
 TILE_PX = 72
 MOST = 2  # maps in a report
+_DAMAGED = (StoreError, OSError, KeyError, ValueError, csv.Error)  # a damaged map must not cost the report
 
 
 def sections(work: layout.Work, run: str, features: dict[str, Any]) -> list[dict[str, Any]]:
-    """One for each map of features of the same encoder, those coloured by the run first. features: what the run tells
+    """One for each map of the same features, those coloured by the run first. features: what the run tells
     of its own."""
     found, wrong = [], []
     for name in stored.names(work):
         try:
             one = stored.read(work.maps / name)
-            if one.card["features"].get("encoder") == features.get("encoder"):
-                found.append(one)
-        except (StoreError, OSError, KeyError, ValueError) as error:
+            if stored.alike(one.card["features"], features):
+                found.append((one.card["run"] != run, name, one))
+        except _DAMAGED as error:
             wrong.append({"name": name, "wrong": str(error)})
-    found.sort(key=lambda one: (one.card["run"] != run, one.name))
-    return [_section(one, run) for one in found[:MOST]] + wrong
+    made = []
+    for _, name, one in sorted(found, key=lambda each: each[:2])[:MOST]:
+        try:
+            made.append(_section(one, run))
+        except _DAMAGED as error:
+            wrong.append({"name": name, "wrong": str(error)})
+    return made + wrong
 
 
 def _section(one: stored.Stored, run: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ PX = 720
 @dataclass(frozen=True)
 class Points:
     """One picture. xy: (n, 2). values: text of classes, or float (n,) with NaN for unknown. ends: what stands at the
-    ends of the colour bar of numbers. shown: n points of what."""
+    ends of the colour bar of numbers. large: few points, of patients."""
 
     xy: np.ndarray
     values: Sequence[str] | np.ndarray
@@ -85,7 +85,7 @@ def save(path: Path, points: Points) -> None:
                     what = "others, unknown" if often[""] not in (0, rest) else "unknown" if often[""] else "others"
                     axes.scatter([], [], color=UNKNOWN, label=f"{what} ({rest})", s=30)
                 axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handletextpad=0.2)
-            axes.set_title(points.title, fontsize=9)
+            axes.set_title(_plain(points.title), fontsize=9)
             axes.set_xlabel(points.axes[0])
             axes.set_ylabel(points.axes[1])
             axes.set_xticks([])
@@ -97,5 +97,10 @@ def save(path: Path, points: Points) -> None:
 
 
 def _cut(name: str) -> str:
-    """A name for a legend; `$` would begin a formula."""
-    return (name if len(name) <= 24 else f"{name[:23]}…").replace("$", r"\$")
+    """A name for a legend."""
+    return _plain(name if len(name) <= 24 else f"{name[:23]}…")
+
+
+def _plain(text: str) -> str:
+    """Text in which `$` begins no formula: names of columns and classes are the user's."""
+    return text.replace("$", r"\$")

@@ -34,13 +34,15 @@ class BadTruth(UserError, ValueError):
 @dataclass(frozen=True)
 class Known:
     """A slide whose truth is known. true: bool (n,). maps: name -> scores (n,). grid: int (n, 2), column and row.
-    training: what the maps are of; scores of different trainings have no common scale."""
+    training: what the maps are of; scores of different trainings have no common scale. bag_tiles: tiles of all slides
+    of its bag, over which attention sums to one."""
 
     slide: str
     true: np.ndarray
     maps: Mapping[str, np.ndarray]
     grid: np.ndarray
     training: str
+    bag_tiles: int
 
 
 def file_of(folder: Path, slide: str) -> Path | None:
@@ -51,17 +53,28 @@ def file_of(folder: Path, slide: str) -> Path | None:
     return found[0] if found else None
 
 
-def of_tiles(path: Path, coords_l0: np.ndarray, attrs: Mapping[str, Any], frame: Any = "auto") -> np.ndarray:
-    """Whether each tile is a true one, bool (n,). attrs: of the store of its features, which tell tile_l0 and where the
-    scanned bounds begin. frame: `tile.regions_frame`. Raises BadTruth and BadRegions."""
+def of_tiles(
+    path: Path, coords_l0: np.ndarray, attrs: Mapping[str, Any], frame: Any = "auto"
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Whether each tile is a true one, bool (n,), and how the file was read, where that may be meant otherwise. attrs:
+    of the store of its features, which tell tile_l0 and where the scanned bounds begin. frame: `tile.regions_frame`.
+    Raises BadTruth and BadRegions."""
     if path.suffix == ".csv":
-        return _of_table(path, coords_l0)
+        return _of_table(path, coords_l0), ()
     edges = attrs.get("tile_l0")
     if not isinstance(edges, (list, tuple)) or len(edges) != 2 or min(edges) <= 0:
         raise BadTruth("its features do not tell how large their tiles are: give a .csv of the tiles")
     x, y, *_ = attrs.get("bounds_l0") or (0, 0)
     drawn = regions.read(path, (int(x), int(y)), frame, may_be_empty=True)
-    return regions.covered(drawn, coords_l0, (float(edges[0]), float(edges[1]))) >= HALF
+    return regions.covered(drawn, coords_l0, (float(edges[0]), float(edges[1]))) >= HALF, drawn.notes
+
+
+def grid_of(coords_l0: np.ndarray, attrs: Mapping[str, Any]) -> np.ndarray:
+    """Column and row of each tile, int64 (n, 2), from the first on. attrs: as of `of_tiles`."""
+    at = coords_l0.astype(np.float64)
+    at -= at.min(axis=0, initial=np.inf)  # a grid that begins at half a tile would round to either side
+    found: np.ndarray = np.rint(at / np.asarray(attrs.get("tile_l0") or (1, 1), np.float64)).astype(np.int64)
+    return found
 
 
 def _of_table(path: Path, coords_l0: np.ndarray) -> np.ndarray:
@@ -86,7 +99,8 @@ def _of_table(path: Path, coords_l0: np.ndarray) -> np.ndarray:
 def measured(known: Sequence[Known]) -> dict[str, Any]:
     """Map -> numbers. auc: of the tiles, mean and sd over the slides that have tiles of both kinds. pointing: share of
     the slides with true tiles whose highest tile is one. froc: mean share of findings met at `FALSE_POSITIVES` false
-    tiles a slide, inside each training, weighted by its findings; attention in multiples of the slide's mean."""
+    tiles a slide, inside each training, weighted by its findings; attention, and contributions by it, in multiples of
+    the bag's mean attention."""
     from sklearn.metrics import roc_auc_score
 
     made = {}
@@ -99,7 +113,8 @@ def measured(known: Sequence[Known]) -> dict[str, Any]:
             own = [o for o in of if o.training == training]
             groups = [evidence.found_in(o.true, o.grid) for o in own]
             # shares of a bag's attention: without its size a small bag would seem to be sure of every tile
-            maps = [np.asarray(o.maps[name]) * (len(o.true) if name.startswith("attention") else 1) for o in own]
+            of_attention = name.startswith(("attention", "contribution"))
+            maps = [np.asarray(o.maps[name]) * (o.bag_tiles if of_attention else 1) for o in own]
             met.append(evidence.froc(maps, [o.true for o in own], groups))
             findings.append(sum(len(np.unique(g[g > 0])) for g in groups))
         made[name] = {

@@ -21,6 +21,7 @@ from mhim.pipeline.resume.stage import Item, Made, Stage
 from mhim.pipeline.store import layout, reading, seals, writing
 from mhim.pipeline.training import bundle
 
+_EARLIER = ("evidence.steps",)  # settings that only earlier methods had
 SHOWN = ("sufficiency", "necessity", "keep_area", "remove_area", "gain", "smallest_share")
 
 
@@ -59,7 +60,7 @@ class Probe(Stage):
         return {"score.evidence": self.config.score.evidence, **how}
 
     def remake_fields(self) -> frozenset[str]:
-        return frozenset({*self.settings(), "input.scores"})
+        return frozenset({*self.settings(), *_EARLIER, "input.scores"})
 
     def remake(self, item: Item, old: Path, out: Path) -> Made:
         return self.make(item, out, out)

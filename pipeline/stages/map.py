@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mhim.configs.schema import Config, fingerprint_fields
+from mhim.pipeline.cohort.labels.rows import counted
 from mhim.pipeline.maps import embedding, people, shares, stored
 from mhim.pipeline.maps.people import Colour, People, Scored
 from mhim.pipeline.maps.sample import Sample
@@ -21,6 +22,7 @@ from mhim.pipeline.resume.stage import Item, Made, Stage
 from mhim.pipeline.store import layout, writing
 
 SLIDE, CLUSTER, ATTENTION = "slide", "cluster", "attention"
+_OF_ROWS = {"event", "time", "site"}  # what rows tell besides outcomes
 
 
 @dataclass
@@ -56,9 +58,7 @@ class Map(Stage):
         return fingerprints.flat("map", own | how)
 
     def remake_fields(self) -> frozenset[str]:
-        (item,) = self.items()
-        facts = {k for k in item.inputs if k.startswith("features.")}
-        return frozenset(f"input.{k}" for k in ("features", "people", "run", "scores") if k not in facts)
+        return frozenset(f"input.{name}" for name in ("features", "people", "run", "scores"))
 
     def remake(self, item: Item, old: Path, out: Path) -> Made:
         return self.make(item, out, self.root / ".partial" / item.key / layout.fingerprint(self.fields(item)))
@@ -81,22 +81,33 @@ class Map(Stage):
                     into["umap"] = made
         attention = self._attention()
         share = shares.by_patient(cluster, drawn.slide, patient_of, int(cluster.max()) + 1)
-        colours = (*self.people.colours, *(self.scored.colours if self.scored else ()))
-        classes = {c.name: _of_patients(c, self.people) for c in colours if c.kind == "classes" and c.outcome}
+        colours = _apart((*self.people.colours, *(self.scored.colours if self.scored else ())))
+        known = {c.name: people.of_patients(c, self.people.patient) for c in colours}
+        classes = {c.name: known[c.name] for c in colours if c.kind == "classes" and c.outcome}
+        for name, n in self._of_two_classes(colours, known).items():
+            notes.append(
+                f"{counted(n, 'patient', 'has', 'have')} slides of different {name}: counted in no class of it"
+            )
         each = [patient_of[k] for k in drawn.slide.tolist()]
         chosen = shares.prototypes(cluster, away, each, share, classes, config.gallery)
         tiles = _Tiles(drawn, places, cluster, attention)
         parts = {
             "tiles": tiles.rows(),
             "slides": self._slides(patient_of, colours),
-            "patients": _patients(whose, of_patients, patient_of, drawn, colours, self.people, share),
+            "patients": _patients(whose, of_patients, patient_of, drawn, colours, known, share),
             "clusters": shares.table(share, classes),
             "prototypes": tiles.prototypes(chosen, each),
         }
         card = self._card(variance, places, of_patients, colours, attention is not None, len(whose))
         stored.write(out, card, parts)
-        self._draw(out, tiles, of_patients, whose, colours)
+        self._draw(out, tiles, of_patients, whose, colours, known)
         return Made(notes=tuple(notes), numbers={"tiles": len(z), "slides": len(drawn.slides)})
+
+    def _of_two_classes(self, colours: Sequence[Colour], known: dict[str, dict[str, Any]]) -> dict[str, int]:
+        """Outcome -> how many patients its classes part."""
+        patient = self.people.patient
+        told = {c.name: {patient[s] for s in c.values if s in patient} for c in colours if c.outcome}
+        return {name: n for name, whose in told.items() if (n := len(whose - known[name].keys()))}
 
     def _attention(self) -> np.ndarray | None:
         """Place of each tile in its slide by the run's held-out attention, NaN where unknown; None without a run."""
@@ -147,6 +158,7 @@ class Map(Stage):
         of_patients: dict[str, np.ndarray],
         whose: Sequence[str],
         colours: Sequence[Colour],
+        known: dict[str, dict[str, Any]],
     ) -> None:
         """`<tiles or patients>_<method>_<colour>.png`."""
         slide_of = self.drawn.slide.tolist()
@@ -168,8 +180,7 @@ class Map(Stage):
         for method, xy in of_patients.items():
             axes = tuple(a.replace("_", " ").upper() for a in stored.AXES[method])
             for c in colours:
-                known = _of_patients(c, self.people)
-                values = _values(c, [known.get(p) for p in whose])
+                values = _values(c, [known[c.name].get(p) for p in whose])
                 title = f"{len(xy)} patients, by {c.name}"
                 points = scatter.Points(xy, values, title, (axes[0], axes[1]), _ends(c), large=True)
                 scatter.save(out / f"patients_{method}_{layers.file_name(c.name)}.png", points)
@@ -255,14 +266,15 @@ def _patients(
     patient_of: Sequence[str],
     drawn: Sample,
     colours: Sequence[Colour],
-    told: People,
+    known: dict[str, dict[str, Any]],
     share: dict[str, np.ndarray],
 ) -> list[dict[str, Any]]:
-    known = {c.name: _of_patients(c, told) for c in colours}
+    slides: dict[str, list[str]] = {}
+    for slide, patient in zip(drawn.slides, patient_of, strict=True):
+        slides.setdefault(patient, []).append(slide)
     made = []
     for k, patient in enumerate(whose):
-        own = [s for s, p in zip(drawn.slides, patient_of, strict=True) if p == patient]
-        row: dict[str, Any] = {"patient": patient, "slides": ";".join(own)}
+        row: dict[str, Any] = {"patient": patient, "slides": ";".join(slides[patient])}
         for method, xy in places.items():
             row |= {axis: short(xy[k, n]) for n, axis in enumerate(stored.AXES[method])}
         row |= {_column(c): _cell(known[c.name].get(patient)) for c in colours}
@@ -271,13 +283,16 @@ def _patients(
     return made
 
 
-def _of_patients(colour: Colour, told: People) -> dict[str, Any]:
-    """Patient -> value, where all slides have the same: who has slides with labels of their own has none."""
-    found: dict[str, set[Any]] = {}
-    for slide, value in sorted(colour.values.items()):
-        if slide in told.patient:
-            found.setdefault(told.patient[slide], set()).add(value)
-    return {patient: next(iter(values)) for patient, values in found.items() if len(values) == 1}
+def _apart(colours: Sequence[Colour]) -> tuple[Colour, ...]:
+    """With names that make a column and a picture of their own: a label may be called `cluster`, or `site`."""
+    taken, made = {SLIDE, CLUSTER, ATTENTION}, []
+    for colour in colours:
+        name, others = colour.name, taken | (_OF_ROWS if colour.outcome else set())
+        while layers.file_name(name).casefold() in others:
+            name = f"label {name}" if colour.outcome else f"{name} again"
+        taken.add(layers.file_name(name).casefold())
+        made.append(replace(colour, name=name))
+    return tuple(made)
 
 
 def _column(colour: Colour) -> str:

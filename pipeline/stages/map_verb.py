@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
+from mhim.mil.tasks import Several
 from mhim.pipeline.backends import Step
 from mhim.pipeline.cohort.labels import match
 from mhim.pipeline.cohort.labels import table as label_table
-from mhim.pipeline.cohort.labels.rows import CohortError, Row
+from mhim.pipeline.cohort.labels.rows import CohortError
+from mhim.pipeline.cohort.labels.table import Table
 from mhim.pipeline.maps import embedding, people, sample, stored
+from mhim.pipeline.results import known, predictions
 from mhim.pipeline.resume import console
 from mhim.pipeline.stages import runs
 from mhim.pipeline.stages.map import Map
 from mhim.pipeline.stages.map_gallery import cutting
 from mhim.pipeline.stages.session import Session, run_stage, submit, tell
 from mhim.pipeline.store import layout, reading
+from mhim.pipeline.training import bundle
 
 NO_UMAP = "no UMAP: umap-learn is not installed (pip install 'mhim-pipeline[map]'); the map is of principal components"
 
@@ -35,9 +40,10 @@ def make(session: Session, labels: Path | None, name: str | None, run: str | Non
     drawn = sample.draw(features, config.map.tiles, config.map.seed)
     tell(f"left out, {slide}: {why}" for slide, why in drawn.left_out.items())
     scored = _scored(session, run, drawn)
-    rows, told = _rows(session, labels, features, scored.folder if scored else None)
-    whose = people.people(rows, drawn.slides)
-    tell([f"features {features}; {told}", *whose.notes])
+    table, told = _labels(session, labels, features, scored.folder if scored else None)
+    whose = people.people(table.rows if table else [], drawn.slides)
+    told += f"; scores of the run {scored.name}" if scored else ""
+    tell([f"features {features}; {told}", *(table.notes if table else ()), *whose.notes])
     code = run_stage(session, Map(work, config, called, drawn, whose, scored))
     if session.dry_run:
         return max(code, int(bool(drawn.left_out)))
@@ -52,7 +58,7 @@ def make(session: Session, labels: Path | None, name: str | None, run: str | Non
 
 
 def _scored(session: Session, run: str | None, drawn: sample.Sample) -> people.Scored | None:
-    """What the run says that was named, or the only scored one that held these slides out; told."""
+    """What the run says that was named, or the only scored one of these features that held the slides out."""
     work = session.work
     if run is not None:
         folder = runs.find(work, run, session.config.train.model)
@@ -60,31 +66,32 @@ def _scored(session: Session, run: str | None, drawn: sample.Sample) -> people.S
         return people.scored(folder, drawn.slides)
     found = []
     for folder in sorted(work.runs.iterdir()) if work.runs.is_dir() else []:
-        if (folder / "predictions.csv").is_file() and (folder / "metrics.json").is_file():
+        if (folder / "metrics.json").is_file():
             try:
                 reading.check_scored(folder)
-                found.append(people.scored(folder, drawn.slides))
-            except (layout.StoreError, KeyError, ValueError):
-                continue  # of other features, or damaged, which `pipeline status` and `verify` tell
+                if people.of_features(folder, drawn.facts):
+                    found.append(people.scored(folder, drawn.slides))
+            except (layout.StoreError, OSError, KeyError, ValueError, csv.Error):
+                continue  # of other slides, or damaged, which `pipeline status` and `verify` tell
     if len(found) > 1:
         tell([f"not coloured by score: name one of {', '.join(f.name for f in found)} with --run"])
     return found[0] if len(found) == 1 else None
 
 
-def _rows(session: Session, labels: Path | None, features: Path, run: Path | None) -> tuple[list[Row], str]:
-    """Rows of the label table: as given, or found where `train` finds it, or the run's own record of it; and which."""
-    settings = session.config.labels
+def _labels(session: Session, labels: Path | None, features: Path, run: Path | None) -> tuple[Table | None, str]:
+    """The label table: as given, or found where `train` finds it, or the run's own record of it; and which."""
+    config = session.config
     if labels is None and (features / "labels.csv").is_file():
         labels = features / "labels.csv"
     if labels is None:
         try:
             labels = match.find_labels(None, session.work)
         except CohortError:
-            own = run / "patients.csv" if run is not None else None
-            if own is None or not own.is_file():
-                return [], "no labels: each slide is a patient by itself"
-            return label_table.read_table(
-                own, bag="slide"
-            ).rows, f"labels as {run.name if run else ''} was trained with"
-    table = label_table.read_table(labels, settings, may_lack_slide=True, bag=session.config.train.bag)
-    return table.rows, f"labels {labels}"
+            if run is None or not (run / known.PATIENTS).is_file():
+                return None, "no labels: each slide is a patient by itself"
+            card = bundle.card_of(predictions.folds_of(run)[0])
+            task = card.task.value
+            targets = task.names if isinstance(task, Several) else ()
+            own = label_table.read_table(run / known.PATIENTS, None, may_lack_slide=True, targets=targets, bag=card.bag)
+            return own, f"labels as {run.name} was trained with"
+    return label_table.read_table(labels, config.labels, may_lack_slide=True, bag=config.train.bag), f"labels {labels}"

@@ -12,11 +12,14 @@ from rich.table import Table
 from mhim.configs.schema import Config
 from mhim.extract import SlideError
 from mhim.pipeline.cohort.labels.rows import CohortError, some
+from mhim.pipeline.cohort.patients import StoredBag
 from mhim.pipeline.pictures.layers import layers
 from mhim.pipeline.results import truth
 from mhim.pipeline.resume.console import escape
 from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.training import bundle
+
+SHOWN = 3  # notes on how files were read; a folder of one program's files has the same for each
 
 
 def demand(folder: Path) -> None:
@@ -32,7 +35,7 @@ def held_against(config: Config, scored: Any, folder: Path, out: Console) -> int
     """Measure the maps of a scored stage on the slides of which `folder` tells, write `truth.json` and show it. Returns
     1 where a slide's truth could not be used. Raises CohortError where no file is called as a slide is."""
     task = bundle.card_of(next(iter(scored.models.values()))[0]).task.value
-    known, failed, without = [], {}, []
+    known, failed, without, read_as = [], {}, [], list[str]()
     for patient in scored.data.patients:
         for slide, store in zip(patient.slides, patient.stores, strict=True):
             scores = scored.out / "scores" / f"{slide}.zarr"
@@ -46,18 +49,22 @@ def held_against(config: Config, scored: Any, folder: Path, out: Console) -> int
                     continue
                 arrays = {name: np.asarray(reading.read_array(scores, name)) for name in reading.array_names(scores)}
                 attrs = reading.read_attrs(store)
-                true = truth.of_tiles(path, arrays["coords"], attrs, config.tile.regions_frame)
+                true, notes = truth.of_tiles(path, arrays["coords"], attrs, config.tile.regions_frame)
+                bag_tiles = sum(StoredBag(patient.stores).rows())
             except (truth.BadTruth, SlideError, layout.StoreError) as error:
                 failed[slide] = str(error)
                 continue
             maps = {layer.name: layer.scores for layer in layers(arrays, task, "all")}
-            edges = np.asarray(attrs.get("tile_l0") or (1, 1), np.float64)
-            grid = np.rint(arrays["coords"] / edges).astype(np.int64)
+            read_as += [f"truth of {slide}: {note}" for note in notes]
+            grid = truth.grid_of(arrays["coords"], attrs)
             training = ";".join(str(f.relative_to(f.parents[1])) for f in scored.models[patient.id])
-            known.append(truth.Known(slide, true, maps, grid, training))
+            known.append(truth.Known(slide, true, maps, grid, training, bag_tiles))
     if not known and not failed:
         like = f" (like {without[0]}.geojson)" if without else ""
         raise CohortError(f"no file in {folder} is called as a slide is{like}")
+    more = [f"and {len(read_as) - SHOWN} more such notes"] if len(read_as) > SHOWN else []
+    for line in (*read_as[:SHOWN], *more):
+        out.print(escape(line))
     _show(scored.out.name, truth.write(scored.out, known, len(without), failed), without, out)
     return 1 if failed else 0
 

@@ -135,11 +135,17 @@ class Gallery:
 
     def map(self, number: int) -> dict[str, Any]:
         """What `Maps.about` tells of a map."""
+        self._demand_map(number)
         return self.maps.about(number, {s.id: k for k, s in enumerate(self.slides) if s.tiles is not None})
 
     def points(self, number: int) -> bytes:
         """The tiles of a map, as `Maps.points`."""
+        self._demand_map(number)
         return self.maps.points(number)
+
+    def _demand_map(self, number: int) -> None:
+        if number >= len(self.maps.names):
+            raise Unknown(f"no map {number}")
 
     def about(self, number: int) -> dict[str, Any]:
         """Geometry of a slide, how many tiles it has, and the names of each run's layers. All but width, height and mpp

@@ -1,7 +1,7 @@
 """Maps of the cohort for the viewer: points as bytes, and what they are coloured by as JSON.
 
-In: `maps/<name>/` of a work folder, asked for by number. Out: JSON values, and columns of numbers one after the other,
-little-endian. It knows no HTTP and opens no slide.
+In: `maps/<name>/` of a work folder, asked for by their place in `names`. Out: JSON values, and columns of numbers one
+after the other, little-endian. It knows no HTTP and opens no slide.
 """
 
 from __future__ import annotations
@@ -22,20 +22,18 @@ class Maps:
         self._read = lru_cache(maxsize=4)(self._stored)
 
     def _stored(self, number: int) -> stored.Stored:
-        if not 0 <= number < len(self.names):
-            raise LookupError(f"no map {number}")
         return stored.read(self.work.maps / self.names[number])
 
     def about(self, number: int, slides: dict[str, int]) -> dict[str, Any]:
         """A map's slides with what they are coloured by, its patients and prototypes. slides: id -> the viewer's
-        number. Raises LookupError, StoreError."""
+        number. Raises StoreError."""
         one = self._read(number)
         card = one.card
         colours = []
         for c in card["colours"]:
             number_of = c["kind"] != "classes"
-            told = {r["slide"]: _value(r[c["column"]], number_of) for r in one.slides}
-            colours.append({"name": c["name"], "kind": c["kind"], "values": [told[r["slide"]] for r in one.slides]})
+            told = [_value(r[c["column"]], number_of) for r in one.slides]
+            colours.append({"name": c["name"], "kind": c["kind"], "values": told})
         patients = []
         for r in one.rows("patients"):
             places = {m: [float(r[a]) for a in stored.AXES[m]] for m in card["methods"]["patients"]}

@@ -173,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Send (body, content type, may be cached), or why there is none."""
         try:
             body, kind, cache = answer()
-        except LookupError as error:
+        except Unknown as error:
             self._fail(HTTPStatus.NOT_FOUND, str(error))
         except drawn.BadDrawing as error:
             self._fail(HTTPStatus.BAD_REQUEST, str(error))

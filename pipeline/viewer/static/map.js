@@ -181,7 +181,6 @@ function controls() {
   const tiles = $("what").value === "tiles";
   fill("method", [...map.methods[$("what").value]].reverse());
   const own = tiles ? ["cluster", "slide", ...(map.attention ? ["attention"] : [])] : [], by = map.colours.map((c) => `by ${c.name}`);
-  if (!tiles && !by.length) by.push("by nothing");
   fill("colour", [...own, ...by]);
 }
 

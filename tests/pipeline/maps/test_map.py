@@ -2,36 +2,61 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mhim.pipeline.maps import embedding, stored
-from mhim.pipeline.pictures import cohort_map, report
+from mhim.pipeline.pictures import cohort_map, report, scatter
 from mhim.pipeline.store import layout, may_differ, pages, reading
+from tests.pipeline.bags import make_features, sets, write_labels
 
 Cli = Callable[..., tuple[int, str]]
-SMALL = ("--method", "pca", "--clusters", "3", "--gallery", "2", "--set", "cluster.workers=1")
+SMALL = ("--method", "pca", "--clusters", "2", "--set", "cluster.workers=1")
+
+
+@pytest.fixture(autouse=True)
+def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a map's pictures one is drawn: they take longer than all else."""
+    draw = scatter.save
+
+    def save(path: Path, points: scatter.Points) -> None:
+        if path.name == "tiles_pca_label.png":
+            draw(path, points)
+        else:
+            path.write_bytes(b"a picture")
+
+    monkeypatch.setattr(scatter, "save", save)
 
 
 @pytest.fixture
-def work(tiled_cohort: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiled_cohort, tmp_path / "work"))
+def work(tiled_cohort: Path, demo_cohort: Path, tmp_path: Path) -> Path:
+    """Three slides with features, two of one class and one of the other."""
+    work = Path(shutil.copytree(tiled_cohort, tmp_path / "work"))
+    with open(demo_cohort / "labels.csv", newline="") as file:
+        label_of = {row["slide"]: row["label"] for row in csv.DictReader(file)}
+    stores = {path: label_of[path.name.removesuffix(".zarr")] for path in sorted(work.glob("features/texture/*.zarr"))}
+    first = [path for path, label in stores.items() if label == min(stores.values())]
+    other = [path for path, label in stores.items() if label != min(stores.values())]
+    for path in stores.keys() - {*first[:2], other[0]}:
+        shutil.rmtree(path)
+    return work
 
 
 def test_map_is_made_resumed_verified_and_tells_a_damaged_slide(cli: Cli, work: Path, demo_cohort: Path) -> None:
-    labels = demo_cohort / "labels.csv"
-    given = ("map", "--work", work, "--labels", labels, *SMALL, "--set", "map.components=4", "--tiles", "90")
+    given = ["map", "--work", work, "--labels", demo_cohort / "labels.csv", *SMALL, "--gallery", 1, "--tiles", 50]
     code, told = cli(*given, "--set", "map.seed=5")
     assert code == 0, told
     made = stored.read(work / "maps" / "texture")
     card, tiles = made.card, made.tiles
-    assert card["slides"] == len(made.slides) == 8
-    assert np.bincount(tiles["slide"]).max() == 90 // 8
+    assert card["slides"] == len(made.slides) == 3
+    assert np.bincount(tiles["slide"]).max() == 50 // 3
     assert card["methods"]["tiles"] == ["pca"]
     of = {row["slide"]: row for row in made.slides}
     for name, row in of.items():
@@ -44,17 +69,27 @@ def test_map_is_made_resumed_verified_and_tells_a_damaged_slide(cli: Cli, work: 
     patients = {r["patient"] for r in made.slides}
     assert {r["patients"] for r in shares} == {str(len(patients))}
     assert {r["of"] for r in made.rows("prototypes")} == {"cluster", "label"}
-    for r in made.rows("prototypes"):
-        assert (made.folder / "gallery" / r["slide"] / f"{r['tile']}.jpg").stat().st_size > 500
+    crops = [made.folder / "gallery" / r["slide"] / f"{r['tile']}.jpg" for r in made.rows("prototypes")]
+    assert min(crop.stat().st_size for crop in crops) > 500
+    assert (made.folder / "tiles_pca_label.png").read_bytes().startswith(b"\x89PNG")
     there = {p.name for p in made.folder.iterdir()}
-    assert {"tiles_pca_cluster.png", "tiles_pca_label.png", "patients_pca_label.png"} <= there
-    (shown,) = cohort_map.sections(layout.Work(work), "run", {"encoder": "texture"})
+    assert {"tiles_pca_cluster.png", "patients_pca_label.png"} <= there
+    assert not any("_umap" in name for name in there)
+    here = layout.Work(work)
+    (shown,) = cohort_map.sections(here, "run", {"encoder": "texture"})
     titles = [title for title, _ in shown["pictures"]]
     assert titles[:3] == [f"tiles, PCA, by {name}" for name in ("cluster", "slide", "label")]
-    assert [len(g["tiles"]) for g in shown["gallery"]][:3] == [2, 2, 2]
-    assert cohort_map.sections(layout.Work(work), "run", {"encoder": "other"}) == []
+    assert [len(g["tiles"]) for g in shown["gallery"]][:2] == [1, 1]
+    assert cohort_map.sections(here, "run", {"encoder": "other"}) == []
+    assert cohort_map.sections(here, "run", card["features"] | {"mpp": 9.0}) == [], "features of another tiling"
     text = pages.page(report.ASSETS / "map.html", cohort_maps=[shown])
     assert text.count("<img") == len(shown["pictures"]) + sum(len(g["tiles"]) for g in shown["gallery"])
+    kept = crops[0].read_bytes()
+    crops[0].write_bytes(b"no picture")
+    (shown,) = cohort_map.sections(here, "run", {"encoder": "texture"})  # and the report goes on
+    assert f"{crops[0].name} is damaged" in shown["wrong"]
+    crops[0].write_bytes(kept)
+
     before = may_differ.results(work)
     assert cli(*given, "--set", "map.seed=5")[0] == 0
     assert may_differ.results(work) == before  # nothing is made again
@@ -66,24 +101,23 @@ def test_map_is_made_resumed_verified_and_tells_a_damaged_slide(cli: Cli, work: 
 
     (work / "maps" / "texture" / "clusters.csv").write_text("cut")
     assert cli("verify", "--work", work, "--repair")[0] == 1
-    assert cli(*given, "--set", "map.seed=5")[0] == 0
-    assert {k: v for k, v in may_differ.results(work).items() if k in before} == before
-
     lost = next(iter(of))
-    chunk = next((layout.Work(work).feature_store("texture", lost) / "features" / "c").rglob("0"))
+    chunk = next((here.feature_store("texture", lost) / "features" / "c").rglob("0"))
     while chunk.is_dir():
         chunk = chunk / "0"
     chunk.write_bytes(b"short")
     code, told = cli(*given, "--set", "map.seed=5")
     assert code == 1
     assert f"left out, {lost}" in told
-    assert lost not in {r["slide"] for r in stored.read(work / "maps" / "texture").slides}
+    assert {r["slide"] for r in stored.read(work / "maps" / "texture").slides} == of.keys() - {lost}
 
 
 def test_a_map_that_was_stopped_goes_on_and_ends_in_the_same_bytes(
-    cli: Cli, work: Path, demo_cohort: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = ("map", "--work", work, "--labels", demo_cohort / "labels.csv", "--clusters", "2", "--gallery", "0")
+    work = tmp_path / "work"
+    labels = write_labels(tmp_path / "labels.csv", make_features(layout.Work(work), 4))
+    given = ("map", "--work", work, "--labels", labels, "--clusters", "2", "--gallery", "0")
     asked: list[int] = []
 
     def flat(z: np.ndarray, config: object) -> np.ndarray:  # stands for UMAP, which takes long to start
@@ -113,3 +147,48 @@ def test_a_map_that_was_stopped_goes_on_and_ends_in_the_same_bytes(
             assert first[name.replace("maps/again/", "maps/texture/")] == data, name
     card = json.loads(again["maps/again/map.json"]) | {"name": "texture"}
     assert card == json.loads(first["maps/texture/map.json"])
+
+
+def test_the_only_run_of_these_features_colours_the_map_and_no_other(cli: Cli, tmp_path: Path) -> None:
+    work = layout.Work(tmp_path / "work")
+    labels = write_labels(tmp_path / "labels.csv", make_features(work, 12))
+    make_features(work, 12, encoder="other")
+    quick = sets("train.folds=2", "train.epochs=2", 'train.model_params={"width": 8}', "score.bootstrap=0")
+    quick += sets("score.heatmaps=none")
+    shared = ("--work", work.root, "--workers", 1, *quick, "--set", "extract.encoder=texture")
+    assert cli("train", *shared, "--labels", labels, "--model", "abmil")[0] == 0
+    assert cli("score", *shared)[0] == 0
+    code, told = cli("map", "--work", work.root, *SMALL, "--gallery", 0, "--set", "extract.encoder=texture")
+    assert code == 0, told
+    assert "labels as abmil was trained with; scores of the run abmil" in " ".join(told.split())
+    made = stored.read(work.maps / "texture")
+    assert made.card["run"] == "abmil"
+    ranks = [float(r["by_score yes"]) for r in made.slides]
+    assert (min(ranks), max(ranks)) == (0, 1)
+    assert np.isfinite(made.tiles["attention"]).all()
+    assert {r["class"] for r in made.rows("clusters")} == {"", "no", "yes"}
+    code, told = cli("map", "--work", work.root, *SMALL, "--gallery", 0, "--set", "extract.encoder=other")
+    assert code == 0, told
+    assert "abmil" not in told, "it is of other features"
+    assert stored.read(work.maps / "other").card["run"] is None
+    code, told = cli("map", "--work", work.root, *SMALL, "--gallery", 0, "--set", "extract.encoder=other",
+                     "--run", "abmil")  # fmt: skip
+    assert code == 0, told
+    assert stored.read(work.maps / "other").card["run"] == "abmil", "who names it gets it"
+
+
+def test_patients_with_slides_of_two_classes_count_in_neither(cli: Cli, tmp_path: Path) -> None:
+    work = layout.Work(tmp_path / "work")
+    rows = [replace(row, patient=("P0", "P0", "P2", "P3")[k]) for k, row in enumerate(make_features(work, 4))]
+    labels = write_labels(tmp_path / "labels.csv", rows)
+    given = ("map", "--work", work.root, "--labels", labels, *SMALL, "--gallery", 0)
+    code, told = cli(*given)
+    assert code == 2
+    assert "--set train.bag=slide" in told
+    code, told = cli(*given, "--set", "train.bag=slide")
+    assert code == 0, told
+    assert "1 patient has slides of different label: counted in no class of it" in " ".join(told.split())
+    made = stored.read(work.maps / "texture")
+    assert {r["class"]: r["patients"] for r in made.rows("clusters")} == {"": "3", "no": "1", "yes": "1"}
+    assert [r["by_label"] for r in made.slides] == ["no", "yes", "no", "yes"]
+    assert [(r["patient"], r["by_label"]) for r in made.rows("patients")] == [("P0", ""), ("P2", "no"), ("P3", "yes")]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ import pytest
 from mhim.configs.schema import MapConfig
 from mhim.pipeline.cohort.labels.rows import CohortError, Row
 from mhim.pipeline.maps import embedding, people, sample, shares
+from mhim.pipeline.pictures import scatter
+from mhim.pipeline.stages import map as map_stage
 from mhim.pipeline.store import layout, writing
 
 
@@ -119,7 +124,7 @@ def test_columns_of_labels_become_classes_or_numbers() -> None:
     assert named == {"event": {"a": "event", "b": "censored"}, "time": {"a": 3.0, "b": 5.0}}
 
 
-def test_umap_is_told_when_it_is_missing_and_the_same_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_umap_is_told_when_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(name: str) -> str:
         raise embedding.metadata.PackageNotFoundError(name)
 
@@ -129,13 +134,57 @@ def test_umap_is_told_when_it_is_missing_and_the_same_by_the_seed(monkeypatch: p
         with pytest.raises(embedding.NoUmap, match="mhim-pipeline\\[map\\]"):
             embedding.methods(MapConfig(method="umap"))
     assert embedding.methods(MapConfig(method="pca")) == ("pca",)
-    pytest.importorskip("umap", reason="needs umap-learn: the extra `map`")
-    rng = np.random.default_rng(0)
-    z = np.concatenate([rng.normal(size=(40, 5)), rng.normal(size=(40, 5)) + 20])
-    config = MapConfig(neighbors=8, min_dist=0.2, seed=3, components=5)
-    one, two = embedding.spread_out(z, config), embedding.spread_out(z, config)
-    assert one is not None
-    assert np.array_equal(one, two)
-    inside = np.linalg.norm(one[:40] - one[:40].mean(axis=0), axis=1).max()
-    assert np.linalg.norm(one[:40].mean(axis=0) - one[40:].mean(axis=0)) > 2 * inside  # two groups stay two
-    assert embedding.spread_out(z[:5], config) is None
+
+
+def test_umap_is_asked_for_the_same_by_the_seed_and_begun_at_the_components(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Stand:  # for umap-learn, whose import compiles for half a minute
+        def __init__(self, **given: Any) -> None:
+            asked.append(given)
+
+        def fit_transform(self, z: np.ndarray) -> np.ndarray:
+            return z[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Stand))
+    z = np.random.default_rng(0).normal(size=(80, 5)) * 30
+    config = MapConfig(neighbors=15, min_dist=0.2, seed=2**32 + 3)
+    made = embedding.spread_out(z, config)
+    assert made is not None
+    assert (made.shape, made.dtype) == ((80, 2), np.float64)
+    (given,) = asked
+    assert {k: given[k] for k in ("n_neighbors", "min_dist", "random_state", "n_jobs")} == {
+        "n_neighbors": 15,
+        "min_dist": 0.2,
+        "random_state": 3,
+        "n_jobs": 1,
+    }
+    assert (given["init"].dtype, given["init"].min(), given["init"].max()) == (np.float32, 0, 10)
+    assert np.corrcoef(given["init"][:, 1], z[:, 1])[0, 1] == pytest.approx(1)
+    assert embedding.spread_out(z[:12], config) is not None
+    assert asked[-1]["n_neighbors"] == 11
+    assert embedding.spread_out(z[:9], config) is None
+    assert len(asked) == 2
+    assert embedding.spread_out(np.zeros((10, 1)), config) is not None
+
+
+def test_what_patients_are_is_what_their_slides_agree_in() -> None:
+    of = {"a": "A", "b": "A", "c": "B", "d": "B", "e": "C"}
+    label = people.Colour("label", "classes", {"a": "x", "b": "y", "c": "x", "d": "x", "f": "y"})
+    assert people.of_patients(label, of) == {"B": "x"}
+    score = people.Colour("score", "rank", {"a": 0.2, "b": 0.6, "e": 1.0})
+    assert people.of_patients(score, of) == {"A": pytest.approx(0.4), "C": 1.0}
+
+
+def test_labels_that_are_called_as_the_map_s_own_columns_keep_their_own() -> None:
+    named = [("cluster", True), ("site", True), ("a b", True), ("a-b", True), ("site", False), ("Slide", False)]
+    colours = [people.Colour(name, "classes", {}, outcome) for name, outcome in named]
+    names = ["label cluster", "label site", "a b", "label a-b", "site", "Slide again"]
+    assert [c.name for c in map_stage._apart(colours)] == names
+
+
+def test_a_picture_of_names_that_look_like_formulas(tmp_path: Path) -> None:
+    values = ["$a$"] * 3 + ["$\\frac$", ""]
+    title = "5 tiles, by $\\frac$"
+    scatter.save(tmp_path / "a.png", scatter.Points(np.arange(10.0).reshape(5, 2), values, title, ("PCA 1", "PCA 2")))
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -54,7 +54,8 @@ def test_maps_are_tested_beside_the_scores(cli: Cli, tmp_path: Path) -> None:
     assert tree(run)["evidence/s01_0.svs.zarr/zarr.json"] == after["evidence/s01_0.svs.zarr/zarr.json"]
 
     with pytest.MonkeyPatch.context() as patch:  # measured otherwise: what is old is not told, and made anew
-        patch.setattr(tested, "VERSION", tested.VERSION + 1)
+        other = {**tested.method(), "version": tested.VERSION + 1, "steps": 5}  # a setting that is none any more
+        patch.setattr(tested, "method", lambda: other)
         assert evidence.means(run)["maps"] == {}
         code, text = cli(*score, *sets("score.evidence=all"))
         assert code == 0, text

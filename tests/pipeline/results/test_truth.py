@@ -11,6 +11,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mhim.extract.tiles import geojson, regions
+from mhim.mil import evidence
 from mhim.pipeline.results import truth
 from mhim.pipeline.store import layout, reading
 from tests.pipeline.bags import make_features, sets, tree, write_labels
@@ -44,17 +45,22 @@ def test_shares_of_tiles_in_regions(tmp_path: Path) -> None:
     shares = regions.covered(found, COORDS, (256.0, 256.0))
     assert shares.tolist() == pytest.approx([0.75, 0.5, 0, 0.125])
     attrs = {"tile_l0": [256.0, 256.0], "bounds_l0": [30, 20, 900, 900]}
-    assert truth.of_tiles(file, COORDS, attrs).tolist() == [True, True, False, False]
+    true, notes = truth.of_tiles(file, COORDS, attrs)
+    assert (true.tolist(), notes) == ([True, True, False, False], ())
     none = drawn(tmp_path / "none.geojson", [])
-    assert not truth.of_tiles(none, COORDS, attrs).any(), "no finding is a truth too"
+    assert not truth.of_tiles(none, COORDS, attrs)[0].any(), "no finding is a truth too"
     only_cut = drawn(tmp_path / "cut.geojson", [("Exclude", [ring(0, 0, 50, 50)])])
-    assert not truth.of_tiles(only_cut, COORDS, attrs).any()
+    assert not truth.of_tiles(only_cut, COORDS, attrs)[0].any()
+    bare = json.loads(file.read_text())
+    del bare["counted_from"]  # as other programs write it
+    file.write_text(json.dumps(bare))
+    assert "tile.regions_frame=full" in truth.of_tiles(file, COORDS, attrs)[1][0]
 
 
 def test_tables_of_tiles(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("x,y,truth\n100,50,1\n356,50,0.5\n612,50,0.49\n100,306,0\n")
-    assert truth.of_tiles(file, COORDS, {}).tolist() == [True, True, False, False]
+    assert truth.of_tiles(file, COORDS, {})[0].tolist() == [True, True, False, False]
     for text, why in (
         ("x,y,truth\n100,50,1\n", "says nothing of 3 of the 4 tiles"),
         ("x,y\n1,2\n", "no columns x, y, truth"),
@@ -69,14 +75,37 @@ def test_tables_of_tiles(tmp_path: Path) -> None:
 
 def test_froc_is_counted_inside_each_training() -> None:
     grid = np.array([[0, 0], [2, 0], [4, 0]])
-    one = truth.Known("a", np.array([True, False, True]), {"m": np.array([0.9, 0.5, 0.1])}, grid, "fold_0")
-    two = truth.Known("b", np.array([False, True, False]), {"m": np.array([30.0, 20.0, 10.0])}, grid, "fold_1")
+    one = truth.Known("a", np.array([True, False, True]), {"m": np.array([0.9, 0.5, 0.1])}, grid, "fold_0", 3)
+    two = truth.Known("b", np.array([False, True, False]), {"m": np.array([30.0, 20.0, 10.0])}, grid, "fold_1", 3)
     found = truth.measured([one, two])["m"]
     # fold_0: of two findings .9 is met at once, .1 once a false tile is allowed; fold_1: its one with one allowed
     first, second = (0.5 + 0.5 + 1 + 1 + 1 + 1) / 6, (0 + 0 + 1 + 1 + 1 + 1) / 6
     assert found["froc"] == pytest.approx((2 * first + second) / 3)
     assert (found["findings"], found["pointing"]) == (3, 0.5)
     assert found["auc"]["mean"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["attention", "contribution_yes"])
+def test_attention_is_compared_in_multiples_of_its_bag_s_mean(name: str) -> None:
+    grid, true = np.array([[0, 0], [5, 0]]), np.array([True, False])
+    one = truth.Known("a", true, {name: np.array([0.4, 0.1])}, grid, "fold_0", 4)  # half of a patient's tiles
+    two = truth.Known("b", true, {name: np.array([0.55, 0.45])}, grid, "fold_0", 2)
+    # 1.6 and 1.1 times the mean, before any false one with .9; as they are .45 would come before .4
+    assert truth.measured([one, two])[name]["froc"] == 1
+    plain = [truth.Known(k.slide, true, {"hardness": k.maps[name]}, grid, "fold_0", k.bag_tiles) for k in (one, two)]
+    assert truth.measured(plain)["hardness"]["froc"] == pytest.approx((0.5 + 5) / 6)
+
+
+def test_tiles_have_a_place_of_their_own_wherever_the_grid_begins() -> None:
+    coords = np.array([[128 + 256 * k, 384] for k in range(6)], np.int32)
+    assert truth.grid_of(coords, {"tile_l0": [256.0, 256.0]}).tolist() == [[k, 0] for k in range(6)]
+    assert truth.grid_of(coords[:0], {}).shape == (0, 2)
+    halves = truth.grid_of(coords // 2, {"tile_l0": [256.0, 256.0]})  # overlapping by half: two share a place
+    true = np.array([True, True, False, False, False, True])
+    for order in (np.arange(6), np.arange(6)[::-1]):
+        found = evidence.found_in(true[order], halves[order])
+        assert (found > 0).tolist() == true[order].tolist()
+        assert len(np.unique(found[found > 0])) == 2
 
 
 def test_score_with_truth(cli: Cli, tmp_path: Path) -> None:
@@ -97,7 +126,7 @@ def test_score_with_truth(cli: Cli, tmp_path: Path) -> None:
         true = np.arange(len(coords)) < 1 + len(coords) // 3
         rows = "".join(f"{x},{y},{int(t)}\n" for (x, y), t in zip(coords.tolist(), true, strict=True))
         if k == 1:  # the same by regions
-            boxes = [("Tumor", [ring(x, y, x + 256, y + 256)]) for x, y in coords[true].tolist()]
+            boxes = [("Fold", [ring(x, y, x + 256, y + 256)]) for x, y in coords[true].tolist()]
             drawn(folder / f"{slide}.geojson", boxes)
         else:
             (folder / f"{slide}.csv").write_text("x,y,truth\n" + rows)
@@ -106,6 +135,7 @@ def test_score_with_truth(cli: Cli, tmp_path: Path) -> None:
     drawn(folder / "s00_0.svs.geojson", [])
     code, text = cli(*score, "--truth", folder)
     assert code == 0, text
+    assert "truth of s01_0.svs: regions of class Fold confine" in " ".join(text.split())
     found = json.loads((run / "truth.json").read_text())
     assert (found["slides"], found["with_findings"], found["without_truth"]) == (6, 5, 6)
     assert found["maps"]["attention"]["auc"]["mean"] == pytest.approx(np.mean(wanted))

@@ -49,6 +49,9 @@ def of_a_map(work: Path) -> Iterator[int]:
     folder = work / "maps" / "by-hand"
     stored.write(folder, card, parts)
     writing.seal(folder, {"made": "by hand"})
+    lacking = work / "maps" / "lacking"  # of another version, say
+    stored.write(lacking, {k: v for k, v in card.items() if k != "colours"}, parts)
+    writing.seal(lacking, {"made": "by hand"})
     found = Gallery(layout.Work(work))
     yield from serving(found)
     found.read.close()
@@ -60,7 +63,9 @@ def test_points_are_numbers_in_columns(of_a_map: int) -> None:
     assert (status, len(whole)) == (200, 7)
     assert whole[4][:4].tolist() == [0, 1, 2, 0]
     assert np.frombuffer(body, "<f4").reshape(-1, 100_000)[6][-1] == 199
-    assert get(of_a_map, "/points/1.bin")[0] == 404
+    assert get(of_a_map, "/points/2.bin")[0] == get(of_a_map, "/api/map/2")[0] == 404
+    assert get(of_a_map, "/api/map/0")[0] == 200
+    assert get(of_a_map, "/api/map/1")[0] == 500, "what is damaged is not missing"
 
 
 @pytest.mark.parametrize(("size", "scheme"), [((1400, 900), "light"), ((390, 844), "dark")], ids=str)
