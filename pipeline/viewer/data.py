@@ -107,7 +107,8 @@ class Gallery:
         slides = []
         for s in self.slides:
             known = [{"run": k, **_told(r.rows[s.id], r)} for k, r in enumerate(self.runs) if s.id in r.rows]
-            labels = {p["label"] for p in known if p["label"]}
+            classes = [p for p in known if self.runs[p["run"]].task.classes]  # a number of another run is no class
+            labels = {p["label"] for p in classes or known if p["label"]}
             slides.append(
                 {
                     "id": s.id,

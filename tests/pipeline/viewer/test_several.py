@@ -52,6 +52,7 @@ def test_every_target_is_a_run_with_answers_and_layers_of_its_own(
         (share,) = [
             r for r in estimand.read(views.View(run, "share").folder / "predictions.csv") if r["slide"] == slide
         ]
+        assert gallery.index()["slides"][number]["label"] == told[0]["label"]  # a share is no class to choose by
         assert told[1]["value"] == pytest.approx(share["predicted"])
         shown = {r["run"]: [x["name"] for x in r["layers"]] for r in gallery.about(number)["runs"]}
         of_classes = [f"probability_{c}" for c in gallery.runs[0].task.classes]
