@@ -14,6 +14,7 @@ import pytest
 
 from mhim.pipeline.maps import embedding, stored
 from mhim.pipeline.pictures import cohort_map, report, scatter
+from mhim.pipeline.stages import map_gallery
 from mhim.pipeline.store import layout, may_differ, pages, reading
 from tests.pipeline.bags import make_features, sets, write_labels
 
@@ -22,8 +23,9 @@ SMALL = ("--method", "pca", "--clusters", "2", "--set", "cluster.workers=1")
 
 
 @pytest.fixture(autouse=True)
-def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a map's pictures one is drawn: they take longer than all else."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a map's pictures one is drawn, and slides are opened in this process: these take longer than all else."""
+    monkeypatch.setattr(map_gallery.Cut, "untrusted", False)
     draw = scatter.save
 
     def save(path: Path, points: scatter.Points) -> None:
@@ -153,9 +155,9 @@ def test_the_only_run_of_these_features_colours_the_map_and_no_other(cli: Cli, t
     work = layout.Work(tmp_path / "work")
     labels = write_labels(tmp_path / "labels.csv", make_features(work, 12))
     make_features(work, 12, encoder="other")
-    quick = sets("train.folds=2", "train.epochs=2", 'train.model_params={"width": 8}', "score.bootstrap=0")
-    quick += sets("score.heatmaps=none")
-    shared = ("--work", work.root, "--workers", 1, *quick, "--set", "extract.encoder=texture")
+    few = sets("train.folds=2", "train.epochs=2", 'train.model_params={"width": 8}', "score.bootstrap=0")
+    few += sets("score.heatmaps=none")
+    shared = ("--work", work.root, "--workers", 1, *few, "--set", "extract.encoder=texture")
     assert cli("train", *shared, "--labels", labels, "--model", "abmil")[0] == 0
     assert cli("score", *shared)[0] == 0
     code, told = cli("map", "--work", work.root, *SMALL, "--gallery", 0, "--set", "extract.encoder=texture")
