@@ -29,7 +29,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mhim.configs.schema import Settings
@@ -56,6 +56,12 @@ class Params(Settings):
     modality_dropout: float = Field(
         0.3, ge=0, lt=1, description="probability with which the bag, and each table, is left out of a training step"
     )
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Params:
+        if self.width % self.heads:
+            raise ValueError(f"heads: width {self.width} is not a multiple of {self.heads}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -120,8 +126,6 @@ class CoAttention(MIL):
     ) -> None:
         """tables: names of the M tables in the order of `numbers`. of: the tokens. columns: V."""
         super().__init__()
-        if params.width % params.heads:
-            raise ValueError(f"width {params.width} of the tokens cannot be shared by {params.heads} heads")
         d, self.in_dim = params.width, in_dim
         self.params, self.tables, self.tokens, self.columns = params, tuple(tables), tuple(of), columns
         self.networks = nn.ModuleList(_network(len(t.at), params) for t in of)

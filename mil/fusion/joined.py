@@ -25,8 +25,8 @@ JOINT = "joint"  # the network's name as a member
 
 
 def key(of: Sequence[str]) -> str:
-    """The name of the network's scores with just the modalities `of` at hand."""
-    return f"{JOINT} of {'+'.join(of)}"
+    """The name of the network's scores with just the modalities `of` at hand, in whatever order these are given."""
+    return f"{JOINT} of {'+'.join(sorted(of))}"
 
 
 def is_key(name: str) -> bool:

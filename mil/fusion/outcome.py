@@ -26,6 +26,7 @@ _FORMS: dict[str, Form] = {
     "regression": "number",
 }
 LEAST = 1e-6  # of a probability before its logarithm
+SEVERAL = "train.fusion is of one outcome: give one --label-column (several are trained by several runs)"
 
 
 class NotFused(UserError, ValueError):
@@ -36,7 +37,7 @@ def form(task: Task) -> Form:
     """How the scores of a task are read. Raises NotFused for several outcomes at once."""
     found = _FORMS.get(task.kind)
     if found is None:
-        raise NotFused("train.fusion is of one outcome: give one --label-column (several are trained by several runs)")
+        raise NotFused(SEVERAL)
     return found
 
 

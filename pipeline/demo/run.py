@@ -70,7 +70,7 @@ def run(folder: Path, quick: bool, sets: list[str], config: list[str], workers: 
     codes.append(verbs.score(replace(second, config=of_share.model_copy(update={"train": bare})), SHARE))
     handled = _show_broken(work)
     _show_metrics(work, folder)
-    _show_places(work, folder)
+    _show_places(work, folder, fused=of_share.train.fusion != "none")
     seconds = time.monotonic() - began
     console.out.print(f"\n{seconds:.0f} s, of which {painted - began:.0f} s painting the slides.")
     return max(codes) if handled else 1
@@ -128,7 +128,7 @@ def tile_scores(work: layout.Work, run: str) -> dict[str, np.ndarray]:
     return {s: np.asarray(reading.read_array(work.run(run) / "scores" / f"{s}.zarr", "attention")) for s in slides}
 
 
-def _show_places(work: layout.Work, folder: Path) -> None:
+def _show_places(work: layout.Work, folder: Path, fused: bool) -> None:
     console.out.print("\nLook at:")
     for what, where in (
         ("the slides", folder / "slides"),
@@ -139,7 +139,6 @@ def _show_places(work: layout.Work, folder: Path) -> None:
     ):
         console.out.print(f"  {what}: {console.escape(str(where))}")
     at = console.escape(str(work.root))
-    console.out.print(
-        f"Then: pipeline report --work {at} --name {SHARE}: what slides and table weigh, patient by patient"
-    )
+    weighed = ": what slides and table weigh, patient by patient" if fused else ""
+    console.out.print(f"Then: pipeline report --work {at} --name {SHARE}{weighed}")
     console.out.print(f"      pipeline view {at}; pipeline status --work {at}")

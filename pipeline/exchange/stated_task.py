@@ -1,7 +1,7 @@
 """What the outputs of a brought-in model mean, as its owner states it in a file: a task of any kind.
 
 In: a YAML or JSON file, as the key `task` of a `model.json` holds it. Out: a `Task`. Losses' settings (`weights`,
-`alpha`, `robust`) may be left out, since nothing is trained. By kind:
+`alpha`, `robust`) may be left out, and are not taken over, since nothing is trained. By kind:
 
 - classification: `classes`, in the order of the logits, the positive one last
 - ordinal: `classes`, the levels, lowest first; `link`: corn or cumulative, how K - 1 logits are read

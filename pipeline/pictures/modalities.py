@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mhim.mil import metrics
+from mhim.mil.fusion.joined import JOINT
 from mhim.mil.tasks import Task
 from mhim.pipeline.pictures import figures
 from mhim.pipeline.pictures.kinds.kind import Drawing
@@ -121,16 +122,19 @@ def draw(
 def _weights(names: Sequence[str], shares: Mapping[str, Share]) -> Drawing:
     """A box and a dot per patient who has the modality; hollow dots: patients who lack another."""
 
+    def has_all(share: Share) -> bool:
+        return all(n in share.weights for n in names if n != JOINT)
+
     def paint(axes: Any) -> None:
         rng = np.random.default_rng(0)
-        whole = sum(len(s.weights) == len(names) for s in shares.values())
+        whole = sum(map(has_all, shares.values()))
         for k, name in enumerate(names):
             own = [s for s in shares.values() if name in s.weights]
             if not own:
                 continue
             at = k + rng.uniform(-0.22, 0.22, len(own))
             weight = np.array([s.weights[name] for s in own])
-            full = np.array([len(s.weights) == len(names) for s in own])
+            full = np.array([has_all(s) for s in own])
             axes.boxplot(
                 weight[full] if full.any() else weight,
                 positions=[k],

@@ -49,15 +49,18 @@ def anchor(target: str) -> str:
 
 
 def _together(sections: Sequence[Section]) -> list[dict[str, tuple[Section, Row]]]:
-    """A mapping target -> section and row per patient, whom most targets are wrong about first."""
+    """A mapping target -> section and row per patient, whom most targets are wrong about first, then who is nearest to
+    the head of a target's own rows: the mistakes of two targets are in two units."""
     of: dict[str, dict[str, tuple[Section, Row]]] = {}
+    place: dict[str, float] = {}
     for one in sections:
-        for row in one.rows:
+        for k, row in enumerate(one.rows):
             of.setdefault(bag_of(row), {})[one.target] = one, row
+            place[bag_of(row)] = min(place.get(bag_of(row), 1.0), k / len(one.rows))
 
     def worst(patient: str) -> tuple[int, float, str]:
-        found = of[patient].values()
-        return -sum(one.shown(row).wrong for one, row in found), -max(row["mistake"] for _, row in found), patient
+        wrong = sum(one.shown(row).wrong for one, row in of[patient].values())
+        return -wrong, place[patient], patient
 
     return [of[patient] for patient in sorted(of, key=worst)]
 

@@ -229,7 +229,7 @@ def tell(one: View, two: View, config: ScoreConfig, out: Console) -> None:
 def tell_together(one: Path, two: Path, config: ScoreConfig, out: Console) -> None:
     """`compare_together` as a table, of those numbers that no target's own table has."""
     found = compare_together(one, two, config)
-    whole = {k: v for k, v in found.items() if k.partition(".")[0] not in in_common(one, two)}
+    whole = {k: v for k, v in found.items() if "." not in k}  # `<target>.<metric>` is in the target's own
     names = f"{one.name}, all targets", f"{two.name}, all targets"
     out.print(_table(names, whole, config, Metrics.read(one).drawn))
 

@@ -24,7 +24,7 @@ from mhim.pipeline.results import estimand, measures, numbers, predictions
 from mhim.pipeline.results.measures.measure import Row, place
 from mhim.pipeline.results.metrics_file import METRICS
 from mhim.pipeline.store import reading, tables
-from mhim.pipeline.training import bundle, fusion_bundle
+from mhim.pipeline.training import bundle, fold, fusion_bundle
 from mhim.pipeline.training.fused import PARTS, TABLES
 from mhim.pipeline.training.fusion_bundle import SLIDE, Fusion
 
@@ -76,8 +76,9 @@ def shares(folders: Sequence[Path]) -> dict[str, Share]:
     for patient, rows in each.items():
         names = rows[0][1]["modalities"].split("+")  # the same in every training: who has what is of the patient
         names += [JOINT] if any(r.get(f"weight.{JOINT}") for _, r in rows) else []
-        weights = {n: float(np.mean([float(r[f"weight.{n}"] or 0.0) for _, r in rows])) for n in names}
-        parts = {n: float(np.mean([scale * float(r[f"part.{n}"] or 0.0) for scale, r in rows])) for n in names}
+        # a training whose patients never had these modalities together asks no network
+        weights = {n: float(np.mean([float(r.get(f"weight.{n}") or 0.0) for _, r in rows])) for n in names}
+        parts = {n: float(np.mean([scale * float(r.get(f"part.{n}") or 0.0) for scale, r in rows])) for n in names}
         found[patient] = Share(weights, parts)
     return found
 
@@ -115,7 +116,7 @@ def summary(
         "removed": {n: told[f"without {n}"] for n in names if f"without {n}" in told},
         "best_single": max((n for n in names if n != JOINT), key=lambda n: _worth(told[n]["value"]["value"])),
         "weights": _weights(folders, names),
-        "skill": {n: _spread([f.late.skill[n] for f in fused]) for n in names},
+        "skill": {n: _spread([f.late.skill[n] for f in fused if n in f.late.skill]) for n in names},
         "patterns": _patterns(fused, folders),
         "tables": {n: _importance(once, n) for n in names if n not in (SLIDE, JOINT)},
     }
@@ -186,13 +187,12 @@ def _removed(folders: Sequence[Path], rows: Sequence[Row], task: Task, config: S
     for folder in folders:
         card = bundle.card_of(folder)
         for name in (card.fusion or _none()).members:
-            key = f"without.{name}.logit_"
+            before = f"without.{name}."
             for row in tables.read(folder / PARTS):
                 whole = by[*card.place, row["patient"]]
-                known = [row[k] for k in sorted(k for k in row if k.startswith(key)) if row[k] not in (None, "")]
-                if known:
-                    logits = np.array([[float(v) for v in known]])
-                    whole = whole | measures.of(task).answers(logits, card, config)[0]
+                own = {k.removeprefix(before): v for k, v in row.items() if k.startswith(f"{before}logit_") and v}
+                if own:
+                    whole = whole | measures.of(task).answers(fold.logits_of([own]), card, config)[0]
                 found.setdefault(name, []).append(whole)
     return found
 
@@ -212,15 +212,19 @@ def _weights(folders: Sequence[Path], names: Sequence[str]) -> dict[str, dict[st
 def _patterns(fused: Sequence[Fusion], folders: Sequence[Path]) -> list[dict[str, Any]]:
     """How each pattern of modalities is weighed, over the trainings, and how many held-out answers rest on it."""
     said = [row["modalities"] for folder in folders for row in tables.read(folder / PARTS)]
-    return [
-        {
-            "of": list(of),
-            "weights": {m: _spread([f.late.patterns[of].weights[m] for f in fused]) for m in first.weights},
-            "slope": _spread([f.late.patterns[of].slope for f in fused]),
-            "answers": said.count("+".join(of)),
-        }
-        for of, first in fused[0].late.patterns.items()
-    ]
+    made = []
+    for of in fused[0].late.patterns:
+        each = [f.late.patterns[of] for f in fused]
+        members = dict.fromkeys(m for p in each for m in p.weights)  # the network only where somebody has all of `of`
+        made.append(
+            {
+                "of": list(of),
+                "weights": {m: _spread([p.weights.get(m, 0.0) for p in each]) for m in members},
+                "slope": _spread([p.slope for p in each]),
+                "answers": said.count("+".join(of)),
+            }
+        )
+    return made
 
 
 def _importance(fused: Sequence[Fusion], name: str) -> dict[str, Any]:
@@ -247,7 +251,8 @@ def _stable(each: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
-    return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+    mean = float(np.mean(values)) if len(values) else None
+    return {"mean": mean, "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None}
 
 
 def _worth(value: float | None) -> float:

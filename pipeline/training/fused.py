@@ -52,6 +52,8 @@ def jobs(config: TrainConfig, folds: Sequence[Fold], data: Dataset, names: Seque
     Raises NotFused where the settings contradict a fusion, SplitError where the training part is too small."""
     if not names:
         raise NotFused(f"train.fusion={config.fusion} needs a table beside the slides: give --table NAME=FILE")
+    if len(data.outcomes) > 1:
+        raise NotFused(outcome.SEVERAL)
     if config.grid or config.draws:
         raise NotFused(
             "train.fusion goes with no train.grid or train.draws: choose the slide model's settings first, "
@@ -260,6 +262,6 @@ def _test_rows(folder: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
 
 
 def _parts(of: Sequence[Patient], answers: Sequence[bundles.Answer]) -> list[dict[str, Any]]:
-    """One row per test patient: the modalities at hand, the weight of each, what it adds to the score, and the score
-    without it (as `linear.one_number` reads logits; of three classes or more that of the likeliest one)."""
+    """One row per test patient: the modalities at hand, the weight of each, what it adds to the score (a number, as
+    `linear.one_number` reads logits; of three classes or more that of the likeliest one), and the logits without it."""
     return [{"patient": p.id, **answer.row()} for p, answer in zip(of, answers, strict=True)]

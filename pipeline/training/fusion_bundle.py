@@ -43,16 +43,15 @@ READ: Mapping[str, Callable[[Mapping[str, Any]], Late | Gate | Joined]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one patient. logits: (q,) of the fused task. weights: modality at hand, and network of them -> its weight;
-    parts: what it adds to the score, a number; without: the score, a number, if it were not at hand (where another one
-    is). score: the same number with all of them."""
+    """Of one patient. logits: (q,) of the fused task; score: the same as one number. weights: modality at hand, and
+    network of them -> its weight; parts: what it adds to the score, a number; without: the logits if it were not at
+    hand (where another one is)."""
 
     logits: np.ndarray
     score: float
     weights: Mapping[str, float]
     parts: Mapping[str, float]
-    without: Mapping[str, float]
-    without_logits: Mapping[str, np.ndarray] = field(default_factory=dict)
+    without: Mapping[str, np.ndarray]
 
     @property
     def modalities(self) -> str:
@@ -64,7 +63,7 @@ class Answer:
         found: dict[str, Any] = {"modalities": self.modalities, "score": self.score}
         for name, weight in self.weights.items():
             found |= {f"weight.{name}": weight, f"part.{name}": self.parts[name]}
-        for name, logits in self.without_logits.items():
+        for name, logits in self.without.items():
             found |= {f"without.{name}.logit_{k}": float(v) for k, v in enumerate(logits)}
         return found
 
@@ -118,7 +117,7 @@ class Fusion:
             m: self.late.score({k: v for k, v in alone.items() if k != m} | network) for m in alone if len(alone) > 1
         }  # fmt: skip
         others |= {JOINT: self.late.score(alone)} if JOINT in weights else {}
-        return Answer(logits, number(logits), weights, parts, {m: number(v) for m, v in others.items()}, others)
+        return Answer(logits, number(logits), weights, parts, others)
 
     def of_bags(
         self,

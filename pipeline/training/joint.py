@@ -110,6 +110,7 @@ def train(
 
     Returns notes. Arguments as of `fold.train_fold`."""
     train_, known, facts = job.config, data.by_id(), data.facts
+    given = dict(sorted(given.items()))  # in what order tables are given is in no fingerprint
     sides = {s: [known[p] for p in getattr(job.fold, s)] for s in ("train", "val", "test")}
     learn, val = ([p for p in sides[s] if p.slides] for s in ("train", "val"))
     fitted, notes = _columns(given, learn, config)

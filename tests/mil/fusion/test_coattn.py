@@ -151,5 +151,5 @@ def test_it_learns_what_neither_modality_tells_alone() -> None:
 
 
 def test_heads_share_the_width() -> None:
-    with pytest.raises(ValueError, match="cannot be shared by 3 heads"):
+    with pytest.raises(ValueError, match="width 8 is not a multiple of 3"):
         network(known(rna=table()), heads=3)

@@ -13,6 +13,7 @@ def test_the_demo_runs_and_tells_what_happened(cli: Callable[..., tuple[int, str
     assert code == 0, text
     for words in ("no_mpp.svs", "truncated.svs", "no_tissue.svs", "Held-out results", "heatmaps"):
         assert words in text
+    assert "table weigh" not in " ".join(text.split())  # quick, nothing is fused
     for model, pictures in (("abmil", 0), ("mhim", 12)):
         run = tmp_path / "work" / "runs" / model
         assert json.loads((run / "metrics.json").read_text())["test"]["auc"]["value"] is not None

@@ -133,6 +133,3 @@ def test_co_attention_from_the_command_line_and_for_new_patients(tmp_path: Path,
         here[0]: "slide+clinical", here[1]: "slide+clinical", here[2]: "slide", "bare": "clinical",
     }  # fmt: skip
     assert all(0 < float(r["p_yes"]) < 1 for r in found.values())
-    code, text = cli("score", *given, "--heatmaps", "none", "--features", other.root / "features" / "texture",
-                     "--as", "again", *new)  # fmt: skip
-    assert read(work.run("both") / "new" / "again" / "predictions.csv") == list(found.values())

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from mhim.configs.schema import ScoreConfig
+from mhim.mil import resampling
 from mhim.pipeline.cli.main import _main
 from mhim.pipeline.pictures import layers
 from mhim.pipeline.results import compare, estimand, operating_point, predictions, views
@@ -85,6 +89,22 @@ def test_a_benchmark_tells_the_paired_difference_of_every_target_and_of_their_me
     page = (benched.runs / "benchmark.md").read_text()
     assert "mhim_abmil: survival.c_index against abmil: " in page
     assert "mhim_abmil: grid of lr, cell chosen on validation per fold; lr-0.005: validation headline" in page
+
+
+def test_the_table_of_all_targets_has_no_number_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of columns may have points."""
+    one = resampling.verdict(0.1, np.array([0.05, 0.15]), 0.95)
+    found = {"headline": one, "macro_auc": one, "er.status.auc": one, "grade.quadratic_kappa": one}
+    monkeypatch.setattr(compare, "compare_together", lambda *_: found)
+    monkeypatch.setattr(compare, "in_common", lambda *_: ["er.status", "grade"])
+    monkeypatch.setattr(compare.Metrics, "read", lambda _: SimpleNamespace(drawn="inside their folds"))
+    out = Console(file=io.StringIO(), width=200)
+    compare.tell_together(Path("one"), Path("two"), ScoreConfig(), out)
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert "headline" in text
+    assert "macro_auc" in text
+    assert "er.status" not in text
+    assert "grade" not in text
 
 
 def test_survival_among_several_is_drawn_and_compared(benched: layout.Work, cli: Cli) -> None:
