@@ -85,7 +85,7 @@ class Train(Stage):
         """What else a table's or a fused training is made from."""
         if job.part == "joint":
             found = fingerprints.flat("joint", fingerprints.of_joint(job.config))
-            return found | fingerprints.flat("tables", {n: self._of_table(n) for n in self.tables})
+            return found | fingerprints.flat("tables", {n: self._of_table(n) for n in sorted(self.tables)})
         found = {"inner": splits.digest(job.inner)}
         if job.part == "table":
             name = job.cell.rsplit("/", 1)[-1]
