@@ -21,6 +21,8 @@ PART = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", 
 PARTS: dict[str, Callable[[], str]] = {
     "commands": commands.commands,
     "fusion": lambda: "\n".join(fusion.table("pooled")),
+    "fusion-linear": lambda: "\n".join(fusion.table("linear")),
+    "fusion-mil": lambda: "\n".join(fusion.table("mil")),
     "fusion-tables": lambda: "\n".join(fusion.table_of_tables()),
     "league-protocol": lambda: league.protocol(True),
     "league-standing": lambda: league.standing(True),
