@@ -6,6 +6,7 @@ by one seed: sums split over threads change last bits. Knows no slides.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
@@ -29,6 +30,12 @@ class NoUmap(UserError):
 def method() -> dict[str, Any]:
     """What else than settings decides the numbers."""
     return {"fitted": FITTED, "version": 1}
+
+
+def versions(made: Iterable[str]) -> dict[str, str]:
+    """Versions that decide the numbers of these maps. made: as of `methods`."""
+    names = ("mhim-pipeline", "numpy", "scikit-learn", *(("umap-learn",) if "umap" in made else ()))
+    return {name: metadata.version(name) for name in names}
 
 
 def methods(config: MapConfig) -> tuple[str, ...]:

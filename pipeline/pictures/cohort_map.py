@@ -21,9 +21,9 @@ MOST = 2  # maps in a report
 _DAMAGED = (StoreError, OSError, KeyError, ValueError, csv.Error)  # a damaged map must not cost the report
 
 
-def sections(work: layout.Work, run: str, features: dict[str, Any]) -> list[dict[str, Any]]:
-    """One for each map of the same features, those coloured by the run first. features: what the run tells
-    of its own."""
+def sections(work: layout.Work, run: str, features: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """One for each map of the same features, those coloured by the run first, MOST of them; and the names of the
+    others. features: what the run tells of its own."""
     found, wrong = [], []
     for name in stored.names(work):
         try:
@@ -33,12 +33,13 @@ def sections(work: layout.Work, run: str, features: dict[str, Any]) -> list[dict
         except _DAMAGED as error:
             wrong.append({"name": name, "wrong": str(error)})
     made = []
-    for _, name, one in sorted(found, key=lambda each: each[:2])[:MOST]:
+    found.sort(key=lambda each: each[:2])
+    for _, name, one in found[:MOST]:
         try:
             made.append(_section(one, run))
         except _DAMAGED as error:
             wrong.append({"name": name, "wrong": str(error)})
-    return made + wrong
+    return made + wrong, [name for _, name, _ in found[MOST:]]
 
 
 def _section(one: stored.Stored, run: str) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def write(work: layout.Work, run: Path) -> Path:
     sections = [_section(view) for view in views.of(run)]
     cards = [bundle.card_of(folder) for folder in predictions.folds_of(run)]
     stages = _stages(work)
+    maps, more_maps = cohort_map.sections(work, run.name, found.features.plain())
     values: dict[str, Any] = {
         "name": run.name,
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
@@ -67,7 +68,8 @@ def write(work: layout.Work, run: Path) -> Path:
         "choices": choices.lines(found.choices),
         "versions": list(methods.versions(cards).items()),
         "features": list(found.features.plain().items()),
-        "cohort_maps": cohort_map.sections(work, run.name, found.features.plain()),
+        "cohort_maps": maps,
+        "more_maps": more_maps,
         "config": (run / "config.yaml").read_text() if (run / "config.yaml").exists() else "",
         "again": "\n".join(again.commands(work, run)),
     }

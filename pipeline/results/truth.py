@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,13 @@ def file_of(folder: Path, slide: str) -> Path | None:
     if len(found) > 1:
         raise BadTruth(f"{' and '.join(p.name for p in found)} both tell of it; keep one")
     return found[0] if found else None
+
+
+def of_no_slide(folder: Path, slides: Iterable[str]) -> list[str]:
+    """The files below `folder` that are called as truth is, and as none of the slides; sorted, as paths from it."""
+    own = {f"{slide}{end}" for slide in slides for end in _ENDS}
+    there = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in _ENDS and p.is_file())
+    return sorted(name for name in there if name not in own)
 
 
 def of_tiles(
@@ -97,10 +104,10 @@ def _of_table(path: Path, coords_l0: np.ndarray) -> np.ndarray:
 
 
 def measured(known: Sequence[Known]) -> dict[str, Any]:
-    """Map -> numbers. auc: of the tiles, mean and sd over the slides that have tiles of both kinds. pointing: share of
-    the slides with true tiles whose highest tile is one. froc: mean share of findings met at `FALSE_POSITIVES` false
-    tiles a slide, inside each training, weighted by its findings; attention, and contributions by it, in multiples of
-    the bag's mean attention."""
+    """Map -> numbers. auc: of the tiles, mean and sd (of two or more) over the slides that have tiles of both kinds.
+    pointing: share of the slides with true tiles whose highest tile is one. froc: mean share of findings met at
+    `FALSE_POSITIVES` false tiles a slide, inside each training, weighted by its findings; attention, and contributions
+    by it, in multiples of the bag's mean attention."""
     from sklearn.metrics import roc_auc_score
 
     made = {}
@@ -119,7 +126,9 @@ def measured(known: Sequence[Known]) -> dict[str, Any]:
             findings.append(sum(len(np.unique(g[g > 0])) for g in groups))
         made[name] = {
             "slides": len(aucs),
-            "auc": {"mean": float(np.mean(aucs)), "sd": float(np.std(aucs, ddof=1))} if len(aucs) > 1 else None,
+            "auc": {"mean": float(np.mean(aucs)), "sd": float(np.std(aucs, ddof=1)) if aucs[1:] else None}
+            if aucs
+            else None,
             "pointing": float(np.mean(points)) if points else None,
             "findings": sum(findings),
             "froc": sum(m * n for m, n in zip(met, findings, strict=True) if n) / sum(findings)
@@ -159,7 +168,8 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """A line of `COLUMNS` for each map."""
     made: list[tuple[str, ...]] = []
     for name, one in found.get("maps", {}).items():
-        auc = f"{one['auc']['mean']:.3f} ± {one['auc']['sd']:.3f}" if one["auc"] else "undefined"
+        auc = "undefined" if one["auc"] is None else f"{one['auc']['mean']:.3f}"
+        auc += f" ± {one['auc']['sd']:.3f}" if one["auc"] and one["auc"]["sd"] is not None else ""
         shares = ["undefined" if one[k] is None else f"{one[k]:.3f}" for k in ("pointing", "froc")]
         made.append((name.replace("_", " "), str(one["slides"]), auc, shares[0], str(one["findings"]), shares[1]))
     return made

@@ -46,9 +46,10 @@ def label(stage: Stage) -> str:
 class RunLog:
     """The log of one stage in one command. Use as a context manager; hand `planned` and `watch` to `stage.run`.
 
-    about: what a repetition needs besides the settings (`labels`; `new`, if the slides are none of the work folder's).
-    mirror: also print every event as a JSON line to standard error (`--log-json`); None asks the environment. A log
-    that cannot be written (full disk) never stops the work: `broken` says why, and the summary is left out.
+    about: what a repetition needs besides the settings (`labels`; `run`, whose answers colour a map; `new`, if the
+    slides are none of the work folder's). mirror: also print every event as a JSON line to standard error
+    (`--log-json`); None asks the environment. A log that cannot be written (full disk) never stops the work: `broken`
+    says why, and the summary is left out.
     """
 
     def __init__(

@@ -149,6 +149,7 @@ class Map(Stage):
             "attention": attention,
             "run": self.scored.name if self.scored else None,
             "settings": fingerprint_fields(self.config.map),
+            "versions": embedding.versions(places),
         }
 
     def _draw(

@@ -9,7 +9,6 @@ from mhim.mil.tasks import Several
 from mhim.pipeline.backends import Step
 from mhim.pipeline.cohort.labels import match
 from mhim.pipeline.cohort.labels import table as label_table
-from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.cohort.labels.table import Table
 from mhim.pipeline.maps import embedding, people, sample, stored
 from mhim.pipeline.results import known, predictions
@@ -31,10 +30,10 @@ def make(session: Session, labels: Path | None, name: str | None, run: str | Non
     features = work.features(config.extract.encoder)
     called = runs.named(name, features.name)
     made_of = embedding.methods(config.map)  # told before anything is read
+    args = ["--labels", str(labels.resolve())] if labels else []
+    args += ["--run", str(runs.find(work, run, config.train.model).resolve())] if run else []
     if session.submits and not session.dry_run:
-        args = ["--name", called, *(["--labels", str(labels.resolve())] if labels else [])]
-        args += ["--run", str(runs.find(work, run, config.train.model).resolve())] if run else []
-        return submit(session, [Step("map", args, 1)])
+        return submit(session, [Step("map", ["--name", called, *args], 1)])
     if config.map.method == "auto" and "umap" not in made_of:
         tell([NO_UMAP])
     drawn = sample.draw(features, config.map.tiles, config.map.seed)
@@ -44,7 +43,7 @@ def make(session: Session, labels: Path | None, name: str | None, run: str | Non
     whose = people.people(table.rows if table else [], drawn.slides)
     told += f"; scores of the run {scored.name}" if scored else ""
     tell([f"features {features}; {told}", *(table.notes if table else ()), *whose.notes])
-    code = run_stage(session, Map(work, config, called, drawn, whose, scored))
+    code = run_stage(session, Map(work, config, called, drawn, whose, scored), args)
     if session.dry_run:
         return max(code, int(bool(drawn.left_out)))
     folder = work.maps / called
@@ -52,7 +51,7 @@ def make(session: Session, labels: Path | None, name: str | None, run: str | Non
     if config.map.gallery and folder.is_dir():
         gallery, lacking = cutting(work, config, stored.read(folder), features)
         tell(lacking)
-        codes.append(run_stage(session, gallery))
+        codes.append(run_stage(session, gallery, args))
     console.out.print(console.escape(f"map {folder}; look with `pipeline view {work.root}` or `pipeline report`"))
     return max(codes)
 
@@ -81,17 +80,14 @@ def _scored(session: Session, run: str | None, drawn: sample.Sample) -> people.S
 def _labels(session: Session, labels: Path | None, features: Path, run: Path | None) -> tuple[Table | None, str]:
     """The label table: as given, or found where `train` finds it, or the run's own record of it; and which."""
     config = session.config
-    if labels is None and (features / "labels.csv").is_file():
-        labels = features / "labels.csv"
-    if labels is None:
-        try:
-            labels = match.find_labels(None, session.work)
-        except CohortError:
-            if run is None or not (run / known.PATIENTS).is_file():
-                return None, "no labels: each slide is a patient by itself"
-            card = bundle.card_of(predictions.folds_of(run)[0])
-            task = card.task.value
-            targets = task.names if isinstance(task, Several) else ()
-            own = label_table.read_table(run / known.PATIENTS, None, may_lack_slide=True, targets=targets, bag=card.bag)
-            return own, f"labels as {run.name} was trained with"
-    return label_table.read_table(labels, config.labels, may_lack_slide=True, bag=config.train.bag), f"labels {labels}"
+    try:
+        found = match.find_labels(labels, session.work, features)
+    except match.NoLabels:
+        if run is None or not (run / known.PATIENTS).is_file():
+            return None, "no labels: each slide is a patient by itself"
+        card = bundle.card_of(predictions.folds_of(run)[0])
+        task = card.task.value
+        targets = task.names if isinstance(task, Several) else ()
+        own = label_table.read_table(run / known.PATIENTS, None, may_lack_slide=True, targets=targets, bag=card.bag)
+        return own, f"labels as {run.name} was trained with"
+    return label_table.read_table(found, config.labels, may_lack_slide=True, bag=config.train.bag), f"labels {found}"

@@ -30,6 +30,8 @@ VERBS = {
     "score": "score",
     "draw": "score",
     "evidence": "score",
+    "map": "map",
+    "gallery": "map",
 }  # of stage labels
 _COMMANDS = ("tile", "extract", "train", "score", "run")  # whose command lines are read
 _PLACES = ("weights", "cache_dir")  # settings that are paths
@@ -47,8 +49,9 @@ class CommandLine(Protocol):
 
 @dataclass(frozen=True)
 class Again:
-    """A verb to give again. settings: plain, not validated yet. name: the run. labels: of a training. line: the command
-    that failed, for a person. keys: what failed. folder: where relative paths begin."""
+    """A verb to give again. settings: plain, not validated yet. name: the run, or the map. labels: of a training or a
+    map. run: folder of the one whose answers colour a map. line: the command that failed, for a person. keys: what
+    failed. folder: where relative paths begin."""
 
     verb: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -57,6 +60,7 @@ class Again:
     line: str = ""
     keys: tuple[str, ...] = ()
     folder: Path = Path()
+    run: str = ""
 
 
 def commands(work: layout.Work, read_line: Callable[[list[str]], CommandLine]) -> list[Again]:
@@ -65,7 +69,8 @@ def commands(work: layout.Work, read_line: Callable[[list[str]], CommandLine]) -
     read_line: the program's own parser, for logs of version 0.1, which hold nothing but a command line."""
     groups: dict[str, tuple[str, dict[str, Any], list[str]]] = {}
     for (label, key), start in sorted(runlog.last_failures(work.runs).items()):
-        same = json.dumps([label, start.get("asked"), start.get("command"), start.get("folder")], default=str)
+        one = key if label == "map" else ""  # each is a command of its own
+        same = json.dumps([label, start.get("asked"), start.get("command"), start.get("folder"), one], default=str)
         groups.setdefault(same, (label, start, []))[2].append(str(key))
     made = [_again(label, start, keys, read_line) for label, start, keys in groups.values()]
     order = {verb: n for n, verb in enumerate(VERBS)}
@@ -74,8 +79,10 @@ def commands(work: layout.Work, read_line: Callable[[list[str]], CommandLine]) -
 
 def _again(label: str, start: dict[str, Any], keys: list[str], read_line: Callable[[list[str]], CommandLine]) -> Again:
     stage, _, called = label.partition(" ")
-    if stage in ("draw", "evidence"):  # the run, then the folder in it
+    if stage in ("draw", "evidence", "gallery"):  # the run or map, then the folder in it
         called = called.rpartition(" ")[0]
+    elif stage == "map":
+        called = keys[0]
     said = start.get("command")
     line = " ".join(shlex.quote(str(a)) for a in said[1:]) if isinstance(said, list) else ""
     line = _shown(line)
@@ -90,8 +97,9 @@ def _again(label: str, start: dict[str, Any], keys: list[str], read_line: Callab
     if by:  # a task's own settings say local, as it is on its node
         asked = {**asked, "cluster": {**_section(asked, "cluster"), "backend": str(by)}}
     verb = "" if start.get("new") else VERBS.get(stage, "")
-    name = called if verb in ("train", "score") else ""
-    return Again(verb, asked, name, labels, line, tuple(keys), Path(str(start.get("folder", "."))))
+    name = called if verb in ("train", "score", "map") else ""
+    folder = Path(str(start.get("folder", ".")))
+    return Again(verb, asked, name, labels, line, tuple(keys), folder, str(start.get("run", "")))
 
 
 def _shown(text: str) -> str:
@@ -124,7 +132,7 @@ def refused(again: Again, work: layout.Work, typed: Mapping[str, Any], labels: P
 
 def _why_not(again: Again, work: layout.Work, typed: Mapping[str, Any], labels: Path | None) -> str:
     if not again.verb:
-        return again.name or "it is not one of tile, extract, train, score of this work folder"
+        return again.name or "it is not one of tile, extract, train, score, map of this work folder"
     lost = _section(again.settings, "cluster").get("backend", "local")
     if lost != "local" and "backend" not in _section(typed, "cluster"):
         return f"it ran on {lost!r}: say where it is to run, with --config or --set cluster.backend=..."
@@ -134,7 +142,9 @@ def _why_not(again: Again, work: layout.Work, typed: Mapping[str, Any], labels: 
         if key[-1] == trust.REMOTE_CODE or (_is_place(key, value) and not _inside(again.folder / str(value), work)):
             setting = shlex.quote(f"{'.'.join(key)}={value}")
             return f"the log's {'.'.join(key)} = {value!r} is not taken: to take it, type --set {setting}"
-    if again.verb == "train" and labels is None and not _known_labels(again, work):
+    if again.run and (again.folder / again.run).resolve().parent != work.runs.resolve():
+        return f"its run {again.run!r} is none of {work.runs}"
+    if again.verb in ("train", "map") and labels is None and not _known_labels(again, work):
         return f"its labels {again.labels!r} lie outside of the work folder: type --labels {shlex.quote(again.labels)}"
     return ""
 
@@ -142,8 +152,8 @@ def _why_not(again: Again, work: layout.Work, typed: Mapping[str, Any], labels: 
 def make(again: Again, work: layout.Work, typed: Mapping[str, Any], labels: Path | None) -> int:
     """Give the verb again for the keys that failed. Returns its exit code. Raises as the verb does."""
     from mhim.pipeline.cohort import slides as cohort
+    from mhim.pipeline.stages import map_verb, verbs
     from mhim.pipeline.stages import session as session_
-    from mhim.pipeline.stages import verbs
     from mhim.pipeline.stages.tile import Tile
 
     merged: dict[str, Any] = {k: v for k, v in again.settings.items() if k != "cluster"}
@@ -151,6 +161,12 @@ def make(again: Again, work: layout.Work, typed: Mapping[str, Any], labels: Path
     merged["cluster"] = {"workers": workers} if isinstance(workers, int) else {}
     load.merge(merged, typed)
     config: Config = load.validate(merged)
+    found = labels or (again.folder / again.labels if again.labels else None)
+    if again.verb == "map":  # whole, with the gallery that hangs on it; what is there already stays
+        run = (again.folder / again.run).resolve().name if again.run else None
+        if run and not (work.runs / run).is_dir():
+            raise Refused(f"{run!r} is no run of {work.root}")
+        return map_verb.make(session_.Session(work, config), found if again.labels else None, again.name, run)
     listed = work.root.resolve() / "jobs" / f"retry-{time.time_ns():x}.items"
     writing.write_atomic(listed, "".join(f"{key}\n" for key in again.keys))
     session = session_.Session(work, config, only=listed)
@@ -160,7 +176,6 @@ def make(again: Again, work: layout.Work, typed: Mapping[str, Any], labels: Path
     if again.verb == "extract":
         return verbs.extract(session)
     if again.verb == "train":
-        found = labels or (again.folder / again.labels if again.labels else None)
         return verbs.train(session, found, again.name)
     if not (work.runs / again.name).is_dir():
         raise Refused(f"{again.name!r} is no run of {work.root}")

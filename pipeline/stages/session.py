@@ -124,7 +124,7 @@ def make(session: Session, plan: Plan, args: list[str]) -> int:
 def _about(stage: Stage, args: list[str]) -> dict[str, str]:
     """What `retry` needs to know of a stage besides its settings."""
     new = {"new": "1"} if stage.name == "score" and not getattr(stage, "folds", True) else {}
-    return new | ({"labels": args[args.index("--labels") + 1]} if "--labels" in args else {})
+    return new | {name: args[args.index(f"--{name}") + 1] for name in ("labels", "run") if f"--{name}" in args}
 
 
 def submit(session: Session, steps: list[backends.Step]) -> int:

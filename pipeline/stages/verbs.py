@@ -239,12 +239,12 @@ def to_train_on(
     from mhim.pipeline.training import experiment_log, fold
 
     config = session.config
-    if labels is None:  # bags from a table bring their labels along; those of digits are made here
-        own = session.work.features(config.extract.encoder) / "labels.csv"
-        labels = bag_table.ensure_digits(session.work, config.extract.encoder) or (own if own.is_file() else None)
+    if labels is None:
+        bag_table.ensure_digits(session.work, config.extract.encoder)
     if not (session.work.root / "features").is_dir():
         raise CohortError(f"{session.work.root} holds no features; run `pipeline tile`, then `pipeline extract` first")
-    found = match.find_labels(labels, session.work)
+    features = session.work.features(config.extract.encoder)
+    found = match.find_labels(labels, session.work, features)
     tables = tables or {}
     in_tables = tables_given.patients(tables)
     table = label_table.read_table(found, config.labels, bool(in_tables), bag=config.train.bag)
@@ -255,7 +255,6 @@ def to_train_on(
             "--event-column"
         )
     join.without_outcomes(tables, table)
-    features = session.work.features(config.extract.encoder)
     data = patients.labelled(table.rows, features, config.train, in_tables)
     tell([f"{features_taken(session, features)}; labels {found}"])
     late = use.too_late(table, features, session.work)

@@ -189,10 +189,17 @@ def by_barcode(rows: Iterable[Row], slides: Sequence[str]) -> list[Row]:
     ]
 
 
-def find_labels(given: Path | None, work: layout.Work) -> Path:
-    """The labels CSV: as given, or labels.csv beside the slides or in the work folder. Raises CohortError."""
+class NoLabels(CohortError):
+    """None are given, and none lie where they are looked for."""
+
+
+def find_labels(given: Path | None, work: layout.Work, features: Path | None = None) -> Path:
+    """The labels CSV: as given, or labels.csv beside the `features` (bags from a table bring theirs along), in the work
+    folder or beside the slides. Raises NoLabels; CohortError where cohort.csv does not tell where the slides are."""
     if given is not None:
         return given
+    if features is not None and (features / "labels.csv").is_file():
+        return features / "labels.csv"
     places = [work.root]
     if work.cohort.exists():
         roots = {s.root for s in read_cohort(work)}
@@ -211,6 +218,6 @@ def _labels_in(places: Sequence[Path]) -> Path:
         if (place / "labels.csv").is_file():
             return place / "labels.csv"
     looked = ", ".join(str(p) for p in dict.fromkeys(places))
-    raise CohortError(
+    raise NoLabels(
         f"no labels.csv in {looked}; give one with --labels (columns slide, patient, label or time and event)"
     )

@@ -134,3 +134,12 @@ def test_labels_are_found_beside_the_slides(tmp_path: Path) -> None:
     assert match.find_labels(None, work) == labels
     nearer = write(tmp_path / "slides" / "labels.csv", "slide,label\n")
     assert match.find_labels(None, work) == nearer
+    features = work.features("bags")
+    assert match.find_labels(None, work, features) == nearer
+    own = write(features / "labels.csv", "slide,label\n")
+    assert match.find_labels(None, work, features) == own
+    own.unlink()
+    work.cohort.write_text("damaged")
+    with pytest.raises(CohortError, match="is damaged") as damaged:
+        match.find_labels(None, work, features)
+    assert not isinstance(damaged.value, match.NoLabels), "that labels lie nowhere would not be what happened"

@@ -16,6 +16,7 @@ from mhim.pipeline.maps import embedding, stored
 from mhim.pipeline.pictures import cohort_map, report, scatter
 from mhim.pipeline.stages import map_gallery
 from mhim.pipeline.store import layout, may_differ, pages, reading
+from mhim.pipeline.store.layout import StoreError
 from tests.pipeline.bags import make_features, sets, write_labels
 
 Cli = Callable[..., tuple[int, str]]
@@ -77,18 +78,24 @@ def test_map_is_made_resumed_verified_and_tells_a_damaged_slide(cli: Cli, work: 
     there = {p.name for p in made.folder.iterdir()}
     assert {"tiles_pca_cluster.png", "patients_pca_label.png"} <= there
     assert not any("_umap" in name for name in there)
+    assert list(card["versions"]) == ["mhim-pipeline", "numpy", "scikit-learn"]
     here = layout.Work(work)
-    (shown,) = cohort_map.sections(here, "run", {"encoder": "texture"})
+    (shown,), more = cohort_map.sections(here, "run", {"encoder": "texture"})
     titles = [title for title, _ in shown["pictures"]]
     assert titles[:3] == [f"tiles, PCA, by {name}" for name in ("cluster", "slide", "label")]
     assert [len(g["tiles"]) for g in shown["gallery"]][:2] == [1, 1]
-    assert cohort_map.sections(here, "run", {"encoder": "other"}) == []
-    assert cohort_map.sections(here, "run", card["features"] | {"mpp": 9.0}) == [], "features of another tiling"
-    text = pages.page(report.ASSETS / "map.html", cohort_maps=[shown])
+    assert cohort_map.sections(here, "run", {"encoder": "other"}) == ([], [])
+    assert cohort_map.sections(here, "run", card["features"] | {"mpp": 9.0}) == ([], []), "features of another tiling"
+    assert more == []
+    with pytest.MonkeyPatch.context() as small:
+        small.setattr(cohort_map, "MOST", 0)
+        assert cohort_map.sections(here, "run", {"encoder": "texture"}) == ([], ["texture"])
+    text = pages.page(report.ASSETS / "map.html", cohort_maps=[shown], more_maps=["third"])
+    assert "Not shown here: third" in text
     assert text.count("<img") == len(shown["pictures"]) + sum(len(g["tiles"]) for g in shown["gallery"])
     kept = crops[0].read_bytes()
     crops[0].write_bytes(b"no picture")
-    (shown,) = cohort_map.sections(here, "run", {"encoder": "texture"})  # and the report goes on
+    ((shown,), _) = cohort_map.sections(here, "run", {"encoder": "texture"})  # and the report goes on
     assert f"{crops[0].name} is damaged" in shown["wrong"]
     crops[0].write_bytes(kept)
 
@@ -131,6 +138,7 @@ def test_a_map_that_was_stopped_goes_on_and_ends_in_the_same_bytes(
 
     monkeypatch.setattr(embedding, "methods", lambda config: ("pca", "umap"))
     monkeypatch.setattr(embedding, "spread_out", flat)
+    monkeypatch.setattr(embedding, "versions", lambda made: {"of": "+".join(made)})
     with monkeypatch.context() as once:
         once.setattr(stored, "write", stopped)
         with pytest.raises(SystemExit):
@@ -149,6 +157,21 @@ def test_a_map_that_was_stopped_goes_on_and_ends_in_the_same_bytes(
             assert first[name.replace("maps/again/", "maps/texture/")] == data, name
     card = json.loads(again["maps/again/map.json"]) | {"name": "texture"}
     assert card == json.loads(first["maps/texture/map.json"])
+    assert card["versions"] == {"of": "pca+umap"}
+
+    def failing(*args: object) -> None:
+        raise StoreError("no room")
+
+    with monkeypatch.context() as once:
+        once.setattr(stored, "write", failing)
+        assert cli(*given, "--name", "third")[0] == 1
+    assert "map: failed third: no room" in cli("status", "--work", work)[1]
+    code, told = cli("retry", "--failed", "--work", work)
+    assert code == 3
+    assert "type --labels" in " ".join(told.split())
+    assert cli("retry", "--failed", "--work", work, "--labels", labels)[0] == 0
+    assert {r["class"] for r in stored.read(work / "maps" / "third").rows("clusters")} == {"", "no", "yes"}
+    assert "nothing failed" in cli("retry", "--failed", "--work", work)[1]
 
 
 def test_the_only_run_of_these_features_colours_the_map_and_no_other(cli: Cli, tmp_path: Path) -> None:
@@ -177,6 +200,10 @@ def test_the_only_run_of_these_features_colours_the_map_and_no_other(cli: Cli, t
                      "--run", "abmil")  # fmt: skip
     assert code == 0, told
     assert stored.read(work.maps / "other").card["run"] == "abmil", "who names it gets it"
+    work.cohort.write_text("damaged")
+    code, told = cli("map", "--work", work.root, *SMALL, "--gallery", 0, "--set", "extract.encoder=texture")
+    assert code == 2
+    assert "cohort.csv is damaged" in " ".join(told.split())
 
 
 def test_patients_with_slides_of_two_classes_count_in_neither(cli: Cli, tmp_path: Path) -> None:

@@ -85,6 +85,15 @@ def test_froc_is_counted_inside_each_training() -> None:
     assert found["auc"]["mean"] == 0.5
 
 
+def test_one_slide_has_an_auc_and_no_spread() -> None:
+    grid, scores = np.array([[0, 0], [2, 0], [4, 0]]), {"m": np.array([0.9, 0.5, 0.1])}
+    found = truth.measured([truth.Known("a", np.array([True, False, True]), scores, grid, "fold_0", 3)])
+    assert found["m"]["auc"] == {"mean": 0.5, "sd": None}
+    assert truth.rows({"maps": found})[0][2] == "0.500"
+    none = truth.Known("b", np.zeros(3, bool), scores, grid, "fold_0", 3)
+    assert truth.rows({"maps": truth.measured([none])})[0][2] == "undefined"
+
+
 @pytest.mark.parametrize("name", ["attention", "contribution_yes"])
 def test_attention_is_compared_in_multiples_of_its_bag_s_mean(name: str) -> None:
     grid, true = np.array([[0, 0], [5, 0]]), np.array([True, False])
@@ -133,8 +142,11 @@ def test_score_with_truth(cli: Cli, tmp_path: Path) -> None:
         attention = np.asarray(reading.read_array(run / "scores" / f"{slide}.zarr", "attention"))
         wanted.append(roc_auc_score(true, attention))
     drawn(folder / "s00_0.svs.geojson", [])
+    (folder / "more").mkdir()
+    drawn(folder / "more" / "s03_0.svs.geojson", [])  # one too many folders
     code, text = cli(*score, "--truth", folder)
     assert code == 0, text
+    assert "truth not used, called as no slide of abmil: more/s03_0.svs.geojson" in " ".join(text.split())
     assert "truth of s01_0.svs: regions of class Fold confine" in " ".join(text.split())
     found = json.loads((run / "truth.json").read_text())
     assert (found["slides"], found["with_findings"], found["without_truth"]) == (6, 5, 6)

@@ -74,6 +74,10 @@ FOREIGN: dict[str, tuple[str, dict[str, Any]]] = {
     "dask": ("tile", {"asked": {"cluster": {"backend": "dask", "backend_params": {"scheduler": "tcp://evil:1"}}}}),
     "a task of a batch job": ("tile", {"asked": {}, "SLURM_ARRAY_JOB_ID": "17"}),
     "labels elsewhere": ("train r", {"asked": {}, "labels": "/etc/passwd"}),
+    "a map's labels elsewhere": ("map", {"asked": {}, "labels": "/etc/passwd"}),
+    "a map by a run elsewhere": ("map", {"asked": {}, "run": "/etc"}),
+    "a map by a folder of runs": ("map", {"asked": {}, "run": "w/runs/x/.."}),
+    "a map elsewhere": ("gallery ../../x gallery", {"asked": {}}),
     "a run elsewhere": ("score ../../x", {"asked": {}}),
     "remote code": (
         "extract hibou-b",
@@ -154,3 +158,21 @@ def test_a_line_is_shown_without_what_moves_a_terminal(cli: Cli, tmp_path: Path)
     code, text = cli("retry", "--failed", "--work", work.root)
     assert code == 3
     assert "\x1b[2J" not in text
+
+
+def test_a_map_is_given_again_by_its_own_run_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mhim.pipeline.stages import map_verb
+
+    told: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(map_verb, "make", lambda session, *given: told.append((session.only, *given)) or 0)
+    start = {"asked": {}, "run": "w/runs/mhim", "labels": "w/labels.csv"}
+    work = logged(tmp_path / "w", "map", ("one", "two"), **start)
+    (work.runs / "mhim").mkdir()
+    found = retry.commands(work, parsed)
+    assert [again.name for again in found] == ["one", "two"], "each map is a command of its own"
+    assert retry.refused(found[0], work, {}, None) == ""
+    assert retry.make(found[0], work, {}, None) == 0
+    cut = logged(tmp_path / "v", "gallery one gallery", asked={})
+    (again,) = retry.commands(cut, parsed)
+    assert retry.make(again, cut, {}, tmp_path / "of_trainings.csv") == 0
+    assert told == [(None, tmp_path / "w" / "labels.csv", "one", "mhim"), (None, None, "one", None)]
