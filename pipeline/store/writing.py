@@ -130,9 +130,15 @@ def commit(out: Path, final: Path) -> bool:
 def commit_spread(out: Path, folder: Path, seal_name: str) -> None:
     """Move every entry of `out` into the existing `folder`, replacing older ones, the seal last.
 
-    The old seal goes first: while entries are being replaced nothing claims that they are complete."""
+    Files that only the old seal lists go first (of several targets, say, where there is one now): later nobody would
+    know that they are of other models. Then the old seal: while entries are being replaced nothing claims that they are
+    complete."""
     folder.mkdir(parents=True, exist_ok=True)
     fsync(out)
+    old = seals.look(folder, seal_name)
+    for name in (seals.listed(old.attrs) or {}) if old else ():
+        if not (out / name).exists() and not Path(name).is_absolute() and ".." not in Path(name).parts:
+            _remove_file(folder, name)
     (folder / seal_name).unlink(missing_ok=True)
     for entry in sorted(out.iterdir(), key=lambda p: (p.name == seal_name, p.name)):
         target = folder / entry.name
@@ -140,6 +146,16 @@ def commit_spread(out: Path, folder: Path, seal_name: str) -> None:
             shutil.rmtree(target)
         os.replace(entry, target)
     out.rmdir()
+
+
+def _remove_file(folder: Path, name: str) -> None:
+    """Remove `folder / name` if it is there, and the folders between that are empty then."""
+    (folder / name).unlink(missing_ok=True)
+    for parent in Path(name).parents[:-1]:
+        try:
+            (folder / parent).rmdir()
+        except OSError:  # it holds something else, or is not there
+            return
 
 
 def remove_store(path: Path, private: Path | None = None) -> None:
