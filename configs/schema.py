@@ -191,7 +191,7 @@ class TrainConfig(Settings):
     batch_bags: int = Field(1, ge=1, description="bags packed into one step")
     packed: bool = added(
         False,
-        "encode the bags of a step as one row of instances with a softmax inside each (segments), where the model can (abmil, gated_abmil, mean, nnmil): the same numbers but for the order of sums, faster for many small bags",
+        "encode the bags of a step as one row of instances with a softmax inside each (segments), where the model can (abmil, gated_abmil, mean, nnmil): the same numbers but for the order of sums (and nnmil's draws of dropout), faster for many small bags",
     )
     accumulate: int = Field(1, ge=1, description="steps whose gradients are added up before the optimiser moves")
     max_tiles: int = Field(0, ge=0, description="random cap on a training bag's tiles; 0: none; scoring uses all tiles")
@@ -275,6 +275,10 @@ class TrainConfig(Settings):
             raise ValueError("split_by=csv gives one split, so repeats must be 1 (use seeds for more trainings)")
         if self.draws and (self.grid or self.protocol == "paper"):
             raise ValueError("draws goes with no grid, and not with protocol=paper, which selects on the test fold")
+        idle = [k for k in ("fusion_params", "fusion_groups") if self.fusion == "none" and getattr(self, k)]
+        if idle:
+            raise ValueError(f"{idle[0]} says how slides and tables are fused, and fusion is none: leave it away, or set "
+                             "fusion")  # fmt: skip
         plan = sorted(
             {"grid", "draws", "seeds", "seed", "folds", "repeats", "split_by", "protocol", "bag"} & self.grid.keys()
         )

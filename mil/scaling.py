@@ -31,6 +31,16 @@ def chosen(feed: Feed, standardize: bool | Literal["auto"]) -> tuple[Scale | Non
     return (None if found["why"] is None else scale), found
 
 
+def told_raw(size: float) -> list[str]:
+    """What is to be told of features that were taken as they are. size: root mean square of the bags' means."""
+    if size <= LARGEST:
+        return []
+    return [
+        f"the features are of size {size:.3g} (root mean square of the bags' means) and were taken as they are: some "
+        "such trainings learn little; compare with --set train.standardize=true"
+    ]
+
+
 def judged(scale: Scale) -> dict[str, Any]:
     """What mean and sd of the training part's features say of standardising them: the rule behind "auto".
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mhim.mil.fusion import late
-from mhim.mil.fusion.late import FusionError, Late, Pattern
+from mhim.mil.fusion.late import FusionError, OnLate
 from mhim.mil.fusion.linear import Form
 
 DRAWS, DROPPED = 8, 0.3  # passes over the patients, and the share of modalities that each lacks in them
@@ -32,31 +32,14 @@ HOLD_GATE, HOLD_REST = 20.0, 2.0  # pseudo-patients who hold v at 0, and b and g
 
 
 @dataclass(frozen=True)
-class Gate:
+class Gate(OnLate):
     """late: the fusion that it begins at and standardises by. bias, gain: float64 (M,), b and g. to: float64 (M, 2 M q
     + M), v. offset: (q,), α."""
 
-    late: Late
     bias: np.ndarray
     gain: np.ndarray
     to: np.ndarray
     offset: np.ndarray
-
-    @property
-    def form(self) -> Form:
-        return self.late.form
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.late.names
-
-    @property
-    def skill(self) -> Mapping[str, float]:
-        return self.late.skill
-
-    @property
-    def patterns(self) -> Mapping[tuple[str, ...], Pattern]:
-        return self.late.patterns
 
     def score(self, given: Mapping[str, np.ndarray]) -> np.ndarray:
         """float64 (q,) of one patient. given: modality -> scores (q,), without those that are not at hand."""

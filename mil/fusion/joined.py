@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mhim.mil.fusion import late
-from mhim.mil.fusion.late import Late, Pattern
+from mhim.mil.fusion.late import Late, OnLate, Pattern
 from mhim.mil.fusion.linear import Form
 
 JOINT = "joint"  # the network's name as a member
@@ -35,21 +35,11 @@ def is_key(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Joined:
+class Joined(OnLate):
     """late: the fusion of the modalities without the network. joined: pattern of two modalities or more -> late fusion
-    of them and of `JOINT`, of which only the whole pattern is fitted."""
+    of them and of `JOINT`, of which only the whole pattern is fitted. The network is no modality."""
 
-    late: Late
     joined: Mapping[tuple[str, ...], Late]
-
-    @property
-    def form(self) -> Form:
-        return self.late.form
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The modalities; the network is none."""
-        return self.late.names
 
     @property
     def skill(self) -> Mapping[str, float]:

@@ -120,6 +120,29 @@ class Late:
         }
 
 
+@dataclass(frozen=True)
+class OnLate:
+    """What weighs modalities from a late fusion on: its form, modalities, skills and patterns are that one's."""
+
+    late: Late
+
+    @property
+    def form(self) -> Form:
+        return self.late.form
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.late.names
+
+    @property
+    def skill(self) -> Mapping[str, float]:
+        return self.late.skill
+
+    @property
+    def patterns(self) -> Mapping[tuple[str, ...], Pattern]:
+        return self.late.patterns
+
+
 def from_json(value: Mapping[str, Any]) -> Late:
     """The fusion that `Late.to_json` described."""
     patterns = {

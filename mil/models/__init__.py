@@ -3,7 +3,8 @@
 A file offers `Params` (a `configs.schema.Settings`), `build(in_dim, n_out, params) -> MIL`, and, if the order or place
 of instances changes its answer, `USES_POSITION = True`. A model that needs another one trained before it on the same
 fold also offers `baseline(params) -> (model name, its params as a dict)`, or None where these params need none, and its
-module `start_from(state_dict)`; `FALLS_BACK = False` where that other one is not what it is measured against.
+module `start_from(state_dict)`; `FALLS_BACK = False` where that other one is not what it is measured against. One that
+standardises the features by itself says `SCALES_ITSELF = True`: then nobody is told that theirs are large.
 
 `Bag` is the one batch every model receives whole, so that none can lose the mask by not asking for it. `MIL` unpacks
 it: the real instances of all bags are embedded in one product, then each bag is encoded by itself. Padding is
@@ -202,6 +203,9 @@ class MIL(nn.Module):
     def _pack(self, bag: Bag) -> Tensor | None:
         if type(self).instances is not MIL.instances:  # a model that adds instances of its own
             return None
+        packs, encodes = (next(c for c in type(self).__mro__ if m in vars(c)) for m in ("encode_pack", "encode"))
+        if not issubclass(packs, encodes):  # one that encodes otherwise than the model whose `encode_pack` it inherits
+            return None
         x, sizes = flatten(bag)
         if 0 in sizes:
             return None
@@ -231,6 +235,10 @@ class MIL(nn.Module):
     def calibrate(self, batches: Iterable[tuple[Bag, Tensor]], task: TaskLike) -> None:
         """Called right after `prepare`, in the same way, with the bags and targets of inner validation, one bag at a
         time, for what is chosen on them before training; there may be none."""
+
+    def calibrated(self) -> dict[str, float]:
+        """What `calibrate` chose, by the name of the setting, for the model's card."""
+        return {}
 
     def after_step(self) -> None:
         """Called after each step of the optimiser."""

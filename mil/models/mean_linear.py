@@ -21,6 +21,8 @@ from mhim.mil.parts.convex import smallest
 from mhim.mil.parts.layers import weighted_softmax
 from mhim.mil.ranges import Span
 
+SCALES_ITSELF = True
+
 
 class Params(Settings):
     """Settings of the linear control."""

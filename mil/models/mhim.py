@@ -165,6 +165,9 @@ class Mhim(MIL):
         if rises:
             self.left.fill_(adaptive.learnt(torch.stack(rises)))
 
+    def calibrated(self) -> dict[str, float]:
+        return {"evidence_left": float(self.left)} if self.params.learn_left else {}
+
     def _rises(self, bag: Bag, target: Tensor, task: TaskLike) -> Tensor:
         """float64 (shares left,): by how much the teacher's loss on a batch of bags rises when it is masked."""
         x, sizes = flatten(bag)

@@ -87,9 +87,10 @@ def _training(found: Metrics, cards: Sequence[Card], train: Mapping[str, Any]) -
             f" ({train['optimizer']}, at most {train['epochs']} epochs, learning rate {float(train['lr']):g}, weight "
             f"decay {float(train['weight_decay']):g})"
         )
+    bags = "patients" if found.slides is None else "slides"
     inner = [c.split.val / max(1, c.split.val + c.split.train) for c in cards]
     if found.protocol == "honest" and any(inner):
-        text += f"; {100 * sum(inner) / len(inner):.0f} % of the patients not held out served for validation"
+        text += f"; {100 * sum(inner) / len(inner):.0f} % of the {bags} not held out served for validation"
     honest = " Nothing was chosen on held-out patients." if found.protocol == "honest" else ""
     splits = found.split_hash if isinstance(found.split_hash, str) else ", ".join(found.split_hash)
     return f"{text} (split {splits}).{honest}{_instead(cards)}"

@@ -152,7 +152,7 @@ def text_of(value: Estimate | None) -> str:
 
 
 def one_class(rows: Sequence[Row]) -> list[str]:
-    """What to say when a model, or every model, calls all its patients one class."""
+    """What to say when a model, or every model, calls all its patients (or slides, where each is a bag) one class."""
     said: dict[Place, set[str]] = {}
     truth: dict[Place, set[str]] = {}
     for row in rows:
@@ -163,9 +163,8 @@ def one_class(rows: Sequence[Row]) -> list[str]:
     if not flat:
         return []
     counts = Counter(flat.values())
-    told = ", ".join(
-        f"{n} of {len(said)} trainings call all their patients {name!r}" for name, n in counts.most_common()
-    )
+    bags = "slides" if any(map(of_slides, rows)) else "patients"
+    told = ", ".join(f"{n} of {len(said)} trainings call all their {bags} {name!r}" for name, n in counts.most_common())
     if len(flat) == len(said) and len(counts) == 1:
         told += ": the decision tells nothing here"
     return [told]
@@ -180,17 +179,17 @@ def undefined(
 ) -> list[str]:
     """Which numbers are of fewer trainings or fewer bootstrap samples than there are, and why."""
     said, measure = [], measures.of(task)
-    n = len(found.trainings)
+    n, bag = len(found.trainings), "patient" if found.clusters is None else "slide"
     name = task.headline
     lacking = n - over[name][2]
     if lacking:
         said.append(
-            f"{measure.headline} is undefined in {lacking} of {n} trainings ({measure.no_pair} among the patients they "
+            f"{measure.headline} is undefined in {lacking} of {n} trainings ({measure.no_pair} among the {bag}s they "
             "held out), which are left out of its mean over trainings and add no pair: fewer folds would help"
         )
     if any(len(t.who) == 1 for t in found.trainings):
         said.append(
-            "folds of one patient hold no pair, so ranking is undefined in them; their patients are drawn "
+            f"folds of one {bag} hold no pair, so ranking is undefined in them; their patients are drawn "
             "together in the bootstrap"
         )
     drawn = told[name].n

@@ -62,7 +62,7 @@ class Facts(Record):
 
 
 class SplitRecord(Record):
-    """The fold: hash of all folds, and numbers of patients."""
+    """The fold: hash of all folds, and numbers of bags: of patients, or of their slides with train.bag=slide."""
 
     hash: str
     repeat: int
@@ -131,12 +131,13 @@ class Card(Record):
     in_dim: numbers per tile. made: how the features were made, as their own records say (`tile.mpp` ...). train:
     settings of the training. epoch: the chosen one, from 1; epochs: how many there were. validation, test: metric
     -> value. taught: a plain model of the same fold was the teacher. standardized: what train.standardize=auto
-    found, with `why` it was done, None where it was not. temperature, threshold, risk_threshold: fitted on the
-    validation patients. pretrained: sha256, encoder and names of the weights that it started from. horizons: times
-    of the time-dependent AUCs, in the labels' unit. interval: level -> half width of a prediction's interval, in
-    the labels' unit; None: the whole line, as validation was too small. targets: name -> the same of each of
-    several. drawn: which draw of a search validation chose. unlike_from: distance
-    from which on a bag is unlike all that the model was trained and tested on."""
+    found, with `why` it was done, None where it was not. calibrated: setting -> what the model chose on validation
+    before its first step, in place of what `model_params` says (evidence_left of MHIM). temperature, threshold,
+    risk_threshold: fitted on the validation patients. pretrained: sha256, encoder and names of the weights that it
+    started from. horizons: times of the time-dependent AUCs, in the labels' unit. interval: level -> half width of a
+    prediction's interval, in the labels' unit; None: the whole line, as validation was too small. targets: name -> the
+    same of each of several. drawn: which draw of a search validation chose. unlike_from: distance from which on a bag
+    is unlike all that the model was trained and tested on."""
 
     format: int = FORMAT
     model: str
@@ -157,6 +158,7 @@ class Card(Record):
     test: dict[str, Metric]
     taught: bool | None = None
     standardized: dict[str, Any] | None = None
+    calibrated: dict[str, Number] | None = None
     pretrained: dict[str, Any] | None = None
     temperature: Number | None = None
     threshold: Number | None = None

@@ -58,6 +58,9 @@ def count(cards: Sequence[Card], cells: Sequence[str] = (), offered: int = 0) ->
         alarm=by[ALARM],
         validation=by[VALIDATION],
     )
+    early = sum(_taught(c) and c.fallback is None and c.epoch <= EARLY < c.epochs for c in cards)
+    if early:
+        made = made.model_copy(update={"early": early})
     drawn = {c.place[:2]: c.drawn for c in cards if c.drawn is not None}
     if drawn:
         first = next(iter(drawn.values()))
@@ -65,9 +68,6 @@ def count(cards: Sequence[Card], cells: Sequence[str] = (), offered: int = 0) ->
         failed = sum(len(d.failed) for d in drawn.values())
         search = GridChoice(cells=first.draws, folds=len(drawn), chosen=chosen)
         return made.model_copy(update={"draws": search, "failed": failed})
-    early = sum(_taught(c) and c.fallback is None and c.epoch <= EARLY < c.epochs for c in cards)
-    if early:
-        made = made.model_copy(update={"early": early})
     if not folds:
         return made
     chosen = dict(sorted(Counter(folds.values()).items()))

@@ -27,7 +27,7 @@ from mhim.configs.schema import TrainConfig, fingerprint_fields
 from mhim.mil import novelty
 from mhim.mil import train as loop
 from mhim.mil.feed import Case, Feed
-from mhim.mil.scaling import LARGEST
+from mhim.mil.scaling import told_raw
 from mhim.mil.splits import Fold
 from mhim.mil.tasks import Several, Task
 from mhim.pipeline.cohort.patients import Dataset, Patient, StoredBag
@@ -145,7 +145,8 @@ def train_fold(
     model.load_state_dict(weights)
     named: dict[str, Any] = {"model": config.model, "model_params": config.model_params}
     rows = [*predicted(model, "val", val_cases if not paper else [], task, scale)]
-    rival = teacher if getattr(lookup.find("mhim.mil.models", config.model), "FALLS_BACK", True) else None
+    module = lookup.find("mhim.mil.models", config.model)
+    rival = teacher if getattr(module, "FALLS_BACK", True) else None
     why, by = alarm(model, rival, train_cases, task, scale, config) if rival else None, choices.ALARM
     learnt = task.learnt([p.target for p in train if p.target is not None])
     if why is None and rival is not None and config.select == "best" and config.fallback is not None:
@@ -179,6 +180,7 @@ def train_fold(
         **({"taught": True} if teacher else {}),
         **({} if begun is None else {"pretrained": begun}),
         **({"standardized": state["judged"]} if "judged" in state else {}),
+        **({"calibrated": own} if (own := getattr(model, "calibrated", dict[str, float])()) else {}),
         **points,
     }
     if isinstance(task, Several):
@@ -195,11 +197,8 @@ def train_fold(
     notes = [f"the plain model is used instead: {why}"] if why else []
     if state.get("judged", {}).get("why"):
         notes.append(f"standardised: {state['judged']['why']}")
-    if profile is not None and config.standardize is False and (size := profile.size) > LARGEST:
-        notes.append(
-            f"the features are of size {size:.3g} (root mean square of the bags' means) and were taken as they are: "
-            "some such trainings learn little; compare with --set train.standardize=true"
-        )
+    if profile is not None and config.standardize is False and not getattr(module, "SCALES_ITSELF", False):
+        notes += told_raw(profile.size)
     return tuple(notes)
 
 

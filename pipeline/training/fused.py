@@ -43,6 +43,8 @@ from mhim.pipeline.training.progress import HISTORY
 
 INNER, TEACHER, TABLES = "inner", "teacher", "tables"
 PARTS = "parts.csv"
+# what a fused card says of the slide model as that one's own card does
+OF_THE_SLIDE = ("fallback", "taught", "standardized", "calibrated", "pretrained", "unlike_from")
 FITS: dict[str, Callable[..., Late | Gate | Joined]] = {"late": late.fit, "gate": gate.fit, "coattn": joined.fit}
 
 
@@ -201,7 +203,7 @@ def train_fused(
     fused = np.stack([a.logits for a in said_of])
     predicted = [*answers.as_rows("val", learn, val, said), *answers.as_rows("test", test, fused, said)]
     named = {"model": card.model, "model_params": card.model_params}
-    named |= {k: v for k in ("fallback", "taught", "unlike_from") if (v := card.plain().get(k)) is not None}
+    named |= {k: v for k in OF_THE_SLIDE if (v := card.plain().get(k)) is not None}
     whole = answers.card(job, data, said, predicted, named | {"epoch": card.epoch, "epochs": card.epochs}, card.in_dim)
     whole |= {"fusion": {"kind": job.config.fusion, "slide_task": task.to_json(), "modalities": list(found.names)}}
     bundles.write(out, whole, slide, fusion)

@@ -25,7 +25,7 @@ class Classification(Measure):
     """See the module."""
 
     question = "classification"
-    headline, no_pair = "AUC", "not a patient of each class"
+    headline, no_pair = "AUC", "not each class"
     truth = ("label",)
     ranking: ClassVar[tuple[str, ...]] = ("auc", "auprc")
     decided: ClassVar[tuple[str, ...]] = ("balanced_accuracy", "f1", "accuracy", "kappa")

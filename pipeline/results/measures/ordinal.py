@@ -25,7 +25,7 @@ class Ordinal(Classification):
     """See the module."""
 
     question = "ordered levels"
-    headline, no_pair = "quadratic kappa", "patients of one level only"
+    headline, no_pair = "quadratic kappa", "one level only"
     ranking = ()
     decided = ("quadratic_kappa", "mae", "accuracy", "balanced_accuracy")
     tabled = ("quadratic_kappa", "mae", "accuracy", "balanced_accuracy")

@@ -82,6 +82,8 @@ def test_a_teacher_that_loses_its_answer_on_masked_bags_masks_nothing():
     net._rises = lambda bag, target, task: torch.full((4,), torn[int(target)], dtype=torch.float64)
     net.calibrate(batches, TASK)
     assert float(net.left) == 1.0
+    assert net.calibrated() == {"evidence_left": 1.0}
+    assert model().calibrated() == {}
     torn[1] = 0.0
     net.calibrate(batches, TASK)
     assert float(net.left) == 0.3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ import torch
 from mhim.configs import lookup
 from mhim.mil import tasks
 from mhim.mil import train as loop
-from mhim.mil.models import MIL, Bag
+from mhim.mil.models import MIL, Bag, Encoded, Instances
+from mhim.mil.models.abmil import AbMil, Params
 from mhim.mil.parts import segments
 
 SIZES = (7, 1, 40, 3)
@@ -74,6 +77,19 @@ def test_what_cannot_be_packed_goes_one_by_one() -> None:
     plain = step(entropy)[0]
     entropy.packed = True
     assert step(entropy)[0] == plain
+
+
+def test_who_encodes_otherwise_is_not_packed_as_the_model_that_it_comes_from() -> None:
+    class Mine(AbMil):
+        def encode(self, instances: Instances, detail: bool = False) -> Encoded:
+            found = super().encode(instances, detail)
+            return replace(found, logits=2.0 * found.logits)
+
+    with loop.seeded(1):
+        model = Mine(12, 2, Params(width=16)).double()
+    alone = step(model)[0]
+    model.packed = True
+    assert step(model)[0] == alone
 
 
 def test_a_softmax_stays_inside_its_segment_and_large_numbers_do_not_overflow() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time as clock
 from collections.abc import Callable
 from pathlib import Path
@@ -202,6 +203,8 @@ def test_a_training_that_calls_all_patients_one_class_is_told() -> None:
     (all_,) = numbers.one_class([{**r, "decision": "no"} for r in rows])
     assert "3 of 3" in all_
     assert "tells nothing" in all_
+    slides = [{**r, "unit": "slide", "slide": f"{r['patient']}.svs"} for r in one]
+    assert numbers.one_class(slides) == ["1 of 3 trainings call all their slides 'no'"]
 
 
 @pytest.mark.parametrize("task", [TWO, THREE, COX])
@@ -221,6 +224,10 @@ def test_trainings_that_define_no_pair_are_left_out_and_told(task: Any) -> None:
     told = estimand.intervals(found, (), 50, 0.95)
     (said,) = [w for w in numbers.undefined(found, over, told, ScoreConfig(bootstrap=50), task) if "trainings" in w]
     assert "undefined in 1 of 3 trainings" in said
+    assert "among the patients they held out" in said
+    each_alone = dataclasses.replace(found, clusters=np.arange(len(found.patients)))
+    told_of = numbers.undefined(each_alone, over, told, ScoreConfig(bootstrap=50), task)
+    assert any("among the slides they held out" in w for w in told_of)
     assert over[task.headline][2] == 2
 
 

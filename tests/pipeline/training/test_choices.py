@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mhim.pipeline.training import choices
-from mhim.pipeline.training.card import Card
+from mhim.pipeline.training.card import Card, DrawnRecord
 from tests.pipeline import records
 
 ALARM = {"from": "mhim", "why": "training loss 2.1 with whole bags, against 0.4 of the plain model"}
@@ -36,6 +36,8 @@ def test_students_that_hardly_trained_are_counted_and_told() -> None:
     assert found.early == 1  # epoch 1 of 2 is no early one
     assert "an epoch up to 3 was kept in 1 of 3 taught trainings" in choices.lines(found)[1]
     assert "early" not in choices.count([card(0)]).plain()
+    drawn = early.model_copy(update={"drawn": DrawnRecord(number=1, draws=2)})  # of a search too
+    assert choices.count([drawn]).early == 1
 
 
 def test_none_of_many_is_a_count_too() -> None:

@@ -303,3 +303,21 @@ def test_standardising_by_the_rule_is_told_and_recorded(work: layout.Work) -> No
     assert found.card.standardized["rms"] > 20
     assert all("standardised: the features are of size" in note for o in report.outcomes for note in o.notes)
     assert any(o.notes for o in report.outcomes)
+
+
+def test_large_features_are_told_unless_the_model_standardises_by_itself(work: layout.Work) -> None:
+    rows = make_features(work, shift=30.0)
+    raw = trained(work, rows, settings(epochs=1))
+    assert all("were taken as they are" in note for o in raw.outcomes for note in o.notes)
+    assert any(o.notes for o in raw.outcomes)
+    control = trained(work, rows, settings(epochs=1, model="mean_linear", model_params={}), "control")
+    assert not [note for o in control.outcomes for note in o.notes]
+
+
+def test_the_share_that_mhim_learnt_stands_in_its_card(work: layout.Work) -> None:
+    asked = mhim(mask="evidence", learn_left=True)
+    report = trained(work, make_features(work, 16), settings(**asked, epochs=1, fallback=None))
+    assert not report.failures, report.failures
+    found = bundle.read(work.run("run") / "fold_0")
+    assert found.card.calibrated == {"evidence_left": float(found.weights["left"])}
+    assert bundle.card_of(work.run("run") / "teacher" / "fold_0").calibrated is None
