@@ -8,7 +8,8 @@ otherwise; each slide keeps its own tile scores and pictures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -275,12 +276,32 @@ def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, 
     are several."""
     for note in stage.data.notes:
         console.err.print(console.escape(note))
+    if _cleared(stage.out, _tasks(run)) and labels is None:
+        lost = f"{stage.out / METRICS} was of the predictions before and is removed; give --labels to compare again"
+        console.err.print(console.escape(lost))
     for name in _tasks(run):
         if name:
             console.out.print(f"[bold]{console.escape(name)}[/]")
         _finish(stage, known_as, labels, run, config, name)
     if (stage.out / "cohort.csv").exists():
         console.out.print(f"look at them: pipeline view {console.escape(str(stage.out))}")
+
+
+def _cleared(out: Path, targets: Collection[str]) -> bool:
+    """Remove what the scoring before found of new slides, which would stand beside other models' predictions as if it
+    were of them: numbers, and targets that the run has no more. targets: those of now, "" of a single one. Returns
+    whether there were numbers."""
+    root, keep = out / views.FOLDER, {views.file_name(name) for name in targets if name}
+    own = [folder for folder in (root.iterdir() if root.is_dir() else ()) if folder.is_dir()]
+    numbers_there = any((folder / METRICS).exists() for folder in (out, *own))
+    for folder in (out, *own):
+        (folder / METRICS).unlink(missing_ok=True)
+    for folder in [f for f in own if f.name not in keep] if keep else [root]:
+        shutil.rmtree(folder, ignore_errors=not folder.exists())
+    if keep:  # each has a folder of its own
+        for file in (fold.PREDICTIONS, BY_MODEL):
+            (out / file).unlink(missing_ok=True)
+    return numbers_there
 
 
 def _finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, config: Config, target: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mhim.pipeline.cohort.patients import StoredBag
-from mhim.pipeline.results import measures
+from mhim.pipeline.results import measures, views
 from mhim.pipeline.store import layout, reading
 from mhim.pipeline.training import bundle, fold
 from tests.pipeline.bags import make_features, sets, write_labels
@@ -113,6 +113,16 @@ def test_a_new_patient_s_slides_are_one_bag(run: Path, cli: Cli, tmp_path: Path)
     assert found["external"]["accuracy"]["value"] == pytest.approx(np.mean(right), abs=1e-9)
     assert np.trace(found["confusion"]) == sum(right)
     assert "sensitivity, frozen thresholds" in text
+    former = out / "targets" / "er"  # as it was left by the run of several targets that had this name
+    former.mkdir(parents=True)
+    (former / "predictions.csv").write_text("of another model")
+    again = ("score", "--work", run.parents[1], "--name", "abmil", "--features", strangers.features("texture"), *QUICK)
+    code, text = cli(*again, "--heatmaps", "none")
+    assert code == 0, text
+    assert "metrics.json was of the predictions before and is removed" in " ".join(text.split())
+    assert not (out / "metrics.json").exists()
+    assert [view.target for view in views.of(out)] == [""]
+    assert len(read(out / "predictions.csv")) == 12, "of slides: no table tells whose they are"
 
 
 @pytest.mark.parametrize("how", ["mean", "max"])
