@@ -22,6 +22,7 @@ from mhim.pipeline.store import reading, seals, writing
 from mhim.pipeline.training import bundle, fold
 
 FOLDER, SUMMARY = "evidence", "evidence.json"
+SCORED, MODELS = "score.json", "input.models"  # the seal of a run's results, and of which trainings these are
 
 
 def of_patient(
@@ -66,13 +67,18 @@ def needed(folder: Path, slide: str, scores: str) -> dict[str, np.ndarray]:
 
 def means(folder: Path) -> dict[str, Any]:
     """The content of `evidence.json` of the results in `folder`: per map, mean and sd over the patients. Only what is
-    of the scores that lie there now, measured as this version does: maps of other models are not averaged in."""
+    of the scores that lie there now, measured as this version does: maps of other models are not averaged in, such as
+    those of patients whom the run was trained without since."""
     how = {f"evidence.{name}": value for name, value in evidence.method().items()}
+    whole = seals.look(folder, SCORED)
+    models = set(whole.settings.get(MODELS, ())) if whole is not None else None  # of new slides nobody says
     root, patients = folder / FOLDER, dict[str, dict[str, dict[str, float]]]()
     for path in sorted(root.glob("**/*.zarr")):
         found, scores = seals.look(path), seals.look(folder / "scores" / path.relative_to(root))
         if found is None or found.wrong or scores is None or scores.wrong:
             continue  # told by the commands that make them
+        if models is not None and not models.issuperset(scores.settings.get(MODELS, ())):
+            continue
         if found.attrs.get("scores") == scores.fingerprint and how.items() <= found.settings.items():
             maps = {k: v["numbers"] for k, v in found.attrs["maps"].items()}
             bag = str(path) if found.attrs.get("unit") == "slide" else str(found.attrs["patient"])

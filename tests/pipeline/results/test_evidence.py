@@ -11,7 +11,7 @@ import pytest
 
 from mhim.mil import evidence as tested
 from mhim.pipeline.results import evidence
-from mhim.pipeline.store import layout, reading
+from mhim.pipeline.store import layout, reading, seals, tables
 from tests.pipeline.bags import make_features, sets, tree, write_labels
 
 Cli = Callable[..., tuple[int, str]]
@@ -69,5 +69,12 @@ def test_maps_are_tested_beside_the_scores(cli: Cli, tmp_path: Path) -> None:
     assert evidence.means(run)["maps"]["attention"]["patients"] == 11
     (tmp_path / "away").rename(moved)
     (tmp_path / "away too").rename(moved_too)
+    kept = (run / "score.json").read_text()
+    seal = json.loads(kept)
+    seal["settings"]["input.models"][0] = "0" * 16  # trained again since: of the patients of that fold some are no more
+    (run / "score.json").write_text(json.dumps(seal | {"seal_sum": seals.own_sum(seal)}))
+    others = sum(row["fold"] != "0" for row in tables.read(run / "predictions.csv"))
+    assert evidence.means(run)["maps"]["attention"]["patients"] == others < 12
+    (run / "score.json").write_text(kept)
     assert cli("report", "--work", work.root)[0] == 0
     assert "Do the maps say what the model uses?" in (run / "report.html").read_text()
