@@ -16,6 +16,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -60,16 +61,18 @@ class Counted:
 
 
 def read_shapes(path: Path, may_be_empty: bool = False) -> tuple[list[Shape], Counted]:
-    """The shapes of a file, and where it counts from. may_be_empty: that none is drawn says something. Raises
-    BadRegions."""
+    """The shapes of a file, and where it counts from. may_be_empty: that nothing at all is drawn
+    says something; objects that are no areas or no annotations do not. Raises BadRegions."""
     name = f"regions file {path.name}"
     try:
         raw = _content(path)
         encoding = json.detect_encoding(raw)
         if raw[:64].decode(encoding, "ignore").lstrip("\ufeff \t\r\n").startswith("<"):
             shapes, counted = _xml(raw), Counted("full")
+            nothing = not re.search(r"<(Vertex|Coordinate)\b", raw.decode(encoding, "ignore"))
         else:
             parsed = json.loads(raw.decode(encoding))
+            nothing = (parsed.get("features") if isinstance(parsed, dict) else parsed) == []
             said = parsed.get(FRAME_KEY) if isinstance(parsed, dict) else None
             shapes, counted = list(_geojson(parsed)), Counted("bounds")
             if said in FRAMES:
@@ -84,7 +87,7 @@ def read_shapes(path: Path, may_be_empty: bool = False) -> tuple[list[Shape], Co
         raise BadRegions(f"{name} is no valid XML: {error}") from error
     except (OSError, EOFError, ValueError, LookupError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
         raise BadRegions(f"{name} is no GeoJSON and no XML of regions: {error}") from error
-    if not shapes and not may_be_empty:
+    if not shapes and not (may_be_empty and nothing):
         raise BadRegions(f"{name} holds no annotation with an area; export annotations, not detections, from QuPath")
     return shapes, counted
 

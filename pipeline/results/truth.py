@@ -1,9 +1,10 @@
 """Where the truth of tiles is known: whether the maps of a run point at it. `truth.json` of its results.
 
 In: per slide a file of drawn regions or a table of tiles, maps, and the trainings that they are of. Out: of each map
-the tile AUC, the pointing game and FROC. A slide's own file is `<slide id>` with `.geojson`, `.json` or `.xml` (regions
-as `tile --regions` takes them; none drawn: no finding) or `.csv` (x, y, truth: corner of each tile in level-0 px, and
-the share of it, or the label, from 0 to 1). Knows no stage and no model.
+the tile AUC, the pointing game and FROC. A slide's own file is `<slide id>` with `.geojson`, `.geojson.gz`, `.json`
+or `.xml` (regions as `tile --regions` takes them; nothing drawn: no finding; drawn beside all tiles: not used) or
+`.csv` (x, y, truth: corner of each tile in level-0 px, and the share of it, or the label, from 0 to 1). Knows no stage
+and no model.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from mhim.pipeline.store import layout, reading, seals, tables, writing
 
 FILE = "truth.json"
 HALF = 0.5  # a tile is a true one from this share on
-_ENDS = (".geojson", ".json", ".xml", ".csv")
+_ENDS = (".geojson", ".geojson.gz", ".json", ".xml", ".csv")
 
 
 class BadTruth(UserError, ValueError):
@@ -56,7 +57,7 @@ def file_of(folder: Path, slide: str) -> Path | None:
 def of_no_slide(folder: Path, slides: Iterable[str]) -> list[str]:
     """The files below `folder` that are called as truth is, and as none of the slides; sorted, as paths from it."""
     own = {f"{slide}{end}" for slide in slides for end in _ENDS}
-    there = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in _ENDS and p.is_file())
+    there = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.name.endswith(_ENDS) and p.is_file())
     return sorted(name for name in there if name not in own)
 
 
@@ -73,7 +74,14 @@ def of_tiles(
         raise BadTruth("its features do not tell how large their tiles are: give a .csv of the tiles")
     x, y, *_ = attrs.get("bounds_l0") or (0, 0)
     drawn = regions.read(path, (int(x), int(y)), frame, may_be_empty=True)
-    return regions.covered(drawn, coords_l0, (float(edges[0]), float(edges[1]))) >= HALF, drawn.notes
+    shares = regions.covered(drawn, coords_l0, (float(edges[0]), float(edges[1])))
+    notes = drawn.notes
+    if shares.size and any(r.role == regions.INCLUDE for r in drawn.regions):  # a finding, which no tile may show
+        if not shares.any():
+            raise BadTruth(f"the regions of {path.name} cover none of its tiles ({drawn})")
+        if shares.max() < HALF:
+            notes += (f"its regions cover no tile by half, at most by {shares.max():.0%}: counted as without finding",)
+    return shares >= HALF, notes
 
 
 def grid_of(coords_l0: np.ndarray, attrs: Mapping[str, Any]) -> np.ndarray:

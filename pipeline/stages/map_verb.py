@@ -9,6 +9,7 @@ from mhim.mil.tasks import Several
 from mhim.pipeline.backends import Step
 from mhim.pipeline.cohort.labels import match
 from mhim.pipeline.cohort.labels import table as label_table
+from mhim.pipeline.cohort.labels.rows import CohortError, some
 from mhim.pipeline.cohort.labels.table import Table
 from mhim.pipeline.maps import embedding, people, sample, stored
 from mhim.pipeline.results import known, predictions
@@ -40,6 +41,9 @@ def make(session: Session, labels: Path | None, name: str | None, run: str | Non
     tell(f"left out, {slide}: {why}" for slide, why in drawn.left_out.items())
     scored = _scored(session, run, drawn)
     table, told = _labels(session, labels, features, scored.folder if scored else None)
+    if labels is not None and table is not None and not match.match(table.rows, drawn.slides).rows:
+        like = f"{some([r.slide or r.patient for r in table.rows])} there, {some(drawn.slides)} here"
+        raise CohortError(f"no row of {labels} is of a slide of {features}: {like}")
     whose = people.people(table.rows if table else [], drawn.slides)
     told += f"; scores of the run {scored.name}" if scored else ""
     tell([f"features {features}; {told}", *(table.notes if table else ()), *whose.notes])
@@ -68,10 +72,14 @@ def _scored(session: Session, run: str | None, drawn: sample.Sample) -> people.S
         if (folder / "metrics.json").is_file():
             try:
                 reading.check_scored(folder)
+            except layout.StoreError as error:
+                tell([f"not coloured by the run {folder.name}: {error}"])
+                continue
+            try:
                 if people.of_features(folder, drawn.facts):
                     found.append(people.scored(folder, drawn.slides))
             except (layout.StoreError, OSError, KeyError, ValueError, csv.Error):
-                continue  # of other slides, or damaged, which `pipeline status` and `verify` tell
+                continue  # of other slides
     if len(found) > 1:
         tell([f"not coloured by score: name one of {', '.join(f.name for f in found)} with --run"])
     return found[0] if len(found) == 1 else None

@@ -55,17 +55,24 @@ def _with(slide: SlideEntry, row: Row, table: Table) -> SlideEntry:
     return replace(slide, mpp=slide.mpp if row.mpp is None else row.mpp, regions=regions or slide.regions)
 
 
+_DRAWN = (".geojson", ".geojson.gz")  # as QuPath exports regions
+
+
 def drawn_on(slides: list[SlideEntry], folder: Path) -> tuple[list[SlideEntry], str]:
-    """The slides with the regions of `folder`, a file `<slide id>.geojson` each, and what there is to tell. Raises
-    CohortError where there is no such folder, where it fits no slide, and where a table names other regions."""
+    """The slides with the regions of `folder`, a file `<slide id>.geojson` (or `.geojson.gz`) each, and what there is
+    to tell. Raises CohortError where there is no such folder, where it fits no slide, where two files are of one, and
+    where a table names other regions."""
     if not folder.is_dir():
         raise CohortError(f"--regions {folder} is no folder: it holds a file <slide id>.geojson for each drawn slide")
     made = []
     for slide in slides:
-        own = folder.resolve() / f"{slide.id}.geojson"
-        if not own.is_file():
+        found = [p for end in _DRAWN if (p := folder.resolve() / f"{slide.id}{end}").is_file()]
+        if not found:
             made.append(slide)
             continue
+        if len(found) > 1:
+            raise CohortError(f"{' and '.join(p.name for p in found)} in {folder} are both of {slide.id}: keep one")
+        own = found[0]
         if slide.regions is not None and slide.regions.resolve() != own.resolve():
             raise CohortError(f"{slide.id} has regions in {folder} and in {slide.regions}, named by a table: keep one")
         made.append(replace(slide, regions=own))
@@ -74,7 +81,8 @@ def drawn_on(slides: list[SlideEntry], folder: Path) -> tuple[list[SlideEntry], 
         like = f" (like {slides[0].id}.geojson)" if slides else ""
         raise CohortError(f"no file in {folder} is called as a slide is{like}")
     told = f"{folder}: regions of {len(used)} slide{'s' * (len(used) != 1)} taken from it"
-    idle = sorted(str(p.relative_to(folder.resolve())) for p in {*folder.resolve().rglob("*.geojson")} - {*used})
+    there = {p for end in _DRAWN for p in folder.resolve().rglob(f"*{end}")}
+    idle = sorted(str(p.relative_to(folder.resolve())) for p in there - {*used})
     return made, told + (f"; files called as no slide here is: {len(idle)} ({some(idle)})" if idle else "")
 
 

@@ -200,6 +200,19 @@ def test_the_only_run_of_these_features_colours_the_map_and_no_other(cli: Cli, t
                      "--run", "abmil")  # fmt: skip
     assert code == 0, told
     assert stored.read(work.maps / "other").card["run"] == "abmil", "who names it gets it"
+    foreign = tmp_path / "foreign.csv"
+    foreign.write_text("slide,label\nelsewhere.svs,yes\n")
+    given = ("map", "--work", work.root, *SMALL, "--gallery", 0, "--set", "extract.encoder=texture")
+    code, told = cli(*given, "--labels", foreign)
+    assert code == 2
+    assert "no row of" in told
+    assert "elsewhere.svs there" in told
+    assert stored.read(work.maps / "texture").card["colours"] == made.card["colours"], "the map stays as it was"
+    (work.run("abmil") / "predictions.csv").write_text("patient")
+    code, told = cli(*given, "--labels", labels)
+    assert code == 0
+    assert "not coloured by the run abmil" in told
+    assert "predictions.csv" in told
     work.cohort.write_text("damaged")
     code, told = cli("map", "--work", work.root, *SMALL, "--gallery", 0, "--set", "extract.encoder=texture")
     assert code == 2

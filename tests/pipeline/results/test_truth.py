@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,18 @@ def test_shares_of_tiles_in_regions(tmp_path: Path) -> None:
     assert not truth.of_tiles(none, COORDS, attrs)[0].any(), "no finding is a truth too"
     only_cut = drawn(tmp_path / "cut.geojson", [("Exclude", [ring(0, 0, 50, 50)])])
     assert not truth.of_tiles(only_cut, COORDS, attrs)[0].any()
+    cells = {"type": "Feature", "geometry": None, "properties": {"objectType": "cell"}}
+    odd = tmp_path / "odd.geojson"
+    odd.write_text(json.dumps({"type": "FeatureCollection", "features": [cells]}))
+    with pytest.raises(regions.BadRegions, match="no annotation with an area"):
+        truth.of_tiles(odd, COORDS, attrs)  # something is there, and it says nothing of findings
+    beyond = drawn(tmp_path / "beyond.geojson", [("Tumor", [ring(9000, 9000, 9100, 9100)])])
+    with pytest.raises(truth.BadTruth, match=r"beyond.geojson cover none of its tiles \(1 confine it"):
+        truth.of_tiles(beyond, COORDS, attrs)
+    small = drawn(tmp_path / "small.geojson", [("met", [ring(100, 306, 132, 562)])])
+    true, notes = truth.of_tiles(small, COORDS, attrs)
+    assert not true.any()
+    assert "no tile by half, at most by 12%" in notes[0]
     bare = json.loads(file.read_text())
     del bare["counted_from"]  # as other programs write it
     file.write_text(json.dumps(bare))
@@ -141,7 +154,9 @@ def test_score_with_truth(cli: Cli, tmp_path: Path) -> None:
             (folder / f"{slide}.csv").write_text("x,y,truth\n" + rows)
         attention = np.asarray(reading.read_array(run / "scores" / f"{slide}.zarr", "attention"))
         wanted.append(roc_auc_score(true, attention))
-    drawn(folder / "s00_0.svs.geojson", [])
+    none = drawn(folder / "s00_0.svs.geojson", [])
+    (folder / "s00_0.svs.geojson.gz").write_bytes(gzip.compress(none.read_bytes()))  # as QuPath exports it too
+    none.unlink()
     (folder / "more").mkdir()
     drawn(folder / "more" / "s03_0.svs.geojson", [])  # one too many folders
     code, text = cli(*score, "--truth", folder)

@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 
 from mhim.extract.tiles import regions
+from mhim.pipeline.cohort.labels import use
+from mhim.pipeline.cohort.labels.rows import CohortError
+from mhim.pipeline.cohort.listing import SlideEntry
 from mhim.pipeline.store import layout, reading
 from mhim.pipeline.viewer import drawn
 from mhim.pipeline.viewer.data import Gallery
@@ -143,6 +146,20 @@ def test_regions_that_fit_no_slide_are_told(tiled: Path, cli: Cli) -> None:
         code, said = cli("tile", tiled.parent / "s", "--work", tiled, *SETTINGS, "--regions", folder)
         assert code == 2
         assert words in " ".join(said.split())
+
+
+def test_packed_regions_are_taken_and_two_files_of_a_slide_refused(tmp_path: Path) -> None:
+    slides = [SlideEntry("a.svs", tmp_path / "a.svs"), SlideEntry("b.svs", tmp_path / "b.svs")]
+    (tmp_path / "b.svs.geojson.gz").write_bytes(b"")
+    (tmp_path / "c.geojson.gz").write_bytes(b"")
+    found, told = use.drawn_on(slides, tmp_path)
+    assert [s.regions for s in found] == [None, tmp_path / "b.svs.geojson.gz"]
+    assert told.endswith("regions of 1 slide taken from it; files called as no slide here is: 1 (c.geojson.gz)")
+    (tmp_path / "b.svs.geojson").write_text("")
+    with pytest.raises(
+        CohortError, match=r"b\.svs\.geojson and b\.svs\.geojson\.gz in .* are both of b\.svs: keep one"
+    ):
+        use.drawn_on(slides, tmp_path)
 
 
 def test_no_region_left_means_no_file(gallery: Gallery, tiled: Path) -> None:
