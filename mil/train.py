@@ -161,11 +161,11 @@ def fit(
 def _prepare(model: MILModel, feed: Feed, task: Task, threads: int, seed: int, step: str) -> None:
     """`step` of the model before its first, with the bags of `feed`; the random states stay as they are."""
     net = _module(model)
-    if not hasattr(net.eval(), step):  # own code of before there was such a step
-        return
-    with isolated(None, feed.device, threads), torch.no_grad(), seeded(seed):
-        batches = feed.batches(feed.in_turn(), (seed,) if feed.max_tiles else None)
-        getattr(model, step)(((b.bag, b.target) for b in batches if b.target is not None), task)
+    if hasattr(net, step):  # own code of before there was such a step has none
+        net.eval()
+        with isolated(None, feed.device, threads), torch.no_grad(), seeded(seed):
+            batches = feed.batches(feed.in_turn(), (seed,) if feed.max_tiles else None)
+            getattr(model, step)(((b.bag, b.target) for b in batches if b.target is not None), task)
 
 
 def scale_of(state: State) -> Scale | None:
