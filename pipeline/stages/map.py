@@ -80,6 +80,14 @@ class Map(Stage):
                 else:
                     into["umap"] = made
         attention = self._attention()
+        if attention is not None and self.scored is not None:
+            blank = [s for k, s in enumerate(drawn.slides) if not np.isfinite(attention[drawn.slide == k]).any()]
+            if held := [s for s in blank if any(s in c.values for c in self.scored.colours)]:
+                names = ", ".join(held[:10]) + (", ..." if len(held) > 10 else "")
+                notes.append(
+                    f"no attention of {counted(len(held), 'slide')} ({names}): its scores in {self.scored.name} are "
+                    "damaged or of other tiles; `pipeline verify` tells which"
+                )
         share = shares.by_patient(cluster, drawn.slide, patient_of, int(cluster.max()) + 1)
         colours = _apart((*self.people.colours, *(self.scored.colours if self.scored else ())))
         known = {c.name: people.of_patients(c, self.people.patient) for c in colours}

@@ -192,6 +192,12 @@ def test_the_only_run_of_these_features_colours_the_map_and_no_other(cli: Cli, t
     assert (min(ranks), max(ranks)) == (0, 1)
     assert np.isfinite(made.tiles["attention"]).all()
     assert {r["class"] for r in made.rows("clusters")} == {"", "no", "yes"}
+    chunk = next((work.run("abmil") / "scores" / f"{made.slides[0]['slide']}.zarr" / "attention" / "c").rglob("0"))
+    chunk.write_bytes(b"short")
+    blind = ("--name", "blind", "--gallery", 0, "--set", "extract.encoder=texture")
+    code, told = cli("map", "--work", work.root, *SMALL, *blind)
+    assert code == 0, told
+    assert f"no attention of 1 slide ({made.slides[0]['slide']})" in " ".join(told.split())
     code, told = cli("map", "--work", work.root, *SMALL, "--gallery", 0, "--set", "extract.encoder=other")
     assert code == 0, told
     assert "abmil" not in told, "it is of other features"
