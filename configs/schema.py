@@ -275,10 +275,6 @@ class TrainConfig(Settings):
             raise ValueError("split_by=csv gives one split, so repeats must be 1 (use seeds for more trainings)")
         if self.draws and (self.grid or self.protocol == "paper"):
             raise ValueError("draws goes with no grid, and not with protocol=paper, which selects on the test fold")
-        idle = [k for k in ("fusion_params", "fusion_groups") if self.fusion == "none" and getattr(self, k)]
-        if idle:
-            raise ValueError(f"{idle[0]} says how slides and tables are fused, and fusion is none: leave it away, or set "
-                             "fusion")  # fmt: skip
         plan = sorted(
             {"grid", "draws", "seeds", "seed", "folds", "repeats", "split_by", "protocol", "bag"} & self.grid.keys()
         )

@@ -28,6 +28,12 @@ def to_train_on(config: Config) -> dict[str, PatientTable]:
                 f"table {next(iter(given))} is given, but train.fusion is none: say how slides and tables are put "
                 "together, e.g. --fusion late"
             )
+        for idle in ("fusion_params", "fusion_groups"):  # of a training: other verbs may carry its settings along
+            if getattr(config.train, idle):
+                raise CohortError(
+                    f"train.{idle} says how slides and tables are put together, but train.fusion is none: leave it "
+                    "away, or set train.fusion"
+                )
         return {}
     if config.train.bag == "slide":
         raise CohortError(

@@ -36,8 +36,6 @@ def test_another_plugin_drops_the_settings_of_the_first(tmp_path: Path) -> None:
         (["tile.min_tissue=2"], ["tile.min_tissue", "less than or equal to 1"]),
         (["tile.mpp"], ["key=value"]),
         (["tiles.mpp=1"], ["tiles", "unknown key"]),
-        (["train.fusion_params={width: 8}"], ["train", "fusion_params", "fusion is none"]),
-        (["train.fusion_groups=[rna]"], ["train", "fusion_groups", "fusion is none"]),
     ],
 )
 def test_wrong_settings_are_named(sets: list[str], words: list[str]) -> None:

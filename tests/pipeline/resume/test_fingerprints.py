@@ -153,8 +153,6 @@ def test_every_setting_is_in_or_has_a_reason(section: str, name: str, tmp_path: 
     slide.write_bytes(b"content")
     work = layout.Work(tmp_path)
     base = base_of("extract_own" if name == "encoder_params" else section)
-    if name in ("fusion_params", "fusion_groups"):  # of a fusion alone
-        base["train"]["fusion"] = "coattn"
     before = settings_of(section, Config.model_validate(base), work, slide)
     after = settings_of(section, changed(section, name, base), work, slide)
     if f"{section}.{name}" in OUTSIDE:

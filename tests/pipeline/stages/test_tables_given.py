@@ -150,6 +150,10 @@ def test_a_table_is_refused_where_nothing_would_use_it(
     assert code == 2
     assert "train.fusion is none" in said
     assert "e.g. --fusion late" in said
+    for idle in ("fusion_params={width: 8}", "fusion_groups=[rna]"):
+        code, said = cli(*plain, *sets(f"train.{idle}"))
+        assert code == 2
+        assert f"train.{idle.partition('=')[0]} says how" in " ".join(said.split())
     fused = ["benchmark", *plain[1:5], *sets(f"train.tables={{clinical: {table}}}", "train.fusion=late")]
     code, said = cli(*fused)
     assert (code, "benchmark compares models of slides alone" in said) == (2, True), said
