@@ -61,14 +61,28 @@ def of_no_slide(folder: Path, slides: Iterable[str]) -> list[str]:
     return sorted(name for name in there if name not in own)
 
 
-def of_tiles(
-    path: Path, coords_l0: np.ndarray, attrs: Mapping[str, Any], frame: Any = "auto"
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Whether each tile is a true one, bool (n,), and how the file was read, where that may be meant otherwise. attrs:
-    of the store of its features, which tell tile_l0 and where the scanned bounds begin. frame: `tile.regions_frame`.
-    Raises BadTruth and BadRegions."""
+@dataclass(frozen=True)
+class Told:
+    """What a file tells of a slide's tiles. shares: float64 (n,), of each tile in what is drawn, or as the table has
+    it. rings: what is drawn, and what is cut out of it, float64 (k, 2) each, level-0 px. notes: how the file was read,
+    where that may be meant otherwise."""
+
+    shares: np.ndarray
+    rings: tuple[np.ndarray, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def true(self) -> np.ndarray:
+        """Whether each tile is a true one, bool (n,)."""
+        found: np.ndarray = self.shares >= HALF
+        return found
+
+
+def of_tiles(path: Path, coords_l0: np.ndarray, attrs: Mapping[str, Any], frame: Any = "auto") -> Told:
+    """What a slide's file tells of its tiles. attrs: of the store of its features, which tell tile_l0 and where the
+    scanned bounds begin. frame: `tile.regions_frame`. Raises BadTruth and BadRegions."""
     if path.suffix == ".csv":
-        return _of_table(path, coords_l0), ()
+        return Told(_of_table(path, coords_l0))
     edges = attrs.get("tile_l0")
     if not isinstance(edges, (list, tuple)) or len(edges) != 2 or min(edges) <= 0:
         raise BadTruth("its features do not tell how large their tiles are: give a .csv of the tiles")
@@ -81,7 +95,8 @@ def of_tiles(
             raise BadTruth(f"the regions of {path.name} cover none of its tiles ({drawn})")
         if shares.max() < HALF:
             notes += (f"its regions cover no tile by half, at most by {shares.max():.0%}: counted as without finding",)
-    return shares >= HALF, notes
+    rings = (ring for r in drawn.regions if r.role != regions.TISSUE for polygon in r.polygons for ring in polygon)
+    return Told(shares, tuple(rings), notes)
 
 
 def grid_of(coords_l0: np.ndarray, attrs: Mapping[str, Any]) -> np.ndarray:
@@ -108,7 +123,7 @@ def _of_table(path: Path, coords_l0: np.ndarray) -> np.ndarray:
     lacking = sum(place not in told for place in places)
     if lacking:
         raise BadTruth(f"{path.name} says nothing of {lacking} of the {len(places)} tiles (x, y in px of level 0)")
-    return np.array([told[place] >= HALF for place in places], bool)
+    return np.array([told[place] for place in places], np.float64)
 
 
 def measured(known: Sequence[Known]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from mhim.extract import SlideError
 from mhim.pipeline.cohort.labels.rows import CohortError, some
 from mhim.pipeline.cohort.patients import StoredBag
 from mhim.pipeline.pictures.layers import layers
-from mhim.pipeline.results import truth
+from mhim.pipeline.results import tile_truth, truth
+from mhim.pipeline.resume import leftovers
 from mhim.pipeline.resume.console import escape
 from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.training import bundle
@@ -35,7 +36,7 @@ def held_against(config: Config, scored: Any, folder: Path, out: Console) -> int
     """Measure the maps of a scored stage on the slides of which `folder` tells, write `truth.json` and show it. Returns
     1 where a slide's truth could not be used. Raises CohortError where no file is called as a slide is."""
     task = bundle.card_of(next(iter(scored.models.values()))[0]).task.value
-    known, failed, without, read_as = [], {}, [], list[str]()
+    known, failed, without, read_as, kept = [], {}, [], list[str](), list[tile_truth.Kept]()
     for patient in scored.data.patients:
         for slide, store in zip(patient.slides, patient.stores, strict=True):
             scores = scored.out / "scores" / f"{slide}.zarr"
@@ -49,16 +50,19 @@ def held_against(config: Config, scored: Any, folder: Path, out: Console) -> int
                     continue
                 arrays = {name: np.asarray(reading.read_array(scores, name)) for name in reading.array_names(scores)}
                 attrs = reading.read_attrs(store)
-                true, notes = truth.of_tiles(path, arrays["coords"], attrs, config.tile.regions_frame)
+                told = truth.of_tiles(path, arrays["coords"], attrs, config.tile.regions_frame)
+                made_of = {"input.scores": found.fingerprint, "input.truth": layout.sha256(path)}
+                frame = {"tile.regions_frame": config.tile.regions_frame}
+                kept.append(tile_truth.Kept(slide, told, path.name, {**made_of, **frame}))
                 bag_tiles = sum(StoredBag(patient.stores).rows())
             except (truth.BadTruth, SlideError, layout.StoreError) as error:
                 failed[slide] = str(error)
                 continue
             maps = {layer.name: layer.scores for layer in layers(arrays, task, "all")}
-            read_as += [f"truth of {slide}: {note}" for note in notes]
+            read_as += [f"truth of {slide}: {note}" for note in told.notes]
             grid = truth.grid_of(arrays["coords"], attrs)
             training = ";".join(str(f.relative_to(f.parents[1])) for f in scored.models[patient.id])
-            known.append(truth.Known(slide, true, maps, grid, training, bag_tiles))
+            known.append(truth.Known(slide, told.true, maps, grid, training, bag_tiles))
     if not known and not failed:
         like = f" (like {without[0]}.geojson)" if without else ""
         raise CohortError(f"no file in {folder} is called as a slide is{like}")
@@ -68,6 +72,8 @@ def held_against(config: Config, scored: Any, folder: Path, out: Console) -> int
     more = [f"and {len(read_as) - SHOWN} more such notes"] if len(read_as) > SHOWN else []
     for line in (*read_as[:SHOWN], *more):
         out.print(escape(line))
+    with leftovers.private(scored.out) as private:
+        tile_truth.keep(scored.out, kept, private)
     _show(scored.out.name, truth.write(scored.out, known, len(without), failed), without, out)
     return 1 if failed else 0
 

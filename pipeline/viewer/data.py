@@ -7,7 +7,6 @@ for by their number in lists made here: no name or path that comes from outside 
 from __future__ import annotations
 
 import csv
-import math
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,20 +20,18 @@ from mhim.mil import heatmap
 from mhim.mil.heatmap import Frame
 from mhim.mil.tasks import Several, Task
 from mhim.pipeline.cohort import slides as cohort
-from mhim.pipeline.pictures import layers
 from mhim.pipeline.pictures.kinds.kind import Layer
-from mhim.pipeline.results import ensemble, estimand, evidence, fused, measures, predictions, views
+from mhim.pipeline.results import ensemble, estimand, fused, measures, predictions, truth, views
 from mhim.pipeline.results.measures.measure import Row
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.store.attributes import Geometry, MaskPlace
 from mhim.pipeline.training import bundle
-from mhim.pipeline.viewer import clusters, colours, drawn, numbers, verdict
+from mhim.pipeline.viewer import clusters, colours, drawn, numbers, tile_layers, verdict
 from mhim.pipeline.viewer.maps import Maps
 from mhim.pipeline.viewer.pyramid import TILE_PX
 from mhim.pipeline.viewer.slides import Question, Slides, What
 
-LAYER_PX = 2048  # long side of a layer's picture
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)  # positions on the colour bar whose scores are told
 Scale = Literal["percentile", "raw"]
 
@@ -100,6 +97,7 @@ class Gallery:
         self.layer_png = lru_cache(maxsize=64)(self._layer_png)
         self.clusters = lru_cache(maxsize=64)(self._clusters)
         self._layers = lru_cache(maxsize=8)(self._read_layers)
+        self._pointing = lru_cache(maxsize=64)(lambda run: truth.read(self.runs[run].folder).get("maps", {}))
         self.thumbnail = lru_cache(maxsize=512)(self._thumbnail)
 
     def index(self) -> dict[str, Any]:
@@ -157,7 +155,8 @@ class Gallery:
         runs = []
         for k in range(len(self.runs)):
             found = self._layers(k, number)
-            runs.append({"run": k, "layers": [{"name": x.name, "signed": x.signed, "share": x.share} for x in found]})
+            told = [{"name": x.name, "signed": x.signed, "means": x.means if x.share else ""} for x in found]
+            runs.append({"run": k, "layers": told, "truth": any(x.name == tile_layers.TRUTH for x in found)})
         return {
             "id": shown.id,
             "width": w,
@@ -185,6 +184,13 @@ class Gallery:
         one = self._layer(run, layer, number)
         told = heatmap.at_positions(one.scores, "share" if one.share else how, one.signed, TICKS)
         return {"at": list(TICKS), "scores": told, "ends": [one.scaled(how).low, one.scaled(how).high]}
+
+    def truth(self, run: int, number: int) -> dict[str, Any]:
+        """What was drawn as the truth of a slide, as `tile_layers.truth_of`; maps: how well those of the run point at
+        the truth of all slides, as `truth.json` has it."""
+        self._layers(run, number)  # there are such a run and slide
+        drawn_as = tile_layers.truth_of(self.runs[run].folder, self._shown(number).id)
+        return drawn_as | {"maps": self._pointing(run)}
 
     def crop(self, number: int, tile: int) -> bytes:
         """JPEG of one of the tiles, as the model saw it."""
@@ -239,7 +245,7 @@ class Gallery:
         """Where the pictures of a slide's layers lie."""
         shown = self._shown(number)
         assert shown.tiles is not None
-        return layer_frame(shown.geometry)
+        return tile_layers.layer_frame(shown.geometry)
 
     def _layer_png(self, run: int, layer: int, number: int, how: Scale, palette: heatmap.Palette) -> bytes:
         """A layer as RGBA PNG."""
@@ -287,17 +293,8 @@ class Gallery:
     def _read_layers(self, run: int, number: int) -> list[Layer]:
         if not 0 <= run < len(self.runs):
             raise Unknown(f"no run {run}")
-        scores = self.runs[run].folder / "scores" / f"{self._shown(number).id}.zarr"
-        found = seals.look(scores)
-        if found is None or found.wrong:
-            return []  # not scored, or damaged: `pipeline status` and `verify` tell which
-        arrays = {name: np.asarray(reading.read_array(scores, name)) for name in reading.array_names(scores)}
-        own = self.runs[run].logits
-        if own is not None and "evidence" in arrays:
-            arrays["evidence"] = arrays["evidence"][:, own]
-        made = layers.layers(arrays, self.runs[run].task, "all")
-        sets = evidence.needed(self.runs[run].folder, self._shown(number).id, found.fingerprint)
-        return made + [Layer(name, chosen, share=True) for name, chosen in sets.items()]
+        shown = self.runs[run]
+        return tile_layers.layers_of(shown.folder, self._shown(number).id, shown.task, shown.logits)
 
     def _ask(self, number: int, what: What, tile: tuple[int, int, int] = (0, 0, 0), mpp: float = 0.0) -> Any:
         """What the slide's reading processes say. Raises Unknown, and SlideError where the slide cannot be read."""
@@ -308,20 +305,6 @@ class Gallery:
             return self.read.ask(Question(shown.path, (x, y), what, tile, mpp))
         except LookupError as error:
             raise Unknown(str(error)) from error
-
-
-def layer_frame(tiles: Geometry) -> Frame:
-    """Where the pictures of a slide's layers lie: from the slide's corner, a whole number of level-0 px per px. It
-    divides the tile's edge where such a number is near: tiles are then coloured to their very edge. (Where level 0 has
-    oblong pixels that number counts along the finer of its axes: the picture's are squares.)"""
-    mpp = tiles.slide_mpp
-    sx, sy = (m / min(mpp) for m in mpp)
-    w, h = tiles.size_l0
-    least = max(1, math.ceil(max(w * sx, h * sy) / LAYER_PX))
-    edges = [edge * s for edge, s in zip(tiles.tile_l0, (sx, sy), strict=True)]
-    down = next((d for d in range(least, 2 * least + 1) if all(edge % d == 0 for edge in edges)), least)
-    size = (math.ceil(w * sx / down), math.ceil(h * sy / down))
-    return Frame((0, 0), (down / sx, down / sy), size, down * min(mpp))
 
 
 def _shown(slide: str, path: Path, tiles: Path, regions: Path | None) -> Shown:

@@ -208,8 +208,9 @@ class _Handler(BaseHTTPRequestHandler):
             return _json(self.gallery.map(int(found[1]))), "application/json", False
         if found := re.fullmatch(r"/points/(\d{1,4})\.bin", path):
             return self.gallery.points(int(found[1])), _NUMBERS, False
-        if found := re.fullmatch(r"/clusters/(\d{1,4})/(\d{1,7})", path):
-            return _json(self.gallery.clusters(int(found[1]), int(found[2]))), "application/json", False
+        if found := re.fullmatch(r"/(clusters|truth)/(\d{1,4})/(\d{1,7})", path):
+            of_run = self.gallery.clusters if found[1] == "clusters" else self.gallery.truth
+            return _json(of_run(int(found[2]), int(found[3]))), "application/json", False
         if found := re.fullmatch(r"/(layer|values|scale)/(\d{1,4})/(\d{1,4})/(\d{1,7})(\.png|\.bin|)", path):
             run, layer, number = (int(v) for v in found.groups()[1:4])
             return self._layer(found[1] + found[5], run, layer, number, query)

@@ -26,12 +26,14 @@ Drawing = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Layer:
-    """One number per tile. signed: its zero divides for from against. share: it is one of a whole, and so drawn."""
+    """One number per tile. signed: its zero divides for from against. share: it is one of a whole, and so drawn; of
+    what, `means` tells."""
 
     name: str
     scores: np.ndarray
     signed: bool = False
     share: bool = False
+    means: str = "share of the training"
 
     def scaled(self, how: Literal["percentile", "raw"]) -> Scaled:
         """Its scores as positions on the colour scale."""

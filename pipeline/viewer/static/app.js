@@ -109,7 +109,7 @@ function told(pane) {  // magnification, of the left view
 }
 
 function controls() {
-  for (const id of ["heat", "tissue", "grid"]) $(id).addEventListener("change", apply);
+  for (const id of ["heat", "tissue", "grid", "truth"]) $(id).addEventListener("change", apply);
   $("map").addEventListener("change", () => panes.forEach(minimap));
   $("opacity").addEventListener("input", apply);
   for (const id of ["layer", "scale", "palette", "run1"]) $(id).addEventListener("change", () => { relayer(); remember(); refill(); });

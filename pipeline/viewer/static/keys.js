@@ -28,7 +28,7 @@ export function startKeys(acts) {
       viewport.panBy(viewport.deltaPointsFromPixels(new OpenSeadragon.Point(x * 120, y * 120))));
     const act = {
       ...acts.keys,
-      h: () => toggle("heat"), t: () => toggle("tissue"), g: () => toggle("grid"), s: () => toggle("two"), m: () => toggle("map"),
+      h: () => toggle("heat"), t: () => toggle("tissue"), g: () => toggle("grid"), o: () => toggle("truth"), s: () => toggle("two"), m: () => toggle("map"),
       r: () => toggleRegions(), "/": () => acts.search(),
       l: () => { const s = $("layer"); if (s.length) { s.selectedIndex = (s.selectedIndex + 1) % s.length; s.dispatchEvent(new Event("change")); } },
       0: () => viewport && viewport.goHome(), "+": () => viewport && viewport.zoomBy(1.5), "=": () => viewport && viewport.zoomBy(1.5),

@@ -2,16 +2,15 @@
 import { $, digits, element, json, plain, runOf, short, state, told, versioned } from "./state.js";
 import { colours } from "./slide.js";
 
-const HOW = {
-  percentile: "rank among this slide's tiles", raw: "from lowest to highest of this slide", share: "share of the training",
-};
+const HOW = { percentile: "rank among this slide's tiles", raw: "from lowest to highest of this slide" };
 
 export async function legend(pane, layer) {
   const box = pane.element.querySelector(".legend");
   box.hidden = !layer;
+  pointing(pane);
   if (!layer) return;
-  const stops = state.index.palettes[colours(layer)], how = layer.share ? "share" : $("scale").value;
-  box.querySelector(".what").textContent = `${plain(layer.name)} (${HOW[how]}${layer.signed ? ", 0 in the middle" : ""})`;
+  const stops = state.index.palettes[colours(layer)], how = layer.means ? "share" : $("scale").value;
+  box.querySelector(".what").textContent = `${plain(layer.name)} (${layer.means || HOW[how]}${layer.signed ? ", 0 in the middle" : ""})`;
   box.querySelector(".colours").style.background = `linear-gradient(90deg, ${stops.join(", ")})`;
   const ticks = box.querySelector(".ticks"), mine = pane.scaleAsked = {};
   ticks.replaceChildren();
@@ -24,6 +23,16 @@ export async function legend(pane, layer) {
     if (how === "percentile" && !layer.signed) tick.append(element("small", "", `${100 * found.at[k]} %`));
     ticks.append(tick);
   });
+}
+
+// How well the maps of the run point at the truth, where `score --truth` measured that: of the layer that is shown.
+export function pointing(pane) {
+  const one = pane.truth && pane.truth.maps[$("layer").value], box = pane.element.querySelector(".points");
+  const share = (value) => `${Math.round(100 * value)}\u00a0%`, parts = [];
+  if (one && one.auc) parts.push(`tile AUC ${short(one.auc.mean)}${one.auc.sd === null ? "" : ` ± ${short(one.auc.sd)}`} over ${one.slides} slides`);
+  if (one && one.pointing !== null) parts.push(`highest tile true in ${share(one.pointing)}`);
+  if (one && one.froc !== null) parts.push(`FROC ${short(one.froc)}`);
+  box.textContent = parts.length ? `against the truth: ${parts.join(", ")}` : "";
 }
 
 // "P(tumour) 0.812 ≥ 0.500 → tumour": the answer, the threshold that was frozen before, and what it decides.

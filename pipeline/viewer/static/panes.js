@@ -1,7 +1,7 @@
 // The deep-zoom panes: the slide, its layers, what is drawn above them, and the numbers of the tile under the pointer.
 import { $, digits, emit, panes, plain, runOf, sides, state, versioned } from "./state.js";
-import { colours, layerOf, layersOf, tileAt, tilesIn, values } from "./slide.js";
-import { legend, verdict } from "./legend.js";
+import { colours, fetchTruth, layerOf, layersOf, tileAt, tilesIn, values } from "./slide.js";
+import { legend, pointing, verdict } from "./legend.js";
 import { drawRegions } from "./regions.js";
 
 let following = false;
@@ -19,7 +19,7 @@ function source() {
 
 export function start(pane) {
   pane.asked++;
-  pane.heat = pane.tissue = null;
+  pane.heat = pane.tissue = pane.truth = null;
   pane.hover = -1;
   pane.readout.textContent = "";
   if (!pane.viewer) make(pane);
@@ -118,6 +118,13 @@ export function addLayers(pane) {
     put("heat", versioned(`/layer/${layer.run}/${layer.at}/${state.number}.png?${how}`), 0, slide.layer);
     values(layer.run, layer.at);
   }
+  fetchTruth(slide, runOf(pane)).catch(() => null).then((found) => {
+    if (mine !== pane.asked) return;
+    pane.truth = found;
+    $("truthlabel").hidden = !sides().some((p) => p.truth && p.truth.rings.length);
+    pointing(pane);
+    decorate(pane);
+  });
   const run = state.index.runs[runOf(pane)], name = $("layer").value;
   pane.element.querySelector(".lack").textContent = run && name && !layer ? `${run.name} has no ${plain(name)} here` : "";
   put("tissue", versioned(`/tissue/${state.number}.png`), slide.bounds[0], slide.bounds[2]);
@@ -162,6 +169,7 @@ export function decorate(pane) {
     const left = -at.x / scale, top = -at.y / scale;
     tilesIn(slide, left, top, left + box.width / scale, top + box.height / scale, rectangle);
   }
+  if (pane.truth && $("truth").checked) drawTruth(draw, at, pane.truth.path);
   drawRegions(draw, at, pane);
   if (pane.hover >= 0) {
     draw.lineWidth = 4.5;
@@ -175,6 +183,20 @@ export function decorate(pane) {
   pane.bar.hidden = false;
   pane.bar.style.width = `${bar.px}px`;
   pane.bar.firstElementChild.textContent = bar.text;
+}
+
+// White below black dashes: seen on any tissue and any colours.
+function drawTruth(draw, { x, y, scale }, path) {
+  draw.save();
+  draw.translate(x, y);
+  draw.scale(scale, scale);
+  for (const [colour, width, dash] of [["#fff", 4, []], ["#111", 2, [8, 5]]]) {
+    draw.strokeStyle = colour;
+    draw.lineWidth = width / scale;
+    draw.setLineDash(dash.map((v) => v / scale));
+    draw.stroke(path);
+  }
+  draw.restore();
 }
 
 export function scaleBar(scale) {  // of 1, 2, 5, 10 ... µm, at most 160 px

@@ -99,7 +99,7 @@ export function toggleRegions(open = !isOpen()) {
   if (!state.slide) return;
   if (!open && mode) setMode(mode);
   disclose($("drawbutton"), $("regions"), open);
-  if (open) ready().then(() => { if (isOpen()) $("regionclass").focus(); });
+  if (open) ready().then(() => { if (isOpen()) $("polygon").focus(); });  // not where the next key would be text
   else $("drawbutton").focus();
 }
 

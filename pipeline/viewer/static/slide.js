@@ -108,6 +108,19 @@ export function fetchValues(slide, run, at) {
   return slide.pending.get(key);
 }
 
+// What is known of the tiles and drawn as an outline, where a run was held against it: rings as one path, px of the
+// picture; and how well its maps point at it. Null where there is nothing.
+export async function fetchTruth(slide, run) {
+  const found = slide.runs.find((r) => r.run === run);
+  if (!found || !found.truth) return null;
+  const told = await json(versioned(`/truth/${run}/${slide.number}`)), path = new Path2D(), [sx, sy] = slide.stretch;
+  for (const ring of told.rings) {
+    for (let k = 0; k < ring.length; k += 2) path[k ? "lineTo" : "moveTo"](ring[k] * sx, ring[k + 1] * sy);
+    path.closePath();
+  }
+  return { ...told, path };
+}
+
 export function colours(layer) {  // of the chosen palette; automatic: even, or pale in the middle for signed layers
   const chosen = $("palette").value;
   return chosen === "auto" ? (layer && layer.signed ? state.index.diverging : state.index.even) : chosen;

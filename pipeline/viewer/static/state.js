@@ -3,7 +3,7 @@ export const $ = (id) => document.getElementById(id);
 
 export const panes = [...document.querySelectorAll(".pane")].map((element, side) => ({
   side, element, canvas: element.querySelector("canvas"), bar: element.querySelector(".scalebar"),
-  readout: element.querySelector(".readout"), viewer: null, heat: null, tissue: null, hover: -1, asked: 0,
+  readout: element.querySelector(".readout"), viewer: null, heat: null, tissue: null, truth: null, hover: -1, asked: 0,
 }));
 
 // index: what the server tells of slides and runs. slide: the open one (slide.js). number: its place in the index.

@@ -13,7 +13,7 @@ from mhim.extract.slide.slide import open_slide, squared
 from mhim.extract.tiles.tiling import Tiled, tile_slide
 from mhim.pipeline.pictures import layers
 from mhim.pipeline.store.attributes import Geometry
-from mhim.pipeline.viewer import data
+from mhim.pipeline.viewer import tile_layers
 from mhim.pipeline.viewer.pyramid import Pyramid
 from tests.extract.containers import Traits, write
 from tests.extract.slides import tissue_rgb
@@ -54,7 +54,7 @@ def test_viewer(tmp_path: Path, mpp: tuple[float, float]) -> None:
     np.testing.assert_array_equal(pyramid._read(2, x, y, 256, 256), saved)
     fine = pyramid._read(1, 2 * x, 2 * y, 512, 512)
     assert np.abs(cv2.resize(fine, (256, 256), interpolation=cv2.INTER_AREA).astype(int) - saved).mean() < 3
-    place = data.layer_frame(Geometry.of(tiled.attrs, path))
+    place = tile_layers.layer_frame(Geometry.of(tiled.attrs, path))
     w, h = place.size_px
     assert w == h
     assert [a / b for a, b in zip(place.px_l0, place.px_l0[::-1], strict=True)] == [mpp[1] / mpp[0], mpp[0] / mpp[1]]

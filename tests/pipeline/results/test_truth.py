@@ -13,8 +13,8 @@ from sklearn.metrics import roc_auc_score
 
 from mhim.extract.tiles import geojson, regions
 from mhim.mil import evidence
-from mhim.pipeline.results import truth
-from mhim.pipeline.store import layout, reading
+from mhim.pipeline.results import tile_truth, truth
+from mhim.pipeline.store import layout, reading, seals
 from tests.pipeline.bags import make_features, sets, tree, write_labels
 
 Cli = Callable[..., tuple[int, str]]
@@ -46,12 +46,13 @@ def test_shares_of_tiles_in_regions(tmp_path: Path) -> None:
     shares = regions.covered(found, COORDS, (256.0, 256.0))
     assert shares.tolist() == pytest.approx([0.75, 0.5, 0, 0.125])
     attrs = {"tile_l0": [256.0, 256.0], "bounds_l0": [30, 20, 900, 900]}
-    true, notes = truth.of_tiles(file, COORDS, attrs)
-    assert (true.tolist(), notes) == ([True, True, False, False], ())
+    told = truth.of_tiles(file, COORDS, attrs)
+    assert (told.true.tolist(), told.notes) == ([True, True, False, False], ())
+    assert [r[0].tolist() for r in told.rings] == [[100, 50], [100, 50], [100, 306]], "all but the tissue"
     none = drawn(tmp_path / "none.geojson", [])
-    assert not truth.of_tiles(none, COORDS, attrs)[0].any(), "no finding is a truth too"
+    assert not truth.of_tiles(none, COORDS, attrs).true.any(), "no finding is a truth too"
     only_cut = drawn(tmp_path / "cut.geojson", [("Exclude", [ring(0, 0, 50, 50)])])
-    assert not truth.of_tiles(only_cut, COORDS, attrs)[0].any()
+    assert not truth.of_tiles(only_cut, COORDS, attrs).true.any()
     cells = {"type": "Feature", "geometry": None, "properties": {"objectType": "cell"}}
     odd = tmp_path / "odd.geojson"
     odd.write_text(json.dumps({"type": "FeatureCollection", "features": [cells]}))
@@ -61,19 +62,19 @@ def test_shares_of_tiles_in_regions(tmp_path: Path) -> None:
     with pytest.raises(truth.BadTruth, match=r"beyond.geojson cover none of its tiles \(1 confine it"):
         truth.of_tiles(beyond, COORDS, attrs)
     small = drawn(tmp_path / "small.geojson", [("met", [ring(100, 306, 132, 562)])])
-    true, notes = truth.of_tiles(small, COORDS, attrs)
-    assert not true.any()
-    assert "no tile by half, at most by 12%" in notes[0]
+    told = truth.of_tiles(small, COORDS, attrs)
+    assert not told.true.any()
+    assert "no tile by half, at most by 12%" in told.notes[0]
     bare = json.loads(file.read_text())
     del bare["counted_from"]  # as other programs write it
     file.write_text(json.dumps(bare))
-    assert "tile.regions_frame=full" in truth.of_tiles(file, COORDS, attrs)[1][0]
+    assert "tile.regions_frame=full" in truth.of_tiles(file, COORDS, attrs).notes[0]
 
 
 def test_tables_of_tiles(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("x,y,truth\n100,50,1\n356,50,0.5\n612,50,0.49\n100,306,0\n")
-    assert truth.of_tiles(file, COORDS, {})[0].tolist() == [True, True, False, False]
+    assert truth.of_tiles(file, COORDS, {}).true.tolist() == [True, True, False, False]
     for text, why in (
         ("x,y,truth\n100,50,1\n", "says nothing of 3 of the 4 tiles"),
         ("x,y\n1,2\n", "no columns x, y, truth"),
@@ -170,11 +171,19 @@ def test_score_with_truth(cli: Cli, tmp_path: Path) -> None:
     assert {k: v for k, v in tree(run).items() if k in before and not k.endswith(".jsonl")} == {
         k: v for k, v in before.items() if not k.endswith(".jsonl")
     }
+    marks = {s: seals.look(run / "scores" / f"{s}.zarr").fingerprint for s in ("s00_0.svs", "s01_0.svs", "s03_0.svs")}
+    kept = {s: tile_truth.read(run, s, mark) for s, mark in marks.items()}
+    assert [len(one.told.rings) for one in kept.values()] == [0, 1 + len(coords) // 3, 0]
+    assert kept["s01_0.svs"].told.true.sum() == 1 + len(coords) // 3
+    assert kept["s01_0.svs"].file == "s01_0.svs.geojson"
+    assert tile_truth.read(run, "s01_0.svs", "other") is None, "the truth of other tiles"
+    assert tile_truth.read(run, "s02_0.svs", "") is None, "of this slide nothing is told"
     (folder / "s03_0.svs.csv").write_text("x,y\n")
     (folder / "s05_0.svs.geojson").write_text("{}")
     code, text = cli(*score, "--truth", folder)
     assert code == 1
     assert json.loads((run / "truth.json").read_text())["slides"] == 4
+    assert tile_truth.read(run, "s03_0.svs", marks["s03_0.svs"]) is None, "its truth cannot be read any more"
     assert "s05_0.svs.geojson and s05_0.svs.csv both tell of it" in " ".join(text.split())
     assert cli("report", "--work", work.root)[0] == 0
     assert "Do the maps point at the truth?" in (run / "report.html").read_text()
