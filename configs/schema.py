@@ -295,10 +295,11 @@ class ScoreConfig(Settings):
         "attention", description="heatmaps to draw"
     )
     heatmap_scale: Literal["percentile", "raw"] = Field("percentile", description="colour scale of the heatmaps")
-    palette: Literal["classic", "viridis", "cividis", "inferno", "coolwarm"] = added(
-        "classic",
-        "colours of the heatmaps: viridis, cividis and inferno are perceptually even and safe for the colour-blind, "
-        "coolwarm is pale in the middle, classic is as ever",
+    palette: Literal["auto", "even", "classic", "viridis", "cividis", "inferno", "coolwarm"] = added(
+        "auto",
+        "colours of the heatmaps: even is viridis, and coolwarm for maps of for and against; viridis, cividis and inferno "
+        "are perceptually even and safe for the colour-blind, coolwarm is pale in the middle, classic is uneven; auto: "
+        "even, but classic where the run's pictures were drawn before there was a choice",
     )
     heatmap_limit: int = Field(0, ge=0, description="draw at most so many slides; 0 is all")
     top_tiles: int = Field(

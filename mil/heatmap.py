@@ -49,6 +49,15 @@ How = Literal["percentile", "raw", "share"]
 Palette = Literal["classic", "viridis", "cividis", "inferno", "coolwarm"]
 EVEN: tuple[Palette, ...] = ("viridis", "cividis", "inferno")
 DIVERGING: Palette = "coolwarm"  # pale in the middle, where a signed layer's zero lies
+Choice = Literal["auto", "even", "classic", "viridis", "cividis", "inferno", "coolwarm"]
+
+
+def chosen(choice: Choice, signed: bool) -> Palette:
+    """The palette of a layer: "even" is the first of the even ones, of a signed layer the one with a pale middle; so is
+    "auto", where there are no older pictures to go by."""
+    if choice in ("auto", "even"):
+        return DIVERGING if signed else EVEN[0]
+    return choice
 
 
 def scaled(scores: np.ndarray, how: How, signed: bool = False) -> Scaled:

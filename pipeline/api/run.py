@@ -163,7 +163,7 @@ class Run:
         name = slide if isinstance(slide, str) else slide.id
         arrays = self._arrays(name)
         store = self._features() / f"{name}.zarr"
-        picture = draw.picture(self._work, self._config, name, store, arrays, self._task, layer)
+        picture = draw.picture(self._work, self._config, name, store, arrays, self._task, layer, self.folder)
         if path is not None:
             save_png(Path(path), picture)
         return picture

@@ -70,10 +70,11 @@ def overlay(
     """The layer on the picture with title, colour bar and scale bar: uint8 (h, w, 3)."""
     scale = layer.scaled(config.heatmap_scale)
     values = heatmap.raster(scale.values, arrays["coords"], tiles.tile_l0, frame)
-    laid = heatmap.laid_over(rgb, heatmap.colour(values, 0.5, config.palette))
+    palette = heatmap.chosen(config.palette, layer.signed)
+    laid = heatmap.laid_over(rgb, heatmap.colour(values, 0.5, palette))
     how = "of the training" if layer.share else config.heatmap_scale
     what = f"{title}: {layer.name.replace('_', ' ')} ({how})"
-    return heatmap.legend(laid, frame.mpp, what, scale.low, scale.high, config.palette)
+    return heatmap.legend(laid, frame.mpp, what, scale.low, scale.high, palette)
 
 
 def write_tiff(path: Path, layer: Layer, arrays: dict[str, np.ndarray], tiles: Geometry, config: ScoreConfig) -> None:
@@ -89,7 +90,8 @@ def write_tiff(path: Path, layer: Layer, arrays: dict[str, np.ndarray], tiles: G
     mx, my = tiles.slide_mpp
     frame = Frame((0, 0), (down, down), (w, h), mx * down)
     scale = layer.scaled(config.heatmap_scale)
-    rgba = heatmap.colour(heatmap.raster(scale.values, arrays["coords"], tiles.tile_l0, frame), name=config.palette)
+    laid = heatmap.raster(scale.values, arrays["coords"], tiles.tile_l0, frame)
+    rgba = heatmap.colour(laid, name=heatmap.chosen(config.palette, layer.signed))
     rgb = np.where(rgba[..., 3:] > 0, rgba[..., :3], 255).astype(np.uint8)
     levels = [rgb]
     while max(levels[-1].shape[:2]) > 512:

@@ -14,7 +14,7 @@ from typing import Any
 from mhim.configs.schema import Config
 from mhim.pipeline.cohort.listing import SlideEntry
 from mhim.pipeline.cohort.slides import read_cohort
-from mhim.pipeline.results import known, predictions
+from mhim.pipeline.results import known, picture_colours, predictions
 from mhim.pipeline.store import layout, reading
 from mhim.pipeline.training import bundle
 
@@ -61,13 +61,15 @@ def _roots(slides: list[SlideEntry]) -> dict[str, bool]:
 
 
 def _scored(run: Path) -> list[str]:
-    """The settings of scoring that are not the default, as `--set`."""
+    """The settings of scoring that are not the default, as `--set`; and of pictures the colours that were then."""
     seal = run / "score.json"
     settings = reading.read_json(seal).get("settings", {}) if seal.exists() else {}
     usual: dict[str, Any] = Config().score.model_dump(mode="json")
     changed = {
         k: v for k, v in settings.items() if k.startswith("score.") and v != usual.get(k.removeprefix("score."), v)
     }
+    if picture_colours.are_old(run / "heatmaps"):
+        changed[picture_colours.FIELD] = picture_colours.UNRECORDED
     return [part for k, v in changed.items() for part in ("--set", f"{k}={json.dumps(v)}")]
 
 

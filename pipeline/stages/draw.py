@@ -29,11 +29,13 @@ from mhim.pipeline.pictures.layers import (
     save_png,
     write_tiff,
 )
+from mhim.pipeline.results import picture_colours
 from mhim.pipeline.resume.stage import Item, Made, Stage
 from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.store.attributes import Geometry
 from mhim.pipeline.training import bundle
 
+FOLDER = "heatmaps"
 PICTURES = ("heatmaps", "heatmap_scale", "top_tiles", "geojson", "tiff", "palette")
 
 
@@ -56,6 +58,12 @@ def drawing(session_work: layout.Work, config: Config, scored: Any) -> tuple[Dra
     return Draw(session_work, config, scored.out, slides, stores, task), told
 
 
+def coloured(config: Config, pictures: Path) -> Config:
+    """The settings with the palette that `auto` stands for in the folder `pictures`."""
+    palette = picture_colours.resolved(config.score.palette, pictures)
+    return config.model_copy(update={"score": config.score.model_copy(update={"palette": palette})})
+
+
 @dataclass
 class Draw(Stage):
     """Tile scores to pictures: `heatmaps/<slide id>/`. Changed picture settings draw again without asking."""
@@ -70,11 +78,12 @@ class Draw(Stage):
 
     def __post_init__(self) -> None:
         self.name = f"draw {self.out.name}"
+        self.config = coloured(self.config, self.root)
         self.identities = Identities(self.work.root)
 
     @property
     def root(self) -> Path:  # type: ignore[override]
-        return self.out / "heatmaps"
+        return self.out / FOLDER
 
     def items(self) -> list[Item]:
         made = []
@@ -89,7 +98,7 @@ class Draw(Stage):
 
     def settings(self) -> dict[str, Any]:
         dumped = self.config.score.model_dump(mode="json")
-        usual = dumped["palette"] == "classic"  # as before there was a choice: such pictures are still themselves
+        usual = dumped["palette"] == picture_colours.UNRECORDED  # pictures from before the choice are still themselves
         return {f"score.{k}": dumped[k] for k in PICTURES if not (k == "palette" and usual)}
 
     def remake_fields(self) -> frozenset[str]:
@@ -151,9 +160,10 @@ def picture(
     arrays: dict[str, np.ndarray],
     task: Task,
     layer: str,
+    out: Path,
 ) -> np.ndarray:
-    """One layer on one slide as `Draw` draws it, uint8 (h, w, 3). store: of its features; arrays: its scores. Raises
-    StoreError for a layer that the model has not, or a slide whose tiles have no place."""
+    """One layer on one slide as `Draw` draws it, uint8 (h, w, 3). store: of its features; arrays: its scores; out:
+    folder of the results, whose saved pictures it is to look like. Raises StoreError for a layer that the model has not, or a slide whose tiles have no place."""
     every = {found.name: found for found in layers(arrays, task, "all")}
     if layer not in every:
         raise layout.StoreError(f"no layer {layer!r} of slide {slide}; there is: {', '.join(every)}")
@@ -165,4 +175,5 @@ def picture(
         raise layout.StoreError(f"no picture of {slide}: {why}")
     with placed_on(entry, store, arrays["coords"], Identities(work.root), config) as (opened, tiles):
         below, frame = low_resolution(opened)
-        return overlay(below, frame, every[layer], arrays, tiles, config.score, slide)
+        score = coloured(config, out / FOLDER).score
+        return overlay(below, frame, every[layer], arrays, tiles, score, slide)

@@ -20,6 +20,7 @@ from mhim.mil.heatmap import palette
 from mhim.mil.tasks import Classification
 from mhim.pipeline.cli.main import _main
 from mhim.pipeline.pictures import layers
+from mhim.pipeline.results.again import commands
 from mhim.pipeline.store import layout, reading
 from mhim.pipeline.store.attributes import Geometry
 from tests.extract.slides import write_svs
@@ -76,13 +77,34 @@ def test_drawing_again_with_other_settings_needs_no_permission(trained: Path) ->
     assert _main([*again, *every, "--set", "score.heatmap_scale=raw"]) == 0
     assert (run / slide / "attention.png").read_bytes() != before
     assert _main([*again, *every]) == 0
-    seal = (run / slide / "manifest.json").read_text()
-    assert "score.palette" not in seal, "pictures made before there was a choice are still themselves"
-    assert _main([*again, *every, "--set", "score.palette=viridis"]) == 0
+    assert '"score.palette": "even"' in (run / slide / "manifest.json").read_text()
+    assert _main([*again, *every, "--set", "score.palette=inferno"]) == 0
     assert (run / slide / "attention.png").read_bytes() != before
-    assert '"score.palette": "viridis"' in (run / slide / "manifest.json").read_text()
+    assert '"score.palette": "inferno"' in (run / slide / "manifest.json").read_text()
     assert _main([*again, *every]) == 0
     assert (run / slide / "attention.png").read_bytes() == before  # and the same settings give the same bytes
+
+
+def test_pictures_from_before_the_choice_of_colours_stay_as_they_are(trained: Path) -> None:
+    """They record no palette, as those in classic colours still do not; a picture drawn beside them looks alike."""
+    run = trained / "runs" / "abmil" / "heatmaps"
+    first, second = sorted(p for p in run.iterdir() if p.suffix == ".svs")[:2]
+    even = (second / "attention.png").read_bytes()
+    again = ["score", "--work", str(trained), "--name", "abmil", *SETTINGS]
+    every = ["--heatmaps", "all", "--tiff", "--geojson", "--top-tiles", "3"]
+    assert _main([*again, *every, "--set", "score.palette=classic"]) == 0
+    assert "score.palette" not in (first / "manifest.json").read_text()
+    old, began = (second / "attention.png").read_bytes(), (first / "attention.png").stat().st_mtime_ns
+    assert old != even
+    assert "--set 'score.palette=\"classic\"'" in "".join(commands(layout.Work(trained), run.parent))
+    shutil.rmtree(second)
+    assert _main([*again, *every]) == 0
+    assert (first / "attention.png").stat().st_mtime_ns == began, "it was not drawn again"
+    assert (second / "attention.png").read_bytes() == old
+    assert _main([*again, *every, "--set", "score.palette=even"]) == 0
+    assert (second / "attention.png").read_bytes() == even
+    assert _main([*again, *every]) == 0
+    assert (second / "attention.png").read_bytes() == even
 
 
 @pytest.mark.parametrize("mpp", [0.25, 0.5])
@@ -104,13 +126,13 @@ def test_the_hottest_tile_is_hot_in_picture_tiff_and_geojson(trained: Path, demo
         per_cm = x_resolution[0] / x_resolution[1]
     um = 1e4 / per_cm  # of a pixel of the TIFF
     x, y = (centre * mpp / um).astype(int)
-    assert image[y, x].tolist() == palette()[255].tolist()
+    assert image[y, x].tolist() == palette("viridis")[255].tolist()
     with open_slide(demo_cohort / "slides" / slide) as opened:
         assert image.shape[1] * um == pytest.approx(opened.size_l0[0] * mpp, abs=um)
         rgb, frame = layers.low_resolution(opened)
     drawn = cv2.imread(str(run / "heatmaps" / slide / "attention.png"))[..., ::-1].astype(int)
     px, py = (centre / np.array(frame.px_l0)).astype(int)
-    expected = (rgb[py, px].astype(int) + palette()[255]) / 2
+    expected = (rgb[py, px].astype(int) + palette("viridis")[255]) / 2
     assert np.abs(drawn[py, px] - expected).max() <= 2
     features = json.loads((run / "heatmaps" / slide / "tiles.geojson").read_text())["features"]
     assert len(features) == len(coords)
@@ -140,7 +162,7 @@ def test_golden_a_planted_tile_is_red_where_the_slide_is_black(
         picture, frame = layers.low_resolution(slide)
     assert frame.origin_l0 == bounds[:2]
     tiles = Geometry((mpp, mpp), (1531, 1003), bounds, (tile, tile), tile, mpp)
-    config = ScoreConfig(heatmap_scale="raw")
+    config = ScoreConfig(heatmap_scale="raw", palette="classic")
     layer = layers.Layer("attention", arrays["attention"])
     drawn = layers.overlay(picture, frame, layer, arrays, tiles, config, "s")[: picture.shape[0], : picture.shape[1]]
     black = picture.max(-1) < 100
