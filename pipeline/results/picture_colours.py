@@ -27,9 +27,7 @@ def resolved(chosen: Choice, pictures: Path) -> Choice:
 def are_old(pictures: Path) -> bool:
     """Whether the first picture that is there does not record its palette: one small file is read."""
     for folder, names, files in os.walk(pictures):
-        names[:] = sorted(
-            name for name in names if not name.startswith(".")
-        )  # in this order, and only as far as needed
+        names[:] = sorted(name for name in names if not name.startswith("."))  # no farther than needed
         found = seals.look(Path(folder)) if layout.SEAL in files else None
         if found is not None and found.settings:
             return FIELD not in found.settings

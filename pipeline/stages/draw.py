@@ -163,7 +163,8 @@ def picture(
     out: Path,
 ) -> np.ndarray:
     """One layer on one slide as `Draw` draws it, uint8 (h, w, 3). store: of its features; arrays: its scores; out:
-    folder of the results, whose saved pictures it is to look like. Raises StoreError for a layer that the model has not, or a slide whose tiles have no place."""
+    folder of the results, whose saved pictures it is to look like. Raises StoreError for a layer that the model has
+    not, or a slide whose tiles have no place."""
     every = {found.name: found for found in layers(arrays, task, "all")}
     if layer not in every:
         raise layout.StoreError(f"no layer {layer!r} of slide {slide}; there is: {', '.join(every)}")
