@@ -204,6 +204,19 @@ class TrainConfig(Settings):
         ge=0,
         description="MHIM gives way to the plain model of the fold when its training loss in inference mode is larger by more than this, or (select: best) validation prefers the plain one; null never",
     )
+    choice: Literal["point", "margin", "inner"] = apart(
+        "point",
+        "evidence by which MHIM or the plain model of the fold is kept (with train.fallback): point, the better one on validation, ties to MHIM; margin, MHIM only if it is better by choice_margin standard errors; inner, as margin, but where validation is small by the patients that choice_folds inner folds hold out",
+    )
+    choice_margin: float = apart(1.0, "paired standard errors by which MHIM must be better to be kept", ge=0)
+    choice_patients: int = apart(
+        60, "validation patients of a fold below which choice=inner gathers evidence in inner folds", ge=0
+    )
+    choice_folds: int = apart(
+        4,
+        "inner folds of each training part for choice=inner, in each of which both models are trained once more",
+        ge=2,
+    )
     threads: int = Field(
         1,
         ge=1,
@@ -273,6 +286,11 @@ class TrainConfig(Settings):
             )
         if self.split_by == "csv" and self.repeats > 1:
             raise ValueError("split_by=csv gives one split, so repeats must be 1 (use seeds for more trainings)")
+        if self.choice == "inner" and (self.fallback is None or self.protocol == "paper" or self.fusion != "none"):
+            raise ValueError(
+                "choice=inner goes with train.fallback set, not with protocol=paper, and not with a fusion: "
+                "set choice=margin, or point"
+            )
         if self.draws and (self.grid or self.protocol == "paper"):
             raise ValueError("draws goes with no grid, and not with protocol=paper, which selects on the test fold")
         plan = sorted(

@@ -100,6 +100,12 @@ def _instead(cards: Sequence[Card]) -> str:
     """Where the answers are not of the model alone that was asked for."""
     fallen = [c for c in cards if c.fallback]
     text = f" In {len(fallen)} of {len(cards)} trainings {fallen[0].model} took over." if fallen else ""
+    weighed = next((c.choice for c in cards if c.choice), None)
+    if weighed is not None:
+        text += (
+            f" {cards[0].asked} was kept where it was better than its plain model by more than {weighed.margin:g} "
+            "paired standard errors on patients that neither was trained on, none of them held out."
+        )
     fusion = cards[0].fusion
     if fusion is None:
         return text

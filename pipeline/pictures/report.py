@@ -24,7 +24,7 @@ from mhim.pipeline.results import evidence as measured
 from mhim.pipeline.results.metrics_file import METRICS, Metrics
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.store import layout, pages, reading, tables, writing
-from mhim.pipeline.training import bundle, choices
+from mhim.pipeline.training import bundle, choices, kept
 from mhim.pipeline.training.card import Card
 from mhim.pipeline.upkeep import status
 
@@ -243,9 +243,12 @@ def _splits(run: Path) -> list[tuple[str, ...]]:
 def _trainings(found: Metrics) -> dict[str, Any]:
     """One line per training, with the plain model that took over where masking hurt."""
     headline = found.headline
+    measured = headline.replace("_", " ")
+    weighed = any(one.choice for one in found.per_fold)  # train.choice
     rows = []
     for one in found.per_fold:
         value = one.metrics.get(headline)
+        evidence = kept.told(one.choice, measured) if one.choice else ""
         rows.append(
             (
                 one.repeat,
@@ -256,10 +259,20 @@ def _trainings(found: Metrics) -> dict[str, Any]:
                 one.cell or "",
                 "undefined" if value is None else f"{value:.3f}",
                 one.fallback.why if one.fallback else "",
+                *((evidence,) if weighed else ()),
             )
         )
-    measured = headline.replace("_", " ")
-    columns = ("repeat", "fold", "seed", "patients", "epoch", "cell of the grid", measured, "fell back")
+    columns: tuple[str, ...] = (
+        "repeat",
+        "fold",
+        "seed",
+        "patients",
+        "epoch",
+        "cell of the grid",
+        measured,
+        "fell back",
+    )
+    columns += ("evidence for the student",) if weighed else ()
     return {"training_columns": columns, "trainings": rows}
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from mhim.pipeline.store import layout, reading
 from mhim.pipeline.store.records import Number, Record
-from mhim.pipeline.training.card import Facts, Fallback, Metric, TaskRecord
+from mhim.pipeline.training.card import ChoiceRecord, Facts, Fallback, Metric, TaskRecord
 from mhim.pipeline.training.choices import Choices
 
 METRICS = "metrics.json"
@@ -47,6 +47,7 @@ class PerFold(Record):
     epoch: int
     cell: str | None = None
     fallback: Fallback | None = None
+    choice: ChoiceRecord | None = None
     metrics: dict[str, Metric]
 
 

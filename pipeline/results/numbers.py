@@ -228,6 +228,7 @@ def _per_fold(folder: Path, card: Card, each: Mapping[Place, dict[str, float]], 
         "epoch": card.epoch,
         "cell": cell_of(folder),
         **({"fallback": card.fallback.plain()} if card.fallback else {}),
+        **({"choice": card.choice.plain()} if card.choice else {}),
         "metrics": each[place],
     }
 

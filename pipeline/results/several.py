@@ -113,6 +113,7 @@ def _per_fold(folder: Path, card: Card, rows: Rows, each: Mapping[str, Metrics])
         "epoch": card.epoch,
         "cell": numbers.cell_of(folder),
         **({"fallback": card.fallback.plain()} if card.fallback else {}),
+        **({"choice": card.choice.plain()} if card.choice else {}),
         "metrics": {"headline": sum(known) / len(known) if known else math.nan, **heads},
     }
 

@@ -20,7 +20,7 @@ from mhim.pipeline.resume import fingerprints
 from mhim.pipeline.resume.runner import make_one, open_claims
 from mhim.pipeline.resume.stage import Item, Made, Stage, State, is_made
 from mhim.pipeline.store import layout, reading, seals
-from mhim.pipeline.training import pretrained
+from mhim.pipeline.training import kept, pretrained
 
 if TYPE_CHECKING:
     from mhim.pipeline.training.card import Card
@@ -46,11 +46,12 @@ class Train(Stage):
         return self.work.run(self.run)
 
     def items(self) -> list[Item]:
-        from mhim.pipeline.training import fused, plan
+        from mhim.pipeline.training import fused, inner, plan
 
         train = self.config.train
         if train.fusion == "none":
-            every = plan.jobs(train, self.folds)
+            asked = [inner.with_evidence(job, self.data) for job in plan.jobs(train, self.folds)]
+            every = [one for job in asked for one in (*job.evidence, job)]
         else:
             every = fused.jobs(train, self.folds, self.data, tuple(self.tables))
         teachers = {job.teacher.cell + job.teacher.name: job.teacher for job in every if job.teacher}
@@ -73,6 +74,9 @@ class Train(Stage):
             inputs["ordinal"] = job.config.ordinal  # said also where it is the default, which once was another
         if job.teacher:
             inputs["teacher"] = self._mark(self.item(job.teacher))
+        if job.teacher and not job.part and kept.weighs(job.config):
+            inputs["choice"] = kept.rule_of(job.config)
+            inputs |= {"evidence": [self._mark(self.item(e)) for e in job.evidence]} if job.evidence else {}
         if job.part == "chosen":
             inputs["draws"] = [self._mark(self.item(part)) for part in job.parts]
         elif job.part:
@@ -133,7 +137,7 @@ class Train(Stage):
         return layout.fingerprint(self.fields(teacher))
 
     def make(self, item: Item, out: Path, partial: Path) -> Made:
-        from mhim.pipeline.training import bundle, draws, fold
+        from mhim.pipeline.training import bundle, draws, fold, inner
 
         twin = seals.twin(self.work.runs, layout.fingerprint(self.fields(item)), item.output)
         if twin is not None:  # the same training in another run: a plain model that serves as a teacher, say
@@ -147,8 +151,10 @@ class Train(Stage):
         at = self._made(self.item(job.teacher)) if job.teacher else None
         teacher = bundle.read(at) if at else None
         given = item.inputs.get("pretrained")
-        data = draws.without_others(self.data, job.fold) if isinstance(job.fold, splits.Sealed) else self.data
-        return Made(notes=fold.train_fold(job, data, teacher, out, partial, self.root, given, at))
+        data = draws.without_others(self.data, job.fold)
+        of_inner = [tuple(self._made(self.item(j)) for j in (e.teacher, e) if j) for e in job.evidence]
+        evidence = inner.pairs([(plain, student) for plain, student in of_inner])
+        return Made(notes=fold.train_fold(job, data, teacher, out, partial, self.root, given, at, evidence))
 
     def _make_chosen(self, job: Job, out: Path) -> tuple[str, ...]:
         """Choose between the draws, then read the test patients."""

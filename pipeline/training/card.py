@@ -82,6 +82,25 @@ class Fallback(Record):
     epoch: int | None = None
 
 
+class ChoiceRecord(Record):
+    """The evidence by which student or plain model was kept (`train.choice` other than `point`).
+
+    by: `validation`, or `inner`: out-of-fold answers of inner folds. difference: of the headline, student less plain;
+    None where the patients define none. standard_error: paired, over patients. margin: how many of them the student
+    must be better by. patients: that gave evidence. folds, of_folds: inner folds that gave evidence, and all. told:
+    whether the difference is beyond the margin, either way; where it is not, the simpler model is kept."""
+
+    rule: str
+    by: str
+    margin: Number
+    difference: Metric
+    standard_error: Metric
+    patients: int
+    folds: int | None = None
+    of_folds: int | None = None
+    told: bool
+
+
 class DrawnRecord(Record):
     """Which draw of a search this is. draws: how many there were, draw 0 the settings as given; failed: those that gave
     no model; settings: what this one drew."""
@@ -133,16 +152,17 @@ class Card(Record):
     -> value. taught: a plain model of the same fold was the teacher. standardized: what train.standardize=auto
     found, with `why` it was done, None where it was not. calibrated: setting -> what the model chose on validation
     before its first step, in place of what `model_params` says (evidence_left of MHIM). temperature, threshold,
-    risk_threshold: fitted on the validation patients. pretrained: sha256, encoder and names of the weights that it
-    started from. horizons: times of the time-dependent AUCs, in the labels' unit. interval: level -> half width of a
-    prediction's interval, in the labels' unit; None: the whole line, as validation was too small. targets: name -> the
-    same of each of several. drawn: which draw of a search validation chose. unlike_from: distance from which on a bag
-    is unlike all that the model was trained and tested on."""
+    risk_threshold: fitted on the validation patients. choice: the evidence for or against the student. pretrained:
+    sha256, encoder and names of the weights that it started from. horizons: times of the time-dependent AUCs, in the
+    labels' unit. interval: level -> half width of a prediction's interval, in the labels' unit; None: the whole line,
+    as validation was too small. targets: name -> the same of each of several. drawn: which draw of a search validation
+    chose. unlike_from: distance from which on a bag is unlike all that the model was trained and tested on."""
 
     format: int = FORMAT
     model: str
     model_params: dict[str, Any]
     fallback: Fallback | None = None
+    choice: ChoiceRecord | None = None
     in_dim: int
     task: TaskRecord
     features: Facts

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from mhim.pipeline.store.records import Record
-from mhim.pipeline.training.card import Card, Fallback
+from mhim.pipeline.store.records import Number, Record
+from mhim.pipeline.training.card import Card, Fallback, Metric
+from mhim.pipeline.training.kept import ALARM, INNER, VALIDATION
 
-ALARM, VALIDATION = "alarm", "validation"
 EARLY = 3  # a student that is kept so early is hardly more than the teacher that it starts from
 
 
@@ -25,10 +25,27 @@ class GridChoice(Record):
     chosen: dict[str, int]
 
 
+class Weighed(Record):
+    """How students were held against their plain models by evidence (`train.choice` other than `point`).
+
+    trainings: whose evidence was weighed (the alarm came first in the others). untold: where it was too little to tell,
+    and the simpler model was kept. by: how many by `validation`, how many by `inner` folds. difference: mean over
+    trainings of the headline, student less plain; patients: least and most that gave evidence."""
+
+    rule: str
+    margin: Number
+    trainings: int
+    untold: int
+    by: dict[str, int]
+    difference: Metric
+    patients: list[int]
+
+
 class Choices(Record):
     """The counts. watched: trainings that could have fallen back (taught by a plain model, `train.fallback` set).
     early: taught ones that kept their own model at an epoch up to EARLY; None where there is none.
-    alarm, validation: those that did, and by which check. draws: of a search; failed: its trainings without a model."""
+    alarm, validation, inner: those that did, and by which check (inner: out-of-fold answers of inner folds). weighed:
+    the evidence. draws: of a search; failed: its trainings without a model."""
 
     trainings: int
     watched: int
@@ -39,6 +56,8 @@ class Choices(Record):
     early: int | None = None
     draws: GridChoice | None = None
     failed: int = 0
+    inner: int = 0
+    weighed: Weighed | None = None
 
 
 def why_fallen(fallback: Fallback) -> str:
@@ -61,6 +80,10 @@ def count(cards: Sequence[Card], cells: Sequence[str] = (), offered: int = 0) ->
     early = sum(_taught(c) and c.fallback is None and c.epoch <= EARLY < c.epochs for c in cards)
     if early:
         made = made.model_copy(update={"early": early})
+    if by[INNER]:
+        made = made.model_copy(update={"inner": by[INNER]})
+    if (found := _weighed(cards)) is not None:
+        made = made.model_copy(update={"weighed": found})
     drawn = {c.place[:2]: c.drawn for c in cards if c.drawn is not None}
     if drawn:
         first = next(iter(drawn.values()))
@@ -81,13 +104,16 @@ def lines(found: Choices | None) -> list[str]:
         return made
     n = found.trainings
     if found.watched:
-        kept = found.watched - found.alarm - found.validation
+        kept = found.watched - found.alarm - found.validation - found.inner
+        inner = f", {found.inner} of {found.watched} by inner folds" if found.inner else ""
         made.append(
             f"fallback to the plain model: {found.alarm} of {found.watched} trainings by the alarm, "
-            f"{found.validation} of {found.watched} by validation; {kept} of {n} kept their own model"
+            f"{found.validation} of {found.watched} by validation{inner}; {kept} of {n} kept their own model"
         )
     elif found.taught:
         made.append(f"no fallback to the plain model was allowed (train.fallback) in {n} of {n} trainings")
+    if (weighed := found.weighed) is not None:
+        made.append(_of_evidence(weighed))
     if found.early:
         made.append(
             f"an epoch up to {EARLY} was kept in {found.early} of {found.taught} taught trainings: "
@@ -104,6 +130,36 @@ def lines(found: Choices | None) -> list[str]:
             f"{found.failed} trainings of the search failed"
         )
     return made
+
+
+def _weighed(cards: Sequence[Card]) -> Weighed | None:
+    every = [c.choice for c in cards if c.choice is not None]
+    if not every:
+        return None
+    known = [c.difference for c in every if c.difference is not None]
+    return Weighed(
+        rule=every[0].rule,
+        margin=every[0].margin,
+        trainings=len(every),
+        untold=sum(not c.told for c in every),
+        by=dict(sorted(Counter(c.by for c in every).items())),
+        difference=sum(known) / len(known) if known else None,
+        patients=[min(c.patients for c in every), max(c.patients for c in every)],
+    )
+
+
+def _of_evidence(found: Weighed) -> str:
+    """One line: by which evidence, of how many patients, and where it was too little."""
+    least, most = found.patients
+    of = f"{least}" if least == most else f"{least} to {most}"
+    where = {VALIDATION: "validation patients", INNER: "patients held out in inner folds"}
+    whom = " or ".join(where.get(by, by) for by in found.by)
+    mean = "undefined" if found.difference is None else f"{found.difference:+.3f}"
+    return (
+        f"choice by evidence (train.choice={found.rule}): a student had to be better by {found.margin:g} paired "
+        f"standard errors on {of} {whom}; mean difference {mean}; too little to tell in {found.untold} of "
+        f"{found.trainings} trainings, which kept the simpler model"
+    )
 
 
 def _taught(card: Card) -> bool:

@@ -77,8 +77,9 @@ def _teacher(settings: TrainConfig, fold: Fold, split_hash: str, cell: str) -> J
 
 
 def of_seed(job: Job, seed: int) -> Job:
-    """A search training with another seed, its teacher too."""
-    return replace(job, seed=seed, teacher=None if job.teacher is None else replace(job.teacher, seed=seed))
+    """A search training with another seed, its teacher and its evidence too."""
+    teacher = None if job.teacher is None else replace(job.teacher, seed=seed)
+    return replace(job, seed=seed, teacher=teacher, evidence=tuple(of_seed(e, seed) for e in job.evidence))
 
 
 def choose(cards: Sequence[Card | None]) -> Choice:

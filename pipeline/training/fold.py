@@ -26,7 +26,8 @@ from mhim.configs.errors import UserError
 from mhim.configs.schema import TrainConfig, fingerprint_fields
 from mhim.mil import novelty
 from mhim.mil import train as loop
-from mhim.mil.feed import Case, Feed
+from mhim.mil.feed import Case
+from mhim.mil.preference import Pair
 from mhim.mil.scaling import told_raw
 from mhim.mil.splits import Fold
 from mhim.mil.tasks import Several, Task
@@ -34,8 +35,9 @@ from mhim.pipeline.cohort.patients import Dataset, Patient, StoredBag
 from mhim.pipeline.resume.fingerprints import own_settings
 from mhim.pipeline.store import tables, writing
 from mhim.pipeline.store.layout import CARD, FORMAT
-from mhim.pipeline.training import bundle, choices, experiment_log, pretrained, targets
+from mhim.pipeline.training import bundle, experiment_log, kept, pretrained, targets
 from mhim.pipeline.training.card import Card, Facts
+from mhim.pipeline.training.kept import Verdict
 from mhim.pipeline.training.progress import HISTORY, Progress
 
 PREDICTIONS, CHECKPOINT = "predictions.csv", "state.pt"
@@ -55,7 +57,7 @@ class Job:
     part: "" of bags; of a fusion `table` (the cell is its name), `joint` (a network that reads bag and tables) or
     `fused`; `chosen`, the opened one of a search. parts: the trainings that are fused (the slide model, its inner
     folds, the tables, of a joint network its own and its inner folds), or chosen between. inner: the inner folds that
-    a fusion is weighed by."""
+    a fusion is weighed by. evidence: students of inner folds, each with its teacher, that speak for or against it."""
 
     config: TrainConfig
     fold: Fold
@@ -66,6 +68,7 @@ class Job:
     part: Literal["", "table", "joint", "fused", "chosen"] = ""
     parts: tuple[Job, ...] = ()
     inner: tuple[Fold, ...] = ()
+    evidence: tuple[Job, ...] = ()
 
     @property
     def name(self) -> str:
@@ -121,12 +124,13 @@ def train_fold(
     run: Path,
     weights_sha256: str | None = None,
     teacher_at: Path | None = None,
+    evidence: Sequence[Pair] = (),
 ) -> tuple[str, ...]:
     """Train, going on from `partial` if an earlier run left a checkpoint there, and fill `out`. Returns notes.
 
     run: the run's folder, after which an experiment log is named. weights_sha256: of the file `train.pretrained`, as
     the training's fingerprint has it. teacher_at: the teacher's folder, whose history is the training's after a
-    fallback."""
+    fallback. evidence: what plain models and students of inner folds say of whom they held out (`job.evidence`)."""
     config, fold, known = job.config, job.fold, dataset.by_id()
     facts = Facts.of(dataset.facts, "what the features say of themselves")  # before hours of work that end in a card
     train, val, test = ([known[p] for p in s if known[p].slides] for s in (fold.train, fold.val, fold.test))
@@ -146,18 +150,26 @@ def train_fold(
     named: dict[str, Any] = {"model": config.model, "model_params": config.model_params}
     rows = [*predicted(model, "val", val_cases if not paper else [], task, scale)]
     module = lookup.find("mhim.mil.models", config.model)
-    rival = teacher if getattr(module, "FALLS_BACK", True) else None
-    why, by = alarm(model, rival, train_cases, task, scale, config) if rival else None, choices.ALARM
     learnt = task.learnt([p.target for p in train if p.target is not None])
-    if why is None and rival is not None and config.select == "best" and config.fallback is not None:
-        why = outdone(metrics_of(rows, task, _merged(operating_points(rows, task), learnt)), rival, task)
-        by = choices.VALIDATION
+    rival, verdict = (teacher if kept.may_fall_back(config) else None), Verdict()
+    if rival is not None:
+        why = kept.alarm(model, rival, train_cases, task, scale, config, device(config.gpu))
+        verdict = Verdict(why, kept.ALARM)
+    if rival is not None and verdict.why is None:
+        if kept.weighs(config):
+            verdict = _weighed(rows, rival, val_cases, task, config, evidence)
+        elif config.select == "best":
+            validation = metrics_of(rows, task, _merged(operating_points(rows, task), learnt))
+            verdict = Verdict(kept.outdone(validation, rival, task), kept.VALIDATION)
+    why = verdict.why
     if why is not None and rival is not None:
         model, weights, scale = rival.model().to(device(config.gpu)), rival.weights, rival.scale
         named = {"model": rival.card.model, "model_params": rival.card.model_params}
-        named["fallback"] = {"from": config.model, "by": by, "why": why, "epoch": state["best"]["epoch"] + 1}
+        named["fallback"] = {"from": config.model, "by": verdict.by, "why": why, "epoch": state["best"]["epoch"] + 1}
         named |= {"epoch": rival.card.epoch, "epochs": rival.card.epochs}
         rows = [*predicted(model, "val", val_cases if not paper else [], task, scale)]
+    if verdict.record is not None:
+        named["choice"] = verdict.record.plain()
     points = _merged(operating_points(rows, task), learnt)
     rows += predicted(model, "test", cases(test, mpp), task, scale)
     rows += _middle(bare, rows, task)
@@ -194,12 +206,35 @@ def train_fold(
     (out / HISTORY).write_text(tables.of_mappings(state["history"]))
     if why is not None and teacher_at is not None:
         (out / HISTORY).write_bytes((teacher_at / HISTORY).read_bytes())
-    notes = [f"the plain model is used instead: {why}"] if why else []
+    notes = [f"the plain model is used instead: {why}"] if why else [verdict.note] if verdict.note else []
     if state.get("judged", {}).get("why"):
         notes.append(f"standardised: {state['judged']['why']}")
     if profile is not None and config.standardize is False and not getattr(module, "SCALES_ITSELF", False):
         notes += told_raw(profile.size)
     return tuple(notes)
+
+
+def _weighed(
+    rows: Sequence[dict[str, Any]],
+    rival: bundle.Bundle,
+    val: list[Case],
+    task: Task,
+    config: TrainConfig,
+    evidence: Sequence[Pair],
+) -> Verdict:
+    """The verdict between the plain model and the student, whose `rows` of the validation cases `val` are given."""
+    if evidence:
+        return kept.weighed(evidence, task, kept.INNER, config)
+    plain = predicted(rival.model().to(device(config.gpu)), "val", val, task, rival.scale)
+    return kept.weighed([pair(task, plain, rows)] if plain else [], task, kept.VALIDATION, config)
+
+
+def pair(task: Task, plain: Sequence[dict[str, Any]], student: Sequence[dict[str, Any]]) -> Pair:
+    """What two models say of the same bags, from their prediction rows in any order."""
+    own = {(r["patient"], r["slides"]): r for r in student}
+    matched = [own[r["patient"], r["slides"]] for r in plain]
+    owner = np.array([r["patient"] for r in plain])
+    return Pair(task, task.truth(plain), logits_of(plain), logits_of(matched), owner)
 
 
 def _middle(bare: Sequence[Patient], rows: Sequence[dict[str, Any]], task: Task) -> list[dict[str, Any]]:
@@ -216,42 +251,6 @@ def _middle(bare: Sequence[Patient], rows: Sequence[dict[str, Any]], task: Task)
         }
         for p in bare
     ]
-
-
-def alarm(
-    model: Any, teacher: bundle.Bundle, of: list[Case], task: Task, scale: Any, config: TrainConfig
-) -> str | None:
-    """Why `model` must give way to the plain model it was taught by, or None.
-
-    A student that was trained on masked bags and cannot fit its own training bags whole has learnt from bags whose
-    evidence was masked away, or leans on tokens that do not exist at test. The comparison needs no test patient.
-    """
-    if config.fallback is None:
-        return None
-    at = device(config.gpu)
-    room = config.cache_gb * 2**30
-    with loop.isolated(None, at, config.threads):
-        own = loop.evaluate(model, Feed(of, task, at, room, scale), task)["loss"]
-        plain = loop.evaluate(teacher.model().to(at), Feed(of, task, at, room, teacher.scale), task)["loss"]
-    if own <= plain + config.fallback:
-        return None
-    return (
-        f"training loss {own:.3f} with whole bags, against {plain:.3f} of the plain model "
-        f"(train.fallback={config.fallback:g}): masking hurts here"
-    )
-
-
-def outdone(validation: dict[str, float], teacher: bundle.Bundle, task: Task) -> str | None:
-    """Why a model with these metrics of the fold's validation patients must give way to the plain model, or None.
-
-    The plain model is one more candidate of the selection: where training on, with or without masks, only overfits, it
-    was better before. A tie is no reason.
-    """
-    own, plain = validation.get(task.headline), teacher.card.validation.get(task.headline)
-    if own is None or plain is None or not plain > own:
-        return None
-    found = f"validation {task.headline_called} {own:.3f}, against {plain:.3f} of the plain model"
-    return f"{found}: masking does not help here"
 
 
 def build_model(config: TrainConfig, in_dim: int, task: Task, seed: int, teacher: bundle.Bundle | None) -> Any:

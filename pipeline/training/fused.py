@@ -12,7 +12,6 @@ ten, is chosen on all of these): temperature, thresholds and intervals rest on t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,7 @@ from mhim.mil.fusion.joined import JOINT, Joined
 from mhim.mil.fusion.late import Late
 from mhim.mil.fusion.linear import Form
 from mhim.mil.fusion.outcome import NotFused
-from mhim.mil.splits import Fold, SplitError
-from mhim.pipeline.cohort import patients as cases
+from mhim.mil.splits import Fold
 from mhim.pipeline.cohort.patient_tables.table import PatientTable
 from mhim.pipeline.cohort.patients import Dataset, Patient
 from mhim.pipeline.resume.fingerprints import of_joint
@@ -39,12 +37,13 @@ from mhim.pipeline.training import fold as folds_
 from mhim.pipeline.training import fusion_bundle as bundles
 from mhim.pipeline.training.fold import Job
 from mhim.pipeline.training.fusion_bundle import SLIDE, Fusion
+from mhim.pipeline.training.inner import INNER, inner_folds
 from mhim.pipeline.training.progress import HISTORY
 
-INNER, TEACHER, TABLES = "inner", "teacher", "tables"
+TEACHER, TABLES = "teacher", "tables"
 PARTS = "parts.csv"
 # what a fused card says of the slide model as that one's own card does
-OF_THE_SLIDE = ("fallback", "taught", "standardized", "calibrated", "pretrained", "unlike_from")
+OF_THE_SLIDE = ("fallback", "choice", "taught", "standardized", "calibrated", "pretrained", "unlike_from")
 FITS: dict[str, Callable[..., Late | Gate | Joined]] = {"late": late.fit, "gate": gate.fit, "coattn": joined.fit}
 
 
@@ -72,7 +71,7 @@ def jobs(config: TrainConfig, folds: Sequence[Fold], data: Dataset, names: Seque
     if whole_network:
         of_joint(config)  # its settings are told before hours of training
     split_hash = splits.digest(folds)
-    inner = {fold: inner_folds(config, fold, data) for fold in folds}
+    inner = {fold: inner_folds(config, fold, data, config.fusion_folds, "train.fusion") for fold in folds}
     plain = folds_.whole_params(config)
     base = folds_.baseline_config(plain)
     base = None if base is None else folds_.whole_params(base)
@@ -96,23 +95,6 @@ def jobs(config: TrainConfig, folds: Sequence[Fold], data: Dataset, names: Seque
         every = (whole, *parts, *aside, *both)
         made.append(Job(plain, fold, seed, split_hash, part="fused", parts=every, inner=inner[fold]))
     return made
-
-
-def inner_folds(config: TrainConfig, fold: Fold, data: Dataset) -> tuple[Fold, ...]:
-    """The inner folds of a fold's training part (training and validation patients): each patient is left out once.
-    Whole sites where sites are known, and fewer folds where the patients are few. Raises SplitError."""
-    wanted = {*fold.train, *fold.val}
-    own = replace(data, patients=tuple(p for p in data.patients if p.id in wanted))
-    sites = {p.site for p in own.patients}
-    by = "site" if None not in sites and len(sites) >= config.fusion_folds else "patient"
-    error: SplitError | None = None
-    for how, k in [(how, k) for how in dict.fromkeys((by, "patient")) for k in range(config.fusion_folds, 1, -1)]:
-        asked = config.model_copy(update={"split_by": how, "folds": k, "repeats": 1, "protocol": "honest"})
-        try:
-            return tuple(cases.make_folds(own, asked))
-        except SplitError as found:
-            error = found
-    raise SplitError(f"{fold.name}: its training part has no inner folds, which train.fusion weighs by: {error}")
 
 
 def train_table(job: Job, data: Dataset, table: PatientTable, config: TablesConfig, out: Path) -> tuple[str, ...]:

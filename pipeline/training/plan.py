@@ -27,6 +27,7 @@ from mhim.pipeline.training.fold import Job, baseline_config, whole_params
 
 TEACHER = "teacher"
 LABELS = "labels.yaml"
+CHOICE = ("choice", "choice_margin", "choice_patients", "choice_folds")
 
 
 def cells(config: TrainConfig) -> dict[str, TrainConfig]:
@@ -84,9 +85,10 @@ def describe(
 
     made: how the features were made, as they tell themselves; of imported ones little or nothing is known. owner: slide
     -> patient, where each slide is a bag."""
-    aside = config.train.model_dump(mode="json", include=set(marked(TrainConfig, "apart")) - {"draws"})
+    aside = config.train.model_dump(mode="json", include=set(marked(TrainConfig, "apart")) - {"draws", *CHOICE})
     aside = {} if config.train.fusion == "none" else {k: v for k, v in aside.items() if k != "fusion_params" or v}
     aside |= {"draws": config.train.draws} if config.train.draws else {}
+    aside |= {} if config.train.choice == "point" else config.train.model_dump(mode="json", include={*CHOICE})
     sections = {**provenance.sections(made), "train": fingerprint_fields(config.train) | aside}
     sections.setdefault("extract", {"encoder": config.extract.encoder})  # where the features lie
     digest = splits.digest(folds)

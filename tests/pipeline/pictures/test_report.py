@@ -198,11 +198,21 @@ def test_an_alarm_is_told_per_training(cli: Cli, tmp_path: Path) -> None:
         f"train.model_params={params}",
         "--set",
         "train.fallback=0.0",
+        "--set",
+        "train.choice=margin",
+        "--set",
+        "train.choice_margin=50",
     )
     found = json.loads((work.run("run") / "metrics.json").read_text())
     fallen = [f for f in found["per_fold"] if "fallback" in f]
     assert fallen, "with no tolerance at all some fold must fall back"
     assert f"{len(fallen)} of 3 trainings fell back to the plain model" in text
     table = text[text.index('<h2 id="trainings">') :]
+    table = html.unescape(table[: table.index("</table>")])
     for one in fallen:  # and beside each that did, why
-        assert one["fallback"]["why"] in html.unescape(table[: table.index("</table>")])
+        assert one["fallback"]["why"] in table
+    weighed = [f["choice"] for f in found["per_fold"] if "choice" in f]  # the alarm came first in the others
+    assert len(fallen) == 3
+    assert ("evidence for the student" in table) == bool(weighed)
+    assert [f"(paired, {w['patients']} validation patients)" in table for w in weighed] == [True] * len(weighed)
+    assert (f"too little to tell in {len(weighed)} of {len(weighed)} trainings" in html.unescape(text)) == bool(weighed)

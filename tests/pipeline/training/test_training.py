@@ -17,7 +17,7 @@ from mhim.pipeline.results import predictions
 from mhim.pipeline.resume import stage
 from mhim.pipeline.stages import runs
 from mhim.pipeline.store import layout, reading, seals
-from mhim.pipeline.training import bundle, plan
+from mhim.pipeline.training import bundle, kept, plan
 from mhim.pipeline.training import fold as training
 from tests.pipeline.bags import WIDTH, make_features, tree
 from tests.pipeline.trained import carried_out, mhim, scored, settings, trained
@@ -175,8 +175,8 @@ def test_where_validation_prefers_the_plain_model_it_takes_over(work: layout.Wor
             elif select == "best":
                 assert mine.card.validation["auc"] >= plain.card.validation["auc"]
     tie = {"auc": plain.card.validation["auc"]}
-    assert training.outdone(tie, plain, plain.task) is None
-    assert training.outdone({}, plain, plain.task) is None  # no validation part
+    assert kept.outdone(tie, plain, plain.task) is None
+    assert kept.outdone({}, plain, plain.task) is None  # no validation part
 
 
 def test_same_command_does_nothing_more_seeds_add_and_other_settings_are_refused(work: layout.Work) -> None:
