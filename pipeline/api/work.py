@@ -62,7 +62,7 @@ class Work:
         entries = cohort.read_cohort(self._paths) if self._paths.cohort.exists() else []
         listed = {e.id: Slide(e.id, e.path, self._paths, e) for e in entries}
         for encoder in self.encoders:
-            for name in cases.feature_stores(self._paths.features(encoder)):
+            for name in layout.feature_stores(self._paths.features(encoder)):
                 listed.setdefault(name, Slide(name, None, self._paths))
         return list(listed.values())
 

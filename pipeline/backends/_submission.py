@@ -26,6 +26,7 @@ from mhim.pipeline.resume.stage import Stopped
 from mhim.pipeline.store import layout, reading, writing
 
 PACKAGE = "mhim.pipeline.backends"
+MISSES = 30  # so often in a row a scheduler may leave a question of `follow` unanswered
 FIRST = "slurm"  # whose submissions of version 0.1 do not say which back end made them
 
 
@@ -61,8 +62,8 @@ class Submitted:
 @dataclass
 class ArrayState:
     """What the tasks (1 to `array.tasks`) of one array are doing. ended: task -> exit code, as its script noted it.
-    unasked: why the scheduler could not be asked; nothing is known then of tasks that did not end. damaged: why the
-    folder's own record tells nothing."""
+    unasked: why the scheduler could not be asked; nothing is known then of tasks that did not end. silent: it may
+    answer the next time. damaged: why the folder's own record tells nothing."""
 
     array: Submitted
     folder: Path
@@ -71,6 +72,7 @@ class ArrayState:
     ended: dict[int, int] = field(default_factory=dict)
     requeued: int = 0
     unasked: str = ""
+    silent: bool = False
     damaged: str = ""
 
     @property
@@ -193,13 +195,16 @@ def jobs(work: layout.Work, folder: Path | None = None) -> list[ArrayState]:
 def _ask(backend: str, states: list[ArrayState]) -> None:
     """Have the back end say what its tasks are doing. Its name stands in a file: it imports nothing but what ships or
     was named in this command."""
+    silent = False
     try:
         look: Callable[[list[ArrayState]], str] | None = getattr(lookup.find(PACKAGE, backend), "look", None)
         unasked = look(states) if look else f"{backend!r} submits nothing"
     except lookup.LookupFailed as error:
         unasked = str(error)
+    except Stopped as error:  # a busy controller may not answer for minutes; the jobs do not mind
+        unasked, silent = str(error), True
     for state in states:
-        state.unasked = unasked
+        state.unasked, state.silent = unasked, silent
 
 
 def ends_of(folder: Path) -> dict[str, list[tuple[int, str]]]:
@@ -216,20 +221,22 @@ def ends_of(folder: Path) -> dict[str, list[tuple[int, str]]]:
     return ends
 
 
-def follow(work: layout.Work, folder: Path, poll_s: float, say: Callable[[str], Any]) -> int:
+def follow(
+    work: layout.Work,
+    folder: Path,
+    poll_s: float,
+    say: Callable[[str], Any],
+    meanwhile: Callable[[], Any] = lambda: None,
+) -> int:
     """Tell how the jobs of `folder` go on until all are over. 0: every task ended well; 1: not; 3: refused.
 
-    Raises Stopped where the scheduler cannot be asked."""
+    meanwhile: called each time before it waits. Raises Stopped where the scheduler cannot be asked."""
     last: list[str] = []
     misses = 0
     while True:
-        try:
-            states = jobs(work, folder)
-            misses = 0
-        except Stopped:
-            misses += 1  # a busy controller may not answer for minutes; the jobs do not mind
-            if misses > 30:
-                raise
+        states = jobs(work, folder)
+        misses = misses + 1 if any(state.silent for state in states) else 0
+        if 0 < misses <= MISSES:
             time.sleep(poll_s)
             continue
         lines = [state.line() for state in states]
@@ -241,6 +248,7 @@ def follow(work: layout.Work, folder: Path, poll_s: float, say: Callable[[str], 
             break
         if why := next((state.unasked or state.damaged for state in states if state.unasked or state.damaged), ""):
             raise Stopped(f"the jobs cannot be followed: {why}")
+        meanwhile()
         time.sleep(poll_s)
     if (folder / "refused").exists():
         return 3

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 @app.command(rich_help_panel="Look")
 def status(
     work: WorkDir = Path("work"),
-    watch: Annotated[bool, typer.Option("--watch", help="show it again every 2 s until Ctrl-C")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="show it again and again until Ctrl-C")] = False,
 ) -> int:
     """What is done, empty, failed, running or missing, per stage, and the reason of each failure."""
     from mhim.pipeline.upkeep import status
+    from mhim.pipeline.upkeep import watch as watching
 
-    return status.watch(work) if watch else status.show(work)
+    return watching.watch(work) if watch else status.show(work)
 
 
 @app.command(rich_help_panel="Look")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -122,21 +121,6 @@ class StoredBag:
     def _read(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
         tile_l0 = reading.read_attrs(path).get("tile_l0") or 1.0
         return reading.read_array(path, "features"), reading.read_array(path, "coords"), float(np.mean(tile_l0))
-
-
-def feature_stores(root: Path) -> dict[str, Path]:
-    """slide id -> feature store, for every committed store below `root`, packed ones too."""
-    found: dict[str, Path] = {}
-    for folder, names, files in os.walk(root):
-        names[:] = sorted(n for n in names if not n.startswith("."))
-        here = Path(folder)
-        for name in [n for n in names if n.endswith(".zarr")]:
-            found[(here / name).relative_to(root).as_posix().removesuffix(".zarr")] = here / name
-        names[:] = [n for n in names if not n.endswith(".zarr")]
-        for name in [f for f in files if f.endswith(".zarr.zip")]:
-            path = here / name.removesuffix(".zip")
-            found.setdefault(path.relative_to(root).as_posix().removesuffix(".zarr"), path)
-    return dict(sorted(found.items()))
 
 
 def labelled(rows: Sequence[Row], features: Path, config: TrainConfig, in_tables: Collection[str] = ()) -> Dataset:
@@ -303,7 +287,7 @@ def digest_of(patients: Sequence[Patient]) -> str:
 
 def _usable(features: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     """The stores with tiles, and those that are damaged, as far as seals and sizes tell."""
-    stores = feature_stores(features)
+    stores = layout.feature_stores(features)
     if not stores:
         raise CohortError(f"no features in {features}; run `pipeline extract` first (or name their --encoder)")
     looked = {i: seals.look(path) for i, path in stores.items()}
@@ -359,7 +343,7 @@ def features_of(work: layout.Work, facts: dict[str, Any]) -> Path:
     usual = work.features(str(facts.get("encoder")))
     if not usual.is_dir():
         for folder in sorted((work.root / "features").glob("[!.]*")):
-            first = next(iter(feature_stores(folder).values()), None)
+            first = next(iter(layout.feature_stores(folder).values()), None)
             if first is not None:
                 attrs = reading.read_attrs(first)
                 if facts.get("encoder") in (attrs.get("encoder"), attrs.get("encoder_name")):
@@ -385,7 +369,7 @@ def _facts(stores: dict[str, Path]) -> dict[str, Any]:
 
 def _without_features(rows: Sequence[Row], features: Path, every: dict[str, Path]) -> list[str]:
     """Lines on `rows` that name none of the slides in `every`: those without tiles, and those without a store."""
-    bare = {i for i in feature_stores(features) if i not in every}
+    bare = {i for i in layout.feature_stores(features) if i not in every}
     return [
         *_left_out([r.slide for r in rows if r.slide in bare], "slides have no tiles"),
         *_left_out([r.slide for r in rows if r.slide not in bare], "rows of the labels have no features"),

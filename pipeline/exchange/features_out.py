@@ -17,7 +17,6 @@ import numpy as np
 
 from mhim.pipeline.cohort.labels.match import without_suffix
 from mhim.pipeline.cohort.labels.rows import CohortError
-from mhim.pipeline.cohort.patients import feature_stores
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.store import layout as store
 from mhim.pipeline.store import reading, seals, writing
@@ -52,7 +51,7 @@ def export(
     features do not tell."""
     if layout not in FORMATS:
         raise CohortError(f"--format {layout}: there is {', '.join(FORMATS)}")
-    looked = {i: (p, seals.look(p)) for i, p in feature_stores(features).items()}
+    looked = {i: (p, seals.look(p)) for i, p in store.feature_stores(features).items()}
     wrong = [reading.damage(p, found.wrong) for p, found in looked.values() if found is not None and found.wrong]
     if wrong and damaged is None:
         raise store.StoreError(wrong[0])

@@ -17,7 +17,7 @@ import numpy as np
 
 from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort.labels.rows import CohortError
-from mhim.pipeline.store import reading, seals
+from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.store.layout import StoreError
 
 
@@ -55,7 +55,7 @@ def draw(folder: Path, most: int, seed: int) -> Sample:
     """At most `most` tiles of the stores below `folder`; of more slides than that, one tile of as many, by the seed.
 
     Raises CohortError where nothing can be drawn, or features of two encoders lie there."""
-    stores = cases.feature_stores(folder)
+    stores = layout.feature_stores(folder)
     if not stores:
         raise CohortError(f"no features in {folder}; run `pipeline extract` first (or name their --encoder)")
     looked = {i: seals.look(path) for i, path in stores.items()}

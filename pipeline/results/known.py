@@ -18,7 +18,7 @@ import numpy as np
 
 from mhim.pipeline.cohort import outcomes
 from mhim.pipeline.cohort.listing import SlideEntry
-from mhim.pipeline.cohort.patients import Dataset, Patient, feature_stores
+from mhim.pipeline.cohort.patients import Dataset, Patient
 from mhim.pipeline.cohort.slides import read_cohort
 from mhim.pipeline.store import layout, reading, tables, writing
 from mhim.pipeline.training import bundle, fold
@@ -185,7 +185,7 @@ def _seen(work: layout.Work, run: Path, folders: Sequence[Path]) -> list[_Seen]:
         encoder = bundle.card_of(folder).features.encoder or ""
         if (folder / fold.PREDICTIONS).exists():
             slides |= {s: r["patient"] for r in fold.read_predictions(folder) for s in json.loads(r["slides"])}
-    stores = feature_stores(work.features(encoder)) if encoder else {}
+    stores = layout.feature_stores(work.features(encoder)) if encoder else {}
     found = [
         _Seen(s, p, _content(stores[s]), features_id(stores[s])) if s in stores else _Seen(s, p)
         for s, p in slides.items()

@@ -26,7 +26,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 LINE_S = 60.0  # without a terminal, a line at least so often
 _LOOK_S = 0.5  # on a terminal, how often items under way are looked at
-_SIDE_BY_SIDE = 8  # so many of them are shown
+SIDE_BY_SIDE = 8  # so many of them are shown
 
 
 class Progressing:
@@ -136,7 +136,7 @@ class Progressing:
 
     def _draw(self, bar: Progress, found: dict[str, Live]) -> None:
         """One bar for each item under way, and what is left of the stage."""
-        shown = dict(list(found.items())[:_SIDE_BY_SIDE])
+        shown = dict(list(found.items())[:SIDE_BY_SIDE])
         for key in self._each.keys() - shown.keys():
             bar.remove_task(self._each.pop(key))
         for key, one in shown.items():
@@ -153,8 +153,8 @@ class Progressing:
         """The stage in one line."""
         self._said = time.monotonic()
         parts = [f"{self.stage} {self._done}/{self._total}, {self._failed} failed", rates.told(self._sums)]
-        parts += [f"{key}: {one.told()}" for key, one in list(found.items())[:_SIDE_BY_SIDE]]
-        parts += [f"and {len(found) - _SIDE_BY_SIDE} more under way"] if len(found) > _SIDE_BY_SIDE else []
+        parts += [f"{key}: {one.told()}" for key, one in list(found.items())[:SIDE_BY_SIDE]]
+        parts += [f"and {len(found) - SIDE_BY_SIDE} more under way"] if len(found) > SIDE_BY_SIDE else []
         parts.append(self._remaining(found))
         err.print(escape("  " + "; ".join(part for part in parts if part)))
 

@@ -18,7 +18,6 @@ from rich.table import Table
 
 from mhim.configs.schema import Config, LabelsConfig, ScoreConfig
 from mhim.mil import metrics, tasks
-from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort.labels import cells as label_cells
 from mhim.pipeline.cohort.labels import match, use
 from mhim.pipeline.cohort.labels import table as label_table
@@ -98,7 +97,7 @@ def _knows(row: Row, task: tasks.Task, target: str) -> bool:
 def with_barcodes(rows: Sequence[Row], features: Path, settings: LabelsConfig) -> tuple[list[Row], list[str]]:
     """`rows`, and one for each slide of `features` that none names and whose TCGA barcode tells the patient, so that
     slides of one patient are one bag without a table too; and what is to be told."""
-    slides = list(cases.feature_stores(features)) if settings.tcga_patients else []
+    slides = list(layout.feature_stores(features)) if settings.tcga_patients else []
     added = match.by_barcode(rows, slides)
     told = (
         f"no row tells the patient of {len(added)} slides: they are of {len({r.patient for r in added})} patients "

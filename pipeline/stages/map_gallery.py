@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from mhim.configs.schema import Config
-from mhim.pipeline.cohort import patients as cases
 from mhim.pipeline.cohort.identities import Identities
 from mhim.pipeline.cohort.labels import match
 from mhim.pipeline.cohort.labels.rows import some
@@ -80,7 +79,7 @@ def cutting(work: layout.Work, config: Config, made: stored.Stored, features: Pa
         own = wanted.setdefault(row["slide"], [])
         if int(row["tile"]) not in own:
             own.append(int(row["tile"]))
-    stores = {s: p for s, p in cases.feature_stores(features).items() if s in wanted}
+    stores = {s: p for s, p in layout.feature_stores(features).items() if s in wanted}
     known = {s.id: s for s in read_cohort(work)} if work.cohort.exists() else {}
     file_of = {s: s for s in stores if s in known} | match.files_of((s for s in stores if s not in known), known)
     slides, lacking = [], {"their files are not in cohort.csv": [s for s in sorted(stores) if s not in file_of]}

@@ -91,7 +91,7 @@ def held_out(work: layout.Work, config: Config, run: Path) -> Score:
                 members[bag], slides[bag] = [folder], own
                 whose |= {bag: row["patient"]} if of_slides(row) else {}
     folder = cases.features_of(work, facts)
-    stores = cases.feature_stores(folder)
+    stores = layout.feature_stores(folder)
     missing = [s for of in slides.values() for s in of if s not in stores]
     if missing and len(missing) == sum(map(len, slides.values())):
         raise layout.StoreError(

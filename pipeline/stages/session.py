@@ -16,6 +16,7 @@ from mhim.pipeline.resume import console, leftovers, runner
 from mhim.pipeline.resume.runlog import RunLog, label
 from mhim.pipeline.resume.stage import Item, Outcome, Plan, Stage, Stopped, plan
 from mhim.pipeline.store import layout
+from mhim.pipeline.upkeep.watch import Watch
 
 FEW = 20  # so many items a dry run lists by itself
 
@@ -139,7 +140,8 @@ def submit(session: Session, steps: list[backends.Step]) -> int:
     console.out.print(f"scripts, settings and logs: {folder}; look with `pipeline status --work {session.work.root}`")
     if not (isinstance(params, backends.SchedulerParams) and params.wait):
         return 0
-    return backends.follow(session.work, folder, params.poll_s, console.err.print)
+    watch = Watch(session.work, lambda line: console.err.print(console.escape(f"  {line}")))
+    return backends.follow(session.work, folder, params.poll_s, console.err.print, watch.minute)
 
 
 def show(session: Session, plan: Plan) -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,18 @@ def sha256(path: Path) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- writing
+
+
+def feature_stores(root: Path) -> dict[str, Path]:
+    """slide id -> feature store, for every committed store below `root`, packed ones too."""
+    found: dict[str, Path] = {}
+    for folder, names, files in os.walk(root):
+        names[:] = sorted(n for n in names if not n.startswith("."))
+        here = Path(folder)
+        for name in [n for n in names if n.endswith(".zarr")]:
+            found[(here / name).relative_to(root).as_posix().removesuffix(".zarr")] = here / name
+        names[:] = [n for n in names if not n.endswith(".zarr")]
+        for name in [f for f in files if f.endswith(".zarr.zip")]:
+            path = here / name.removesuffix(".zip")
+            found.setdefault(path.relative_to(root).as_posix().removesuffix(".zarr"), path)
+    return dict(sorted(found.items()))

@@ -7,7 +7,6 @@ run logs (which only give the reasons of failures). Changes nothing.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,6 @@ from rich.table import Table
 
 from mhim.pipeline import backends
 from mhim.pipeline.cohort import slides as cohort
-from mhim.pipeline.cohort.patients import feature_stores
 from mhim.pipeline.exchange.imported import is_imported
 from mhim.pipeline.maps.stored import names as maps_there
 from mhim.pipeline.resume import causes, console, live, runlog
@@ -53,7 +51,7 @@ def read(work: layout.Work) -> list[StageStatus]:
         if folder in brought:
             stages.append(_stage(f"import {folder.name}", brought[folder], folder, brought[folder], failed))
             continue
-        outputs = {i: folder / f"{i}.zarr" for i in tile.keys["done"]} if sliced else feature_stores(folder)
+        outputs = {i: folder / f"{i}.zarr" for i in tile.keys["done"]} if sliced else layout.feature_stores(folder)
         stages.append(_stage(f"extract {folder.name}", outputs, folder, outputs, failed))
     wanted_folds = runlog.planned_keys(work.runs)
     for run in runs:
@@ -70,7 +68,7 @@ def _folders(root: Path) -> list[Path]:
 
 def _imported(folder: Path) -> dict[str, Path] | None:
     """The stores of features that were brought in, by slide; None where they were extracted here."""
-    stores = feature_stores(folder)
+    stores = layout.feature_stores(folder)
     for path in stores.values():
         try:
             return stores if is_imported(reading.read_attrs(path)) else None
@@ -149,8 +147,15 @@ def files(root: Path) -> Iterator[int]:
 def show(root: Path, most: int | None = None) -> int:
     """Print the state of a work folder. Returns 1 if something failed. most: so many names of one cause of failures;
     None: all."""
-    work = layout.Work(root)
-    stages = read(work)
+    code = show_stages(root, read(layout.Work(root)), most, {})
+    sizes = list(files(root))
+    console.out.print(f"{len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB")
+    return code
+
+
+def show_stages(root: Path, stages: list[StageStatus], most: int | None, left: dict[str, str] | None) -> int:
+    """The same of `stages`, without counting files. left: what is known of the time that a stage still takes; None:
+    what is under way is not told, either."""
     table = Table(title=f"{root}")
     table.add_column("stage")
     for state in STATES:
@@ -159,8 +164,10 @@ def show(root: Path, most: int | None = None) -> int:
         table.add_row(stage.name, *(str(len(stage.keys[s])) for s in STATES))
     console.out.print(table)
     for stage in stages:
-        for key, one in stage.live.items():
+        for key, one in stage.live.items() if left is not None else ():
             console.out.print(console.escape(f"{stage.name}: running {key}: {one.told()}"))
+        if left and stage.name in left:
+            console.out.print(f"{console.escape(stage.name)}: {left[stage.name]}")
         for state in ("failed", "empty"):
             for cause in causes.grouped((key, stage.reasons.get(key, "")) for key in stage.keys[state]):
                 told = f"{cause.keys[0]}: {cause.message}"
@@ -168,29 +175,9 @@ def show(root: Path, most: int | None = None) -> int:
                     told = f"{len(cause.keys)} items: {cause.message}: {cause.names(most)}"
                 console.out.print(console.escape(f"{stage.name}: {state} {told}"))
         if stage.keys["missing"]:
-            names = ", ".join(stage.keys["missing"][:5])
-            console.out.print(f"{stage.name}: {len(stage.keys['missing'])} missing ({console.escape(names)} ...)")
-    for job in backends.jobs(work):
+            names = ", ".join(stage.keys["missing"][:5]) + (" ..." if len(stage.keys["missing"]) > 5 else "")
+            console.out.print(f"{stage.name}: {len(stage.keys['missing'])} missing ({console.escape(names)})")
+    for job in backends.jobs(layout.Work(root)):
         if not job.over or job.lost or any(job.ended.values()):
             console.out.print(console.escape(job.line()))
-    sizes = list(files(root))
-    console.out.print(f"{len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB")
     return 1 if any(stage.keys["failed"] for stage in stages) else 0
-
-
-def watch(root: Path, every_s: float = 2.0) -> int:
-    """Show the state again and again, until interrupted: in place on a terminal, elsewhere whenever it changed."""
-    last = ""
-    try:
-        while True:
-            with console.out.capture() as captured:
-                code = show(root, causes.NAMED)
-            text = captured.get()
-            if text != last:
-                if console.out.is_terminal:
-                    console.out.clear()
-                console.out.out(text, end="", highlight=False)
-                last = text
-            time.sleep(every_s)
-    except KeyboardInterrupt:
-        return code

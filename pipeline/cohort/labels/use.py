@@ -90,9 +90,7 @@ def too_late(table: Table, features: Path, work: layout.Work) -> list[str]:
     """What `train` has to tell of columns that only tiling obeys: where tiles were made otherwise."""
     if not {"mpp", "regions"} & table.columns.keys():
         return []
-    from mhim.pipeline.cohort.patients import feature_stores
-
-    stores = feature_stores(features)
+    stores = layout.feature_stores(features)
     known = {s.id: s for s in cohort.read_cohort(work)} if work.cohort.exists() else {}
     other_mpp, unknown_mpp, other_regions = [], [], []
     for row, slide in match.match(table.rows, stores).rows:

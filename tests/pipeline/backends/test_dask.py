@@ -23,8 +23,12 @@ from mhim.configs.schema import ClusterConfig
 from mhim.pipeline.backends import dask as backend
 from mhim.pipeline.backends import local
 from mhim.pipeline.resume import runner
+from mhim.pipeline.resume.live import Live
 from mhim.pipeline.resume.stage import Item, Made, Outcome, Report, Stage, State, plan
+from mhim.pipeline.store import layout
 from mhim.pipeline.store.may_differ import results
+from mhim.pipeline.upkeep import status
+from tests.pipeline.bags import make_features, sets, write_labels
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -245,6 +249,31 @@ def test_verbs_give_the_bytes_of_a_local_run(
     here, there = results(tiled_cohort), results(tmp_path)
     assert any(name.startswith("features/") for name in here)
     assert there == here
+
+
+def test_trainings_on_workers_are_watched_by_the_epoch(cluster: Cluster, tmp_path: Path) -> None:
+    from mhim.pipeline.cli.main import _main
+
+    work, seen, over = layout.Work(tmp_path / "work"), list[dict[str, Live]](), threading.Event()
+    labels = write_labels(tmp_path / "labels.csv", make_features(work, 8))
+
+    def look() -> None:
+        while not over.wait(0.05):
+            seen.extend(stage.live for stage in status.read(work) if stage.live)
+
+    eye = threading.Thread(target=look)
+    eye.start()
+    quick = sets("train.epochs=20", "train.patience=0", "train.folds=2", "train.draws=2")
+    given = ["--work", work.root, "--labels", labels, "--encoder", "texture", "--model", "abmil", *quick]
+    try:
+        assert _main(["train", *map(str, given), "--backend", "dask", "--scheduler", cluster.address]) == 0
+    finally:
+        over.set()
+        eye.join()
+    told = {key: one for found in seen for key, one in found.items() if one.done > 0}
+    assert {f"draws/{k}/fold_{i}" for k in (0, 1) for i in (0, 1)} <= told.keys(), "which draw of which fold"
+    assert all(one.of == 20 and one.best and one.each_s for one in told.values())
+    assert max(map(len, seen)) > 1, "side by side"
 
 
 def test_a_cluster_of_its_own_runs_heavy_items_one_by_one(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from mhim.pipeline.backends.slurm import Params
 from mhim.pipeline.resume.stage import Stopped
 from mhim.pipeline.store.layout import Work
 from mhim.pipeline.store.may_differ import results, unfinished
+from mhim.pipeline.upkeep.watch import Watch
+from tests.pipeline.bags import make_features, sets, write_labels
 from tests.pipeline.slurm_cluster import Cluster, Unavailable
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -236,6 +238,33 @@ def test_the_four_verbs_as_jobs_end_in_the_bytes_of_a_local_run(
     assert re.search("train: sbatch refuses: .*nothing was submitted", wrong, re.S)
     wait_for(lambda: "extract" not in said(cluster, "squeue", "-h", "-o", "%j"))
     assert len(list((work / "jobs").iterdir())) == 1, "none of these submitted anything"
+
+
+def test_trainings_of_tasks_are_watched_by_the_epoch(cluster: dict[str, str], timed: object, tmp_path: Path) -> None:
+    work = Work(tmp_path / "work")
+    labels = write_labels(tmp_path / "labels.csv", make_features(work, 8))
+    text = pipeline("train", "--work", work.root, "--labels", labels, "--encoder", "texture", "--model", "abmil",
+                    *sets("train.epochs=100000", "train.patience=0", "train.folds=2"), "--backend", "slurm",
+                    *params(tasks=2), env=cluster)  # fmt: skip
+    lines: list[str] = []
+    watch = Watch(work, lines.append)
+
+    def both() -> bool:
+        stages, left = watch.look()
+        if live := [one for stage in stages for one in stage.live.values() if one.done > 1]:
+            watch.tell(stages, left)
+        return len(live) == 2 and bool(left)
+
+    wait_for(both)
+    shown = (
+        r"epoch \d+/100000, loss [\d.]+, val_loss [\d.]+, val_auc [\d.]+, best [\d.]+ \(epoch \d+\), .*at most .* left"
+    )
+    said_of = rf"train abmil 0/2, 0 failed, 2 running; fold_0: {shown}; fold_1: {shown}; about .* left"
+    assert re.fullmatch(said_of, lines[-1]), lines[-1]
+    histories = list(work.run("abmil").glob(".partial/*/*/history.csv"))
+    assert len(histories) == 2
+    assert all(h.read_text().count("\n") > 2 for h in histories), "a row per epoch"
+    said(cluster, "scancel", re.findall(r"job (\d+)", text)[0])
 
 
 def test_scancel_in_the_middle_and_the_same_command_again(

@@ -192,16 +192,16 @@ def test_status_of_features_that_came_without_slides(tmp_path: Path) -> None:
 def test_watched_status_shows_what_changes(tmp_path: Path) -> None:
     work = stocked(tmp_path / "w", n=2)
     work.cohort.write_text("slide,path,mpp\n1.svs,/a/1.svs,0.5\n7.svs,/a/7.svs,0.5\n")
-    command = [sys.executable, "-u", "-m", "mhim.pipeline", "status", "--watch", "--work", str(work.root)]
+    command = [sys.executable, "-m", "mhim.pipeline", "status", "--watch", "--work", str(work.root)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     text = ""
-    while "MiB" not in text:
+    while "└" not in text:
         text = process.stdout.readline()
     work.tile_store("1.svs").rename(work.tile_store("7.svs"))
     writing.StoreWriter(work.tile_store("1.svs"), {"fingerprint": "1"})
     text = ""
-    while "MiB" not in text:
+    while "└" not in text:
         text += process.stdout.readline()
     assert "tile" in text
     time.sleep(0.2)
