@@ -1,5 +1,5 @@
 // The page of the viewer: starts its parts, opens slides, and wires the controls.
-import { $, disclose, emit, entry, fail, json, on, option, panes, plain, say, sides, state } from "./state.js";
+import { $, disclose, emit, entry, fail, json, on, option, panes, plain, say, sides, skip, state } from "./state.js";
 import { load } from "./slide.js";
 import { fillLabels, fillList, mark, neighbour, startList } from "./list.js";
 import { apply, decorate, itemOf, magnify, minimap, relayer, retell, start, tell, view } from "./panes.js";
@@ -161,6 +161,7 @@ async function main() {
   startRegions(middle);
   startPicture();
   controls();
+  skip("osd0");
   const first = choose();
   startAddress({ slide: open, again: () => { fillList(); relayer(); } });
   startKeys({

@@ -1,9 +1,11 @@
-// The page of maps: points on a canvas, what they are coloured by, and the way from a point to its slide.
-import { $, element, fail, get, json, option } from "./state.js";
+// The page of maps: points on a canvas, what they are coloured by, and the way from a point to its slide. The choices
+// are in the address, behind the #, so that a map can be loaded again and shared.
+import { $, element, fail, get, json, option, skip } from "./state.js";
 
 const CLASSES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c6d31", "#f0e442", "#5b6070"];
 const UNKNOWN = "#9096a5", NAMED = 10;
 let index = null, map = null, data = null, points = null, paint = [], chosen = -1, over = -1;
+const CHOICES = ["points", "method", "colour", "group"];
 const view = { x: 0, y: 0, scale: 1 };
 
 function columns(buffer) {  // as viewer/maps.py lays them
@@ -19,7 +21,7 @@ function columns(buffer) {  // as viewer/maps.py lays them
 }
 
 function values() {  // {kind, of: value of point i}
-  const name = $("colour").value, tiles = $("what").value === "tiles";
+  const name = $("colour").value, tiles = $("points").value === "tiles";
   if (name === "cluster") return { kind: "classes", of: (i) => String(data.cluster[i]) };
   if (name === "slide") return { kind: "classes", of: (i) => map.slides[data.slide[i]].id };
   if (name === "attention") return { kind: "rank", of: (i) => (Number.isNaN(data.attention[i]) ? null : data.attention[i]) };
@@ -57,7 +59,7 @@ function colours() {
 
 function choosePoints() {
   const method = $("method").value;
-  if ($("what").value === "tiles") points = { n: map.tiles, xs: data[method][0], ys: data[method][1] };
+  if ($("points").value === "tiles") points = { n: map.tiles, xs: data[method][0], ys: data[method][1] };
   else points = { n: map.patients.length, xs: map.patients.map((p) => p.at[method][0]), ys: map.patients.map((p) => p.at[method][1]) };
   chosen = over = -1;
   told(-1);
@@ -88,7 +90,7 @@ function drawNow() {
   canvas.height = box.height * ratio;
   const pen = canvas.getContext("2d");
   pen.scale(ratio, ratio);
-  const size = $("what").value === "patients" ? 8 : points.n > 20000 ? 2 : points.n > 3000 ? 3 : 5, step = 7919 % points.n || 1;
+  const size = $("points").value === "patients" ? 8 : points.n > 20000 ? 2 : points.n > 3000 ? 3 : 5, step = 7919 % points.n || 1;
   for (let k = 0, i = 0; k < points.n; k++, i = (i + step) % points.n) {  // not one class after the other
     const [x, y] = place(step > 1 && points.n % 7919 ? i : k, box);
     if (x < -9 || y < -9 || x > box.width + 9 || y > box.height + 9) continue;
@@ -121,7 +123,7 @@ function address(slide, x, y) {
 }
 
 function pointOf(i) {
-  if ($("what").value === "patients") { const p = map.patients[i], at = map.slides.find((s) => s.id === p.slide); return { slide: p.slide, number: at.number, text: `patient ${p.id}`, href: address(p.slide) }; }
+  if ($("points").value === "patients") { const p = map.patients[i], at = map.slides.find((s) => s.id === p.slide); return { slide: p.slide, number: at.number, text: `patient ${p.id}`, href: address(p.slide) }; }
   const s = map.slides[data.slide[i]];
   return { slide: s.id, number: s.number, tile: data.tile[i], text: `tile ${data.tile[i]}, cluster ${data.cluster[i]}`, href: address(s.id, data.x[i], data.y[i]) };
 }
@@ -178,21 +180,35 @@ function fill(id, names) {
 }
 
 function controls() {
-  const tiles = $("what").value === "tiles";
-  fill("method", [...map.methods[$("what").value]].reverse());
+  const tiles = $("points").value === "tiles";
+  fill("method", [...map.methods[$("points").value]].reverse());
   const own = tiles ? ["cluster", "slide", ...(map.attention ? ["attention"] : [])] : [], by = map.colours.map((c) => `by ${c.name}`);
   fill("colour", [...own, ...by]);
 }
 
-function again() { controls(); choosePoints(); colours(); fit(); }
+function again() { controls(); choosePoints(); colours(); fit(); remember(); }
+
+const asked = () => new URLSearchParams(location.hash.slice(1));
+
+function pick(id, value) { if (value !== null && [...$(id).options].some((o) => o.value === value)) $(id).value = value; }
+
+function remember() {
+  const made = new URLSearchParams({ map: map.name });
+  for (const id of CHOICES) if ($(id).value) made.set(id, $(id).value);
+  history.replaceState(null, "", `#${made}`);
+}
 
 async function load() {
-  const k = Number($("maps").value);
+  const k = Number($("maps").value), wanted = asked();
   map = await json(`/api/map/${k}`);
   data = columns(await (await get(`/points/${k}.bin`)).arrayBuffer());
   if (!map.colours.length) map.colours.push({ name: "nothing", kind: "classes", values: map.slides.map(() => null) });
   map.patients.forEach((p) => { if (!p.by.length) p.by.push(null); });
   gallery();
+  pick("points", wanted.get("points"));
+  controls();
+  for (const id of ["method", "colour", "group"]) pick(id, wanted.get(id));
+  crops();
   again();
 }
 
@@ -229,12 +245,20 @@ function start() {
     if (act) { event.preventDefault(); act(); }
   });
   $("maps").addEventListener("change", () => load().catch((error) => fail(error.message)));
-  $("what").addEventListener("change", again);
-  $("method").addEventListener("change", () => { choosePoints(); fit(); });
-  $("colour").addEventListener("change", () => { colours(); told(chosen); draw(); });
-  $("group").addEventListener("change", crops);
+  $("points").addEventListener("change", again);
+  $("method").addEventListener("change", () => { choosePoints(); fit(); remember(); });
+  $("colour").addEventListener("change", () => { colours(); told(chosen); draw(); remember(); });
+  $("group").addEventListener("change", () => { crops(); remember(); });
+  window.addEventListener("hashchange", () => { if (asked().has("map")) fromAddress(); });
+  skip("plane");
   $("fit").addEventListener("click", fit);
   new ResizeObserver(draw).observe(plane);
+}
+
+function fromAddress() {
+  const k = index.maps.indexOf(asked().get("map"));
+  if (k >= 0) $("maps").value = String(k);
+  return load().catch((error) => fail(error.message));
 }
 
 async function main() {
@@ -245,7 +269,7 @@ async function main() {
   if (!index.maps.length) { fail("there is no map: `pipeline map` makes one"); return; }
   index.maps.forEach((name, k) => option($("maps"), k, name));
   start();
-  await load();
+  await fromAddress();
 }
 
 main().catch((error) => fail(error.message));

@@ -64,6 +64,10 @@ export const short = (value) => {  // three digits in little room
 export const entry = (i) => state.index.slides[i];
 export const told = (i, run) => entry(i).predictions.find((p) => p.run === run);
 
+export function skip(id) {  // the skip link moves the focus, and not the address, which tells what is seen
+  $("skip").addEventListener("click", (event) => { event.preventDefault(); $(id).focus(); });
+}
+
 // A panel or menu with the button that opens it.
 export function disclose(button, panel, open) {
   panel.hidden = !open;

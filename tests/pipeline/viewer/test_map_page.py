@@ -93,8 +93,18 @@ def test_a_point_opens_its_slide_at_the_tile(size: tuple[int, int], scheme: str,
         assert p.evaluate("location.hash").startswith("#slide=a.svs")
         p.go_back()
         p.wait_for_selector("#plane[data-drawn='100000']")
-        p.select_option("#what", "patients")
+        assert p.locator("#colour").input_value() == "by label", "the address kept it"
+        p.select_option("#points", "patients")
         p.wait_for_selector("#plane[data-drawn='1']")
         assert p.locator("#crops a").count() == 1
+        q = p.context.browser.new_page()  # shared: the same choices
+        q.goto(p.url)
+        q.wait_for_selector("#plane[data-drawn='1']")
+        assert q.url == p.url
+        assert "map=by-hand&points=patients&method=pca&colour=by+label&group=cluster+0" in q.url
+        q.keyboard.press("Tab")
+        q.keyboard.press("Enter")
+        assert q.evaluate("document.activeElement.id") == "plane"
+        assert q.url == p.url, "the skip link leaves the address alone"
         # a page that is left gives up the pictures it still waits for
         assert [f for f in p.faults if "ERR_ABORTED" not in f] == []
