@@ -210,7 +210,7 @@ class TrainConfig(Settings):
     )
     choice_margin: float = apart(1.0, "paired standard errors by which MHIM must be better to be kept", ge=0)
     choice_patients: int = apart(
-        60, "validation patients of a fold below which choice=inner gathers evidence in inner folds", ge=0
+        30, "validation patients of a fold below which choice=inner gathers evidence in inner folds", ge=0
     )
     choice_folds: int = apart(
         4,

@@ -12,13 +12,17 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks import fusion, outcomes
+from tests.benchmarks import choice, fusion, outcomes
 from tests.documents import commands, league, settings, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = "configs/README.md"
 PART = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PARTS: dict[str, Callable[[], str]] = {
+    "choice-10": lambda: choice.table(10),
+    "choice-20": lambda: choice.table(20),
+    "choice-30": lambda: choice.table(30),
+    "choice-100": lambda: choice.table(100),
     "commands": commands.commands,
     "fusion": lambda: "\n".join(fusion.table("pooled")),
     "fusion-linear": lambda: "\n".join(fusion.table("linear")),

@@ -11,6 +11,7 @@ import pytest
 from mhim.mil import metrics, preference, tasks
 from mhim.mil.preference import Pair
 from mhim.mil.tasks import Task
+from tests.benchmarks import choice
 
 TWO = tasks.classification(("no", "yes"), [0, 1])
 
@@ -97,6 +98,19 @@ def test_the_error_of_an_auc_is_delong_s(n: int, near: float) -> None:
     probabilities = [1 / (1 + np.exp(-x)) for x in (a, b)]
     each = [metrics.auc(truth, np.stack([1 - p, p], axis=1)) for p in probabilities]
     assert found.value == pytest.approx(each[1] - each[0], abs=1e-12)
+
+
+def test_the_simulation_weighs_as_the_program_does() -> None:
+    rng = np.random.default_rng(5)
+    positive = choice.classes(13)
+    plain, student = (choice.scores(positive, np.full(4, a), rng.normal(size=(4, 13))) for a in (0.7, 0.9))
+    many = choice.weigh(positive, plain, student)
+    for k in range(4):
+        one = preference.weigh([two(list(positive.astype(int)), list(plain[k]), list(student[k]))])
+        assert many.value[k] == pytest.approx(one.value, abs=1e-6)
+        assert many.error[k] == pytest.approx(one.error, abs=1e-6)
+    wide = choice.scores(choice.classes(20000), np.array([0.8]), rng.normal(size=(1, 20000)))
+    assert choice.areas(choice.classes(20000)[:4000], wide[:, :4000])[0][0] == pytest.approx(0.8, abs=0.02)
 
 
 def outcome(kind: str, n: int, rng: np.random.Generator) -> tuple[Task, np.ndarray, Any]:
