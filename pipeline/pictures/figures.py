@@ -176,8 +176,12 @@ def training(histories: dict[str, list[Row]], column: str) -> Callable[[Any], No
     return draw
 
 
-def kaplan_meier(time: np.ndarray, event: np.ndarray, high: np.ndarray, p_value: float | None) -> Callable[[Any], None]:
-    """Survival of the patients above and below their fold's risk threshold, and how many are at risk at each tick."""
+def kaplan_meier(
+    time: np.ndarray, event: np.ndarray, high: np.ndarray, p_value: float | None, counted: str = ""
+) -> Callable[[Any], None]:
+    """Survival of the patients above and below their fold's risk threshold, and how many are at risk at each tick.
+
+    counted: what is counted, where it is not patients."""
 
     def draw(axes: Any) -> None:
         ticks = nice_ticks(float(time.max()))
@@ -195,7 +199,7 @@ def kaplan_meier(time: np.ndarray, event: np.ndarray, high: np.ndarray, p_value:
             ylabel="event-free", ylim=(0, 1.03), xlim=(0, ticks[-1]), xticks=ticks, xlabel=f"time{tested}" + 4 * "\n"
         )  # the empty lines keep room for the table
         below = axes.get_xaxis_transform()  # x in time, y in parts of the axes
-        axes.text(0, -0.27, "at risk", transform=axes.transAxes, ha="left", va="center", fontsize=8)
+        axes.text(0, -0.27, f"{counted} at risk".strip(), transform=axes.transAxes, ha="left", va="center", fontsize=8)
         for k, (colour, name, own) in enumerate(groups):
             y = -0.34 - 0.07 * k
             axes.text(-0.06, y, name, transform=axes.transAxes, ha="right", va="center", fontsize=8, color=colour)

@@ -17,6 +17,11 @@ def draw(out: Path, rows: Sequence[Row]) -> None:
     found = groups(rows)
     if found is None:
         return
-    tested = None if any(of_slides(r) for r in rows) else metrics.log_rank(*found)
-    figures.save_all(out, {NAME: figures.kaplan_meier(*found, tested)})
+    tested = None if counted(rows) else metrics.log_rank(*found)
+    figures.save_all(out, {NAME: figures.kaplan_meier(*found, tested, counted(rows))})
     (out / f"{NAME}.csv").write_text(tables.of_mappings(steps(*found)))
+
+
+def counted(rows: Sequence[Row]) -> str:
+    """What the curves count, where it is not patients: the slides of train.bag=slide, several of which are of one."""
+    return "slides" if any(of_slides(r) for r in rows) else ""

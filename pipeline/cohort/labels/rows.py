@@ -176,6 +176,7 @@ def event_of(text: str, words: Mapping[str, int], column: str = "event") -> int 
 
 OF_PATIENTS = ("split", "fold")  # what all rows of a patient must agree in
 OF_BAGS = ("label", "time", "event")  # and what, where the patient is one bag
+OF_EVENTS = "an event happens to a patient, not to one of the slides: all rows of a patient need the same"
 OWN_LABELS = (
     "one bag holds all slides of a patient, and a bag has one label; where each slide has a label of its own, "
     "--set train.bag=slide makes one bag of each slide and keeps patients whole"
@@ -187,7 +188,7 @@ def contradictions(rows: list[Row], names: Mapping[str, str] | None = None, bag:
     `slide` the slides of a patient may have labels of their own."""
     wrong, names = [], names or {}
     alike = OF_PATIENTS if bag == "slide" else (*OF_BAGS, *OF_PATIENTS)
-    of_bags = False
+    of_bags = of_events = False
     first_slide: dict[str, Row] = {}
     first_patient: dict[str, Row] = {}
     for row in rows:
@@ -197,7 +198,11 @@ def contradictions(rows: list[Row], names: Mapping[str, str] | None = None, bag:
             wrong.append(f"row {row.number}, column {column}: {row.slide!r} stands in row {other.number} already")
         patient = first_patient.setdefault(row.patient, row)
         pairs = [(names.get(c, c), getattr(patient, c), getattr(row, c)) for c in alike]
-        if bag != "slide":
+        if bag == "slide":  # times may differ, where each counts from when its slide was taken
+            if None not in (patient.event, row.event) and patient.event != row.event:
+                pairs.append((names.get("event", "event"), patient.event, row.event))
+                of_events = True
+        else:
             pairs += [(c, a, b) for (c, a), (_, b) in zip(patient.targets, row.targets, strict=True)]
             of_bags |= patient.targets != row.targets or any(getattr(patient, c) != getattr(row, c) for c in OF_BAGS)
         for column, a, b in pairs:
@@ -207,7 +212,7 @@ def contradictions(rows: list[Row], names: Mapping[str, str] | None = None, bag:
                     f"row {row.number}, column {column}: patient {row.patient!r} has {here} here "
                     f"and {there} in row {patient.number}"
                 )
-    return [*wrong, OWN_LABELS] if of_bags else wrong
+    return [*wrong, *([OWN_LABELS] if of_bags else []), *([OF_EVENTS] if of_events else [])]
 
 
 def look_alikes(names: Iterable[str]) -> list[tuple[str, str]]:

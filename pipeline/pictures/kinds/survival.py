@@ -22,7 +22,10 @@ class Survival(Kind):
 
     def figures(self, found: Metrics, rows: Sequence[Row], each: Sequence[Row]) -> dict[str, Drawing]:
         grouped = risk_groups.groups(rows)
-        return {} if grouped is None else {risk_groups.NAME: figures.kaplan_meier(*grouped, found.log_rank_p)}
+        if grouped is None:
+            return {}
+        counted = risk_curves.counted(rows)
+        return {risk_groups.NAME: figures.kaplan_meier(*grouped, found.log_rank_p, counted)}
 
     @property
     def columns(self) -> list[str]:

@@ -115,7 +115,8 @@ class Regression(Measure):
         endless = len({measure.place(r) for r in rows if not math.isfinite(r["high"] - r["low"])})
         least = math.ceil(round(config.confidence / (1 - config.confidence), 9))
         told = f"predicted ± a half width for {100 * config.confidence:g} % coverage, found on each training's "
-        told += "validation patients (split conformal) and frozen"
+        whom = "slides" if any(measure.of_slides(r) for r in rows) else "patients"
+        told += f"validation {whom} (split conformal) and frozen"
         if endless:
             told += f"; {endless} of {len(places)} trainings had fewer than {least} of them: no finite interval"
         return {"interval_rule": told}

@@ -102,6 +102,8 @@ def test_an_interval_without_end_is_told_and_its_width_is_of_the_others() -> Non
     told = measure.tables(found, rows, rows, ScoreConfig(), lambda _: rows)["interval_rule"]
     assert "1 of 3 trainings had fewer than 19" in told
     assert "19" not in measure.tables(found, number_rows(), [], ScoreConfig(), lambda _: rows)["interval_rule"]
+    slides = [row | {"unit": "slide"} for row in rows]
+    assert "validation slides" in measure.tables(found, slides, slides, ScoreConfig(), lambda _: rows)["interval_rule"]
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.9])

@@ -13,8 +13,9 @@ import pytest
 
 from mhim.mil import resampling, splits, tasks
 from mhim.pipeline import api
-from mhim.pipeline.cohort.labels.rows import CohortError
+from mhim.pipeline.cohort.labels.rows import OWN_LABELS, CohortError, Row, contradictions
 from mhim.pipeline.maps import stored
+from mhim.pipeline.pictures import risk_curves
 from mhim.pipeline.results import estimand
 from mhim.pipeline.store import layout
 from mhim.pipeline.training import bundle
@@ -150,6 +151,39 @@ def test_slides_of_one_patient_widen_the_interval() -> None:
         told = estimand.intervals(estimand.answers(some, task), (), 200, 0.95)["auc"]
         width.append(told.high - told.low)
     assert width[0] > 2 * width[1]
+
+
+def test_slides_of_one_patient_are_no_pair_of_survival() -> None:
+    """They end at one time: neither is known to have come before the other, and the patient is drawn as one."""
+    rng, rows = np.random.default_rng(1), []
+    for p in range(8):
+        told = {"patient": f"{p}", "time": float(p + 1), "event": int(p != 5), "repeat": 0, "fold": 0, "seed": 0}
+        own = rng.normal() - p / 4
+        rows += [told | {"slide": f"{p}-{s}", "unit": "slide", "risk": own + 0.1 * rng.normal()} for s in range(3)]
+    among = [(a, b) for a in rows for b in rows if a["patient"] != b["patient"]]
+    known = [(a, b) for a, b in among if a["event"] and a["time"] < b["time"]]
+    right = np.mean([a["risk"] > b["risk"] for a, b in known])
+    of_slides = estimand.intervals(estimand.answers(rows, tasks.Cox()), (), 200, 0.95)["c_index"]
+    alone = [row | {"patient": row["slide"]} for row in rows]
+    as_people = estimand.intervals(estimand.answers(alone, tasks.Cox()), (), 200, 0.95)["c_index"]
+    assert of_slides.value == as_people.value == pytest.approx(right, abs=1e-12)
+    assert of_slides.high - of_slides.low > 1.2 * (as_people.high - as_people.low)
+
+
+def test_what_happens_happens_to_a_patient() -> None:
+    one = Row(2, "a", "P", time=9.0, event=1)
+    two = Row(3, "b", "P", time=7.0, event=1)  # its own time: counted from when the slide was taken
+    assert contradictions([one, two], bag="slide") == []
+    told = " ".join(contradictions([one, replace(two, event=0)], {"event": "dead"}, bag="slide"))
+    assert "row 3, column dead: patient 'P' has 0 here and 1 in row 2" in told
+    assert "happens to a patient" in told
+    assert OWN_LABELS in contradictions([one, two])  # the way out is named
+
+
+def test_curves_of_slides_say_so() -> None:
+    rows = [{"time": 1.0 + k, "event": 1, "risk": k % 2, "risk_threshold": 0.5} for k in range(6)]
+    assert risk_curves.counted(rows) == ""
+    assert risk_curves.counted([row | {"unit": "slide"} for row in rows]) == "slides"
 
 
 def test_a_class_with_slides_of_few_patients_is_refused() -> None:
