@@ -286,11 +286,10 @@ class TrainConfig(Settings):
             )
         if self.split_by == "csv" and self.repeats > 1:
             raise ValueError("split_by=csv gives one split, so repeats must be 1 (use seeds for more trainings)")
-        if self.choice == "inner" and (self.fallback is None or self.protocol == "paper" or self.fusion != "none"):
-            raise ValueError(
-                "choice=inner goes with train.fallback set, not with protocol=paper, and not with a fusion: "
-                "set choice=margin, or point"
-            )
+        if self.choice == "inner" and self.fusion != "none":
+            raise ValueError("choice=inner goes with no fusion: set choice=margin, or point")
+        if self.choice != "point" and self.protocol == "paper":
+            raise ValueError(f"choice={self.choice} needs validation patients, which protocol=paper does not have")
         if self.draws and (self.grid or self.protocol == "paper"):
             raise ValueError("draws goes with no grid, and not with protocol=paper, which selects on the test fold")
         plan = sorted(

@@ -190,10 +190,24 @@ def test_only_what_the_choice_decides_has_it_in_its_fingerprint(work: layout.Wor
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"fallback": None}, {"protocol": "paper"}, {"fusion": "late"}],
-    ids=["no fallback", "paper", "fusion"],
+    ("wrong", "why"),
+    [
+        ({"choice": "inner", "fusion": "late"}, "choice=inner goes with no fusion"),
+        ({"choice": "inner", "protocol": "paper"}, "choice=inner needs validation patients"),
+        ({"choice": "margin", "protocol": "paper"}, "choice=margin needs validation patients"),
+    ],
+    ids=["fusion", "inner of paper", "margin of paper"],
 )
-def test_inner_evidence_is_refused_where_it_would_decide_nothing(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="choice=inner goes with"):
-        validate({"train": {"choice": "inner", **wrong}})
+def test_evidence_is_refused_where_there_is_none(wrong: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        validate({"train": wrong})
+
+
+def test_where_no_fallback_is_allowed_nothing_is_weighed(work: layout.Work) -> None:
+    rows = make_features(work)
+    assert not trained(work, rows, settings(**mhim(), choice="inner", fallback=None, epochs=1)).failures
+    cards = [bundle.card_of(f) for f in bundle.find(work.run("run"))]
+    assert [c.choice for c in cards] == [None, None]
+    assert not (work.run("run") / "inner").exists()
+    (line,) = choices.lines(choices.count(cards))
+    assert line.startswith("no fallback to the plain model was allowed (train.fallback)")

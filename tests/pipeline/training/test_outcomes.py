@@ -58,11 +58,14 @@ def labelled(*values: str) -> Any:
 
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "corn": (levels, {"task": "ordinal", "ordinal": "corn"}),
-    "cumulative": (levels, {"task": "ordinal", "balance": "sampling"}),
-    "regression": (numbers, {"task": "regression"}),
+    "cumulative": (levels, {"task": "ordinal", "balance": "sampling", "choice": "margin"}),
+    "regression": (numbers, {"task": "regression", "choice": "margin"}),
     "huber": (numbers, {"task": "regression", "regression_loss": "huber"}),
     "several": (several, {"task": {"grade": "ordinal", "ki67": "regression"}, "survival_bins": 2}),
-    "several_cox": (several, {"task": "grade=ordinal,ki67=regression", "survival_loss": "cox", "cox_bags": 4}),
+    "several_cox": (
+        several,
+        {"task": "grade=ordinal,ki67=regression", "survival_loss": "cox", "cox_bags": 4, "choice": "margin"},
+    ),
 }
 
 
@@ -87,6 +90,9 @@ def test_every_outcome_is_trained_by_mhim_and_ends_in_the_same_bytes_when_interr
         if found.task.kind != "ordinal":  # whose level is called after the temperature
             assert told is None or told == pytest.approx(at[found.task.headline])
         assert found.card.taught
+        weighed = found.card.choice is not None
+        assert weighed == ("choice" in own and (found.card.fallback is None or found.card.fallback.by != "alarm"))
+        assert not weighed or found.card.choice.patients == found.card.split.val
     shutil.rmtree(work.runs)
     kill_after(monkeypatch, [1, 2, 1, 1, 2])
     report, stops = until_done(work, rows, config)
