@@ -27,7 +27,7 @@ from mhim.pipeline.results.views import View
 from mhim.pipeline.resume.console import escape
 from mhim.pipeline.store import reading
 from mhim.pipeline.store.layout import CARD, StoreError
-from mhim.pipeline.training import bundle, choices, plan
+from mhim.pipeline.training import bundle, choices, kept, plan
 from mhim.pipeline.training import fold as training
 
 
@@ -281,6 +281,6 @@ def _counted(summary: Metrics) -> choices.Choices:
         trainings=n,
         watched=n if by else 0,
         taught=n if by else 0,
-        alarm=by.count(choices.ALARM),
-        validation=by.count(choices.VALIDATION),
+        alarm=by.count(kept.ALARM),
+        validation=by.count(kept.VALIDATION),
     )

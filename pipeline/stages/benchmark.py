@@ -29,7 +29,7 @@ from mhim.pipeline.stages import session as session_
 from mhim.pipeline.stages.session import Session
 from mhim.pipeline.stages.train import Train
 from mhim.pipeline.store import layout, tables, writing
-from mhim.pipeline.training import choices, fold
+from mhim.pipeline.training import choices, fold, kept
 
 Line = dict[str, Any]
 
@@ -152,7 +152,7 @@ def _line(row: str, folder: Path) -> Line:
     cells = predictions.cell_table(folder)
     counted = found.choices
     told = (counted.watched, counted.alarm, counted.validation) if counted else (0, 0, 0)
-    chosen: dict[str, Any] = dict(zip(("watched", choices.ALARM, choices.VALIDATION), told, strict=True))
+    chosen: dict[str, Any] = dict(zip(("watched", kept.ALARM, kept.VALIDATION), told, strict=True))
     chosen |= {"cells": cells} if cells else {}
     if found.targets is not None:
         line["tabled"] = {name: name for name in found.test}
