@@ -6,7 +6,8 @@ A_nk = softmax_n(q_n . q_crit(k) / sqrt(128));  B_k = sum_n A_nk v_n (C, h) is t
 b_o = sum_k W_ok . B_k + b.  logits = (b + m) / 2, in training too, as MHIM-MIL uses it.
 
 Instance n adds sum_k A_nk W_ok . v_n / 2 to logit o, and c_no / 2 more if it is critical for o. Its share is the mean
-over classes of its attention, and of being critical, half each: an instance that decides the maximum is not small.
+over classes of its attention, and of being critical, half each: an instance that decides the maximum is not small. Its
+evidence is what both streams say of a bag of it alone: they may say the opposite of each other.
 """
 
 from __future__ import annotations
@@ -73,11 +74,12 @@ class DsMil(MIL):
             return Encoded(logits, embedding)
         n_out = c.shape[1]
         is_critical = torch.arange(len(z), device=z.device)[:, None] == critical  # (N, C)
-        evidence = c - self.instance.bias
+        own = c - self.instance.bias
         seen = (v @ self.bag.weight.view(n_out * n_out, -1).T).view(-1, n_out, n_out)  # (N, out, class)
         bag_part = torch.einsum("nok,kn->no", seen, a.to(seen.dtype))
-        contribution = 0.5 * (bag_part + torch.where(is_critical, evidence, 0.0))
+        contribution = 0.5 * (bag_part + torch.where(is_critical, own, 0.0))
         share = 0.5 * (a.mean(0) + is_critical.to(a.dtype).mean(1))
+        evidence = 0.5 * (seen.sum(2) + own)  # of the tile alone: all attention is its own, and it is critical
         return Encoded(logits, embedding, a, share, evidence, contribution, c.amax(1))
 
 

@@ -162,12 +162,16 @@ def report(
 ) -> int:
     """One self-contained HTML file of a scored run: cohort, exclusions, results, mistakes, settings."""
     from mhim.pipeline.pictures.report import write
+    from mhim.pipeline.resume import console
     from mhim.pipeline.stages.runs import find
     from mhim.pipeline.store.layout import Work
 
     folder = Work(work)
-    print(write(folder, find(folder, name, "mhim")))
-    return 0
+    made = write(folder, find(folder, name, "mhim"))
+    print(made.path)
+    for line in made.wrong:
+        console.err.print(console.escape(f"not in the report: {line}"))
+    return 1 if made.wrong else 0
 
 
 @app.command(cls=SettingsCommand, rich_help_panel="Verbs")

@@ -24,7 +24,8 @@ from mhim.pipeline.maps import stored
 from mhim.pipeline.results import estimand, measures, views
 from mhim.pipeline.results.measures.measure import place
 from mhim.pipeline.results.metrics_file import Metrics
-from mhim.pipeline.store import reading, seals
+from mhim.pipeline.results.present import Present
+from mhim.pipeline.store import reading
 from mhim.pipeline.store.layout import StoreError
 
 MOST_CLASSES = 12  # distinct numbers up to which a column of numbers is coloured as classes
@@ -101,6 +102,7 @@ class Scored:
     digest: str
     colours: tuple[Colour, ...]
     marks: dict[str, str] = field(default_factory=dict)  # slide -> fingerprint of its scores
+    models: tuple[str, ...] | None = None  # fingerprints of the trainings that the results are of, where known
 
 
 def of_features(run: Path, facts: Mapping[str, Any]) -> bool:
@@ -122,6 +124,8 @@ def of_patients(colour: Colour, patient: Mapping[str, str]) -> dict[str, Any]:
 
 def scored(run: Path, slides: Sequence[str]) -> Scored:
     """Raises StoreError where the run is not scored, or of none of the slides."""
+    present = Present(run)
+    present.check()
     colours: list[Colour] = []
     there = set(slides)
     for view in views.of(run):
@@ -135,11 +139,11 @@ def scored(run: Path, slides: Sequence[str]) -> Scored:
             colours += [Colour(name, "rank", values)] if values else []
     if not colours:
         raise StoreError(f"the run {run.name} held out none of the slides of this map; name another with --run")
-    found = {s: seals.look(run / "scores" / f"{s}.zarr") for s in slides}
-    marks = {s: look.fingerprint for s, look in found.items() if look is not None and not look.wrong}
+    marks = {s: found.fingerprint for s in slides if (found := present.scores(s)) is not None}
     told = [[c.name, sorted(c.values.items())] for c in colours]
     digest = hashlib.sha256(json.dumps([told, sorted(marks.items())]).encode()).hexdigest()[:16]
-    return Scored(run.name, run, digest, tuple(colours), marks)
+    models = None if present.models is None else tuple(sorted(present.models))
+    return Scored(run.name, run, digest, tuple(colours), marks, models)
 
 
 def _questions(task: Any, target: str) -> Iterator[tuple[str, Any]]:

@@ -5,20 +5,23 @@ In: a scored run. Out: rows of tables. Numbers are those that `pipeline compare`
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mhim.configs.schema import ScoreConfig
+from mhim.pipeline.pictures.parts import DAMAGED, Parts, reason
 from mhim.pipeline.results import compare, numbers, views
 from mhim.pipeline.results.metrics_file import METRICS, ExternalMetrics, Metrics
-from mhim.pipeline.store import layout, reading
+from mhim.pipeline.results.present import NEW, Present
+from mhim.pipeline.store import reading
 
 MOST = 5  # runs that are compared with; each is a bootstrap
 COMPARED = ("this run minus", "metric", "difference", "interval", "p", "so")
 EXTERNAL = ("cohort", "metric", "internal", "external", "patients")
 
 
-def comparisons(run: Path, found: Metrics) -> tuple[list[tuple[str, ...]], int]:
+def comparisons(run: Path, found: Metrics, parts: Parts) -> tuple[list[tuple[str, ...]], int]:
     """Rows of COMPARED by the headline, for the runs of the same work folder that answered the same question about the
     same patients; and how many more there are than MOST."""
     config = ScoreConfig(bootstrap=found.bootstrap, confidence=float(found.confidence))
@@ -27,8 +30,11 @@ def comparisons(run: Path, found: Metrics) -> tuple[list[tuple[str, ...]], int]:
     for other in sorted(p for p in run.parent.iterdir() if p.is_dir() and p != run):
         try:
             theirs = Metrics.read(other)
-        except (layout.StoreError, FileNotFoundError):
-            continue  # not scored, or by another version: it has no numbers to compare with
+        except FileNotFoundError:
+            continue  # not scored: it has no numbers to compare with
+        except DAMAGED as error:
+            parts.fail(f"the run {other.name}", error)
+            continue
         if theirs.split_hash != found.split_hash or theirs.counted_otherwise:
             continue
         if len(rows) >= MOST:
@@ -36,8 +42,8 @@ def comparisons(run: Path, found: Metrics) -> tuple[list[tuple[str, ...]], int]:
             continue
         try:
             verdicts = _verdicts(other, run, config)
-        except (layout.StoreError, FileNotFoundError) as error:
-            rows.append((other.name, found.headline, "not comparable", "", "", str(error)))
+        except DAMAGED as error:
+            rows.append((other.name, found.headline, "not comparable", "", "", reason(error)))
             continue
         for name, verdict in verdicts.items():
             d, metric = verdict["difference"], name.replace("_", " ")
@@ -59,19 +65,24 @@ def _verdicts(other: Path, run: Path, config: ScoreConfig) -> dict[str, dict[str
     return {f"{mine.target}.{name}" if mine.target else name: compare.compare(theirs, mine, config, name)[name]}
 
 
-def external(run: Path) -> list[tuple[str, ...]]:
+def external(run: Path, parts: Parts) -> list[tuple[str, ...]]:
     """Rows of EXTERNAL: each other cohort with labels, its metrics beside the run's own."""
     rows: list[tuple[str, ...]] = []
-    cohorts = sorted(p for p in (run / "new").glob("*") if p.is_dir() and not p.name.startswith("."))
-    for view in (view for cohort in cohorts for view in views.of(cohort)):
+    cohorts = sorted(p for p in (run / NEW).glob("*") if p.is_dir() and not p.name.startswith("."))
+    for cohort in cohorts:
+        rows += parts.make(f"the cohort {cohort.name}", partial(_of_cohort, cohort), [])
+    return rows
+
+
+def _of_cohort(cohort: Path) -> list[tuple[str, ...]]:
+    """Raises StoreError where it was scored by trainings that are there no more."""
+    rows: list[tuple[str, ...]] = []
+    for view in views.of(cohort):
         path = view.folder / METRICS
         if not path.exists():
             continue  # scored without labels
-        try:
-            found = ExternalMetrics.of(reading.read_json(path), path)
-        except layout.StoreError as error:
-            rows.append((view.name, str(error), "", "", ""))
-            continue
+        Present(cohort).check()
+        found = ExternalMetrics.of(reading.read_json(path), path)
         for name, value in found.external.items():
             inside = numbers.text_of(found.internal.get(name))
             rows.append((view.name, name.replace("_", " "), inside, numbers.text_of(value), str(found.patients)))

@@ -6,43 +6,42 @@ these. A damaged map is told, not shown.
 
 from __future__ import annotations
 
-import csv
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mhim.extract.images import encoded
-from mhim.pipeline.maps import stored
+from mhim.pipeline.maps import shown, stored
 from mhim.pipeline.pictures.layers import file_name
+from mhim.pipeline.pictures.parts import DAMAGED, Parts
 from mhim.pipeline.store import layout, pages
 from mhim.pipeline.store.layout import StoreError
 
 TILE_PX = 72
 MOST = 2  # maps in a report
-_DAMAGED = (StoreError, OSError, KeyError, ValueError, csv.Error)  # a damaged map must not cost the report
 
 
-def sections(work: layout.Work, run: str, features: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+def sections(
+    work: layout.Work, run: Path, features: dict[str, Any], parts: Parts
+) -> tuple[list[dict[str, Any]], list[str]]:
     """One for each map of the same features, those coloured by the run first, MOST of them; and the names of the
-    others. features: what the run tells of its own."""
-    found, wrong = [], []
+    others. features: what the run tells of its own. A damaged map costs its own section alone."""
+    found, made = [], []
     for name in stored.names(work):
         try:
-            one = stored.read(work.maps / name)
+            one, told = shown.read(work, name)
             if stored.alike(one.card["features"], features):
-                found.append((one.card["run"] != run, name, one))
-        except _DAMAGED as error:
-            wrong.append({"name": name, "wrong": str(error)})
-    made = []
+                found.append((one.card["run"] != run.name, name, one, told))
+        except DAMAGED as error:
+            parts.fail(f"the map {name}", error)
     found.sort(key=lambda each: each[:2])
-    for _, name, one in found[:MOST]:
-        try:
-            made.append(_section(one, run))
-        except _DAMAGED as error:
-            wrong.append({"name": name, "wrong": str(error)})
-    return made + wrong, [name for _, name, _ in found[MOST:]]
+    for _, name, one, told in found[:MOST]:
+        section = parts.make(f"the map {name}", partial(_section, one, run.name, told, parts), None)
+        made += [section] if section is not None else []
+    return made, [name for _, name, *_ in found[MOST:]]
 
 
-def _section(one: stored.Stored, run: str) -> dict[str, Any]:
+def _section(one: stored.Stored, run: str, told: str, parts: Parts) -> dict[str, Any]:
     card = one.card
     own = card["run"] == run
     pictures = []
@@ -68,17 +67,17 @@ def _section(one: stored.Stored, run: str) -> dict[str, Any]:
     variance = " + ".join(f"{100 * v:.0f}" for v in card["variance"][:2])
     return {
         "name": one.name,
-        "wrong": "",
+        "note": told,
         "told": f"{card['tiles']} tiles of {card['slides']} slides, {card['patients']} patients; the first two "
         f"principal components hold {variance} % of the variance of {card['features'].get('encoder')} features.",
         "pictures": pictures,
         "columns": ("cluster", *heads),
         "clusters": table,
-        "gallery": _gallery(one),
+        "gallery": _gallery(one, parts),
     }
 
 
-def _gallery(one: stored.Stored) -> list[dict[str, Any]]:
+def _gallery(one: stored.Stored, parts: Parts) -> list[dict[str, Any]]:
     """Per cluster and class the tiles that were cut."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for row in one.rows("prototypes"):
@@ -86,7 +85,8 @@ def _gallery(one: stored.Stored) -> list[dict[str, Any]]:
         called = f"cluster {row['name']}" if row["of"] == "cluster" else f"{row['of']} {row['name']}"
         if file.is_file():
             told = f"tile {row['tile']} of {row['slide']}, patient {row['patient']}, cluster {row['cluster']}"
-            groups.setdefault(called, []).append((told, pages.data_uri("image/jpeg", _small(file))))
+            if small := parts.make(f"the map {one.name}, {called}", partial(_small, file), b""):
+                groups.setdefault(called, []).append((told, pages.data_uri("image/jpeg", small)))
     return [{"name": name, "tiles": tiles} for name, tiles in groups.items()]
 
 

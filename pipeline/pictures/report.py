@@ -11,6 +11,8 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,15 +21,19 @@ from mhim.mil import evidence
 from mhim.pipeline.pictures import beside, cohort_map, figures, kinds, methods, modalities, of_several, thumbnails
 from mhim.pipeline.pictures.kinds.kind import Drawing, Kind
 from mhim.pipeline.pictures.of_several import Section, Shown
+from mhim.pipeline.pictures.parts import Parts
 from mhim.pipeline.results import again, ensemble, estimand, numbers, predictions, truth, views
 from mhim.pipeline.results import evidence as measured
 from mhim.pipeline.results.metrics_file import METRICS, Metrics
+from mhim.pipeline.results.present import Present
+from mhim.pipeline.results.present import told as told_of
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.store import layout, pages, reading, tables, writing
 from mhim.pipeline.training import bundle, choices, kept
 from mhim.pipeline.training.card import Card
 from mhim.pipeline.upkeep import status
 
+PREDICTIONS = "predictions.csv"
 BUDGET = 9 * 2**20  # bytes of the HTML file
 Row = dict[str, Any]
 ASSETS = Path(__file__).parent / "assets"
@@ -37,12 +43,23 @@ FIGURES = {
 }
 
 
-def write(work: layout.Work, run: Path) -> Path:
-    """Write the report of a scored run; of several targets one page in which each has its section. Raises StoreError if
-    it is not scored."""
-    if not (run / METRICS).exists() or not (run / "predictions.csv").exists():
+@dataclass(frozen=True)
+class Written:
+    """A report that was made. wrong: of each part that it lacks, which and why."""
+
+    path: Path
+    wrong: tuple[str, ...]
+
+
+def write(work: layout.Work, run: Path) -> Written:
+    """Write the report of a scored run; of several targets one page in which each has its section. What is damaged
+    beside the run's own numbers costs its part of the page alone. Raises StoreError if it is not scored, or was trained
+    again since."""
+    if not (run / METRICS).exists() or not (run / PREDICTIONS).exists():
         raise layout.StoreError(f"{run} is not scored; run `pipeline score --name {run.name}` first")
-    reading.check_scored(run)
+    present, parts = Present(run), Parts()
+    present.check(only=(METRICS, PREDICTIONS))
+    parts.make("the run's other results", lambda: reading.check_scored(run), None)
     leftovers.sweep_work(work)
     found = Metrics.read(run)
     if found.counted_otherwise:
@@ -52,29 +69,35 @@ def write(work: layout.Work, run: Path) -> Path:
         )
     style, script = ((ASSETS / name).read_text() for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    sections = [_section(view) for view in views.of(run)]
-    cards = [bundle.card_of(folder) for folder in predictions.folds_of(run)]
+    several = found.targets is not None
+    made = [
+        parts.make(f"target {v.target}", partial(_section, v, parts), None) if several else _section(v, parts)
+        for v in views.of(run)
+    ]
+    sections = [one for one in made if one is not None]
+    cards: list[Card] = parts.make("trainings", lambda: [bundle.card_of(f) for f in predictions.folds_of(run)], [])
     stages = _stages(work)
-    maps, more_maps = cohort_map.sections(work, run.name, found.features.plain())
+    maps, more_maps = cohort_map.sections(work, run, found.features.plain(), parts)
     values: dict[str, Any] = {
         "name": run.name,
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         "style": pages.own(style),
         "script": pages.own(script),
         "warnings": found.warnings,
-        "cohort": _cohort(work, found, stages),
+        "cohort": parts.make("cohort", lambda: _cohort(work, found, stages), ""),
         "left_out": _left_out(run, stages),
-        "splits": _splits(run),
+        "stale": parts.make("scores", lambda: told_of(present.stale()), ""),
+        "splits": parts.make("splits", lambda: _splits(run), []),
         "choices": choices.lines(found.choices),
         "versions": list(methods.versions(cards).items()),
         "features": list(found.features.plain().items()),
         "cohort_maps": maps,
         "more_maps": more_maps,
-        "config": (run / "config.yaml").read_text() if (run / "config.yaml").exists() else "",
-        "again": "\n".join(again.commands(work, run)),
+        "config": parts.make("config.yaml", lambda: _config(run), ""),
+        "again": parts.make("do it again", lambda: "\n".join(again.commands(work, run)), ""),
     }
-    if found.targets is not None:
-        drawn = figures.save_all(run / "report", _training_figures(run, found))
+    if several:
+        drawn = figures.save_all(run / "report", _training_figures(run, found, parts))
         values |= {
             "metrics": numbers.lines(found),
             "figures": [(FIGURES[k], pages.data_uri("image/svg+xml", v)) for k, v in drawn.items()],
@@ -85,26 +108,31 @@ def write(work: layout.Work, run: Path) -> Path:
         template, shown = ASSETS / "several.html", of_several.slides(sections)
     else:
         (only,) = sections
-        values |= only.values | {"fused": modalities.values(run, found.task.value)}
+        fused = parts.make("modalities", lambda: modalities.values(run, found.task.value), None)
+        values |= only.values | {"fused": fused}
         template, shown = ASSETS / "report.html", [only.shown(row) for row in only.rows]
-    values |= _trainings(found) | _maps(run) | _beside(run, found, cards, sections)
-    bare = pages.page(template, **values, gallery=[], no_room=0)
-    gallery, no_room = _gallery(run, shown, BUDGET - len(bare.encode()) - 4096)
-    text = pages.page(template, **values, gallery=gallery, no_room=no_room)
+    values |= _trainings(found) | _maps(run, parts) | _beside(run, found, cards, sections, parts)
+    bare = pages.page(template, **values, gallery=[], no_room=0, wrong=[])
+    gallery, no_room = _gallery(present, shown, BUDGET - len(bare.encode()) - 4096, parts)
+    text = pages.page(template, **values, gallery=gallery, no_room=no_room, wrong=parts.wrong)
     writing.write_atomic(run / "report.html", text)
-    return run / "report.html"
+    return Written(run / "report.html", tuple(parts.wrong))
 
 
-def _section(view: views.View) -> Section:
+def _config(run: Path) -> str:
+    return (run / "config.yaml").read_text(encoding="utf-8") if (run / "config.yaml").exists() else ""
+
+
+def _section(view: views.View, parts: Parts) -> Section:
     found = Metrics.read(view.folder)
-    each = estimand.read(view.folder / "predictions.csv")
+    each = estimand.read(view.folder / PREDICTIONS)
     kind = kinds.of(found.task.value)
     rows = ensemble.ensemble(each, kind.task)
     rows = [row | {"mistake": wrong} for row, wrong in zip(rows, kind.mistakes(rows), strict=True)]
     rows.sort(key=lambda row: (not kind.measure.said(row).wrong, -row["mistake"]))
     drawn = kind.figures(found, rows, each)
     if not view.target:
-        drawn |= _training_figures(view.run, found)
+        drawn |= _training_figures(view.run, found, parts)
     folder = view.run / "report"
     svg = figures.save_all(folder / views.file_name(view.target) if view.target else folder, drawn)
     titles = kind.titles | FIGURES
@@ -121,29 +149,42 @@ def _section(view: views.View) -> Section:
     return Section(view.target, kind, rows, found, values)
 
 
-def _beside(run: Path, found: Metrics, cards: Sequence[Card], sections: Sequence[Section]) -> dict[str, Any]:
+def _beside(
+    run: Path, found: Metrics, cards: Sequence[Card], sections: Sequence[Section], parts: Parts
+) -> dict[str, Any]:
     """The methods paragraph, other runs and other cohorts."""
-    compared, more = beside.comparisons(run, found)
+    compared, more = beside.comparisons(run, found, parts)
+    targets = {one.target: one.found for one in sections if one.target}
     return {
-        "methods": methods.paragraph(found, cards, {one.target: one.found for one in sections if one.target}),
+        "methods": methods.paragraph(found, cards, targets) if cards else "",
         "compared": compared,
         "compared_columns": beside.COMPARED,
         "drawn": found.drawn,
         "not_compared": more,
-        "external": beside.external(run),
+        "external": beside.external(run, parts),
         "external_columns": beside.EXTERNAL,
     }
 
 
-def _training_figures(run: Path, found: Metrics) -> dict[str, Drawing]:
+def _training_figures(run: Path, found: Metrics, parts: Parts) -> dict[str, Drawing]:
     histories = {}
-    for folder in predictions.folds_of(run):
+    for folder in parts.make("training curves", lambda: predictions.folds_of(run), []):
         if (folder / "history.csv").exists():
-            histories[folder.name] = tables.read(folder / "history.csv")
+            read = parts.make(f"training curve of {folder.name}", partial(_history, folder / "history.csv"), [])
+            histories |= {folder.name: read} if read else {}
     return {
         "loss": figures.training(histories, "loss"),
         "validation": figures.training(histories, found.headline),
     }
+
+
+def _history(path: Path) -> list[dict[str, str]]:
+    """A training's epochs. Raises ValueError where a cell is no number."""
+    rows = tables.read(path)
+    for row in rows:
+        for cell in row.values():
+            float(cell or "nan")
+    return rows
 
 
 def _summary(found: Metrics, brief: Sequence[str]) -> dict[str, Any]:
@@ -276,7 +317,7 @@ def _trainings(found: Metrics) -> dict[str, Any]:
     return {"training_columns": columns, "trainings": rows}
 
 
-def _maps(run: Path) -> dict[str, Any]:
+def _maps(run: Path, parts: Parts) -> dict[str, Any]:
     """What each map is worth, where that was measured (`score.evidence`)."""
     columns = {
         "patients": "patients",
@@ -287,42 +328,54 @@ def _maps(run: Path) -> dict[str, Any]:
         "gain": "gain",
         "smallest_share": f"smallest share of tiles that keeps {100 * evidence.WANTED:.0f} %",
     }
-    found = measured.means(run)  # not the file: it may be of scores that were made anew since
-    rows = []
-    for name in found["best_first"]:
-        one = found["maps"][name]
-        cells = [f"{one[k]['mean']:.3f}" if isinstance(one[k], dict) else str(one[k]) for k in columns]
-        rows.append((name.replace("_", " "), *cells))
-    told = truth.read(run)
-    pointed = {"truth_columns": truth.COLUMNS, "truth_rows": truth.rows(told), "truth": told}
-    return {"map_columns": ("map", *columns.values()), "maps": rows, **pointed}
+
+    def tested() -> list[tuple[str, ...]]:
+        found = measured.means(run)  # not the file: it may be of scores that were made anew since
+        rows = []
+        for name in found["best_first"]:
+            one = found["maps"][name]
+            cells = [f"{one[k]['mean']:.3f}" if isinstance(one[k], dict) else str(one[k]) for k in columns]
+            rows.append((name.replace("_", " "), *cells))
+        return rows
+
+    def pointed() -> tuple[dict[str, Any], list[tuple[str, ...]]]:
+        told = truth.read(run)
+        return told, truth.rows(told)
+
+    rows = parts.make("what the maps say", tested, [])
+    told, lines = parts.make(f"{truth.FILE}, where the maps point", pointed, ({}, []))
+    truths = {"truth_columns": truth.COLUMNS, "truth_rows": lines, "truth": told}
+    return {"map_columns": ("map", *columns.values()), "maps": rows, **truths}
 
 
-def _gallery(run: Path, patients: Sequence[Shown], room: int) -> tuple[list[dict[str, Any]], int]:
-    """The slides' pictures that fit into `room` bytes of HTML, and how many there was no room for."""
+def _gallery(present: Present, patients: Sequence[Shown], room: int, parts: Parts) -> tuple[list[dict[str, Any]], int]:
+    """The slides' pictures, of trainings that are there now, that fit into `room` bytes of HTML, and how many there was
+    no room for."""
     made: list[dict[str, Any]] = []
     left = 0
     for one in patients:
         for slide in one.slides:
-            drawn = (run / "heatmaps" / slide).glob("*.png")
+            folder = present.pictures(slide)
+            drawn = folder.glob("*.png") if folder else []
             pictures = sorted(drawn, key=lambda p: (not p.name.startswith("contribution"), p.name))
             if not pictures:
                 continue
             if room <= 0:
                 left += 1
                 continue
-            made_of = [(p, thumbnails.heatmap(p)) for p in pictures]
-            tiles = run / "heatmaps" / slide / "tiles.jpg"
-            made_of += [(tiles, thumbnails.sheet(tiles))] if tiles.exists() else []
+            tiles = pictures[0].with_name("tiles.jpg")
+            small = [(p, thumbnails.heatmap) for p in pictures] + [(tiles, thumbnails.sheet)] * tiles.exists()
+            made_of = [(p, parts.make(f"{slide}: {p.stem}", partial(draw, p), b"")) for p, draw in small]
             shown = {
                 "name": slide,
                 "pictures": [
                     {
                         "uri": pages.data_uri("image/jpeg", data),
                         "layer": "highest and lowest tiles" if p == tiles else p.stem.replace("_", " "),
-                        "file": quote(p.relative_to(run).as_posix()),
+                        "file": quote(p.relative_to(present.folder).as_posix()),
                     }
                     for p, data in made_of
+                    if data
                 ],
                 "wrong": one.wrong,
                 "told": one.told,

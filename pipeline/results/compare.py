@@ -23,9 +23,9 @@ from mhim.mil.tasks import Task
 from mhim.pipeline.results import estimand, measures, numbers, operating_point, several, views
 from mhim.pipeline.results.measures.measure import Answers, Row, bag_of, place
 from mhim.pipeline.results.metrics_file import Metrics
+from mhim.pipeline.results.present import Present
 from mhim.pipeline.results.views import View
 from mhim.pipeline.resume.console import escape
-from mhim.pipeline.store import reading
 from mhim.pipeline.store.layout import CARD, StoreError
 from mhim.pipeline.training import bundle, choices, kept, plan
 from mhim.pipeline.training import fold as training
@@ -252,7 +252,7 @@ def _table(names: tuple[str, str], found: Mapping[str, Mapping[str, Any]], confi
 
 def scored(view: View) -> tuple[Metrics, list[Row]]:
     """A view's metrics.json and predictions.csv."""
-    reading.check_scored(view.run)
+    Present(view.run).check()
     try:
         found, rows = Metrics.read(view.folder), estimand.read(view.folder / training.PREDICTIONS)
     except FileNotFoundError as error:

@@ -18,11 +18,11 @@ from mhim.mil import train as loop
 from mhim.mil.evidence import Evidence
 from mhim.mil.feed import Feed
 from mhim.pipeline.cohort.patients import Patient
+from mhim.pipeline.results.present import Present
 from mhim.pipeline.store import reading, seals, writing
 from mhim.pipeline.training import bundle, fold
 
 FOLDER, SUMMARY = "evidence", "evidence.json"
-SCORED, MODELS = "score.json", "input.models"  # the seal of a run's results, and of which trainings these are
 
 
 def of_patient(
@@ -70,15 +70,13 @@ def means(folder: Path) -> dict[str, Any]:
     of the scores that lie there now, measured as this version does: maps of other models are not averaged in, such as
     those of patients whom the run was trained without since."""
     how = {f"evidence.{name}": value for name, value in evidence.method().items()}
-    whole = seals.look(folder, SCORED)
-    models = set(whole.settings.get(MODELS, ())) if whole is not None else None  # of new slides nobody says
+    present = Present(folder)
     root, patients = folder / FOLDER, dict[str, dict[str, dict[str, float]]]()
     for path in sorted(root.glob("**/*.zarr")):
-        found, scores = seals.look(path), seals.look(folder / "scores" / path.relative_to(root))
-        if found is None or found.wrong or scores is None or scores.wrong:
+        found = seals.look(path)
+        scores = present.scores(path.relative_to(root).as_posix().removesuffix(".zarr"))
+        if found is None or found.wrong or scores is None:
             continue  # told by the commands that make them
-        if models is not None and not models.issuperset(scores.settings.get(MODELS, ())):
-            continue
         if found.attrs.get("scores") == scores.fingerprint and how.items() <= found.settings.items():
             maps = {k: v["numbers"] for k, v in found.attrs["maps"].items()}
             bag = str(path) if found.attrs.get("unit") == "slide" else str(found.attrs["patient"])

@@ -24,7 +24,8 @@ from mhim.mil.tasks import Several, Task
 from mhim.pipeline.cohort.patients import Patient, StoredBag
 from mhim.pipeline.results import ensemble, measures
 from mhim.pipeline.results.measures.measure import Measure, Place, place
-from mhim.pipeline.store.layout import CARD, StoreError
+from mhim.pipeline.store import layout
+from mhim.pipeline.store.layout import StoreError
 from mhim.pipeline.store.reading import array_names, read_array, stored
 from mhim.pipeline.training import bundle, fold, fusion_bundle, plan
 from mhim.pipeline.training.card import Card
@@ -38,7 +39,7 @@ UNLIKE = (
 
 def folds_of(run: Path) -> list[Path]:
     """Folders of the trainings that a run's results are made of; of a grid, the cell that validation chose per fold."""
-    cells = sorted({p.parent.parent for p in run.glob(f"grid/*/*/{CARD}")})
+    cells = layout.cells(run)
     if not cells:
         return bundle.find(run)
     cards = {str(cell): [bundle.card_of(f) for f in bundle.find(cell)] for cell in cells}
@@ -218,7 +219,7 @@ def _joined(found: Sequence[Row], measure: Measure, how: str) -> Row:
 
 def cell_table(run: Path) -> list[str]:
     """One line per grid cell: mean ± sd of the headline metric on validation, and in how many folds it was chosen."""
-    cells = sorted({p.parent.parent for p in run.glob(f"grid/*/*/{CARD}")})
+    cells = layout.cells(run)
     chosen = [f.parent for f in folds_of(run)] if cells else []
     made = []
     for cell in cells:

@@ -30,6 +30,7 @@ from mhim.pipeline.pictures.layers import (
     write_tiff,
 )
 from mhim.pipeline.results import picture_colours
+from mhim.pipeline.results.present import Present
 from mhim.pipeline.resume.stage import Item, Made, Stage
 from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.store.attributes import Geometry
@@ -87,10 +88,11 @@ class Draw(Stage):
 
     def items(self) -> list[Item]:
         made = []
+        present = Present(self.out)
         for slide in self.slides:
             scores = self.out / "scores" / f"{slide.id}.zarr"
             found = seals.look(scores)
-            if found is not None:
+            if found is not None and (found.wrong or present.scores(slide.id) is not None):
                 wrong = reading.damage(scores, found.wrong) if found.wrong else ""
                 made.append(Item(slide.id, self.root / slide.id, {"scores": found.fingerprint}, slide, wrong=wrong))
         limit = self.config.score.heatmap_limit

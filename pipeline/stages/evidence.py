@@ -16,9 +16,10 @@ from mhim.mil.tasks import Task
 from mhim.pipeline.cohort.patients import Dataset
 from mhim.pipeline.pictures.layers import file_name, layers
 from mhim.pipeline.results import evidence
+from mhim.pipeline.results.present import Present
 from mhim.pipeline.resume.console import escape
 from mhim.pipeline.resume.stage import Item, Made, Stage
-from mhim.pipeline.store import layout, reading, seals, writing
+from mhim.pipeline.store import layout, reading, writing
 from mhim.pipeline.training import bundle
 
 _EARLIER = ("evidence.steps",)  # settings that only earlier methods had
@@ -48,9 +49,10 @@ class Probe(Stage):
 
     def items(self) -> list[Item]:
         made = []
+        present = Present(self.out)
         for patient in self.data.patients:
-            found = [seals.look(self._scores(slide)) for slide in patient.slides]
-            if patient.id in self.models and all(one is not None and not one.wrong for one in found):
+            found = [present.scores(slide) for slide in patient.slides]
+            if patient.id in self.models and None not in found:
                 inputs = {"scores": [one.fingerprint for one in found if one is not None]}
                 made += [Item(s, self.root / f"{s}.zarr", inputs, patient.id) for s in patient.slides]
         return made

@@ -26,6 +26,7 @@ from mhim.pipeline.cohort.patients import Dataset
 from mhim.pipeline.results import estimand, measures, numbers, operating_point, predictions, views
 from mhim.pipeline.results.measures.measure import Answers, bag_of, of_slides
 from mhim.pipeline.results.metrics_file import METRICS, ExternalMetrics, Metrics
+from mhim.pipeline.results.present import Present, remember
 from mhim.pipeline.resume import console
 from mhim.pipeline.store import layout, tables, writing
 from mhim.pipeline.training import bundle, choices, fold
@@ -211,6 +212,10 @@ def compare(
         "choices": choices.count(cards).plain(),
         "warnings": [*measure.odd(joined, own), *numbers.one_class(numbers.pooled(joined))],
     }
+    try:
+        Present(run).check()
+    except layout.StoreError as error:
+        made["warnings"].append(f"the internal numbers are not of these models: {error}")
     if inside is not None and inside.counted_otherwise:
         made["warnings"].append(
             "the internal numbers are of version 0.1, which counted otherwise (pairs across "
@@ -278,6 +283,7 @@ def finish(stage: Any, known_as: Sequence[Row], labels: Path | None, run: Path, 
     if _cleared(stage.out, _tasks(run)) and labels is None:
         lost = f"{stage.out / METRICS} was of the predictions before and is removed; give --labels to compare again"
         console.err.print(console.escape(lost))
+    remember(stage.out, sorted({folder for folders in stage.models.values() for folder in folders}))
     for name in _tasks(run):
         if name:
             console.out.print(f"[bold]{console.escape(name)}[/]")

@@ -156,6 +156,7 @@ class Map(Stage):
             "colours": told,
             "attention": attention,
             "run": self.scored.name if self.scored else None,
+            **({"models": list(self.scored.models)} if self.scored and self.scored.models is not None else {}),
             "settings": fingerprint_fields(self.config.map),
             "versions": embedding.versions(places),
         }

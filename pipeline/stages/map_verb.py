@@ -13,12 +13,13 @@ from mhim.pipeline.cohort.labels.rows import CohortError, some
 from mhim.pipeline.cohort.labels.table import Table
 from mhim.pipeline.maps import embedding, people, sample, stored
 from mhim.pipeline.results import known, predictions
+from mhim.pipeline.results.present import Present
 from mhim.pipeline.resume import console
 from mhim.pipeline.stages import runs
 from mhim.pipeline.stages.map import Map
 from mhim.pipeline.stages.map_gallery import cutting
 from mhim.pipeline.stages.session import Session, run_stage, submit, tell
-from mhim.pipeline.store import layout, reading
+from mhim.pipeline.store import layout
 from mhim.pipeline.training import bundle
 
 NO_UMAP = "no UMAP: umap-learn is not installed (pip install 'mhim-pipeline[map]'); the map is of principal components"
@@ -65,13 +66,12 @@ def _scored(session: Session, run: str | None, drawn: sample.Sample) -> people.S
     work = session.work
     if run is not None:
         folder = runs.find(work, run, session.config.train.model)
-        reading.check_scored(folder)
         return people.scored(folder, drawn.slides)
     found = []
     for folder in sorted(work.runs.iterdir()) if work.runs.is_dir() else []:
         if (folder / "metrics.json").is_file():
             try:
-                reading.check_scored(folder)
+                Present(folder).check()
             except layout.StoreError as error:
                 tell([f"not coloured by the run {folder.name}: {error}"])
                 continue

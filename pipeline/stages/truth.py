@@ -15,9 +15,10 @@ from mhim.pipeline.cohort.labels.rows import CohortError, some
 from mhim.pipeline.cohort.patients import StoredBag
 from mhim.pipeline.pictures.layers import layers
 from mhim.pipeline.results import tile_truth, truth
+from mhim.pipeline.results.present import Present
 from mhim.pipeline.resume import leftovers
 from mhim.pipeline.resume.console import escape
-from mhim.pipeline.store import layout, reading, seals
+from mhim.pipeline.store import layout, reading
 from mhim.pipeline.training import bundle
 
 SHOWN = 3  # notes on how files were read; a folder of one program's files has the same for each
@@ -37,11 +38,12 @@ def held_against(config: Config, scored: Any, folder: Path, out: Console) -> int
     1 where a slide's truth could not be used. Raises CohortError where no file is called as a slide is."""
     task = bundle.card_of(next(iter(scored.models.values()))[0]).task.value
     known, failed, without, read_as, kept = [], {}, [], list[str](), list[tile_truth.Kept]()
+    present = Present(scored.out)
     for patient in scored.data.patients:
         for slide, store in zip(patient.slides, patient.stores, strict=True):
             scores = scored.out / "scores" / f"{slide}.zarr"
-            found = seals.look(scores)
-            if patient.id not in scored.models or found is None or found.wrong:
+            found = present.scores(slide)
+            if patient.id not in scored.models or found is None:
                 continue  # not scored, which its stage has told
             try:
                 path = truth.file_of(folder, slide)

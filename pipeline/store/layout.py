@@ -95,6 +95,18 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def trained(run: Path) -> list[Path]:
+    """Folders of all trained folds of a run (or the folder itself, if it is one bundle), in order."""
+    if (run / CARD).is_file():
+        return [run]
+    return sorted(p.parent for p in run.glob(f"*/{CARD}") if not p.parent.name.startswith("."))
+
+
+def cells(run: Path) -> list[Path]:
+    """Folders of the cells of a grid that have trained folds, in order."""
+    return sorted({p.parent.parent for p in run.glob(f"grid/*/*/{CARD}")})
+
+
 # ---------------------------------------------------------------------------------------------- reading
 
 

@@ -23,7 +23,7 @@ from mhim.configs import lookup, texts
 from mhim.mil import tasks
 from mhim.mil.feed import Scale
 from mhim.mil.novelty import Profile
-from mhim.pipeline.store import reading, seals
+from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.store.layout import CARD, FORMAT, StoreError
 from mhim.pipeline.training.card import Card
 
@@ -164,9 +164,7 @@ def permitted(folders: Iterable[Path]) -> None:
 
 def find(run: Path) -> list[Path]:
     """The folders of all trained folds of a run (or the folder itself, if it is one bundle), in order."""
-    if (run / CARD).is_file():
-        return [_whole(run)]
-    found = sorted(p.parent for p in run.glob(f"*/{CARD}") if not p.parent.name.startswith("."))
+    found = layout.trained(run)
     if not found:
         raise BundleError(f"{run} holds no trained model; run `pipeline train` first")
     return [_whole(folder) for folder in found]

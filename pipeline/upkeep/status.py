@@ -17,6 +17,8 @@ from mhim.pipeline import backends
 from mhim.pipeline.cohort import slides as cohort
 from mhim.pipeline.exchange.imported import is_imported
 from mhim.pipeline.maps.stored import names as maps_there
+from mhim.pipeline.results.present import NEW, Present
+from mhim.pipeline.results.present import told as told_of
 from mhim.pipeline.resume import causes, console, live, runlog
 from mhim.pipeline.resume.claims import running_keys
 from mhim.pipeline.resume.live import Live
@@ -131,6 +133,22 @@ def _run(folder: Path, failed: dict[tuple[str, str], str], planned: set[str]) ->
     return status
 
 
+def old_results(work: layout.Work) -> list[str]:
+    """A line for each scored run, or cohort that a run scored, whose results are not of the trainings that are there
+    now, and for slides whose scores are not: nothing shows these."""
+    told = []
+    for run in _folders(work.runs):
+        for folder in (run, *_folders(run / NEW)):
+            own, name = Present(folder), folder.relative_to(work.runs).as_posix()
+            try:
+                own.check()
+            except layout.StoreError as error:
+                told.append(f"score {name}: {error}")
+            else:
+                told += [f"score {name}: {line}" for line in [told_of(own.stale())] if line]
+    return told
+
+
 def files(root: Path) -> Iterator[int]:
     """Size of every file below `root`; folders that vanish meanwhile are left out."""
     try:
@@ -148,6 +166,8 @@ def show(root: Path, most: int | None = None) -> int:
     """Print the state of a work folder. Returns 1 if something failed. most: so many names of one cause of failures;
     None: all."""
     code = show_stages(root, read(layout.Work(root)), most, {})
+    for line in old_results(layout.Work(root)):
+        console.out.print(console.escape(line))
     sizes = list(files(root))
     console.out.print(f"{len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB")
     return code

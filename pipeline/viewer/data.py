@@ -6,8 +6,7 @@ for by their number in lists made here: no name or path that comes from outside 
 
 from __future__ import annotations
 
-import csv
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,18 +17,16 @@ import numpy as np
 from mhim.extract.images import encoded
 from mhim.mil import heatmap
 from mhim.mil.heatmap import Frame
-from mhim.mil.tasks import Several, Task
 from mhim.pipeline.cohort import slides as cohort
 from mhim.pipeline.pictures.kinds.kind import Layer
-from mhim.pipeline.results import ensemble, estimand, fused, measures, predictions, truth, views
+from mhim.pipeline.results import measures, present, truth
 from mhim.pipeline.results.measures.measure import Row
-from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.store.attributes import Geometry, MaskPlace
-from mhim.pipeline.training import bundle
-from mhim.pipeline.viewer import clusters, colours, drawn, numbers, tile_layers, verdict
+from mhim.pipeline.viewer import clusters, colours, drawn, numbers, runs, tile_layers, verdict
 from mhim.pipeline.viewer.maps import Maps
 from mhim.pipeline.viewer.pyramid import TILE_PX
+from mhim.pipeline.viewer.runs import ShownRun
 from mhim.pipeline.viewer.slides import Question, Slides, What
 
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)  # positions on the colour bar whose scores are told
@@ -53,22 +50,6 @@ class Shown:
         return Geometry.of(self.tiles or {}, self.id)
 
 
-@dataclass(frozen=True)
-class ShownRun:
-    """One scored run, or one target of it. rows: slide id -> the columns of its patient in predictions.csv. encoder: of
-    its features, "" where that is not known. logits: of several targets, which columns of the evidence are its own.
-    shares: of a fused run, patient -> what each modality weighs and adds."""
-
-    name: str
-    folder: Path
-    task: Task
-    rows: dict[str, Row]
-    seal: str
-    encoder: str = ""
-    logits: slice | None = None
-    shares: dict[str, fused.Share] = field(default_factory=dict)
-
-
 class Unknown(LookupError):
     """There is no slide, run or layer of that number."""
 
@@ -84,13 +65,16 @@ class Gallery:
         folders = sorted(p for p in work.runs.iterdir() if p.is_dir()) if work.runs.is_dir() else []
         self.left_out: list[str] = [s.why for s in self.slides if s.why]  # one line for each damaged slide or run
         self.runs: list[ShownRun] = []
-        for folder, find in [*((f, _run) for f in folders), (work.root, _new_slides)]:
+        for folder, find in [*((f, runs.of_run) for f in folders), (work.root, runs.of_new_slides)]:
             try:
                 found = find(folder)
-            except (layout.StoreError, KeyError, ValueError, csv.Error) as error:
+            except runs.DAMAGED as error:
                 self.left_out.append(f"the run in {folder} cannot be read ({error}); score it again")
                 continue
             self.runs += found
+            self.left_out += [f"{one.name}: {one.note}" for one in found if one.note]
+            if found and (stale := present.told(found[0].present.stale(found[0].rows))):
+                self.left_out.append(f"{folder.name}: {stale}")
         self.read = Slides()
         self.maps = Maps(work)
         self._palettes = {name: colours.stops(name) for name in get_args(heatmap.Palette)}
@@ -189,7 +173,7 @@ class Gallery:
         """What was drawn as the truth of a slide, as `tile_layers.truth_of`; maps: how well those of the run point at
         the truth of all slides, as `truth.json` has it."""
         self._layers(run, number)  # there are such a run and slide
-        drawn_as = tile_layers.truth_of(self.runs[run].folder, self._shown(number).id)
+        drawn_as = tile_layers.truth_of(self.runs[run].present, self._shown(number).id)
         return drawn_as | {"maps": self._pointing(run)}
 
     def crop(self, number: int, tile: int) -> bytes:
@@ -294,7 +278,9 @@ class Gallery:
         if not 0 <= run < len(self.runs):
             raise Unknown(f"no run {run}")
         shown = self.runs[run]
-        return tile_layers.layers_of(shown.folder, self._shown(number).id, shown.task, shown.logits)
+        made = tile_layers.layers_of(shown.present, self._shown(number).id, shown.task, shown.logits)
+        tiles = len(self._coords(number))
+        return [layer for layer in made if len(layer.scores) == tiles]  # else it was tiled again since
 
     def _ask(self, number: int, what: What, tile: tuple[int, int, int] = (0, 0, 0), mpp: float = 0.0) -> Any:
         """What the slide's reading processes say. Raises Unknown, and SlideError where the slide cannot be read."""
@@ -314,52 +300,6 @@ def _shown(slide: str, path: Path, tiles: Path, regions: Path | None) -> Shown:
     if found.wrong:
         return Shown(slide, path, None, reading.damage(tiles, found.wrong))
     return Shown(slide, path, found.attrs, regions=regions)
-
-
-def _run(folder: Path) -> list[ShownRun]:
-    made = []
-    for view in views.of(folder):
-        if not (view.folder / "predictions.csv").exists() or not (view.folder / "metrics.json").exists():
-            continue
-        found = Metrics.read(view.folder)
-        shown = _shown_run(view.name, view, found.task.value)
-        beside = fused.shares(predictions.folds_of(folder)) if fused.read(folder) else {}
-        encoder = str(found.features.encoder)
-        made.append(replace(shown, encoder=encoder, logits=_logits(folder, view.target), shares=beside))
-    return made
-
-
-def _new_slides(folder: Path) -> list[ShownRun]:
-    """New slides that `pipeline score` put into a work folder of their own, `<run>/new/<name>`: the run's scores."""
-    run = folder.resolve().parent.parent
-    if folder.resolve().parent.name != "new":
-        return []
-    if not (folder / "predictions.csv").exists() and not (folder / views.FOLDER).is_dir():
-        return []
-    card = bundle.card_of(bundle.find(run)[0])
-    made = []
-    for view in views.of(folder):
-        if not (view.folder / "predictions.csv").exists():
-            continue
-        shown = _shown_run(views.View(run, view.target).name, view, card.seen_as(view.target).task.value)
-        made.append(replace(shown, logits=_logits(run, view.target)))
-    return made
-
-
-def _logits(run: Path, target: str) -> slice | None:
-    """Which columns of the evidence are the target's; None of a single one."""
-    task = bundle.card_of(bundle.find(run)[0]).task.value if target else None
-    return task.slices[target] if isinstance(task, Several) else None
-
-
-def _shown_run(name: str, view: views.View, task: Task) -> ShownRun:
-    file = view.folder / "predictions.csv"
-    rows: dict[str, Row] = {}
-    # of several trainings the answer that the report shows too
-    for row in ensemble.ensemble(estimand.read(file), task):
-        for slide in row["slide"].split(";"):
-            rows.setdefault(slide, row)
-    return ShownRun(name, view.run, task, rows, layout.sha256(file))
 
 
 def _told(row: Row, run: ShownRun) -> dict[str, Any]:

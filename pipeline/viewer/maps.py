@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from mhim.pipeline.maps import stored
+from mhim.pipeline.maps import shown, stored
 from mhim.pipeline.store import layout
 
 
@@ -21,13 +21,13 @@ class Maps:
         self.names = stored.names(work)
         self._read = lru_cache(maxsize=4)(self._stored)
 
-    def _stored(self, number: int) -> stored.Stored:
-        return stored.read(self.work.maps / self.names[number])
+    def _stored(self, number: int) -> tuple[stored.Stored, str]:
+        return shown.read(self.work, self.names[number])
 
     def about(self, number: int, slides: dict[str, int]) -> dict[str, Any]:
         """A map's slides with what they are coloured by, its patients and prototypes. slides: id -> the viewer's
         number. Raises StoreError."""
-        one = self._read(number)
+        one, told = self._read(number)
         card = one.card
         colours = []
         for c in card["colours"]:
@@ -42,6 +42,7 @@ class Maps:
         return {
             "name": one.name,
             "run": card["run"],
+            "told": told,
             "methods": card["methods"],
             "tiles": card["tiles"],
             "attention": card["attention"],
@@ -59,7 +60,7 @@ class Maps:
     def points(self, number: int) -> bytes:
         """int32 slide, tile, x_l0, y_l0, cluster; then float32 x and y of each method, and attention where there is
         any: each (n,)."""
-        one = self._read(number)
+        one, _ = self._read(number)
         tiles = one.tiles
         whole = [tiles[name].astype("<i4") for name in ("slide", "tile", "x_l0", "y_l0", "cluster")]
         rest = [tiles[axis] for method in one.card["methods"]["tiles"] for axis in stored.AXES[method]]

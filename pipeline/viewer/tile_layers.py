@@ -7,7 +7,6 @@ kept. It opens no slide and knows no HTTP.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,22 +16,24 @@ from mhim.mil.tasks import Task
 from mhim.pipeline.pictures import layers
 from mhim.pipeline.pictures.kinds.kind import Layer
 from mhim.pipeline.results import evidence, tile_truth
-from mhim.pipeline.store import reading, seals
+from mhim.pipeline.results.present import SCORES, Present
+from mhim.pipeline.store import reading
 from mhim.pipeline.store.attributes import Geometry
 
 LAYER_PX = 2048  # long side of a layer's picture
 TRUTH = "truth"  # the layer of what is known of the tiles
 
 
-def layers_of(folder: Path, slide: str, task: Task, logits: slice | None) -> list[Layer]:
+def layers_of(present: Present, slide: str, task: Task, logits: slice | None) -> list[Layer]:
     """The layers of a slide: those of the models, the smallest sets of tiles that keep the answer, and the truth. Of
-    what was not scored, or is damaged, there are none: `pipeline status` and `verify` tell which.
+    what was not scored, is damaged, or is of trainings that are there no more, there are none: `pipeline status` and
+    `verify` tell which.
 
-    folder: of the results. logits: of several targets, which columns of the evidence are the target's own."""
-    scores = _scores(folder, slide)
-    found = seals.look(scores)
-    if found is None or found.wrong:
+    logits: of several targets, which columns of the evidence are the target's own."""
+    folder, found = present.folder, present.scores(slide)
+    if found is None:
         return []
+    scores = folder / SCORES / f"{slide}.zarr"
     arrays = {name: np.asarray(reading.read_array(scores, name)) for name in reading.array_names(scores)}
     if logits is not None and "evidence" in arrays:
         arrays["evidence"] = arrays["evidence"][:, logits]
@@ -46,11 +47,11 @@ def layers_of(folder: Path, slide: str, task: Task, logits: slice | None) -> lis
     return made
 
 
-def truth_of(folder: Path, slide: str) -> dict[str, Any]:
+def truth_of(present: Present, slide: str) -> dict[str, Any]:
     """What was drawn as the truth of a slide: the name of its file, "" of none, and rings of corners, level-0 px, x and
     y in turn."""
-    found = seals.look(_scores(folder, slide))
-    kept = tile_truth.read(folder, slide, found.fingerprint) if found is not None else None
+    found = present.scores(slide)
+    kept = tile_truth.read(present.folder, slide, found.fingerprint) if found is not None else None
     rings = [np.rint(ring).astype(int).ravel().tolist() for ring in kept.told.rings] if kept else []
     return {"file": kept.file if kept else "", "rings": rings}
 
@@ -67,7 +68,3 @@ def layer_frame(tiles: Geometry) -> Frame:
     down = next((d for d in range(least, 2 * least + 1) if all(edge % d == 0 for edge in edges)), least)
     size = (math.ceil(w * sx / down), math.ceil(h * sy / down))
     return Frame((0, 0), (down / sx, down / sy), size, down * min(mpp))
-
-
-def _scores(folder: Path, slide: str) -> Path:
-    return folder / "scores" / f"{slide}.zarr"

@@ -14,6 +14,7 @@ import pytest
 
 from mhim.pipeline.maps import embedding, stored
 from mhim.pipeline.pictures import cohort_map, report, scatter
+from mhim.pipeline.pictures.parts import Parts
 from mhim.pipeline.stages import map_gallery
 from mhim.pipeline.store import layout, may_differ, pages, reading
 from mhim.pipeline.store.layout import StoreError
@@ -79,24 +80,26 @@ def test_map_is_made_resumed_verified_and_tells_a_damaged_slide(cli: Cli, work: 
     assert {"tiles_pca_cluster.png", "patients_pca_label.png"} <= there
     assert not any("_umap" in name for name in there)
     assert list(card["versions"]) == ["mhim-pipeline", "numpy", "scikit-learn"]
-    here = layout.Work(work)
-    (shown,), more = cohort_map.sections(here, "run", {"encoder": "texture"})
+    parts = Parts()
+    here = layout.Work(work), Parts()
+    (shown,), more = cohort_map.sections(here, here.run("run"), {"encoder": "texture"}, parts)
     titles = [title for title, _ in shown["pictures"]]
     assert titles[:3] == [f"tiles, PCA, by {name}" for name in ("cluster", "slide", "label")]
     assert [len(g["tiles"]) for g in shown["gallery"]][:2] == [1, 1]
-    assert cohort_map.sections(here, "run", {"encoder": "other"}) == ([], [])
-    assert cohort_map.sections(here, "run", card["features"] | {"mpp": 9.0}) == ([], []), "features of another tiling"
+    assert cohort_map.sections(here, here.run("run"), {"encoder": "other"}, parts) == ([], [])
+    assert cohort_map.sections(here, here.run("run"), card["features"] | {"mpp": 9.0}, parts) == ([], [])
     assert more == []
     with pytest.MonkeyPatch.context() as small:
         small.setattr(cohort_map, "MOST", 0)
-        assert cohort_map.sections(here, "run", {"encoder": "texture"}) == ([], ["texture"])
+        assert cohort_map.sections(here, here.run("run"), {"encoder": "texture"}, parts) == ([], ["texture"])
     text = pages.page(report.ASSETS / "map.html", cohort_maps=[shown], more_maps=["third"])
     assert "Not shown here: third" in text
     assert text.count("<img") == len(shown["pictures"]) + sum(len(g["tiles"]) for g in shown["gallery"])
     kept = crops[0].read_bytes()
     crops[0].write_bytes(b"no picture")
-    ((shown,), _) = cohort_map.sections(here, "run", {"encoder": "texture"})  # and the report goes on
-    assert f"{crops[0].name} is damaged" in shown["wrong"]
+    ((shown,), _) = cohort_map.sections(here, here.run("run"), {"encoder": "texture"}, parts)  # and the report goes on
+    assert f"{crops[0].name} is damaged" in parts.wrong[0]
+    assert len(shown["gallery"]) == 3, "the rest of the map is shown"
     crops[0].write_bytes(kept)
 
     before = may_differ.results(work)

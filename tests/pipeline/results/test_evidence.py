@@ -69,12 +69,12 @@ def test_maps_are_tested_beside_the_scores(cli: Cli, tmp_path: Path) -> None:
     assert evidence.means(run)["maps"]["attention"]["patients"] == 11
     (tmp_path / "away").rename(moved)
     (tmp_path / "away too").rename(moved_too)
-    kept = (run / "score.json").read_text()
-    seal = json.loads(kept)
-    seal["settings"]["input.models"][0] = "0" * 16  # trained again since: of the patients of that fold some are no more
-    (run / "score.json").write_text(json.dumps(seal | {"seal_sum": seals.own_sum(seal)}))
+    own = run / "fold_0" / seals.SEAL
+    kept = own.read_text()
+    seal = json.loads(kept) | {"fingerprint": "0" * 16}  # trained again since, without some of its patients
+    own.write_text(json.dumps(seal | {"seal_sum": seals.own_sum(seal)}))
     others = sum(row["fold"] != "0" for row in tables.read(run / "predictions.csv"))
     assert evidence.means(run)["maps"]["attention"]["patients"] == others < 12
-    (run / "score.json").write_text(kept)
+    own.write_text(kept)
     assert cli("report", "--work", work.root)[0] == 0
     assert "Do the maps say what the model uses?" in (run / "report.html").read_text()

@@ -22,7 +22,7 @@ from mhim.pipeline.store import layout
 from mhim.pipeline.store import tables as csv
 from mhim.pipeline.training import bundle, fusion_bundle
 from mhim.pipeline.training.fused import crossed
-from mhim.pipeline.viewer import data, verdict
+from mhim.pipeline.viewer import runs, verdict
 from tests.pipeline import fused
 from tests.pipeline.bags import tree
 from tests.pipeline.trained import mhim, scored
@@ -218,12 +218,12 @@ def test_pictures_and_report_of_the_modalities(work: layout.Work) -> None:
     first = {(s["model"], s["group"]): int(s["at_risk"]) for s in reversed(steps)}  # at the first time
     for model in ("fused", "rna"):
         assert first[model, "low"] + first[model, "high"] == len(rows) - len(lacking)  # only who has the modality
-    text = report.write(work, run).read_text()
+    text = report.write(work, run).path.read_text()
     assert "rna alone" in text
     assert "without clinical at test" in text
     assert text.count(f"<td>{rows[0].patient}</td>") == 2  # with its answer, and with its weights
     assert "Kaplan–Meier, fused and slide alone" in text
-    (seen,) = data._run(run)
+    (seen,) = runs.of_run(run)
     told = verdict.modalities(seen.shares[rows[0].patient], seen.task)
     assert told["unit"] == "log risk"
     assert {m["name"]: m["weight"] for m in told["modalities"]} == shares[rows[0].patient].weights
