@@ -116,6 +116,7 @@ function controls() {
   $("run0").addEventListener("change", () => { fillList(); relayer(); remember(); refill(); });
   $("two").addEventListener("change", sideBySide);
   $("help").addEventListener("click", help);
+  $("keys").querySelector(".close").addEventListener("click", () => { help(); $("help").focus(); });
   $("fit").addEventListener("click", () => itemOf(panes[0]) && panes[0].viewer.viewport.goHome());
   $("zoom").addEventListener("change", () => { if ($("zoom").value) magnify(Number($("zoom").value)); });
   $("link").addEventListener("click", copy);

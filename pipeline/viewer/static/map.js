@@ -29,6 +29,12 @@ function values() {  // {kind, of: value of point i}
   return { kind: c.kind, of: tiles ? (i) => c.values[data.slide[i]] : (i) => map.patients[i].by[k] };
 }
 
+// The part of an even palette that stands out from the page: its ends are nearly black and nearly white.
+function seen(stops) {
+  const dark = getComputedStyle(document.documentElement).getPropertyValue("--dark").trim() === "1";
+  return dark ? stops.slice(4) : stops.slice(0, -3);
+}
+
 function colours() {
   const { kind, of } = values(), n = points.n, key = $("key");
   key.replaceChildren();
@@ -47,8 +53,8 @@ function colours() {
   const known = [];
   for (let i = 0; i < n; i++) if (of(i) !== null) known.push(of(i));
   const low = kind === "rank" ? 0 : known.reduce((a, b) => Math.min(a, b), Infinity), high = kind === "rank" ? 1 : known.reduce((a, b) => Math.max(a, b), -Infinity);
-  const stops = index.palettes[index.even], share = (v) => (high > low ? (v - low) / (high - low) : 0.5);
-  paint = Array.from({ length: n }, (_, i) => { const v = of(i); return v === null ? UNKNOWN : stops[Math.round(share(v) * 16)]; });
+  const stops = seen(index.palettes[index.even]), share = (v) => (high > low ? (v - low) / (high - low) : 0.5);
+  paint = Array.from({ length: n }, (_, i) => { const v = of(i); return v === null ? UNKNOWN : stops[Math.round(share(v) * (stops.length - 1))]; });
   const bar = element("div", "colours"), ticks = element("div", "ticks");
   bar.style.background = `linear-gradient(to right, ${stops.join(",")})`;
   const of_ = $("colour").value === "attention" ? "of its slide" : "of its training";
@@ -249,6 +255,7 @@ function start() {
   $("method").addEventListener("change", () => { choosePoints(); fit(); remember(); });
   $("colour").addEventListener("change", () => { colours(); told(chosen); draw(); remember(); });
   $("group").addEventListener("change", () => { crops(); remember(); });
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { colours(); draw(); });
   window.addEventListener("hashchange", () => { if (asked().has("map")) fromAddress(); });
   skip("plane");
   $("fit").addEventListener("click", fit);

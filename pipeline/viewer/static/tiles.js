@@ -35,6 +35,8 @@ async function fill() {
   const mine = ++asked, slide = state.slide, layer = layerOf(panes[0]), way = $("order").value;
   const say = (text) => { $("tilenote").textContent = text; };
   let chosen;
+  $("crops").replaceChildren();  // those of before are no answer to what is asked now
+  say("looking …");
   try {
     const values = layer ? await fetchValues(slide, layer.run, layer.at) : null;
     if (way === "cluster") {

@@ -10,7 +10,14 @@ import pytest
 from mhim.pipeline.store import layout
 from mhim.pipeline.viewer.data import Gallery
 from tests.pipeline import scored
-from tests.pipeline.viewer.serving import serving
+from tests.pipeline.browser import shared
+from tests.pipeline.viewer.serving import TOKEN, serving
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_browser() -> Iterator[None]:
+    with shared():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +35,8 @@ def gallery(work: Path) -> Iterator[Gallery]:
 @pytest.fixture(scope="module")
 def port(gallery: Gallery) -> Iterator[int]:
     yield from serving(gallery)
+
+
+@pytest.fixture(scope="module")
+def with_token(gallery: Gallery) -> Iterator[int]:
+    yield from serving(gallery, token=TOKEN)

@@ -42,7 +42,13 @@ def of_a_map(work: Path) -> Iterator[int]:
         "patient": "P0",
         **{k: tiles[1][k] for k in ("slide", "tile", "x_l0", "y_l0")},
     }
-    parts = {"tiles": tiles, "slides": [one], "patients": [who], "clusters": [{"cluster": 0}], "prototypes": [proto]}
+    parts = {
+        "tiles": tiles,
+        "slides": [one],
+        "patients": [who],
+        "clusters": [{"cluster": 0}],
+        "prototypes": [proto, {**proto, "of": "class", "name": "tumour"}],
+    }
     colour = {"name": "label", "kind": "classes", "column": "by_label", "outcome": True}
     methods = {"tiles": ["pca"], "patients": ["pca"]}
     card = {"run": "one", "methods": methods, "tiles": len(tiles), "attention": False, "colours": [colour]}
@@ -97,14 +103,19 @@ def test_a_point_opens_its_slide_at_the_tile(size: tuple[int, int], scheme: str,
         p.select_option("#points", "patients")
         p.wait_for_selector("#plane[data-drawn='1']")
         assert p.locator("#crops a").count() == 1
+        p.select_option("#group", "class tumour")
+        p.select_option("#method", "pca")
+        p.click("#fit")
         q = p.context.browser.new_page()  # shared: the same choices
         q.goto(p.url)
         q.wait_for_selector("#plane[data-drawn='1']")
         assert q.url == p.url
-        assert "map=by-hand&points=patients&method=pca&colour=by+label&group=cluster+0" in q.url
+        assert "map=by-hand&points=patients&method=pca&colour=by+label&group=class+tumour" in q.url
         q.keyboard.press("Tab")
         q.keyboard.press("Enter")
         assert q.evaluate("document.activeElement.id") == "plane"
         assert q.url == p.url, "the skip link leaves the address alone"
+        q.select_option("#maps", label="lacking")
+        q.wait_for_selector("#message:not([hidden])")
         # a page that is left gives up the pictures it still waits for
         assert [f for f in p.faults if "ERR_ABORTED" not in f] == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +16,9 @@ from mhim.pipeline.store import layout
 from mhim.pipeline.viewer.data import Gallery
 from tests.pipeline import scored
 from tests.pipeline.browser import inaccessible, page
-from tests.pipeline.viewer.serving import serving
+from tests.pipeline.viewer.serving import READY, SIZES, TOKEN, opened, serving, shown
 
-TOKEN = "a-long-enough-token"
-SIZES = [(1400, 900), (1280, 800), (390, 844)]
 NAME = "e => e.id || `${e.tagName} ${e.dataset.slide || e.getAttribute('aria-label')}`"
-READY = ".pane[data-side='0'][data-heat=ready][data-tissue=ready]"
-
-
-@pytest.fixture(scope="module")
-def with_token(gallery: Gallery) -> Iterator[int]:
-    yield from serving(gallery, token=TOKEN)
-
-
-def opened(p: Any, port: int, address: str = "") -> None:
-    p.goto(f"http://127.0.0.1:{port}/?token={TOKEN}{address}")
-    p.wait_for_selector(READY)
-    p.wait_for_function("() => location.hash.includes('um=')")
-
-
-def shown(p: Any) -> dict[str, str]:
-    """What the address tells."""
-    p.wait_for_timeout(800)
-    return dict(p.evaluate("[...new URLSearchParams(location.hash.slice(1))]"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
