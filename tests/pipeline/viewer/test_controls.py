@@ -12,10 +12,13 @@ from tests.pipeline.browser import page
 from tests.pipeline.viewer.serving import READY, SIZES, TOKEN, opened, shown
 
 PARTS = (".verdict", ".legend", ".scalebar", ".navigator", ".readout")  # boxes that lie on a pane
-OVERLAPS = """parts => { const pane = document.querySelector('.pane'), boxes = parts.map(s => [s, pane.querySelector(s)])
-  .filter(([, e]) => e && e.checkVisibility() && e.textContent + e.className).map(([s, e]) => [s, e.getBoundingClientRect()]);
-  return boxes.flatMap(([s, a], k) => boxes.slice(k + 1).filter(([, b]) => a.width && b.width && a.left < b.right - 1 &&
-    b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1).map(([t]) => `${s} ${t}`)); }"""
+OVERLAPS = """parts => {
+  const pane = document.querySelector('.pane'), found = parts.map(s => [s, pane.querySelector(s)]);
+  const seen = found.filter(([, e]) => e && e.checkVisibility() && (e.textContent || e.children.length));
+  const boxes = seen.map(([s, e]) => [s, e.getBoundingClientRect()]).filter(([, b]) => b.width);
+  const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+  return boxes.flatMap(([s, a], k) => boxes.slice(k + 1).filter(([, b]) => meet(a, b)).map(([t]) => `${s} ${t}`));
+}"""
 
 
 def test_every_control_of_both_pages_is_driven_by_a_test() -> None:
