@@ -42,12 +42,13 @@ def of_a_map(work: Path) -> Iterator[int]:
         "patient": "P0",
         **{k: tiles[1][k] for k in ("slide", "tile", "x_l0", "y_l0")},
     }
+    protos = [proto, {**proto, "of": "class", "name": "tumour"}]
     parts = {
         "tiles": tiles,
         "slides": [one],
         "patients": [who],
         "clusters": [{"cluster": 0}],
-        "prototypes": [proto, {**proto, "of": "class", "name": "tumour"}],
+        "prototypes": protos,
     }
     colour = {"name": "label", "kind": "classes", "column": "by_label", "outcome": True}
     methods = {"tiles": ["pca"], "patients": ["pca"]}
