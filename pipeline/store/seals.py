@@ -45,7 +45,7 @@ class Found:
         """Setting -> (there, now) of each field of a fingerprint that differs. Damaged where none does but the seal's
         own fingerprint does."""
         old = self.settings
-        gone, new = "not recorded", "no longer a setting"
+        gone, new = "not recorded", "not used"
         keys = sorted(fields.keys() | old.keys())
         return {k: (old.get(k, gone), fields.get(k, new)) for k in keys if old.get(k, gone) != fields.get(k, new)}
 

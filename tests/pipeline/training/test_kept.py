@@ -211,3 +211,16 @@ def test_where_no_fallback_is_allowed_nothing_is_weighed(work: layout.Work) -> N
     assert not (work.run("run") / "inner").exists()
     (line,) = choices.lines(choices.count(cards))
     assert line.startswith("no fallback to the plain model was allowed (train.fallback)")
+
+
+def test_slides_as_bags_are_weighed_by_patient_and_patients_stay_whole_inside(work: layout.Work) -> None:
+    rows = make_features(work, 16, slides_each=2)
+    config = settings(**mhim(), choice="inner", choice_folds=2, bag="slide", epochs=1, fallback=1e9)
+    assert not trained(work, rows, config).failures
+    card = bundle.card_of(work.run("run") / "fold_0")
+    assert card.choice is not None
+    assert (card.choice.by, card.choice.patients) == ("inner", 8)
+    assert card.split.train + card.split.val == 16  # slides
+    sides = fold.read_predictions(work.run("run") / "inner" / "fold_0" / "fold_0")
+    whose = {side: {r["patient"] for r in sides if r["side"] == side} for side in ("val", "test")}
+    assert not whose["val"] & whose["test"]
