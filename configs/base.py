@@ -32,6 +32,12 @@ def added(default: Any, description: str, **bounds: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"added": True}, **bounds)
 
 
+def changed(default: Any, before: Any, description: str, **bounds: Any) -> Any:
+    """A field that came after runs were recorded without it, and whose default is not what was done then: at `before`,
+    which is, it stays out of the fingerprint. `as_begun` is for a run that was begun without it."""
+    return Field(default, description=description, json_schema_extra={"changed": True, "before": before}, **bounds)
+
+
 def apart(default: Any, description: str, **bounds: Any) -> Any:
     """A field that decides the results of what uses it alone, and enters the fingerprints of that only: what does not
     use it keeps the fingerprint that it had before there was such a field."""
@@ -39,9 +45,15 @@ def apart(default: Any, description: str, **bounds: Any) -> Any:
 
 
 def marked(settings: type[Settings], mark: str) -> frozenset[str]:
-    """Names of the fields that carry `mark` ("speed", "later", "added" or "apart")."""
+    """Names of the fields that carry `mark` ("speed", "later", "added", "changed" or "apart")."""
     extras = {name: field.json_schema_extra for name, field in settings.model_fields.items()}
     return frozenset(name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(mark))
+
+
+def before(settings: type[Settings]) -> dict[str, Any]:
+    """Field -> what was done before there was such a field, of those whose default is something else."""
+    extras = {name: settings.model_fields[name].json_schema_extra for name in marked(settings, "changed")}
+    return {name: extra["before"] for name, extra in extras.items() if isinstance(extra, dict)}
 
 
 def fingerprint_fields(settings: Settings) -> dict[str, Any]:
@@ -51,4 +63,5 @@ def fingerprint_fields(settings: Settings) -> dict[str, Any]:
     for name in marked(type(settings), "added"):
         if getattr(settings, name) == fields[name].get_default(call_default_factory=True):
             left_out |= {name}
+    left_out |= {name for name, value in before(type(settings)).items() if getattr(settings, name) == value}
     return {name: dumped[name] for name in fields if name not in left_out}

@@ -17,6 +17,8 @@ from pydantic import Field, field_validator, model_validator
 from mhim.configs.base import Settings as Settings
 from mhim.configs.base import added as added
 from mhim.configs.base import apart, later, speed
+from mhim.configs.base import before as before
+from mhim.configs.base import changed as changed
 from mhim.configs.base import fingerprint_fields as fingerprint_fields
 from mhim.configs.base import marked as marked
 from mhim.configs.outcomes import TaskName

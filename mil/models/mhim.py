@@ -73,6 +73,7 @@ from mhim.mil.models import MIL, Bag, Encoded, Instances, NoAttention, Output, T
 from mhim.mil.parts import adaptive, masking
 from mhim.mil.parts.layers import load_exact
 from mhim.mil.parts.mhim_settings import Params as Params
+from mhim.mil.parts.mhim_settings import forms as forms
 from mhim.mil.parts.recycle import Merged, Recycle, mean_tokens
 
 

@@ -1,20 +1,41 @@
 """Settings of MHIM-MIL (`mil/models/mhim.py`, which says what each choice is for).
 
-In: nothing. Out: `Params`. Knows no model.
+In: nothing. Out: `Params`, and the forms that they stand for. Knows no model.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from mhim.configs.schema import Settings, added
+from mhim.configs.schema import Settings, added, changed
+
+PUBLISHED: dict[str, Any] = {
+    "share_max": 1.0,
+    "score": "probability",
+    "order": "shuffled",
+    "min_kept": 0,
+    "merge": "mca",
+    "merge_at_test": False,
+    "consistency": "embedding",
+    "teacher": "ema",
+    "teacher_mode": "train",
+    "student_start": "fresh",
+}
 
 
 class Params(Settings):
     """Settings of MHIM-MIL; the defaults are the repaired form (see the module's text)."""
 
+    published_within: float | None = changed(
+        0.15,
+        None,
+        "the published form is trained first (of what is set to nothing else), and kept where its training loss over "
+        "whole bags is at most this above the plain model's; null: never",
+        ge=0,
+    )
     student: str = Field("abmil", description="student: a model of this folder (abmil, transmil, dsmil ...)")
     student_params: dict[str, Any] = Field(default_factory=dict, description="settings of the student itself")
     mask_ratio_h: float = Field(0.03, ge=0, lt=1, description="share of the instances removed by highest score")
@@ -111,3 +132,23 @@ class Params(Settings):
         if self.mask == "evidence" and given:
             raise ValueError(f"{given[0]} is of mask=rate; mask=evidence takes nothing else: leave it at its default")
         return self
+
+
+@dataclass(frozen=True)
+class Form:
+    """One of the forms that a training tries in turn. within: kept where its training loss over whole bags is at most
+    this above the plain model's; None: kept."""
+
+    name: str
+    params: Params
+    within: float | None = None
+
+
+def forms(params: Params) -> tuple[Form, ...]:
+    """The published form, if it is to be tried, and the guarded one; what is not at its default is so in both."""
+    guarded = params.model_copy(update={"published_within": None})
+    unset = {k: v for k, v in PUBLISHED.items() if getattr(params, k) == Params.model_fields[k].default}
+    published = guarded.model_copy(update=unset)
+    if params.published_within is None or published == guarded:
+        return (Form("guarded", guarded),)
+    return (Form("published", published, params.published_within), Form("guarded", guarded))

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mhim.configs.schema import Config, fingerprint_fields
+from mhim.configs import lookup
+from mhim.configs.schema import Config, before, fingerprint_fields
 from mhim.configs.schema_tables import MISSING
 from mhim.mil import splits
 from mhim.mil.splits import Fold
@@ -41,19 +42,44 @@ class Train(Stage):
     tables: Mapping[str, PatientTable] = field(default_factory=dict)
     name = "train"
 
+    def __post_init__(self) -> None:
+        self.config = self._as_begun()
+
     @property
     def root(self) -> Path:  # type: ignore[override]
         return self.work.run(self.run)
 
-    def items(self) -> list[Item]:
-        from mhim.pipeline.training import fused, inner, plan
+    def _jobs(self) -> list[Job]:
+        from mhim.pipeline.training import fused, plan
 
+        if self.config.train.fusion == "none":
+            return plan.jobs(self.config.train, self.folds)
+        return fused.jobs(self.config.train, self.folds, self.data, tuple(self.tables))
+
+    def _as_begun(self) -> Config:
+        """The settings, with what a model did before it had a setting (`configs.base.changed`) where the run was begun
+        by then: the same command goes on as it began. What is set by name stays."""
         train = self.config.train
-        if train.fusion == "none":
-            asked = [inner.with_evidence(job, self.data) for job in plan.jobs(train, self.folds)]
+        given, module = train.model_params, lookup.find("mhim.mil.models", train.model)
+        every = before(getattr(module, "Params", lookup.NoParams))
+        once = {name: value for name, value in every.items() if name not in given and name not in train.grid}
+        for job in self._jobs() if once else ():
+            for one in (job, *job.parts):
+                found = seals.look(self.root / one.cell / one.name)
+                recorded = found.settings.get("train.model_params") if found else None
+                if isinstance(recorded, dict) and found and found.settings.get("train.model") == train.model:
+                    first = {k: v for k, v in once.items() if k not in recorded}
+                    whole = train.model_copy(update={"model_params": {**given, **first}})
+                    return self.config.model_copy(update={"train": whole}) if first else self.config
+        return self.config
+
+    def items(self) -> list[Item]:
+        from mhim.pipeline.training import inner
+
+        every = self._jobs()
+        if self.config.train.fusion == "none":
+            asked = [inner.with_evidence(job, self.data) for job in every]
             every = [one for job in asked for one in (*job.evidence, job)]
-        else:
-            every = fused.jobs(train, self.folds, self.data, tuple(self.tables))
         teachers = {job.teacher.cell + job.teacher.name: job.teacher for job in every if job.teacher}
         jobs = (*teachers.values(), *every)
         for config in {repr(job.config): job.config for job in jobs if not job.part}.values():

@@ -132,6 +132,20 @@ class ImportedWeights(Record):
     sha256: str
 
 
+class Given(Record):
+    """A form of the model that was trained and not kept."""
+
+    form: str
+    why: str
+
+
+class FormRecord(Record):
+    """Which of the forms that a training tries in turn was kept, and why none of those before it."""
+
+    kept: str
+    tried: list[Given] = Field(default_factory=list)
+
+
 class TargetRecord(Record):
     """What a card says of one target of several: the same as `Card` says of a single one."""
 
@@ -156,7 +170,8 @@ class Card(Record):
     sha256, encoder and names of the weights that it started from. horizons: times of the time-dependent AUCs, in the
     labels' unit. interval: level -> half width of a prediction's interval, in the labels' unit; None: the whole line,
     as validation was too small. targets: name -> the same of each of several. drawn: which draw of a search validation
-    chose. unlike_from: distance from which on a bag is unlike all that the model was trained and tested on."""
+    chose. form: of MHIM, which of its forms was kept, whose settings `model_params` are. unlike_from: distance from
+    which on a bag is unlike all that the model was trained and tested on."""
 
     format: int = FORMAT
     model: str
@@ -190,6 +205,7 @@ class Card(Record):
     imported: ImportedWeights | None = None
     fusion: FusionRecord | None = None
     drawn: DrawnRecord | None = None
+    form: FormRecord | None = None
 
     @property
     def network(self) -> tasks.Task:

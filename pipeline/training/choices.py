@@ -45,7 +45,7 @@ class Choices(Record):
     """The counts. watched: trainings that could have fallen back (taught by a plain model, `train.fallback` set).
     early: taught ones that kept their own model at an epoch up to EARLY; None where there is none.
     alarm, validation, inner: those that did, and by which check (inner: out-of-fold answers of inner folds). weighed:
-    the evidence. draws: of a search; failed: its trainings without a model."""
+    the evidence. forms: form of MHIM -> how many kept it. draws: of a search; failed: its trainings without a model."""
 
     trainings: int
     watched: int
@@ -54,6 +54,7 @@ class Choices(Record):
     validation: int
     grid: GridChoice | None = None
     early: int | None = None
+    forms: dict[str, int] | None = None
     draws: GridChoice | None = None
     failed: int = 0
     inner: int = 0
@@ -84,6 +85,9 @@ def count(cards: Sequence[Card], cells: Sequence[str] = (), offered: int = 0) ->
         made = made.model_copy(update={"inner": by[INNER]})
     if (found := _weighed(cards)) is not None:
         made = made.model_copy(update={"weighed": found})
+    if any(c.form for c in cards):
+        forms = Counter(c.form.kept for c in cards if c.form and c.fallback is None)
+        made = made.model_copy(update={"forms": dict(sorted(forms.items()))})
     drawn = {c.place[:2]: c.drawn for c in cards if c.drawn is not None}
     if drawn:
         first = next(iter(drawn.values()))
@@ -114,6 +118,11 @@ def lines(found: Choices | None) -> list[str]:
         made.append(f"no fallback to the plain model was allowed (train.fallback) in {n} of {n} trainings")
     if (weighed := found.weighed) is not None:
         made.append(_of_evidence(weighed))
+    if found.forms is not None:
+        kept_forms = ", ".join(f"{name} in {k}" for name, k in found.forms.items()) or "none"
+        made.append(
+            f"form of masking kept, the first whose student fits whole training bags: {kept_forms} of {n} trainings"
+        )
     if found.early:
         made.append(
             f"an epoch up to {EARLY} was kept in {found.early} of {found.taught} taught trainings: "

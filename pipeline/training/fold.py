@@ -7,22 +7,16 @@ the epoch has been chosen. Knows nothing of stages, runs and machines.
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import os
-import pickle
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from mhim.configs import lookup
-from mhim.configs.errors import UserError
 from mhim.configs.schema import TrainConfig, fingerprint_fields
 from mhim.mil import novelty
 from mhim.mil import train as loop
@@ -33,21 +27,18 @@ from mhim.mil.splits import Fold
 from mhim.mil.tasks import Several, Task
 from mhim.pipeline.cohort.patients import Dataset, Patient, StoredBag
 from mhim.pipeline.resume.fingerprints import own_settings
-from mhim.pipeline.store import tables, writing
+from mhim.pipeline.store import tables
 from mhim.pipeline.store.layout import CARD, FORMAT
-from mhim.pipeline.training import bundle, experiment_log, kept, pretrained, targets
+from mhim.pipeline.training import bundle, experiment_log, forms, kept, targets
 from mhim.pipeline.training.card import Card, Facts
+from mhim.pipeline.training.forms import DeviceError as DeviceError
+from mhim.pipeline.training.forms import build_model as build_model
+from mhim.pipeline.training.forms import device as device
 from mhim.pipeline.training.kept import Verdict
-from mhim.pipeline.training.progress import HISTORY, Progress
+from mhim.pipeline.training.progress import HISTORY
 
-PREDICTIONS, CHECKPOINT = "predictions.csv", "state.pt"
+PREDICTIONS = "predictions.csv"
 SIDES = (("validation", "val"), ("test", "test"))  # name in the card, and in the predictions
-# A checkpoint may cost this share of the time; with MHIM's transmil student one is 60 MB.
-CHECKPOINT_SHARE = 0.05
-
-
-class DeviceError(UserError, RuntimeError):
-    """The GPU that was asked for is not there."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +95,6 @@ def cases(patients: Iterable[Patient], mpp: float) -> list[Case]:
     return [Case(p.id, p.slides, p.target, StoredBag(p.stores), mpp, of=p.of) for p in patients]
 
 
-def device(gpu: bool) -> torch.device:
-    """The GPU if asked for, else the CPU. Raises DeviceError instead of falling back in silence."""
-    if not gpu:
-        return torch.device("cpu")
-    # without it cuBLAS picks its work space by what else runs, and with it the order of sums
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if not torch.cuda.is_available():
-        raise DeviceError("train.gpu is set, but torch finds no GPU on this machine; leave --gpu away to use the CPU")
-    return torch.device("cuda")
-
-
 def train_fold(
     job: Job,
     dataset: Dataset,
@@ -140,20 +120,20 @@ def train_fold(
     paper = config.protocol == "paper"
     task = make_task(dataset, config, [*train, *test] if paper else train)
     train_cases, val_cases = cases(train, mpp), cases(test if paper else val, mpp)
-    model = build_model(config, int(dataset.facts["dim"]), task, job.seed, teacher)
-    begun = pretrained.begin(model, config, dataset.facts, weights_sha256)
-    model.to(device(config.gpu))
     with experiment_log.opened(config.log, run, f"{job.cell}/{job.name}".strip("/")) as log:
-        state = fitted(model, train_cases, val_cases, task, config, job.seed, partial, log)
+        found = forms.first_kept(
+            config, job.seed, dataset.facts, task, teacher, (train_cases, val_cases), partial, log, weights_sha256
+        )
+    model, state, begun = found.model, found.state, found.begun
     scale, weights = loop.scale_of(state), state["best"]["weights"]
-    model.load_state_dict(weights)
-    named: dict[str, Any] = {"model": config.model, "model_params": config.model_params}
+    named: dict[str, Any] = {"model": config.model, "model_params": found.params}
     rows = [*predicted(model, "val", val_cases if not paper else [], task, scale)]
     module = lookup.find("mhim.mil.models", config.model)
     learnt = task.learnt([p.target for p in train if p.target is not None])
     rival, verdict = (teacher if kept.may_fall_back(config) else None), Verdict()
     if rival is not None:
-        why = kept.alarm(model, rival, train_cases, task, scale, config, device(config.gpu))
+        judged, at = found.judged, device(config.gpu)  # a form that was kept for fitting is not asked again
+        why = None if judged else kept.alarm(model, rival, train_cases, task, scale, config, at)
         verdict = Verdict(why, kept.ALARM)
     if rival is not None and verdict.why is None:
         if kept.weighs(config):
@@ -191,6 +171,7 @@ def train_fold(
         **{what: finite(metrics_of([r for r in rows if r["side"] == side], task, points)) for what, side in SIDES},
         **({"taught": True} if teacher else {}),
         **({} if begun is None else {"pretrained": begun}),
+        **found.told,
         **({"standardized": state["judged"]} if "judged" in state else {}),
         **({"calibrated": own} if (own := getattr(model, "calibrated", dict[str, float])()) else {}),
         **points,
@@ -206,7 +187,8 @@ def train_fold(
     (out / HISTORY).write_text(tables.of_mappings(state["history"]))
     if why is not None and teacher_at is not None:
         (out / HISTORY).write_bytes((teacher_at / HISTORY).read_bytes())
-    notes = [f"the plain model is used instead: {why}"] if why else [verdict.note] if verdict.note else []
+    notes = [f"the {one['form']} form is not kept: {one['why']}" for one in found.tried]
+    notes += [f"the plain model is used instead: {why}"] if why else [verdict.note] if verdict.note else []
     if state.get("judged", {}).get("why"):
         notes.append(f"standardised: {state['judged']['why']}")
     if profile is not None and config.standardize is False and not getattr(module, "SCALES_ITSELF", False):
@@ -253,16 +235,6 @@ def _middle(bare: Sequence[Patient], rows: Sequence[dict[str, Any]], task: Task)
     ]
 
 
-def build_model(config: TrainConfig, in_dim: int, task: Task, seed: int, teacher: bundle.Bundle | None) -> Any:
-    """A new model with weights drawn from `seed`, its teacher filled from the baseline's bundle."""
-    module = lookup.find("mhim.mil.models", config.model)
-    with loop.seeded(seed):
-        model = module.build(in_dim, task.n_out, lookup.params(module, config.model_params))
-        if teacher is not None:
-            model.start_from(teacher.weights)
-    return model
-
-
 def operating_points(rows: Sequence[dict[str, Any]], task: Task) -> dict[str, Any]:
     """What is fitted on validation and frozen, see `Task.points`; nothing without validation patients."""
     val = [r for r in rows if r["side"] == "val"]
@@ -290,67 +262,6 @@ def read_target(folder: Path, target: str = "") -> list[dict[str, Any]]:
     """All rows, of one of several targets (see `read_side`) where one is named."""
     rows, task = read_predictions(folder), bundle.card_of(folder).task.value if target else None
     return task.view(target, rows) if isinstance(task, Several) else rows
-
-
-def fitted(
-    model: Any,
-    train_cases: list[Case],
-    val_cases: list[Case],
-    task: Task,
-    config: TrainConfig,
-    seed: int,
-    partial: Path,
-    log: Callable[[dict[str, Any]], None],
-) -> loop.State:
-    """The last state of a training, which goes on from the checkpoint in `partial`, if there is one, and leaves one."""
-    file = partial / CHECKPOINT
-    saved = _checkpoint(file)
-    state = saved
-    cost, last = 0.0, time.monotonic()
-    progress = Progress(partial, config, len(train_cases), task.headline)
-    progress.begin(saved)
-
-    def due() -> bool:
-        progress.step()
-        wait = max(config.checkpoint_s, cost / CHECKPOINT_SHARE)
-        return config.checkpoint_s > 0 and time.monotonic() - last >= wait
-
-    try:
-        for reached in loop.fit(model, train_cases, val_cases, task, config, seed, saved, due):
-            state = reached
-            if state["within"] is None:
-                log(state["history"][-1])
-                progress.epoch(state)
-            began = time.monotonic()
-            if state["within"] is not None or began - last >= cost / CHECKPOINT_SHARE:
-                _save(state, file)
-                saved, last = state, time.monotonic()
-                cost = last - began
-    except BaseException:
-        # Interrupted, told to end, or the loss ran away: the last good state is kept.
-        if state is not None and state is not saved:
-            _save(state, file)
-        raise
-    assert state is not None
-    return state
-
-
-def _checkpoint(file: Path) -> loop.State | None:
-    """The state that an earlier run left, or None: there is none, or it is damaged, and the training starts anew."""
-    try:
-        state: loop.State = torch.load(file, weights_only=True)
-    except FileNotFoundError:
-        return None
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
-        file.unlink(missing_ok=True)
-        return None
-    return state
-
-
-def _save(state: loop.State, file: Path) -> None:
-    buffer = io.BytesIO()  # torch's own writing hides why it failed
-    torch.save(state, buffer)
-    writing.write_atomic(file, buffer.getvalue())
 
 
 def predicted(model: Any, side: str, of: Sequence[Case], task: Task, scale: Any) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ from mhim.pipeline.training.progress import HISTORY
 TEACHER, TABLES = "teacher", "tables"
 PARTS = "parts.csv"
 # what a fused card says of the slide model as that one's own card does
-OF_THE_SLIDE = ("fallback", "choice", "taught", "standardized", "calibrated", "pretrained", "unlike_from")
+OF_THE_SLIDE = ("fallback", "choice", "form", "taught", "standardized", "calibrated", "pretrained", "unlike_from")
 FITS: dict[str, Callable[..., Late | Gate | Joined]] = {"late": late.fit, "gate": gate.fit, "coattn": joined.fit}
 
 

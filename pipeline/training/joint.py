@@ -32,7 +32,7 @@ from mhim.pipeline.cohort.patient_tables.table import PatientTable
 from mhim.pipeline.cohort.patients import Dataset, Patient
 from mhim.pipeline.store import reading, tables
 from mhim.pipeline.store.layout import CARD
-from mhim.pipeline.training import answers, bundle, experiment_log
+from mhim.pipeline.training import answers, bundle, experiment_log, fitting
 from mhim.pipeline.training import fold as folds_
 from mhim.pipeline.training.bundle import WEIGHTS, BundleError
 from mhim.pipeline.training.card import Card
@@ -130,7 +130,7 @@ def train(
         ]
 
     with experiment_log.opened(train_.log, run, f"{job.cell}/{job.name}") as log:
-        state = folds_.fitted(network, cases(learn), cases(val), task, train_, job.seed, partial, log)
+        state = fitting.fitted(network, cases(learn), cases(val), task, train_, job.seed, partial, log)
     scale, weights = loop.scale_of(state), state["best"]["weights"]
     network.load_state_dict(weights)
     predicted = folds_.predicted(network, "val", cases(val), task, scale)

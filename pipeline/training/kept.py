@@ -59,7 +59,7 @@ def rule_of(config: TrainConfig) -> dict[str, Any]:
     return {"rule": config.choice, "margin": config.choice_margin}
 
 
-def alarm(
+def unfit(
     model: Any,
     teacher: bundle.Bundle,
     of: list[Case],
@@ -67,24 +67,31 @@ def alarm(
     scale: Any,
     config: TrainConfig,
     at: torch.device,
+    within: float,
 ) -> str | None:
-    """Why `model` must give way to the plain model it was taught by, or None.
+    """Why `model` must give way to the next form, or to the plain model it was taught by; None where it fits.
 
-    A student that was trained on masked bags and cannot fit its own training bags whole has learnt from bags whose
-    evidence was masked away, or leans on tokens that do not exist at test. The comparison needs no test patient.
+    A student that was trained on masked bags and cannot fit its own training bags whole, its loss more than `within`
+    above the plain model's, has learnt from bags whose evidence was masked away, or leans on tokens that do not exist
+    at test. The comparison needs no test patient.
     """
-    if config.fallback is None:
-        return None
     room = config.cache_gb * 2**30
     with loop.isolated(None, at, config.threads):
         own = loop.evaluate(model, Feed(of, task, at, room, scale), task)["loss"]
         plain = loop.evaluate(teacher.model().to(at), Feed(of, task, at, room, teacher.scale), task)["loss"]
-    if own <= plain + config.fallback:
+    if own <= plain + within:
         return None
-    return (
-        f"training loss {own:.3f} with whole bags, against {plain:.3f} of the plain model "
-        f"(train.fallback={config.fallback:g}): masking hurts here"
-    )
+    return f"training loss {own:.3f} with whole bags, against {plain:.3f} of the plain model"
+
+
+def alarm(
+    model: Any, teacher: bundle.Bundle, of: list[Case], task: Task, scale: Any, config: TrainConfig, at: torch.device
+) -> str | None:
+    """Why `model` must give way to the plain model by `train.fallback`, or None."""
+    if config.fallback is None:
+        return None
+    why = unfit(model, teacher, of, task, scale, config, at, config.fallback)
+    return None if why is None else f"{why} (train.fallback={config.fallback:g}): masking hurts here"
 
 
 def outdone(validation: dict[str, float], teacher: bundle.Bundle, task: Task) -> str | None:

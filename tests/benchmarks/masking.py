@@ -93,6 +93,7 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "paper+evidence": PAPER | EVIDENCE,
     "paper+evidence+kinds": PAPER | EVIDENCE | KINDS,
     "evidence+few 1+fresh": EVIDENCE | FRESH | {"evidence_few": 1.0},
+    "paper 0.1": PAPER | {"mask_ratio_h": 0.1},
     "paper+no mask": PAPER | {"mask_ratio_h": 0.0},
     "evidence+fresh+bare": EVIDENCE | FRESH | {"merge_at_test": False},
     # fixed rates, uncapped, everything else as by default

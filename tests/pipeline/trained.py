@@ -15,7 +15,7 @@ from mhim.pipeline.resume import runner, stage
 from mhim.pipeline.stages import runs
 from mhim.pipeline.stages.train import Train
 from mhim.pipeline.store import layout
-from mhim.pipeline.training import fold
+from mhim.pipeline.training import fitting
 
 SMALL: dict[str, dict[str, Any]] = {
     "abmil": {"width": 8, "attention_width": 8},
@@ -56,7 +56,7 @@ def scored(work: layout.Work, config: Config, name: str = "run") -> dict[str, An
 
 def kill_after(monkeypatch: pytest.MonkeyPatch, states: list[int]) -> None:
     """A checkpoint after every epoch; the next trainings are ended after so many states, later ones run through."""
-    monkeypatch.setattr(fold, "CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr(fitting, "CHECKPOINT_SHARE", 1e9)
     fit = loop.fit
 
     def killed(*args: Any) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 from mhim.mil import train as loop
 from mhim.pipeline.store import layout
-from mhim.pipeline.training import fold as training
+from mhim.pipeline.training import fitting as training
 from tests.pipeline.bags import make_features, tree
 from tests.pipeline.trained import kill_after, mhim, settings, trained, until_done
 
@@ -118,13 +118,13 @@ def test_a_damaged_checkpoint_costs_time_and_not_the_fold(
     assert not trained(work, rows, config).failures
     calm = tree(work.runs)
     shutil.rmtree(work.runs)
-    read = training._checkpoint
+    read = training.checkpoint
 
     def damaged(file: Path) -> Any:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(how)
         return read(file)
 
-    monkeypatch.setattr(training, "_checkpoint", damaged)
+    monkeypatch.setattr(training, "checkpoint", damaged)
     assert not trained(work, rows, config).failures
     assert tree(work.runs) == calm
