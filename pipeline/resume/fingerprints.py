@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mhim.configs import lookup, texts
-from mhim.configs.schema import ExtractConfig, Settings, TileConfig, TrainConfig, fingerprint_fields
+from mhim.configs.schema import ExtractConfig, Settings, TileConfig, TrainConfig, before, fingerprint_fields
 from mhim.pipeline.store import layout, seals
 
 # overlay: a picture beside the output, made when it is missing. regions_frame: an input of slides with regions only
@@ -58,7 +58,10 @@ def own_settings(config: TrainConfig) -> dict[str, Any]:
     """Settings of one training: without those that only say which trainings there are. A cell of a grid or a teacher
     thus equals, byte by byte, the same training made alone."""
     plan = {"grid", "seeds", "repeats", "seed"}
-    return {k: v for k, v in fingerprint_fields(config).items() if k not in plan}
+    found = {k: v for k, v in fingerprint_fields(config).items() if k not in plan}
+    once = before(getattr(lookup.find("mhim.mil.models", config.model), "Params", lookup.NoParams))
+    params = {k: v for k, v in found["model_params"].items() if k not in once or v != once[k]}
+    return found | {"model_params": params}
 
 
 # settings that `training.targets` makes the task of

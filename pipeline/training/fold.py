@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mhim.configs import lookup
-from mhim.configs.schema import TrainConfig, fingerprint_fields
+from mhim.configs.schema import TrainConfig, before, fingerprint_fields
 from mhim.mil import novelty
 from mhim.mil import train as loop
 from mhim.mil.feed import Case
@@ -82,7 +82,10 @@ def whole_params(config: TrainConfig) -> TrainConfig:
     """`config` with every setting of the model written out, so that defaults enter the fingerprint."""
     module = lookup.find("mhim.mil.models", config.model)
     params = lookup.params(module, config.model_params)
-    return config.model_copy(update={"model_params": fingerprint_fields(params)})
+    told = {
+        name: getattr(params, name) for name in before(type(params))
+    }  # read again, its absence would be the default
+    return config.model_copy(update={"model_params": fingerprint_fields(params) | told})
 
 
 def make_task(dataset: Dataset, config: TrainConfig, patients: Sequence[Patient]) -> Task:

@@ -77,7 +77,7 @@ def forms_of(config: TrainConfig, taught: bool) -> list[tuple[str, dict[str, Any
     params = lookup.params(module, config.model_params)
     found = module.forms(params) if taught and hasattr(module, "forms") else ()
     if len(found) < 2:
-        return [("", config.model_params, None)]
+        return [("", fingerprint_fields(params), None)]
     return [(form.name, fingerprint_fields(form.params), form.within) for form in found]
 
 

@@ -1,0 +1,168 @@
+"""MHIM tries its published form first, and keeps it where its student fits whole training bags."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mhim.configs.schema import fingerprint_fields
+from mhim.mil import train as loop
+from mhim.mil.models import mhim as model
+from mhim.mil.parts.mhim_settings import PUBLISHED, Params
+from mhim.pipeline.resume.stage import Refused
+from mhim.pipeline.store import layout
+from mhim.pipeline.training import bundle, choices, fitting, kept
+from tests.pipeline.bags import make_features, tree
+from tests.pipeline.trained import mhim, scored, settings, trained, until_done
+
+ALWAYS = 1e9
+UNFIT = "training loss 1 with whole bags, against 0 of the plain model"
+
+
+def test_the_published_form_is_first_and_keeps_what_was_set_by_hand() -> None:
+    first, last = model.forms(Params(mask_ratio_h=0.1, share_max=0.5))
+    assert (first.name, last.name) == ("published", "guarded")
+    assert (first.within, last.within) == (0.15, None)
+    assert {first.params.mask_ratio_h, last.params.mask_ratio_h} == {0.1}
+    assert {first.params.share_max, last.params.share_max} == {0.5}
+    assert first.params.student_start == "fresh"
+    assert last.params == Params(mask_ratio_h=0.1, share_max=0.5, published_within=None)
+    whole = Params(**PUBLISHED)
+    assert [f.name for f in model.forms(whole)] == ["guarded"], "both would be the same"
+    assert [f.name for f in model.forms(Params(published_within=None))] == ["guarded"]
+
+
+def test_without_the_published_form_the_fingerprint_is_that_of_runs_from_before_it() -> None:
+    assert "published_within" not in fingerprint_fields(Params(published_within=None))
+    assert fingerprint_fields(Params())["published_within"] == 0.15
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> layout.Work:
+    return layout.Work(tmp_path / "w")
+
+
+@pytest.fixture
+def rows(work: layout.Work) -> Any:
+    return make_features(work)
+
+
+def only(work: layout.Work, name: str) -> bundle.Bundle:
+    return bundle.read(work.run(name) / "fold_0")
+
+
+def test_what_is_kept_is_the_same_training_as_that_form_alone(
+    work: layout.Work, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = {"fallback": None, "epochs": 2}
+    told = trained(work, rows, settings(**mhim(published_within=ALWAYS), **never), "bold")
+    trained(work, rows, settings(**mhim(**PUBLISHED), **never), "published")
+    bold, published = only(work, "bold"), only(work, "published")
+    assert bold.card.form
+    assert published.card.form is None
+    assert (bold.card.form.kept, bold.card.form.tried) == ("published", [])
+    assert bold.card.model_params == published.card.model_params
+    assert all(np.array_equal(bold.weights[k], v) for k, v in published.weights.items())
+    assert bold.card.test == published.card.test
+    assert not any("form" in note for o in told.outcomes for note in o.notes)
+
+    monkeypatch.setattr(kept, "unfit", lambda *args: UNFIT)
+    told = trained(work, rows, settings(**mhim(published_within=0.0), **never), "careful")
+    trained(work, rows, settings(**mhim(), **never), "guarded")
+    careful, guarded = only(work, "careful"), only(work, "guarded")
+    assert careful.card.form
+    assert (careful.card.form.kept, careful.card.form.tried[0].form) == ("guarded", "published")
+    assert all(np.array_equal(careful.weights[k], v) for k, v in guarded.weights.items())
+    assert careful.card.model_params == guarded.card.model_params
+    files = [work.run(name) / "fold_0" / "history.csv" for name in ("careful", "guarded")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert any("the published form is not kept: training loss 1" in note for o in told.outcomes for note in o.notes)
+    counted = choices.count([careful.card])
+    assert counted.forms == {"guarded": 1}
+    assert any("guarded in 1 of 1 trainings" in line for line in choices.lines(counted))
+
+
+def test_killed_anywhere_it_ends_in_the_same_bytes(
+    work: layout.Work, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(**mhim(published_within=0.0), fallback=None, epochs=2)
+    monkeypatch.setattr(kept, "unfit", lambda *args: UNFIT)
+    assert not trained(work, rows, config).failures
+    calm = tree(work.runs)
+    shutil.rmtree(work.runs)
+    monkeypatch.setattr(fitting, "CHECKPOINT_SHARE", 1e9)
+    give_up, seen = fitting.give_up, list[list[str]]()
+
+    def then_killed(partial: Path, tried: Any) -> None:
+        give_up(partial, tried)
+        seen.append([one["form"] for one in tried])
+        raise SystemExit(143)
+
+    monkeypatch.setattr(fitting, "give_up", then_killed)
+    report, stops = until_done(work, rows, config)
+    assert not report.failures
+    assert stops == len(seen) == 2  # each of the two folds gave its first form up once, and never began it again
+    assert tree(work.runs) == calm
+
+
+def test_a_published_form_that_runs_away_gives_way(
+    work: layout.Work, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = fitting.fitted
+
+    def away(network: Any, *args: Any) -> Any:
+        if getattr(getattr(network, "params", None), "student_start", "") == "fresh":
+            raise loop.TrainingDiverged("the loss is nan")
+        return fitted(network, *args)
+
+    monkeypatch.setattr(fitting, "fitted", away)
+    report = trained(work, rows, settings(**mhim(published_within=ALWAYS), fallback=None, epochs=2))
+    assert not report.failures
+    form = only(work, "run").card.form
+    assert form
+    assert (form.kept, form.tried[0].why) == ("guarded", "the loss is nan")
+
+
+def test_a_form_that_fits_is_asked_by_its_own_limit_alone(
+    work: layout.Work, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[float]()
+    unfit = kept.unfit
+
+    def noted(*args: Any) -> str | None:
+        asked.append(args[-1])
+        return unfit(*args)
+
+    monkeypatch.setattr(kept, "unfit", noted)
+    trained(work, rows, settings(**mhim(published_within=ALWAYS), fallback=0.0, epochs=2, folds=2))
+    assert asked == [ALWAYS, ALWAYS]
+
+
+def test_a_run_begun_before_there_were_forms_goes_on_without(work: layout.Work, rows: Any) -> None:
+    old = settings(**mhim(), epochs=2)
+    trained(work, rows, old)
+    shutil.rmtree(work.run("run") / "fold_1")
+    calm = (work.run("run") / "fold_0" / "manifest.json").read_bytes()
+    params = {k: v for k, v in old.train.model_params.items() if k != "published_within"}
+    now = settings(model="mhim", model_params=params, epochs=2)
+    report = trained(work, rows, now)
+    assert not report.failures
+    assert (work.run("run") / "fold_0" / "manifest.json").read_bytes() == calm
+    made = json.loads((work.run("run") / "fold_1" / "manifest.json").read_text())
+    assert "published_within" not in made["settings"]["train.model_params"]
+    assert "published_within: null" in (work.run("run") / "config.yaml").read_text()
+    # asked for by name, it is another training
+    named = settings(**mhim(published_within=0.2), epochs=2)
+    with pytest.raises(Refused, match="published_within"):
+        trained(work, rows, named)
+
+
+def test_the_numbers_of_a_run_tell_its_forms(work: layout.Work, rows: Any) -> None:
+    config = settings(**mhim(published_within=ALWAYS), fallback=None, epochs=2)
+    trained(work, rows, config)
+    assert scored(work, config)["choices"]["forms"] == {"published": 2}
