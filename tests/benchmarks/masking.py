@@ -1,4 +1,4 @@
-"""Does masking ever hurt? Plain student, published MHIM and this program's default, side by side on the same folds.
+"""Does masking ever hurt? Plain student, published MHIM and its guarded form, side by side on the same folds.
 
     python -m tests.benchmarks.masking run RESULTS.jsonl [--sets digits-3-40] [--students abmil] [--variants ...]
     python -m tests.benchmarks.masking table RESULTS.jsonl
@@ -34,6 +34,7 @@ from mhim.configs import lookup
 from mhim.configs.schema import TrainConfig
 from mhim.mil import metrics, tasks, train
 from mhim.mil.feed import Case
+from mhim.mil.parts.mhim_settings import PUBLISHED
 from mhim.pipeline.exchange.digits import draw_bag
 from mhim.pipeline.store import layout, reading
 
@@ -46,18 +47,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     # bags of 2 to 120 instances: half the width, as published, would be more landmarks than most have instances
     "transmil": {"width": WIDTH, "landmarks": 16},
 }
-PAPER: dict[str, Any] = {
-    "share_max": 1.0,
-    "score": "probability",
-    "order": "shuffled",
-    "min_kept": 0,
-    "merge": "mca",
-    "merge_at_test": False,
-    "consistency": "embedding",
-    "teacher": "ema",
-    "teacher_mode": "train",
-    "student_start": "fresh",
-}
+PAPER = PUBLISHED
 OFF: dict[str, Any] = {
     "mask_ratio_h": 0.0,
     "keep_ratio": 1.0,
@@ -81,7 +71,7 @@ FRESH: dict[str, Any] = {"student_start": "fresh"}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "plain": None,
     "paper": PAPER,
-    "default": {},
+    "default": {},  # the guarded form; the program's default keeps either `paper` or this
     "probability": {"consistency": "probability"},
     # the mask by evidence: as the default starts it, with kinds of tissue, and with a fresh student
     "evidence": EVIDENCE,

@@ -38,6 +38,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "masking-abmil": lambda: tables.masking("abmil"),
     "masking-dsmil": lambda: tables.masking("dsmil"),
     "masking-transmil": lambda: tables.masking("transmil"),
+    "masking-kinds": tables.kinds,
     "masking-landmarks": tables.landmarks,
     "outcomes": outcomes.table,
 }
