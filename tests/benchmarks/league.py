@@ -42,8 +42,13 @@ FIGURES = Path(__file__).with_suffix(".jsonl")
 ROWS = [
     "abmil", "mean_linear", "mean", "max", "simlp", "mean_knn", "lse", "mhim_abmil", "gated_abmil", "dsmil",
     "mhim_dsmil", "acmil", "aem", "abmilx", "nnmil", "ibmil", "asmil", "transmil", "mhim_transmil", "ilra", "dtfd",
-    "wikg",
+    "wikg", "longer_abmil",
 ]  # fmt: skip
+# a plain model that trains on from itself, without masks, tokens and consistency: as many steps as MHIM has
+LONGER = {
+    "published_within": None, "mask_ratio_h": 0.0, "keep_ratio": 1.0, "consistency": "none", "merge": "none",
+    "merge_at_test": False,
+}  # fmt: skip
 STUDENTS = ["gated_abmil", "acmil", "aem", "abmilx", "nnmil", "ilra"]  # others with attention, for --students
 DIGITS = {"digits-1": 1, "digits-3": 3, "digits-20": 20}
 WIDTH = 64
@@ -58,6 +63,8 @@ def settings(quick: bool, students: bool) -> dict[str, Any]:
     for row in rows:
         if row.startswith("mhim_"):
             rows[row] = {"model": "mhim", "student": row.removeprefix("mhim_")}
+        if row.startswith("longer_"):
+            rows[row] = {"model": "mhim", "student": row.removeprefix("longer_"), **LONGER}
     # grey values share one scale; whatever else has none is standardised
     train = (QUICK if quick else FULL) | {"lr": 8e-4, "split_by": "auto"}
     return {
@@ -167,12 +174,16 @@ def _of_set(work: Path, config: Config) -> Iterator[dict[str, Any]]:
     if len(runs) < 2:
         return
     seconds = _seconds(layout.Work(work))
-    taught = {row: row.removeprefix("mhim_") for row in runs if row.startswith("mhim_")}
-    refs = tuple(dict.fromkeys([*config.benchmark.against, *taught.values()]))
+    taught: dict[str, list[str]] = {}
+    for row in runs:
+        student = row.removeprefix("mhim_")
+        if student != row:
+            taught[row] = [r for r in (student, f"longer_{student}") if r in runs]
+    refs = tuple(dict.fromkeys([*config.benchmark.against, *(r for each in taught.values() for r in each)]))
     found = standings.standings(runs, config.score, refs)
     for row, one in found.items():
         told = Metrics.read(runs[row])
-        kept = [*config.benchmark.against, *([taught[row]] if row in taught else [])]
+        kept = [*config.benchmark.against, *taught.get(row, [])]
         by = {r: one.against[r]["difference"] for r in kept if r in one.against}
         counted = told.choices
         yield {
@@ -189,6 +200,7 @@ def _of_set(work: Path, config: Config) -> Iterator[dict[str, Any]]:
             "drawn": [_r(v, 3) for v in one.drawn[:100]],
             "chosen": counted.draws.chosen if counted and counted.draws else {},
             "failed": counted.failed if counted else 0,
+            "forms": (counted.forms if counted else None) or {},
             "fell_back": (counted.alarm + counted.validation) if counted else 0,
             "trainings": len(told.per_fold),
             "seconds": round(seconds.get(f"league-{row}", 0.0), 1),
@@ -239,8 +251,9 @@ def one_cost(row: str) -> None:
     from mhim.pipeline.training.fold import build_model
 
     torch.set_num_threads(1)
-    student = row.removeprefix("mhim_")
+    student = row.removeprefix("mhim_").removeprefix("longer_")
     params: dict[str, Any] = {"student": student} if student != row else {}
+    params |= LONGER if row.startswith("longer_") else {}
     config = TrainConfig(model="mhim" if params else row, model_params=params)
     task = tasks.Classification(("a", "b"))
     n = 4000

@@ -7,6 +7,7 @@ table have; their intervals are of the stored draws, in which the patients of ea
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +86,17 @@ def masking(quick: bool) -> str:
     """MHIM with each student against the student alone."""
     found = lines(quick)
     sets, rows = names(found)
-    students = [r for r in rows if r.startswith("mhim_")]
     made = []
-    for r in students:
-        plain = r.removeprefix("mhim_")
-        cells = [found[(s, r)]["against"].get(plain) for s in sets]
-        fell = sum(found[(s, r)]["fell_back"] for s in sets), sum(found[(s, r)]["trainings"] for s in sets)
-        told = ["not run" if c is None else interval(c, True) for c in cells]
-        made.append([f"`{r}` - `{plain}`", *told, f"{fell[0]} of {fell[1]}"])
-    return table([["student", *sets, "fell back"], *made])
+    for r in (r for r in rows if r.startswith("mhim_")):
+        mine = [found[(s, r)] for s in sets]
+        student = r.removeprefix("mhim_")
+        fell = f"{sum(line['fell_back'] for line in mine)} of {sum(line['trainings'] for line in mine)}"
+        forms = sum((Counter(line.get("forms") or {}) for line in mine), Counter[str]())
+        bold = f"{forms['published']} of {forms.total()}" if forms else ""
+        for other in (o for o in (student, f"longer_{student}") if any(o in line["against"] for line in mine)):
+            cells = [interval(line["against"][other], True) if other in line["against"] else "not run" for line in mine]
+            made.append([f"`{r}` - `{other}`", *cells, *((fell, bold) if other == student else ("", ""))])
+    return table([["student", *sets, "fell back", "published form kept"], *made])
 
 
 def standing(quick: bool) -> str:
