@@ -35,10 +35,10 @@ DRAWS, BLOCK = 4000, 200
 RULES = {
     "point": "validation, ties to the student (`point`)",
     "tie": "validation, ties to the plain model",
-    "margin": "validation, 1 standard error (`margin`)",
+    "margin": "validation, 1 standard error (`margin`, and `inner` from 30 on)",
     "margin_2": "validation, 2 standard errors",
     "inner_0": "inner folds, no margin",
-    "inner": "inner folds, 1 standard error (`inner`)",
+    "inner": "inner folds, 1 standard error (`inner` below 30)",
     "plain": "always the plain model",
     "student": "always the student",
 }
