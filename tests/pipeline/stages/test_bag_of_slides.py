@@ -109,6 +109,7 @@ def test_slides_of_one_patient_may_have_labels_of_their_own(tmp_path: Path, cli:
     code, text = cli("score", "--work", work.root, *QUICK, "--workers", "1", "--name", "one", "--features",
                      other.features("texture"), "--labels", theirs, "--as", "there")  # fmt: skip
     assert code == 0, text
+    assert "internal: slides of 8 held-out patients; external: 6 slides of 3 patients" in " ".join(text.split())
     new = run / "new" / "there"
     assert {(r["slide"], r["patient"]) for r in read(new / "predictions.csv")} == {
         (f"xs{k:02d}_0.svs", f"xP{k // 2}") for k in range(6)
