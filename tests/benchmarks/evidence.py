@@ -23,6 +23,7 @@ import numpy as np
 
 from mhim.configs.load import resolve
 from mhim.extract.tiles import regions
+from mhim.mil import outcome_metrics
 from mhim.pipeline.demo import cohort
 from mhim.pipeline.pictures.layers import layers
 from mhim.pipeline.results import evidence, predictions, truth
@@ -54,6 +55,7 @@ def one(demo: Path, model: str, seed: int) -> dict[str, Any]:
 
 
 def measure(demo: Path, work: layout.Work, scored: Any, rng: np.random.Generator) -> dict[str, Any]:
+    """Every map of the held-out bags by evidence and by truth."""
     known: list[truth.Known] = []
     bags: list[dict[str, Any]] = []
     for patient in scored.data.patients:
@@ -117,6 +119,43 @@ def rows_of(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
+def order(row: dict[str, Any], by: str, controls: bool) -> float:
+    """Spearman's rank correlation of the maps' gain, over bags with findings, and of `by`. controls: with a random
+    order and attention turned round among the maps."""
+    names = [n for n in row["maps"] if n not in CONTROLS or (controls and n in ("random", "attention_reversed"))]
+    maps = [row["maps"][n] for n in names]
+    gains = np.array([m["finding"]["gain"] for m in maps])
+    return outcome_metrics.spearman(gains, np.array([m[by] for m in maps]))
+
+
+def told(values: Sequence[float]) -> str:
+    """Mean, and its interval of 95 % over the seeds, which are drawn anew."""
+    known = np.array([v for v in values if np.isfinite(v)])
+    drawn = np.random.default_rng(0).choice(known, (DRAWS, len(known))).mean(1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return f"{known.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def table(results: Path) -> str:
+    """Two tables in Markdown: each map's worth, means over seeds; and how far the two orders of maps agree."""
+    rows = rows_of(results)
+    lines = ["| model, map | seeds | gain | tile AUC | highest tile is true | FROC |", "|---|---|---|---|---|---|"]
+    for model in dict.fromkeys(r["model"] for r in rows):
+        own = [r["maps"] for r in rows if r["model"] == model]
+        for name in own[0]:
+            each = [(m[name]["finding"]["gain"], *(m[name][k] for k in BY_TRUTH)) for m in own]
+            cells = " | ".join(f"{v:.3f}" for v in np.mean(each, axis=0))
+            lines.append(f"| {model}, {name.replace('_', ' ')} | {len(own)} | {cells} |")
+    lines += ["", "| model | seeds | maps | tile AUC | highest tile is true | FROC |", "|---|---|---|---|---|---|"]
+    for model in dict.fromkeys(r["model"] for r in rows):
+        for controls in (False, True):
+            own = [r for r in rows if r["model"] == model]
+            cells = " | ".join(told([order(r, by, controls) for r in own]) for by in BY_TRUTH)
+            of = "its own, random, reversed" if controls else "its own"
+            lines.append(f"| {model} | {len(own)} | {of} | {cells} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     verbs_ = parser.add_subparsers(dest="verb", required=True)
@@ -130,6 +169,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.verb == "run":
         run(args.results, args.demo, args.seeds, args.models)
+    else:
+        print(table(args.results))
 
 
 if __name__ == "__main__":

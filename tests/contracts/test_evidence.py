@@ -38,6 +38,22 @@ def test_embedded_once_answers_as_the_model_does(name: str, extra: dict[str, Any
         torch.testing.assert_close(embedded.logits(rows).float(), wanted, rtol=1e-4, atol=1e-5)
 
 
+# whose tiles do not look at each other: what is drawn as `probability` is what the model says of the tile alone
+ALONE = ("abmil", "abmilx", "acmil", "aem", "clam_mb", "clam_sb", "dsmil", "dtfd", "gated_abmil", "lse", "max", "mean")
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_evidence_of_a_tile_is_the_answer_about_a_bag_of_it_alone(name: str) -> None:
+    model = make(name, {}).eval()
+    whole, of = bag_of(9)
+    with torch.inference_mode():
+        told = model(whole).evidence
+        alone = torch.stack([model(of(np.array([k]))).logits[0] for k in range(9)])
+    assert told is not None
+    less = alone - told[0]
+    torch.testing.assert_close(less, less[:1].expand_as(less), rtol=1e-4, atol=1e-5, msg="but for the bias, the same")
+
+
 class Counted:
     """An answer that is the share of the tiles 0..4 at hand; counts the tiles that it is asked about."""
 
