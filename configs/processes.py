@@ -1,4 +1,6 @@
-"""Whether a process of this machine still runs: the one rule for claims, private folders and copies of slides."""
+"""Processes of this machine: whether one still runs, and how many cores there are for them.
+
+The one rule for claims, private folders and copies of slides, and for everything that takes "one per core"."""
 
 from __future__ import annotations
 
@@ -22,3 +24,12 @@ def alive(pid: int) -> bool:
     except (OSError, IndexError):
         return not Path("/proc/self/stat").exists()  # it has ended since, or this system has no /proc
     return state not in ("Z", "X")
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: those that a scheduler or a container leaves it, not all of the machine.
+    PYTHON_CPU_COUNT says another number, as it does for Python itself from 3.13 on."""
+    told = os.environ.get("PYTHON_CPU_COUNT", "")
+    if told.isdigit() and int(told):
+        return int(told)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

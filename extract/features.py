@@ -10,7 +10,6 @@ of the set reads the next one. On a CPU the same threads encode what they read, 
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from mhim.configs.processes import usable_cores
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import SlideError, SlideJob
 from mhim.extract import encoders as _encoders
@@ -59,11 +59,6 @@ class Stats:
 def whole_machine(config: ExtractConfig) -> bool:
     """True if one extraction uses all cores or a GPU, so that slides should be taken one after the other."""
     return config.encoder != "texture"
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Extractor:

@@ -16,6 +16,9 @@ from filelock import FileLock
 # Bags of a few dozen instances gain nothing from threads, and two torch threads on busy cores wait for each other:
 # one of the tests that train took 62 s with two and 8 s with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A command that is not told how many processes to work with takes one: the cores have tests of their own, and each
+# process more imports torch for 3 s to train three tiny bags. What is done by several is tested where it says so.
+os.environ.setdefault("PYTHON_CPU_COUNT", "1")
 # a shell that runs the tests in the background has them, and every command they start, ignore Ctrl-C
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

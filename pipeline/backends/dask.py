@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import Field
 
 from mhim.configs import lookup
+from mhim.configs.processes import usable_cores
 from mhim.configs.schema import ClusterConfig, Settings
 from mhim.pipeline.resume import console
 from mhim.pipeline.resume.child import Child, Order
@@ -131,7 +132,7 @@ def _client(params: Params, workers: int) -> Any:
             dask.config.set({"distributed.scheduler.allowed-failures": params.retries, **safe})
             with _own_environment():
                 here = LocalCluster(
-                    n_workers=workers or os.cpu_count() or 1,
+                    n_workers=workers or usable_cores(),
                     threads_per_worker=1,
                     memory_limit=0,  # the work is done in children, whose memory a worker does not see
                     dashboard_address=params.dashboard,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import Iterator
 
+from mhim.configs.processes import usable_cores
 from mhim.configs.schema import ClusterConfig, Settings
 from mhim.pipeline.resume import console
 from mhim.pipeline.resume.child import Child, Order
@@ -25,7 +25,7 @@ def run(stage: Stage, items: list[Item], replace: bool, remake: bool, cluster: C
     if parts:
         yield from _pool([Order(part, replace, remake, cluster.lease_s) for part in parts], items, ahead=True)
         return
-    workers = min(cluster.workers or os.cpu_count() or 1, len(items))
+    workers = min(cluster.workers or usable_cores(), len(items))
     if stage.heavy:
         workers = min(1, workers)
     if workers <= 1 and not stage.untrusted:

@@ -7,7 +7,6 @@ needs a person. Pictures are made by extract.
 
 from __future__ import annotations
 
-import os
 import queue
 import time
 from collections import Counter, defaultdict
@@ -16,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 
+from mhim.configs.processes import usable_cores
 from mhim.configs.schema import Config, TileConfig
 from mhim.extract.images import encoded
 from mhim.extract.units import Mpp
@@ -69,7 +69,7 @@ def check(source: Path | None, config: Config, out: Path, labels: Path | None = 
     findings, cohort_problems = _compare(findings, None if wrong else labels, config)
     cohort_problems += [wrong] if wrong else []
     findings.sort(key=lambda f: (-1.0 if f.tissue_fraction is None else f.tissue_fraction, f.slide))
-    workers = config.cluster.workers or os.cpu_count() or 1
+    workers = config.cluster.workers or usable_cores()
     summary = [*_summary(findings, workers, seconds), *listing.notes, *cohort_problems]
     out.mkdir(parents=True, exist_ok=True)
     leftovers.sweep(out)
@@ -150,7 +150,7 @@ def _warnings(slide: object) -> tuple[str, ...]:
 
 def _inspect_all(slides: list[SlideEntry], config: Config) -> Iterator[Finding]:
     """All slides, in order, in processes that are not this one: a damaged file may abort whoever reads it."""
-    workers = max(1, min(config.cluster.workers or os.cpu_count() or 1, len(slides)))
+    workers = max(1, min(config.cluster.workers or usable_cores(), len(slides)))
     team: queue.SimpleQueue[Child] = queue.SimpleQueue()
     children = [Child(Order(None, call=_job)) for _ in range(workers)]
     for child in children:

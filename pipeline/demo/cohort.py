@@ -10,7 +10,6 @@ It knows how a slide is written, not how its tissue is painted (`tissue.py`).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mhim.configs.processes import usable_cores
 from mhim.extract.tiles import geojson
 from mhim.pipeline.demo.sprites import Library, build_library
 from mhim.pipeline.demo.tissue import MAP_MPP, Painting, SlidePlan, map_shape, paint
@@ -133,7 +133,7 @@ def make_cohort(folder: Path, seed: int = 7, n: int = 32, small: bool = False, w
             (folder / "slides" / slide.name).unlink(missing_ok=True)
     marker.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
     # threads: almost all of the work is OpenCV's and NumPy's, which let go of the lock; processes were not faster
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or usable_cores()) as pool:
         for done in [pool.submit(_make_slide, folder, s, seed, small) for s in slides]:
             done.result()
     share = tumour_shares(folder, slides)

@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
+from mhim.configs.processes import usable_cores
 from mhim.pipeline.maps import stored
 from mhim.pipeline.resume import console
 from mhim.pipeline.resume.claims import Claims
@@ -84,7 +85,7 @@ def verify(work: layout.Work, repair: bool = False, again: bool = False, workers
         notes.unlink(missing_ok=True)
     before = set(notes.read_text().splitlines()) if notes.is_file() else set()
     everything = outputs(work)
-    with ThreadPoolExecutor(workers or 2 * (os.cpu_count() or 1)) as pool, _noting(notes) as log:
+    with ThreadPoolExecutor(workers or 2 * usable_cores()) as pool, _noting(notes) as log:
         while some := list(islice(everything, 1000)):
             for output, (mark, wrong) in zip(some, pool.map(lambda one: _check(one, before), some), strict=True):
                 if wrong is None:

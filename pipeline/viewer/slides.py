@@ -7,7 +7,6 @@ and no HTTP. Each process answers one question at a time, so that it is known ov
 
 from __future__ import annotations
 
-import os
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 
+from mhim.configs.processes import usable_cores
 from mhim.extract import SlideError
 from mhim.extract.images import viewed_jpeg
 from mhim.extract.recent import Recent
@@ -64,7 +64,7 @@ class Slides:
 
     def __init__(self, processes: int = 0) -> None:
         """processes: 0 for one per core, at most PROCESSES. They start at the first question, or with `warm`."""
-        n = processes or max(1, min(PROCESSES, os.cpu_count() or 1))
+        n = processes or max(1, min(PROCESSES, usable_cores()))
         self._team = [Child(Order(None, call=_answer)) for _ in range(n)]
         self._idle = list(self._team)
         self._has: dict[Child, Recent[Path, bool]] = {child: Recent(OPEN_SLIDES) for child in self._team}

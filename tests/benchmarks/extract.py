@@ -35,9 +35,10 @@ import numpy as np
 if __name__ == "__main__":  # this file's own folder would hide the package `extract` behind it
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from mhim.configs.processes import usable_cores
 from mhim.configs.schema import ExtractConfig
 from mhim.extract import SlideJob
-from mhim.extract.features import Extractor, usable_cores
+from mhim.extract.features import Extractor
 from mhim.extract.reading.readers import open_reader
 from mhim.pipeline.resume import rates
 from tests.benchmarks.bags import bags, best

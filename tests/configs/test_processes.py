@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from mhim.configs import processes
 
 
@@ -41,3 +43,11 @@ def test_freed_blocks_stay_in_the_heap_once_told() -> None:
     )
     faults = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert faults < 1000  # of the 16,384 pages
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a node of 128, a job that was given 3 has 3."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5, 6, 7}, raising=False)
+    for told, cores in (("", 3), ("0", 3), ("many", 3), ("2", 2)):
+        monkeypatch.setenv("PYTHON_CPU_COUNT", told)
+        assert processes.usable_cores() == cores
