@@ -27,6 +27,7 @@ from mhim.pipeline.upkeep.watch import Watch
 from tests.pipeline.bags import make_features, sets, write_labels
 from tests.pipeline.slurm_cluster import Cluster, Unavailable
 
+Cli = Callable[..., tuple[int, str]]
 ROOT = Path(__file__).resolve().parents[3]
 SLOW = ["--segmenter", "tests.pipeline.slow_tissue", "--set", "tile.fallback_segmenter=''"]
 QUICK = ["--set", "train.epochs=2", "--set", "train.folds=2", "--set", "train.seed=3", "--set", "score.heatmaps=none"]
@@ -206,13 +207,21 @@ def stores(work: Path) -> list[Path]:
 
 
 def test_the_four_verbs_as_jobs_end_in_the_bytes_of_a_local_run(
-    cluster: dict[str, str], timed: object, demo_cohort: Path, tmp_path: Path
+    cluster: dict[str, str], timed: object, demo_cohort: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What is done on the login node is done in this process; the tasks are processes of their own."""
+    monkeypatch.setenv("SLURM_CONF", cluster["SLURM_CONF"])
     work, local = tmp_path / "jobs", tmp_path / "local"
+
+    def pipeline(*args: object, code: int = 0) -> str:
+        ended, text = cli(*args)
+        assert ended == code, text
+        return text
+
     pipeline("run", demo_cohort / "slides", "--labels", demo_cohort / "labels.csv", "--model", "abmil", *QUICK,
              "--work", local, "--workers", 1, code=1)  # fmt: skip
     text = pipeline("run", demo_cohort / "slides", "--labels", demo_cohort / "labels.csv", "--model", "abmil", *QUICK,
-                    "--work", work, "--backend", "slurm", "--wait", *params(tasks=2), env=cluster, code=1)  # fmt: skip
+                    "--work", work, "--backend", "slurm", "--wait", *params(tasks=2), code=1)  # fmt: skip
     assert results(work) == results(local)
     assert not unfinished(work)
     jobs = re.findall(r"^(\w+): job \d+ \((\d) task", text, re.M)
@@ -221,8 +230,8 @@ def test_the_four_verbs_as_jobs_end_in_the_bytes_of_a_local_run(
     order = [line.split()[0] for line in (folder / "ends").read_text().splitlines()]
     assert order == sorted(order, key=["tile", "extract", "train", "score"].index), "each step waits for the one before"
     tile = ["tile", demo_cohort / "slides", "--work", work, "--backend", "slurm"]
-    assert "nothing to do" in pipeline(*tile, "--shard", "2/4", env=cluster)
-    refused = pipeline(*tile, "--tile-px", 128, env=cluster, code=3)
+    assert "nothing to do" in pipeline(*tile, "--shard", "2/4")
+    refused = pipeline(*tile, "--tile-px", 128, code=3)
     assert "tile.tile_px: 256 there, 128 now" in refused
     chain = [
         "run",
@@ -234,7 +243,7 @@ def test_the_four_verbs_as_jobs_end_in_the_bytes_of_a_local_run(
         "--backend",
         "slurm",
     ]
-    wrong = pipeline(*chain, *params(train={"memory": "9000G"}), env=cluster, code=1)
+    wrong = pipeline(*chain, *params(train={"memory": "9000G"}), code=1)
     assert re.search("train: sbatch refuses: .*nothing was submitted", wrong, re.S)
     wait_for(lambda: "extract" not in said(cluster, "squeue", "-h", "-o", "%j"))
     assert len(list((work / "jobs").iterdir())) == 1, "none of these submitted anything"
