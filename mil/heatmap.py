@@ -55,7 +55,7 @@ Choice = Literal["auto", "even", "classic", "viridis", "cividis", "inferno", "co
 def chosen(choice: Choice, signed: bool) -> Palette:
     """The palette of a layer: "even" is the first of the even ones, of a signed layer the one with a pale middle; so is
     "auto", where there are no older pictures to go by."""
-    if choice in ("auto", "even"):
+    if choice == "auto" or choice == "even":
         return DIVERGING if signed else EVEN[0]
     return choice
 
