@@ -32,8 +32,8 @@ class Maps:
         colours = []
         for c in card["colours"]:
             number_of = c["kind"] != "classes"
-            told = [_value(r[c["column"]], number_of) for r in one.slides]
-            colours.append({"name": c["name"], "kind": c["kind"], "values": told})
+            values = [_value(r[c["column"]], number_of) for r in one.slides]
+            colours.append({"name": c["name"], "kind": c["kind"], "values": values})
         patients = []
         for r in one.rows("patients"):
             places = {m: [float(r[a]) for a in stored.AXES[m]] for m in card["methods"]["patients"]}

@@ -207,6 +207,7 @@ function remember() {
 async function load() {
   const k = Number($("maps").value), wanted = asked();
   map = await json(`/api/map/${k}`);
+  $("note").textContent = map.told;  // what was left out of it
   data = columns(await (await get(`/points/${k}.bin`)).arrayBuffer());
   if (!map.colours.length) map.colours.push({ name: "nothing", kind: "classes", values: map.slides.map(() => null) });
   map.patients.forEach((p) => { if (!p.by.length) p.by.push(null); });
