@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mhim.pipeline.store.layout import StoreError
 
@@ -22,13 +22,14 @@ class Parts:
     def __init__(self) -> None:
         self.wrong: list[str] = []
 
-    def make(self, name: str, make: Callable[[], Part], without: Part) -> Part:
-        """What `make` gives, or `without` where a file that it reads is damaged."""
+    def make(self, name: str, make: Callable[[], Part], without: Any) -> Part:
+        """What `make` gives, or `without`, an empty one, where a file that it reads is damaged."""
         try:
             return make()
         except DAMAGED as error:
             self.fail(name, error)
-            return without
+            empty: Part = without
+            return empty
 
     def fail(self, name: str, error: Exception) -> None:
         """Tell that the part `name` could not be made."""

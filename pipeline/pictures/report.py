@@ -167,7 +167,7 @@ def _beside(
 
 
 def _training_figures(run: Path, found: Metrics, parts: Parts) -> dict[str, Drawing]:
-    histories = {}
+    histories: dict[str, list[dict[str, str]]] = {}
     for folder in parts.make("training curves", lambda: predictions.folds_of(run), []):
         if (folder / "history.csv").exists():
             read = parts.make(f"training curve of {folder.name}", partial(_history, folder / "history.csv"), [])

@@ -242,8 +242,8 @@ def _one_seed(found: Answers) -> Answers:
 
 def show(found: ExternalMetrics) -> Table:
     """Internal against external, one metric per line."""
-    inside, outside = ("slides of ", f"{found.slides} slides of ") if found.unit == "slide" else ("", "")
-    sizes = f"{inside}{found.internal_patients} held-out patients; external: {outside}{found.patients} patients"
+    ours, theirs = ("slides of ", f"{found.slides} slides of ") if found.unit == "slide" else ("", "")
+    sizes = f"{ours}{found.internal_patients} held-out patients; external: {theirs}{found.patients} patients"
     known = found.known
     if known:
         sizes += f"; of the run's own: {known.patients}"
