@@ -13,12 +13,13 @@ trained to read: 2 to 23 % more time on a bag of 10,000. As published, S alone r
 
 T is the plain student model trained before on the same fold: see `baseline` and `start_from`.
 
-The default tries the published form first and keeps it where the student fits: where its training loss over whole bags
-is at most `published_within` above the plain model's. Elsewhere masks took the evidence itself (on bags whose evidence
-is a few instances), or tokens that exist in training only draw up to 3/4 of the attention; there the guarded form is
-trained, whose mask is capped, whose tokens are shown at test, and whose student starts from the teacher, whose answer
-the consistency then preserves. tests/benchmarks/masking.py measures each part; configs/mhim_v2.yaml and mhim_v1.yaml
-are the published forms whole. Choices of the guarded form, each with the authors' way as the option named second:
+The default tries the published form first and keeps it where the student fits: where the loss of whole training bags
+has fallen as far as the plain model's, but for the share `published_within`. Elsewhere masks took the evidence itself
+(on bags whose evidence is a few instances), or tokens that exist in training only draw up to 3/4 of the attention;
+there the guarded form is trained, whose mask is capped, whose tokens are shown at test, and whose student starts from
+the teacher, whose answer the consistency then preserves. tests/benchmarks/masking.py measures each part;
+configs/mhim_v2.yaml and mhim_v1.yaml are the published forms whole. Choices of the guarded form, each with the authors'
+way as the option named second:
 - share_max .1 | 1: cap on the share of the answer that the mask may take.
 - mask "rate" | "evidence": the mask adapts to the bag (`parts/adaptive.py`). Its hardest instances go while
   max(evidence_left, evidence_few / n_eff) of the teacher's evidence stays, n_eff the number of instances that it is

@@ -30,10 +30,10 @@ class Params(Settings):
     """Settings of MHIM-MIL; the defaults are the repaired form (see the module's text)."""
 
     published_within: float | None = changed(
-        0.15,
+        0.25,
         None,
-        "the published form is trained first (of what is set to nothing else), and kept where its training loss over "
-        "whole bags is at most this above the plain model's; null: never",
+        "the published form is trained first (of what is set to nothing else), and kept where it is short of what the "
+        "plain model has learnt of whole training bags (the fall of their loss) by at most this share; null: never",
         ge=0,
     )
     student: str = Field("abmil", description="student: a model of this folder (abmil, transmil, dsmil ...)")
@@ -136,8 +136,8 @@ class Params(Settings):
 
 @dataclass(frozen=True)
 class Form:
-    """One of the forms that a training tries in turn. within: kept where its training loss over whole bags is at most
-    this above the plain model's; None: kept."""
+    """One of the forms that a training tries in turn. within: kept where it is short of what the plain model has learnt
+    of its training bags by at most this share; None: kept."""
 
     name: str
     params: Params

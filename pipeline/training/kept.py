@@ -69,29 +69,49 @@ def unfit(
     at: torch.device,
     within: float,
 ) -> str | None:
-    """Why `model` must give way to the next form, or to the plain model it was taught by; None where it fits.
+    """Why a form of `model` must give way to the next; None where it fits its training bags.
 
-    A student that was trained on masked bags and cannot fit its own training bags whole, its loss more than `within`
-    above the plain model's, has learnt from bags whose evidence was masked away, or leans on tokens that do not exist
-    at test. The comparison needs no test patient.
+    It must have learnt of them what the plain model has, but for the share `within`: so far must their loss have fallen
+    from that of an answer that knows nothing (logits of 0). Where the plain model itself has learnt little, that is
+    little; a difference of losses would let a student pass there that has learnt nothing.
     """
-    room = config.cache_gb * 2**30
-    with loop.isolated(None, at, config.threads):
-        own = loop.evaluate(model, Feed(of, task, at, room, scale), task)["loss"]
-        plain = loop.evaluate(teacher.model().to(at), Feed(of, task, at, room, teacher.scale), task)["loss"]
-    if own <= plain + within:
+    own, plain = _losses(model, teacher, of, task, scale, config, at)
+    target = task.target([c.target for c in of if c.target is not None])
+    nothing = float(task.with_memory(None).loss(torch.zeros(len(of), task.n_out, dtype=torch.float64), target))
+    if own <= plain + within * max(0.0, nothing - plain):
         return None
-    return f"training loss {own:.3f} with whole bags, against {plain:.3f} of the plain model"
+    return f"{_told(own, plain)}, and {nothing:.3f} of no answer"
 
 
 def alarm(
     model: Any, teacher: bundle.Bundle, of: list[Case], task: Task, scale: Any, config: TrainConfig, at: torch.device
 ) -> str | None:
-    """Why `model` must give way to the plain model by `train.fallback`, or None."""
+    """Why `model` must give way to the plain model it was taught by (`train.fallback`), or None.
+
+    A student that was trained on masked bags and cannot fit its own training bags whole has learnt from bags whose
+    evidence was masked away, or leans on tokens that do not exist at test. The comparison needs no test patient.
+    """
     if config.fallback is None:
         return None
-    why = unfit(model, teacher, of, task, scale, config, at, config.fallback)
-    return None if why is None else f"{why} (train.fallback={config.fallback:g}): masking hurts here"
+    own, plain = _losses(model, teacher, of, task, scale, config, at)
+    if own <= plain + config.fallback:
+        return None
+    return f"{_told(own, plain)} (train.fallback={config.fallback:g}): masking hurts here"
+
+
+def _losses(
+    model: Any, teacher: bundle.Bundle, of: list[Case], task: Task, scale: Any, config: TrainConfig, at: torch.device
+) -> tuple[float, float]:
+    """Of the model and of its plain model, in inference mode over whole bags."""
+    room = config.cache_gb * 2**30
+    with loop.isolated(None, at, config.threads):
+        own = loop.evaluate(model, Feed(of, task, at, room, scale), task)["loss"]
+        plain = loop.evaluate(teacher.model().to(at), Feed(of, task, at, room, teacher.scale), task)["loss"]
+    return own, plain
+
+
+def _told(own: float, plain: float) -> str:
+    return f"training loss {own:.3f} with whole bags, against {plain:.3f} of the plain model"
 
 
 def outdone(validation: dict[str, float], teacher: bundle.Bundle, task: Task) -> str | None:
