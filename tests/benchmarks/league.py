@@ -211,15 +211,11 @@ def _seconds(work: layout.Work) -> dict[str, float]:
     """Run -> wall seconds of its trainings, whatever else the machine did; a twin costs none."""
     found: dict[str, float] = {}
     for path in sorted(work.runs.glob("*.jsonl")):
-        name = ""
         for line in path.read_text().splitlines():
             event = json.loads(line)
-            if "argv" in event or "command" in event:
-                told = event.get("argv") or event.get("command")
-                told = told if isinstance(told, list) else str(told).split()
-                name = f"league-{told[told.index('--models') + 1]}" if "--models" in told else name
-            if event.get("event") == "item" and event.get("stage") == "train":
-                found[name] = found.get(name, 0.0) + float(event["seconds"])
+            verb, _, run = str(event.get("stage", "")).partition(" ")
+            if event.get("event") == "item" and verb == "train":
+                found[run] = found.get(run, 0.0) + float(event["seconds"])
     return found
 
 
