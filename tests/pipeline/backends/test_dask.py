@@ -263,7 +263,7 @@ def test_trainings_on_workers_are_watched_by_the_epoch(cluster: Cluster, tmp_pat
 
     eye = threading.Thread(target=look)
     eye.start()
-    quick = sets("train.epochs=20", "train.patience=0", "train.folds=2", "train.draws=2")
+    quick = sets("train.epochs=400", "train.patience=0", "train.folds=2", "train.draws=2")
     given = ["--work", work.root, "--labels", labels, "--encoder", "texture", "--model", "abmil", *quick]
     try:
         assert _main(["train", *map(str, given), "--backend", "dask", "--scheduler", cluster.address]) == 0
@@ -272,7 +272,7 @@ def test_trainings_on_workers_are_watched_by_the_epoch(cluster: Cluster, tmp_pat
         eye.join()
     told = {key: one for found in seen for key, one in found.items() if one.done > 0}
     assert {f"draws/{k}/fold_{i}" for k in (0, 1) for i in (0, 1)} <= told.keys(), "which draw of which fold"
-    assert all(one.of == 20 and one.best and one.each_s for one in told.values())
+    assert all(one.of == 400 and one.best and one.each_s for one in told.values())
     assert max(map(len, seen)) > 1, "side by side"
 
 

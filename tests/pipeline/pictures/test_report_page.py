@@ -43,6 +43,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
             picture = np.full((700, 1600, 3), 200, np.uint8)
             layers.save_png(drawn / f"{name}.png", heatmap.legend(picture, 4.0, f"{slide}: {name}", "0 %", "100 %"))
         layers.save_jpeg(drawn / "tiles.jpg", np.full((500, 1200, 3), 180, np.uint8))
+        (drawn / layout.SEAL).write_text(json.dumps({"fingerprint": "drawn", "settings": {}}))
     run_("report", "--work", work.root, "--name", "run")
     return run / "report.html"
 

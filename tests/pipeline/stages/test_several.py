@@ -20,7 +20,7 @@ from mhim.mil import resampling
 from mhim.pipeline.cli.main import _main
 from mhim.pipeline.pictures import layers
 from mhim.pipeline.results import compare, estimand, operating_point, predictions, views
-from mhim.pipeline.store import layout
+from mhim.pipeline.store import layout, writing
 from mhim.pipeline.training import bundle, fold
 from tests.pipeline.bags import make_features, sets
 
@@ -140,6 +140,9 @@ def test_the_report_of_several_has_every_target_in_contents_patients_slides_and_
     drawn.mkdir(parents=True, exist_ok=True)
     for name in ("attention", "contribution_value_of_ki67", "risk_of_survival"):
         layers.save_png(drawn / f"{name}.png", np.full((70, 160, 3), 200, np.uint8))
+    (drawn / layout.SEAL).write_text(json.dumps({"fingerprint": "drawn", "settings": {}}))
+    scores = writing.StoreWriter(run / "scores" / f"{slide}.zarr", {"fingerprint": "scored", "settings": {}})
+    scores.write("attention", np.ones(3, np.float32))
     code, text = cli("report", "--work", benched.root, "--name", "mhim_abmil")
     assert code == 0, text
     page = (run / "report.html").read_text()
