@@ -19,8 +19,8 @@ def read(work: Work, name: str) -> tuple[stored.Stored, str]:
     run, models = one.card["run"], one.card.get("models")
     if run is None or models is None:
         return one, ""
-    trainings = Present(work.run(run)).trainings
-    if trainings is not None and set(models) <= trainings:
+    present = Present(work.run(run))
+    if present.folder.is_dir() and not present.are_gone(models):
         return one, ""
     kept = [c for c in one.card["colours"] if c["kind"] != "rank"]
     told = (

@@ -77,11 +77,11 @@ def external(run: Path, parts: Parts) -> list[tuple[str, ...]]:
 def _of_cohort(cohort: Path) -> list[tuple[str, ...]]:
     """Raises StoreError where it was scored by trainings that are there no more."""
     rows: list[tuple[str, ...]] = []
-    for view in views.of(cohort):
-        path = view.folder / METRICS
-        if not path.exists():
-            continue  # scored without labels
+    told = [view for view in views.of(cohort) if (view.folder / METRICS).exists()]  # others: scored without labels
+    if told:
         Present(cohort).check()
+    for view in told:
+        path = view.folder / METRICS
         found = ExternalMetrics.of(reading.read_json(path), path)
         for name, value in found.external.items():
             inside = numbers.text_of(found.internal.get(name))

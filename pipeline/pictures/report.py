@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mhim.mil import evidence
+from mhim.pipeline.cohort.labels.rows import counted, some
 from mhim.pipeline.pictures import beside, cohort_map, figures, kinds, methods, modalities, of_several, thumbnails
 from mhim.pipeline.pictures.kinds.kind import Drawing, Kind
 from mhim.pipeline.pictures.of_several import Section, Shown
@@ -112,9 +113,9 @@ def write(work: layout.Work, run: Path) -> Written:
         values |= only.values | {"fused": fused}
         template, shown = ASSETS / "report.html", [only.shown(row) for row in only.rows]
     values |= _trainings(found) | _maps(run, parts) | _beside(run, found, cards, sections, parts)
-    bare = pages.page(template, **values, gallery=[], no_room=0, wrong=[])
-    gallery, no_room = _gallery(present, shown, BUDGET - len(bare.encode()) - 4096, parts)
-    text = pages.page(template, **values, gallery=gallery, no_room=no_room, wrong=parts.wrong)
+    bare = pages.page(template, **values, gallery=[], no_room=0, hidden=[], wrong=[])
+    gallery, no_room, hidden = _gallery(present, shown, BUDGET - len(bare.encode()) - 4096, parts)
+    text = pages.page(template, **values, gallery=gallery, no_room=no_room, hidden=hidden, wrong=parts.wrong)
     writing.write_atomic(run / "report.html", text)
     return Written(run / "report.html", tuple(parts.wrong))
 
@@ -348,14 +349,18 @@ def _maps(run: Path, parts: Parts) -> dict[str, Any]:
     return {"map_columns": ("map", *columns.values()), "maps": rows, **truths}
 
 
-def _gallery(present: Present, patients: Sequence[Shown], room: int, parts: Parts) -> tuple[list[dict[str, Any]], int]:
-    """The slides' pictures, of trainings that are there now, that fit into `room` bytes of HTML, and how many there was
-    no room for."""
+def _gallery(
+    present: Present, patients: Sequence[Shown], room: int, parts: Parts
+) -> tuple[list[dict[str, Any]], int, list[str]]:
+    """The slides' pictures, of trainings that are there now, that fit into `room` bytes of HTML; how many there was no
+    room for; and a line for each reason why pictures that lie there are not shown."""
     made: list[dict[str, Any]] = []
-    left = 0
+    left, hidden = 0, dict[str, list[str]]()
     for one in patients:
         for slide in one.slides:
-            folder = present.pictures(slide)
+            folder, why = present.pictures(slide)
+            if why:
+                hidden.setdefault(why, []).append(slide)
             drawn = folder.glob("*.png") if folder else []
             pictures = sorted(drawn, key=lambda p: (not p.name.startswith("contribution"), p.name))
             if not pictures:
@@ -382,4 +387,5 @@ def _gallery(present: Present, patients: Sequence[Shown], room: int, parts: Part
             }
             room -= len(pages.page(ASSETS / "slide.html", slide=shown).encode())
             made.append(shown)
-    return made, left
+    lines = [f"pictures of {counted(len(of), 'slide')} ({some(of)}) are not shown: {why}" for why, of in hidden.items()]
+    return made, left, lines

@@ -18,7 +18,7 @@ from mhim.mil import train as loop
 from mhim.mil.evidence import Evidence
 from mhim.mil.feed import Feed
 from mhim.pipeline.cohort.patients import Patient
-from mhim.pipeline.results.present import Present
+from mhim.pipeline.results.present import Present, slides
 from mhim.pipeline.store import reading, seals, writing
 from mhim.pipeline.training import bundle, fold
 
@@ -71,10 +71,11 @@ def means(folder: Path) -> dict[str, Any]:
     those of patients whom the run was trained without since."""
     how = {f"evidence.{name}": value for name, value in evidence.method().items()}
     present = Present(folder)
-    root, patients = folder / FOLDER, dict[str, dict[str, dict[str, float]]]()
-    for path in sorted(root.glob("**/*.zarr")):
+    patients = dict[str, dict[str, dict[str, float]]]()
+    stores = {folder / FOLDER / f"{slide}.zarr": slide for slide in slides(folder, FOLDER)}
+    for path, slide in sorted(stores.items()):
         found = seals.look(path)
-        scores = present.scores(path.relative_to(root).as_posix().removesuffix(".zarr"))
+        scores = present.scores(slide)
         if found is None or found.wrong or scores is None:
             continue  # told by the commands that make them
         if found.attrs.get("scores") == scores.fingerprint and how.items() <= found.settings.items():

@@ -74,7 +74,7 @@ class Present:
         """Raise StoreError where the results (of them only these files) are damaged, or of trainings that are there no
         more."""
         reading.check_scored(self.folder, only)
-        if self.trainings is not None and self.models is not None and not self.models <= self.trainings:
+        if self.are_gone(self.models):
             again = f"`pipeline score --name {self.run.name}`"
             again += "" if self.run == self.folder else " with these slides"
             raise StoreError(
@@ -82,25 +82,47 @@ class Present:
                 f"again since): give {again} again"
             )
 
+    def are_gone(self, models: Collection[str] | None) -> bool:
+        """Whether trainings of these fingerprints are there no more; False where it is not known."""
+        return self.trainings is not None and models is not None and not self.trainings.issuperset(models)
+
     def scores(self, slide: str) -> seals.Found | None:
         """The slide's scores, if they are whole and of trainings that are there now."""
+        return self.look(slide)[0]
+
+    def look(self, slide: str) -> tuple[seals.Found | None, str]:
+        """The slide's scores, or why none may be shown."""
         found = seals.look(self._scores(slide))
-        return None if found is None or found.wrong or self._of_others(found) else found
+        if found is None:
+            return None, "scores are not there"
+        if found.wrong:
+            return None, f"scores are damaged ({found.wrong})"
+        if self.of_others(found):
+            return None, "scores are of trainings that are there no more"
+        return found, ""
 
     def stale(self, but: Collection[str] = ()) -> list[str]:
         """Slides whose scores are of trainings that are there no more, sorted. but: slides that are not looked at."""
         each = ((s, seals.look(self._scores(s))) for s in slides(self.folder) if s not in but)
-        return sorted(s for s, found in each if found is not None and not found.wrong and self._of_others(found))
+        return sorted(s for s, found in each if found is not None and not found.wrong and self.of_others(found))
 
-    def pictures(self, slide: str) -> Path | None:
-        """The folder of the slide's pictures, if they are whole and of scores that may be shown."""
+    def pictures(self, slide: str) -> tuple[Path | None, str]:
+        """The folder of the slide's pictures, if they are whole and of scores that may be shown; and why those that lie
+        there may not be, "" where there are none."""
         path = self.folder / "heatmaps" / slide
-        scores, found = self.scores(slide), seals.look(path)
-        if scores is None or found is None or found.wrong:
-            return None
-        return path if found.settings.get("input.scores", scores.fingerprint) == scores.fingerprint else None
+        found = seals.look(path)
+        if found is None:
+            return None, ""
+        if found.wrong:
+            return None, f"damaged ({found.wrong})"
+        scores, why = self.look(slide)
+        if scores is None:
+            return None, why
+        own = found.settings.get("input.scores", scores.fingerprint) == scores.fingerprint
+        return (path, "") if own else (None, "drawn of other scores than there are now")
 
-    def _of_others(self, found: seals.Found) -> bool:
+    def of_others(self, found: seals.Found) -> bool:
+        """Whether a slide's scores are of trainings that are there no more."""
         own, wanted = _models(found), self.trainings if self.trainings is not None else self.models
         return wanted is not None and own is not None and not own <= wanted
 
@@ -126,9 +148,9 @@ def remember(folder: Path, models: Sequence[Path]) -> None:
     writing.write_atomic(folder / SCORED_BY, json.dumps({"models": sorted(fingerprints(models))}, indent=1) + "\n")
 
 
-def slides(folder: Path) -> Iterator[str]:
-    """Slides that have scores in `folder`, packed ones too."""
-    root = folder / SCORES
+def slides(folder: Path, of: str = SCORES) -> Iterator[str]:
+    """Slides that have scores in `folder`, packed ones too; or other stores, below the folder `of`."""
+    root = folder / of
     for place, inner, files in os.walk(root):
         here = Path(place).relative_to(root)
         ends = [name for name in inner if name.endswith(".zarr")]

@@ -21,6 +21,7 @@ import numpy as np
 from mhim.configs.errors import UserError
 from mhim.extract.tiles import regions
 from mhim.mil import evidence
+from mhim.pipeline.results.present import SCORES, slides
 from mhim.pipeline.store import layout, reading, seals, tables, writing
 
 FILE = "truth.json"
@@ -200,7 +201,7 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _scores_of(out: Path) -> str:
     """One mark of all scores that lie in `out`."""
-    root = out / "scores"
-    marks = [(p.relative_to(root).as_posix(), look.fingerprint)
-             for p in sorted(root.glob("**/*.zarr")) if (look := seals.look(p)) is not None]  # fmt: skip
+    stores = sorted(Path(f"{slide}.zarr") for slide in slides(out))
+    found = ((store, seals.look(out / SCORES / store)) for store in stores)
+    marks = [(store.as_posix(), look.fingerprint) for store, look in found if look is not None]
     return layout.fingerprint({"scores": marks})

@@ -92,7 +92,7 @@ class Draw(Stage):
         for slide in self.slides:
             scores = self.out / "scores" / f"{slide.id}.zarr"
             found = seals.look(scores)
-            if found is not None and (found.wrong or present.scores(slide.id) is not None):
+            if found is not None and (found.wrong or not present.of_others(found)):
                 wrong = reading.damage(scores, found.wrong) if found.wrong else ""
                 made.append(Item(slide.id, self.root / slide.id, {"scores": found.fingerprint}, slide, wrong=wrong))
         limit = self.config.score.heatmap_limit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from mhim.mil.tasks import Several
@@ -12,14 +11,13 @@ from mhim.pipeline.cohort.labels import table as label_table
 from mhim.pipeline.cohort.labels.rows import CohortError, some
 from mhim.pipeline.cohort.labels.table import Table
 from mhim.pipeline.maps import embedding, people, sample, stored
+from mhim.pipeline.pictures import parts
 from mhim.pipeline.results import known, predictions
-from mhim.pipeline.results.present import Present
 from mhim.pipeline.resume import console
 from mhim.pipeline.stages import runs
 from mhim.pipeline.stages.map import Map
 from mhim.pipeline.stages.map_gallery import cutting
 from mhim.pipeline.stages.session import Session, run_stage, submit, tell
-from mhim.pipeline.store import layout
 from mhim.pipeline.training import bundle
 
 NO_UMAP = "no UMAP: umap-learn is not installed (pip install 'mhim-pipeline[map]'); the map is of principal components"
@@ -71,15 +69,10 @@ def _scored(session: Session, run: str | None, drawn: sample.Sample) -> people.S
     for folder in sorted(work.runs.iterdir()) if work.runs.is_dir() else []:
         if (folder / "metrics.json").is_file():
             try:
-                Present(folder).check()
-            except layout.StoreError as error:
-                tell([f"not coloured by the run {folder.name}: {error}"])
-                continue
-            try:
                 if people.of_features(folder, drawn.facts):
                     found.append(people.scored(folder, drawn.slides))
-            except (layout.StoreError, OSError, KeyError, ValueError, csv.Error):
-                continue  # of other slides
+            except parts.DAMAGED as error:  # or it was trained again since, or is of other slides
+                tell([f"not coloured by the run {folder.name}: {parts.reason(error)}"])
     if len(found) > 1:
         tell([f"not coloured by score: name one of {', '.join(f.name for f in found)} with --run"])
     return found[0] if len(found) == 1 else None

@@ -68,7 +68,8 @@ def held_against(config: Config, scored: Any, folder: Path, out: Console) -> int
     if not known and not failed:
         like = f" (like {without[0]}.geojson)" if without else ""
         raise CohortError(f"no file in {folder} is called as a slide is{like}")
-    other = truth.of_no_slide(folder, (slide for patient in scored.data.patients for slide in patient.slides))
+    every = (slide for patient in scored.data.patients for slide in patient.slides)
+    other = truth.of_no_slide(folder, every) if without else []  # else none of them was meant for a slide of the run
     if other:
         out.print(escape(f"truth not used, called as no slide of {scored.out.name}: {some(other)}"))
     more = [f"and {len(read_as) - SHOWN} more such notes"] if len(read_as) > SHOWN else []

@@ -142,10 +142,9 @@ def old_results(work: layout.Work) -> list[str]:
             own, name = Present(folder), folder.relative_to(work.runs).as_posix()
             try:
                 own.check()
+                told += [f"score {name}: {line}" for line in [told_of(own.stale())] if line]
             except layout.StoreError as error:
                 told.append(f"score {name}: {error}")
-            else:
-                told += [f"score {name}: {line}" for line in [told_of(own.stale())] if line]
     return told
 
 

@@ -18,6 +18,7 @@ from mhim.extract.images import encoded
 from mhim.mil import heatmap
 from mhim.mil.heatmap import Frame
 from mhim.pipeline.cohort import slides as cohort
+from mhim.pipeline.pictures import parts
 from mhim.pipeline.pictures.kinds.kind import Layer
 from mhim.pipeline.results import measures, present, truth
 from mhim.pipeline.results.measures.measure import Row
@@ -68,13 +69,16 @@ class Gallery:
         for folder, find in [*((f, runs.of_run) for f in folders), (work.root, runs.of_new_slides)]:
             try:
                 found = find(folder)
-            except runs.DAMAGED as error:
-                self.left_out.append(f"the run in {folder} cannot be read ({error}); score it again")
+                stale = present.told(found[0].present.stale(found[0].rows)) if found else ""
+            except layout.StoreError as error:  # which says what to do
+                self.left_out.append(f"the run in {folder} is not shown: {error}")
+                continue
+            except parts.DAMAGED as error:
+                self.left_out.append(f"the run in {folder} cannot be read ({parts.reason(error)}); score it again")
                 continue
             self.runs += found
             self.left_out += [f"{one.name}: {one.note}" for one in found if one.note]
-            if found and (stale := present.told(found[0].present.stale(found[0].rows))):
-                self.left_out.append(f"{folder.name}: {stale}")
+            self.left_out += [f"{folder.name}: {stale}"] if stale else []
         self.read = Slides()
         self.maps = Maps(work)
         self._palettes = {name: colours.stops(name) for name in get_args(heatmap.Palette)}
@@ -132,15 +136,16 @@ class Gallery:
 
     def about(self, number: int) -> dict[str, Any]:
         """Geometry of a slide, how many tiles it has, and the names of each run's layers. All but width, height and mpp
-        is in level-0 px, which `stretch` (x, y) turns into px of the finest picture."""
+        is in level-0 px, which `stretch` (x, y) turns into px of the finest picture; `why` a run has no layers."""
         shown = self._shown(number)
         (w, h), mpp, stretch, _ = self._ask(number, "geometry")
         place = self.layer_place(number)
         runs = []
         for k in range(len(self.runs)):
-            found = self._layers(k, number)
+            found, why = self._layers_or_why(k, number)
             told = [{"name": x.name, "signed": x.signed, "means": x.means if x.share else ""} for x in found]
-            runs.append({"run": k, "layers": told, "truth": any(x.name == tile_layers.TRUTH for x in found)})
+            known = any(x.name == tile_layers.TRUTH for x in found)
+            runs.append({"run": k, "layers": told, "truth": known, "why": why})
         return {
             "id": shown.id,
             "width": w,
@@ -171,10 +176,13 @@ class Gallery:
 
     def truth(self, run: int, number: int) -> dict[str, Any]:
         """What was drawn as the truth of a slide, as `tile_layers.truth_of`; maps: how well those of the run point at
-        the truth of all slides, as `truth.json` has it."""
+        the truth of all slides, as `truth.json` has it; why: it cannot be read."""
         self._layers(run, number)  # there are such a run and slide
         drawn_as = tile_layers.truth_of(self.runs[run].present, self._shown(number).id)
-        return drawn_as | {"maps": self._pointing(run)}
+        try:
+            return drawn_as | {"maps": self._pointing(run), "why": ""}
+        except parts.DAMAGED as error:  # costs the numbers alone
+            return drawn_as | {"maps": {}, "why": f"{truth.FILE}: {parts.reason(error)}"}
 
     def crop(self, number: int, tile: int) -> bytes:
         """JPEG of one of the tiles, as the model saw it."""
@@ -281,6 +289,17 @@ class Gallery:
         made = tile_layers.layers_of(shown.present, self._shown(number).id, shown.task, shown.logits)
         tiles = len(self._coords(number))
         return [layer for layer in made if len(layer.scores) == tiles]  # else it was tiled again since
+
+    def _layers_or_why(self, run: int, number: int) -> tuple[list[Layer], str]:
+        """The layers of a slide, or why a run has none of it, which costs no other run's."""
+        try:
+            found = self._layers(run, number)
+        except parts.DAMAGED as error:
+            return [], parts.reason(error)
+        if found:
+            return found, ""
+        why = self.runs[run].present.look(self._shown(number).id)[1]
+        return [], why or "its scores are of other tiles (it was tiled again since)"
 
     def _ask(self, number: int, what: What, tile: tuple[int, int, int] = (0, 0, 0), mpp: float = 0.0) -> Any:
         """What the slide's reading processes say. Raises Unknown, and SlideError where the slide cannot be read."""

@@ -6,20 +6,18 @@ Results of trainings that are there no more are refused (`results/present.py`).
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from mhim.mil.tasks import Several, Task
+from mhim.pipeline.pictures.parts import DAMAGED, reason
 from mhim.pipeline.results import ensemble, estimand, fused, predictions, views
 from mhim.pipeline.results.measures.measure import Row
 from mhim.pipeline.results.metrics_file import Metrics
-from mhim.pipeline.results.present import Present
+from mhim.pipeline.results.present import NEW, Present
 from mhim.pipeline.store import layout
 from mhim.pipeline.training import bundle
-
-DAMAGED = (layout.StoreError, OSError, KeyError, ValueError, csv.Error)  # what a damaged run raises
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class ShownRun:
 
 
 def of_run(folder: Path) -> list[ShownRun]:
-    """The views of a run that is scored; none of one that is not. Raises what `DAMAGED` lists."""
+    """The views of a run that is scored; none of one that is not. Raises what `parts.DAMAGED` lists."""
     made = []
     for view in views.of(folder):
         if not (view.folder / "predictions.csv").exists() or not (view.folder / "metrics.json").exists():
@@ -65,13 +63,13 @@ def _shares(folder: Path) -> tuple[dict[str, fused.Share], str]:
     try:
         return (fused.shares(predictions.folds_of(folder)) if fused.read(folder) else {}), ""
     except DAMAGED as error:
-        return {}, f"no weights of its modalities: {error}"
+        return {}, f"no weights of its modalities: {reason(error)}"
 
 
 def of_new_slides(folder: Path) -> list[ShownRun]:
     """New slides that `pipeline score` put into a work folder of their own, `<run>/new/<name>`: the run's scores."""
     run = folder.resolve().parent.parent
-    if folder.resolve().parent.name != "new":
+    if folder.resolve().parent.name != NEW:
         return []
     if not (folder / "predictions.csv").exists() and not (folder / views.FOLDER).is_dir():
         return []

@@ -26,8 +26,8 @@ TRUTH = "truth"  # the layer of what is known of the tiles
 
 def layers_of(present: Present, slide: str, task: Task, logits: slice | None) -> list[Layer]:
     """The layers of a slide: those of the models, the smallest sets of tiles that keep the answer, and the truth. Of
-    what was not scored, is damaged, or is of trainings that are there no more, there are none: `pipeline status` and
-    `verify` tell which.
+    what was not scored, is damaged, or is of trainings that are there no more, there are none: `Present.look` tells
+    why. Raises StoreError.
 
     logits: of several targets, which columns of the evidence are the target's own."""
     folder, found = present.folder, present.scores(slide)

@@ -32,7 +32,7 @@ export function pointing(pane) {
   if (one && one.auc) parts.push(`tile AUC ${short(one.auc.mean)}${one.auc.sd === null ? "" : ` ± ${short(one.auc.sd)}`} over ${one.slides} slides`);
   if (one && one.pointing !== null) parts.push(`highest tile true in ${share(one.pointing)}`);
   if (one && one.froc !== null) parts.push(`FROC ${short(one.froc)}`);
-  box.textContent = parts.length ? `against the truth: ${parts.join(", ")}` : "";
+  box.textContent = parts.length ? `against the truth: ${parts.join(", ")}` : (pane.truth && pane.truth.why) || "";
 }
 
 // "P(tumour) 0.812 ≥ 0.500 → tumour": the answer, the threshold that was frozen before, and what it decides.

@@ -125,12 +125,18 @@ export function addLayers(pane) {
     pointing(pane);
     decorate(pane);
   });
-  const run = state.index.runs[runOf(pane)], name = $("layer").value;
-  pane.element.querySelector(".lack").textContent = run && name && !layer ? `${run.name} has no ${plain(name)} here` : "";
+  pane.element.querySelector(".lack").textContent = layer ? "" : lacking(runOf(pane));
   put("tissue", versioned(`/tissue/${state.number}.png`), slide.bounds[0], slide.bounds[2]);
   legend(pane, layer);
   verdict(pane);
   decorate(pane);
+}
+
+function lacking(k) {  // why a run shows no layer here
+  const run = state.index.runs[k], own = state.slide.runs.find((r) => r.run === k), name = $("layer").value;
+  if (!run) return "";
+  if (own && own.why) return `${run.name} has no layers here: ${own.why}`;
+  return name ? `${run.name} has no ${plain(name)} here` : "";
 }
 
 export const relayer = () => { for (const pane of sides()) if (itemOf(pane) && state.slide) addLayers(pane); };

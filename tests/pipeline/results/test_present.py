@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mhim.pipeline.results import evidence, truth
 from mhim.pipeline.results.present import SCORED_BY, Present
 from mhim.pipeline.store import layout, seals, writing
 from mhim.pipeline.store.layout import StoreError
+from mhim.pipeline.upkeep import status
 from mhim.pipeline.viewer import runs
 from tests.pipeline.bags import make_features, sets, write_labels
 
@@ -87,9 +89,19 @@ def test_results_of_trainings_that_are_gone_are_not_shown(cli: Cli, made: tuple[
     (run / "new" / "other" / SCORED_BY).write_text(kept)
     code, text = cli(*new)
     assert code == 0, text
+    kept_scores = run / "scores" / "s00_0.svs.zarr"
+    picture = run / "heatmaps" / "s00_0.svs"
+    picture.mkdir(parents=True)
+    writing.seal(picture, {"stage": "draw"})
+    kept_scores.rename(work.root / "away")
     code, text = cli(*report)
     assert code == 0, text
-    assert '<h2 id="external">' in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert '<h2 id="external">' in page
+    assert "pictures of 1 slide (s00_0.svs) are not shown: scores are not there" in page
+    assert "No heatmaps were drawn" not in page
+    (work.root / "away").rename(kept_scores)
+    shutil.rmtree(picture)
     assert cli(*drawn, "--labels", labels)[0] == 0
     rows = shown.read(work, "texture")[0]
     assert rows.card["attention"]
@@ -113,9 +125,30 @@ def test_pictures_of_other_scores_are_none_of_the_slides(tmp_path: Path) -> None
     (fold / layout.CARD).write_text("{}")
     (fold / seals.SEAL).write_text(json.dumps({"fingerprint": "now"}))
     present = Present(run)
-    assert [s for s in "abc" if present.pictures(s)] == ["a"]
+    assert present.pictures("a") == (run / "heatmaps" / "a", "")
+    assert present.pictures("b") == (None, "scores are of trainings that are there no more")
+    assert present.pictures("c") == (None, "drawn of other scores than there are now")
+    assert present.pictures("d") == (None, ""), "there are none"
+    shutil.rmtree(run / "scores" / "a.zarr")  # to save space
+    assert present.pictures("a") == (None, "scores are not there")
     assert present.stale() == ["b"]
     assert present.stale(but={"b"}) == []
+
+
+def test_what_cannot_tell_its_trainings_is_shown_and_a_damaged_note_of_them_costs_its_run_alone(tmp_path: Path) -> None:
+    work = layout.Work(tmp_path)
+    run = work.run("brought")
+    (run / "new" / "other").mkdir(parents=True)
+    assert not Present(run).are_gone({"before"}), "its trainings were deleted to save space"
+    (run / layout.CARD).write_text("{}")  # a model without a seal: nobody can tell which it is
+    assert not Present(run).are_gone({"before"})
+    attrs = {"fingerprint": "f", "settings": {"input.models": ["before"]}}
+    writing.StoreWriter(run / "new" / "other" / "scores" / "s.zarr", attrs).write("attention", np.ones(3, np.float32))
+    assert status.old_results(work) == []
+    (run / "new" / "other" / SCORED_BY).write_text("{")
+    (told,) = status.old_results(work)
+    assert told.startswith("score brought/new/other: ")
+    assert SCORED_BY in told
 
 
 @pytest.mark.parametrize(

@@ -187,5 +187,13 @@ def test_score_with_truth(cli: Cli, tmp_path: Path) -> None:
     assert "s05_0.svs.geojson and s05_0.svs.csv both tell of it" in " ".join(text.split())
     assert cli("report", "--work", work.root)[0] == 0
     assert "Do the maps point at the truth?" in (run / "report.html").read_text()
+    whole = tmp_path / "whole"  # more is told than of the slides of this run: none was meant for one of them
+    whole.mkdir()
+    for k in range(12):
+        drawn(whole / f"s{k:02d}_0.svs.geojson", [])
+    drawn(whole / "of_another_run.svs.geojson", [])
+    code, text = cli(*score, "--truth", whole)
+    assert code == 0, text
+    assert "called as no slide" not in text
     (run / "scores" / "s01_0.svs.zarr").rename(tmp_path / "away")
     assert truth.read(run) == {}, "of other scores"

@@ -13,7 +13,7 @@ from mhim.pipeline.results import tile_truth, truth
 from mhim.pipeline.store import layout, reading
 from mhim.pipeline.viewer.data import Gallery
 from tests.pipeline import scored
-from tests.pipeline.browser import page
+from tests.pipeline.browser import inaccessible, page
 from tests.pipeline.viewer.serving import get, serving
 
 SHARE = 0.75  # of the hottest tile
@@ -53,7 +53,7 @@ def test_the_truth_is_a_layer_of_the_run_that_was_held_against_it(known: Gallery
         told = json.loads(body)
         assert (status, told["file"], [len(r) for r in told["rings"]]) == (200, "a.svs.geojson", [8])
         assert told["maps"]["attention"]["pointing"] == 1.0
-        assert json.loads(get(port, f"/truth/1/{number}")[1]) == {"file": "", "rings": [], "maps": {}}
+        assert json.loads(get(port, f"/truth/1/{number}")[1]) == {"file": "", "rings": [], "maps": {}, "why": ""}
         assert get(port, "/truth/7/0")[0] == 404
 
 
@@ -72,6 +72,16 @@ def test_outline_share_and_numbers_are_shown(known: Gallery) -> None:
             p.keyboard.press("o")
             assert not p.locator("#truth").is_checked()
             assert p.evaluate(ink) != with_outline
+            p.click("#truth")
+            p.wait_for_function(f"told => {ink} === told", arg=with_outline)
+            assert inaccessible(p) == []
+            p.set_viewport_size({"width": 390, "height": 844})
+            p.click("#more")
+            assert p.locator("#truth").is_visible()
+            assert inaccessible(p) == []
+            p.click("#more")
+            p.set_viewport_size({"width": 1400, "height": 900})
+            p.locator("#osd0").focus()
             p.keyboard.press("x")
             p.wait_for_function("() => document.querySelector('.readout').textContent.includes('truth: 0.75')")
             p.select_option("#layer", "truth")

@@ -103,6 +103,40 @@ def test_new_slides_are_shown_with_the_scores_of_their_run(tmp_path: Path, work:
     found.read.close()
 
 
+def test_a_damaged_run_or_layer_costs_no_other(tmp_path: Path, work: Path) -> None:
+    import shutil
+
+    shutil.copytree(work, tmp_path / "w")
+    mine = layout.Work(tmp_path / "w")
+    shutil.copytree(mine.run("one"), mine.run("odd"))
+    told = json.loads((mine.run("odd") / "metrics.json").read_text())
+    (mine.run("odd") / "metrics.json").write_text(json.dumps(told | {"features": None, "task": 3}))
+    shutil.rmtree(mine.run("two") / "scores" / "a.svs.zarr")
+    found = Gallery(mine)
+    assert [r.name for r in found.runs] == ["one", "two"]
+    (why,) = [line for line in found.left_out if str(mine.run("odd")) in line]
+    assert "metrics.json" in why
+    number = numbers(found)["a.svs"]
+    one, two = found.about(number)["runs"]
+    assert (len(one["layers"]) > 0, one["why"]) == (True, "")
+    assert (two["layers"], two["why"]) == ([], "scores are not there")
+    for port in serving(found):
+        with page() as p:
+            p.goto(f"http://127.0.0.1:{port}/#slide=a.svs&run=two")
+            p.wait_for_function("() => document.querySelector('.lack').textContent")
+            lack = p.locator(".pane[data-side='0'] .lack").inner_text()
+            assert lack == "two has no layers here: scores are not there"
+            assert p.faults == []
+    (mine.run("one") / "truth.json").write_text("{")
+    assert "truth.json" in found.truth(0, number)["why"]
+    found._layers.cache_clear()
+    (mine.run("one") / "scores" / "a.svs.zarr" / "attention" / "zarr.json").write_text("{")
+    one, _ = found.about(number)["runs"]
+    assert one["layers"] == []
+    assert "a.svs.zarr" in one["why"]
+    found.read.close()
+
+
 def test_in_the_browser_with_the_keyboard_alone(port: int, gallery: Gallery, tmp_path: Path) -> None:
     with page() as p:
         p.goto(f"http://127.0.0.1:{port}/")
