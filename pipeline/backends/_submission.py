@@ -236,18 +236,16 @@ def follow(
     while True:
         states = jobs(work, folder)
         misses = misses + 1 if any(state.silent for state in states) else 0
-        if 0 < misses <= MISSES:
-            time.sleep(poll_s)
-            continue
-        lines = [state.line() for state in states]
-        for line in lines:
-            if line not in last:
-                say(line)
-        last = lines
-        if all(state.over for state in states):
-            break
-        if why := next((state.unasked or state.damaged for state in states if state.unasked or state.damaged), ""):
-            raise Stopped(f"the jobs cannot be followed: {why}")
+        if not 0 < misses <= MISSES:
+            lines = [state.line() for state in states]
+            for line in lines:
+                if line not in last:
+                    say(line)
+            last = lines
+            if all(state.over for state in states):
+                break
+            if why := next((state.unasked or state.damaged for state in states if state.unasked or state.damaged), ""):
+                raise Stopped(f"the jobs cannot be followed: {why}")
         meanwhile()
         time.sleep(poll_s)
     if (folder / "refused").exists():

@@ -85,7 +85,8 @@ def encoder_of(work: layout.Work, typed: Mapping[str, Any]) -> str | None:
     """The encoder of this demo, and told; None where the user's settings name one.
 
     A folder whose features are there already goes on with their encoder, whatever was installed since."""
-    if "encoder" in (typed.get("extract") or {}):
+    own = typed.get("extract") or {}
+    if not isinstance(own, Mapping) or "encoder" in own:  # what is no settings at all is refused with the others
         return None
     begun = [name for name in (PLAIN, TRAINED) if work.features(name).is_dir()]
     there = weights.installed(encoders.rows()[TRAINED].wheel) is not None

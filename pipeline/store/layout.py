@@ -107,12 +107,6 @@ def cells(run: Path) -> list[Path]:
     return sorted({p.parent.parent for p in run.glob(f"grid/*/*/{CARD}")})
 
 
-# ---------------------------------------------------------------------------------------------- reading
-
-
-# ---------------------------------------------------------------------------------------------- writing
-
-
 def feature_stores(root: Path) -> dict[str, Path]:
     """slide id -> feature store, for every committed store below `root`, packed ones too."""
     found: dict[str, Path] = {}

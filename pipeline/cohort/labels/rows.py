@@ -191,26 +191,27 @@ def contradictions(rows: list[Row], names: Mapping[str, str] | None = None, bag:
     of_bags = of_events = False
     first_slide: dict[str, Row] = {}
     first_patient: dict[str, Row] = {}
+    first_event: dict[str, Row] = {}
     for row in rows:
         other = first_slide.setdefault(same(row.slide), row) if row.slide else row
         if other is not row:
             column = names.get("slide", "slide")
             wrong.append(f"row {row.number}, column {column}: {row.slide!r} stands in row {other.number} already")
         patient = first_patient.setdefault(row.patient, row)
-        pairs = [(names.get(c, c), getattr(patient, c), getattr(row, c)) for c in alike]
+        pairs = [(names.get(c, c), getattr(patient, c), getattr(row, c), patient) for c in alike]
         if bag == "slide":  # times may differ, where each counts from when its slide was taken
-            if None not in (patient.event, row.event) and patient.event != row.event:
-                pairs.append((names.get("event", "event"), patient.event, row.event))
-                of_events = True
+            known = row if row.event is None else first_event.setdefault(row.patient, row)
+            pairs.append((names.get("event", "event"), known.event, row.event, known))
+            of_events |= known.event != row.event
         else:
-            pairs += [(c, a, b) for (c, a), (_, b) in zip(patient.targets, row.targets, strict=True)]
+            pairs += [(c, a, b, patient) for (c, a), (_, b) in zip(patient.targets, row.targets, strict=True)]
             of_bags |= patient.targets != row.targets or any(getattr(patient, c) != getattr(row, c) for c in OF_BAGS)
-        for column, a, b in pairs:
+        for column, a, b, before in pairs:
             if a != b:
                 here, there = ("nothing" if v is None else repr(v) for v in (b, a))
                 wrong.append(
                     f"row {row.number}, column {column}: patient {row.patient!r} has {here} here "
-                    f"and {there} in row {patient.number}"
+                    f"and {there} in row {before.number}"
                 )
     return [*wrong, *([OWN_LABELS] if of_bags else []), *([OF_EVENTS] if of_events else [])]
 

@@ -21,6 +21,7 @@ from mhim.pipeline.store.layout import Work
         (True, "texture", {}, "texture", "features are of it"),
         (True, "efficientnet-lite0", {}, "efficientnet-lite0", "ImageNet"),
         (True, "texture", {"extract": {"encoder": "mine.py:own"}}, None, ""),
+        (True, "", {"extract": 5}, None, ""),  # `--set extract=5`: refused as a setting, not a fault of the program
     ],
 )
 def test_the_demo_takes_the_encoder_with_weights_where_it_is_installed(

@@ -178,6 +178,10 @@ def test_what_happens_happens_to_a_patient() -> None:
     told = " ".join(contradictions([one, replace(two, event=0)], {"event": "dead"}, bag="slide"))
     assert "row 3, column dead: patient 'P' has 0 here and 1 in row 2" in told
     assert "happens to a patient" in told
+    unknown = replace(one, number=1, slide="u", time=None, event=None)
+    assert contradictions([unknown, one, two], bag="slide") == []
+    blank_first = contradictions([unknown, one, replace(two, event=0)], bag="slide")
+    assert "patient 'P' has 0 here and 1 in row 2" in blank_first[0], "a blank row hides nothing"
     assert OWN_LABELS in contradictions([one, two])  # the way out is named
 
 

@@ -127,5 +127,7 @@ def test_a_scheduler_that_does_not_answer_ends_no_look(job: JobFolder, tmp_path:
 
 
 def test_a_scheduler_that_never_answers_is_not_followed_for_ever(job: JobFolder, tmp_path: Path) -> None:
+    looks: list[int] = []
     with pytest.raises(Stopped, match="cannot be followed: squeue refuses"):
-        backends.follow(Work(tmp_path), job.path, 0.001, print)
+        backends.follow(Work(tmp_path), job.path, 0.001, print, lambda: looks.append(1))
+    assert len(looks) == 30, "what the jobs do is in the folder, and told while the scheduler is silent"
