@@ -4,12 +4,12 @@ Papers: Tang et al., ICCV 2023, arXiv 2307.15254 (v1); IJCV 2025, arXiv 2509.115
 
 One training step, per bag of N instances with a teacher T and a student S of the same architecture:
 1. T reads the whole bag: per instance a score and the share it has in T's answer.
-2. Hard mask: the top ceil(r_h N) by score are removed. Here: only while their summed share is within `share_max`.
+2. Hard mask: the top ceil(r_h N) by score are removed. With `share_max` < 1 only while their summed share is within.
 3. Of the L left, floor(keep_ratio L) stay as they are, the others are merged into `merge_k` tokens.
 4. S reads [kept | tokens]. Loss = task(S logits) + alpha * consistency(T, S).
 5. After the optimiser's step T <- m T + (1 - m) S (or T stays), and the global queries move.
-At test nothing is masked. With merge_at_test (the default) S still reads the tokens, of the whole bag, which it was
-trained to read: 2 to 23 % more time on a bag of 10,000. As published, S alone reads the bag.
+At test nothing is masked. With merge_at_test (of the guarded form, below) S still reads the tokens, of the whole bag,
+which it was trained to read: 2 to 23 % more time on a bag of 10,000. As published, S alone reads the bag.
 
 T is the plain student model trained before on the same fold: see `baseline` and `start_from`.
 

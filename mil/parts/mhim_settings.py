@@ -27,7 +27,7 @@ PUBLISHED: dict[str, Any] = {
 
 
 class Params(Settings):
-    """Settings of MHIM-MIL; the defaults are the repaired form (see the module's text)."""
+    """Settings of MHIM-MIL. By default the guarded form, before which `published_within` tries the published one."""
 
     published_within: float | None = changed(
         0.25,

@@ -6,6 +6,7 @@ what an older run did not write down is left out of the sentence.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -105,6 +106,13 @@ def _instead(cards: Sequence[Card]) -> str:
         text += (
             f" {cards[0].asked} was kept where it was better than its plain model by more than {weighed.margin:g} "
             "paired standard errors on patients that neither was trained on, none of them held out."
+        )
+    forms = Counter(c.form.kept for c in cards if c.form and not c.fallback)
+    if forms:
+        each = ", ".join(f"{name} in {n}" for name, n in sorted(forms.items()))
+        text += (
+            " Of its forms of masking the first was kept whose student fitted its training patients: "
+            f"{each} of {len(cards)} trainings."
         )
     fusion = cards[0].fusion
     if fusion is None:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from mhim.configs import load, lookup
 from mhim.configs.load import ConfigError
-from mhim.configs.schema import Config, TrainConfig
+from mhim.configs.schema import Config, TrainConfig, before
 from mhim.pipeline.cohort import patients
 from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.results import compare, estimand, measures, numbers, predictions, standings, views
@@ -73,7 +73,10 @@ def _row(name: str, own: dict[str, Any], config: Config) -> tuple[TrainConfig, s
         params |= common
     grid = {k: v for k, v in config.train.grid.items() if k in TrainConfig.model_fields or k in has}
     raw = config.train.model_dump() | settings | {"model": model, "model_params": params, "grid": grid}
-    return fold.whole_params(TrainConfig.model_validate(raw)), set(common)
+    whole, once = fold.whole_params(TrainConfig.model_validate(raw)), before(module.Params)
+    # what nobody set is left to the run, which may have been begun before there was such a setting
+    left = {k: v for k, v in whole.model_params.items() if k not in once or k in params}
+    return whole.model_copy(update={"model_params": left}), set(common)
 
 
 def run(session: Session, labels: Path | None, name: str | None, picked: Sequence[str]) -> int:
@@ -91,6 +94,7 @@ def run(session: Session, labels: Path | None, name: str | None, picked: Sequenc
         mine = replace(session, config=config.model_copy(update={"train": settings}))
         called = f"{name}-{row}" if name else row
         stage = Train(session.work, mine.config, called, data, patients.make_folds(data, settings))
+        session_.tell(stage.told())
         plans[row] = mine, mine.plan(stage)
         if not session.dry_run:
             plans[row][1].permit(session.replace)  # refused before any work

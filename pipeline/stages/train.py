@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -40,10 +41,21 @@ class Train(Stage):
     data: Dataset
     folds: list[Fold]
     tables: Mapping[str, PatientTable] = field(default_factory=dict)
+    begun: dict[str, Any] = field(default_factory=dict, init=False)  # settings that are as before there were such
     name = "train"
 
     def __post_init__(self) -> None:
+        given = self.config.train.model_params
         self.config = self._as_begun()
+        self.begun = {k: v for k, v in self.config.train.model_params.items() if k not in given}
+
+    def told(self) -> list[str]:
+        """What a person is told before it begins."""
+        return [
+            f"{self.run} was begun before there was the setting train.model_params.{name}, and goes on as then: "
+            f"{json.dumps(value)}. Another --name takes the default; with --replace what is set by name is made anew"
+            for name, value in self.begun.items()
+        ]
 
     @property
     def root(self) -> Path:  # type: ignore[override]

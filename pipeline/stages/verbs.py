@@ -211,9 +211,7 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
     folds = patients.make_folds(data, config.train)
     tell(patients.told_of_sites(data, config.train, folds))
     stage = Train(session.work, config, run, data, folds, beside)
-    if stage.config != config:
-        begun = {k: v for k, v in stage.config.train.model_params.items() if k not in config.train.model_params}
-        tell(f"{run} was begun before there was this setting, and goes on without: train.model_params {begun}")
+    tell(stage.told())
     code = run_stage(session, stage, ["--labels", str(found.resolve()), "--name", run])
     if not (session.dry_run or session.submits):
         runs.show_folds(stage.root, console.out)

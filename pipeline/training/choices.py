@@ -43,7 +43,7 @@ class Weighed(Record):
 
 class Choices(Record):
     """The counts. watched: trainings that could have fallen back (taught by a plain model, `train.fallback` set).
-    early: taught ones that kept their own model at an epoch up to EARLY; None where there is none.
+    early: taught ones, begun at their plain model, that kept an epoch up to EARLY; None where there is none.
     alarm, validation, inner: those that did, and by which check (inner: out-of-fold answers of inner folds). weighed:
     the evidence. forms: form of MHIM -> how many kept it. draws: of a search; failed: its trainings without a model."""
 
@@ -78,7 +78,7 @@ def count(cards: Sequence[Card], cells: Sequence[str] = (), offered: int = 0) ->
         alarm=by[ALARM],
         validation=by[VALIDATION],
     )
-    early = sum(_taught(c) and c.fallback is None and c.epoch <= EARLY < c.epochs for c in cards)
+    early = sum(_of_teacher(c) and c.fallback is None and c.epoch <= EARLY < c.epochs for c in cards)
     if early:
         made = made.model_copy(update={"early": early})
     if by[INNER]:
@@ -126,7 +126,7 @@ def lines(found: Choices | None) -> list[str]:
     if found.early:
         made.append(
             f"an epoch up to {EARLY} was kept in {found.early} of {found.taught} taught trainings: "
-            "hardly more than the plain model that they start from"
+            "hardly more than the plain model that they started from"
         )
     if (grid := found.grid) is not None:
         chosen = ", ".join(f"{cell} in {k} of {grid.folds} folds" for cell, k in grid.chosen.items())
@@ -169,6 +169,11 @@ def _of_evidence(found: Weighed) -> str:
         f"standard errors on {of} {whom}; mean difference {mean}; too little to tell in {found.untold} of "
         f"{found.trainings} trainings, which kept the simpler model"
     )
+
+
+def _of_teacher(card: Card) -> bool:
+    """Whether the student that was kept started from the plain model; that of MHIM's published form does not."""
+    return _taught(card) and card.model_params.get("student_start") == "teacher"
 
 
 def _taught(card: Card) -> bool:

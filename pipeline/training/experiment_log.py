@@ -16,6 +16,7 @@ from mhim.configs.errors import UserError
 
 EXTRAS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 Row = dict[str, Any]
+Log = Callable[[Row], None]
 
 
 class LogError(UserError, RuntimeError):
@@ -29,8 +30,9 @@ def check(kind: str) -> None:
 
 
 @contextmanager
-def opened(kind: str, run: Path, training: str) -> Iterator[Callable[[Row], None]]:
-    """A function that takes history rows. run: the run's folder; training: the fold's name in it.
+def opened(kind: str, run: Path, training: str) -> Iterator[Log]:
+    """A function that takes history rows. run: the run's folder; training: the fold's name in it, and the form's where
+    several are tried in turn: each begins at epoch 0, and no service takes a step twice.
 
     A resumed training goes on under the same name; epochs seen before are written again with the same step."""
     if kind == "csv":

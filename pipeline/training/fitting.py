@@ -36,9 +36,12 @@ def fitted(
     seed: int,
     partial: Path,
     log: Callable[[dict[str, Any]], None],
+    name: str = CHECKPOINT,
 ) -> loop.State:
-    """The last state of a training, which goes on from the checkpoint in `partial`, if there is one, and leaves one."""
-    file = partial / CHECKPOINT
+    """The last state of a training, which goes on from the checkpoint in `partial`, if there is one, and leaves one.
+
+    name: of that file; of each form of a model its own, so that none ever goes on from another's."""
+    file = partial / name
     saved = checkpoint(file)
     state = saved
     cost, last = 0.0, time.monotonic()
@@ -88,17 +91,20 @@ def _save(state: loop.State, file: Path) -> None:
     writing.write_atomic(file, buffer.getvalue())
 
 
-def tried(partial: Path) -> list[dict[str, Any]]:
+def tried(partial: Path, names: Sequence[str]) -> list[dict[str, str]]:
     """The forms of the model that were trained and not kept, in their order: what `give_up` wrote. None, where that is
-    damaged: they are tried again."""
+    damaged: they are tried again. names: of the forms that may be given up, in order."""
     try:
         found = json.loads((partial / TRIED).read_text())
-    except (FileNotFoundError, ValueError):
+        whys = [str(one["why"]) for one in found]
+        whole = [one["form"] for one in found] == list(names[: len(whys)])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return []
-    return found if isinstance(found, list) and all(isinstance(one, dict) for one in found) else []
+    return [{"form": name, "why": why} for name, why in zip(names, whys, strict=False)] if whole else []
 
 
-def give_up(partial: Path, forms: Sequence[dict[str, Any]]) -> None:
-    """Begin the next form: the checkpoint goes only when it stands written that the one before was not kept."""
+def give_up(partial: Path, forms: Sequence[dict[str, str]], name: str) -> None:
+    """Begin the next form: the checkpoint, file `name`, goes only when it stands written that the one before was not
+    kept."""
     writing.write_atomic(partial / TRIED, json.dumps(list(forms)))
-    (partial / CHECKPOINT).unlink(missing_ok=True)
+    (partial / name).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,9 +83,8 @@ def whole_params(config: TrainConfig) -> TrainConfig:
     """`config` with every setting of the model written out, so that defaults enter the fingerprint."""
     module = lookup.find("mhim.mil.models", config.model)
     params = lookup.params(module, config.model_params)
-    told = {
-        name: getattr(params, name) for name in before(type(params))
-    }  # read again, its absence would be the default
+    # read again, the absence of these would be the default
+    told = {name: getattr(params, name) for name in before(type(params))}
     return config.model_copy(update={"model_params": fingerprint_fields(params) | told})
 
 
@@ -123,10 +123,13 @@ def train_fold(
     paper = config.protocol == "paper"
     task = make_task(dataset, config, [*train, *test] if paper else train)
     train_cases, val_cases = cases(train, mpp), cases(test if paper else val, mpp)
-    with experiment_log.opened(config.log, run, f"{job.cell}/{job.name}".strip("/")) as log:
-        found = forms.first_kept(
-            config, job.seed, dataset.facts, task, teacher, (train_cases, val_cases), partial, log, weights_sha256
-        )
+
+    def opened(form: str) -> AbstractContextManager[experiment_log.Log]:
+        return experiment_log.opened(config.log, run, "/".join(filter(None, (job.cell, job.name, form))))
+
+    found = forms.first_kept(
+        config, job.seed, dataset.facts, task, teacher, (train_cases, val_cases), partial, opened, weights_sha256
+    )
     model, state, begun = found.model, found.state, found.begun
     scale, weights = loop.scale_of(state), state["best"]["weights"]
     named: dict[str, Any] = {"model": config.model, "model_params": found.params}

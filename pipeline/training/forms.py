@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Kept:
     begun: dict[str, Any] | None
     name: str
     judged: bool
-    tried: list[dict[str, Any]]
+    tried: list[dict[str, str]]
 
     @property
     def told(self) -> dict[str, Any]:
@@ -89,32 +90,36 @@ def first_kept(
     teacher: bundle.Bundle | None,
     sides: tuple[list[Case], list[Case]],
     partial: Path,
-    log: Callable[[dict[str, Any]], None],
+    opened: Callable[[str], AbstractContextManager[Callable[[dict[str, Any]], None]]],
     weights_sha256: str | None,
 ) -> Kept:
-    """Train the forms of the model in turn, until one fits its training bags; the last is kept in any case."""
+    """Train the forms of the model in turn, until one fits its training bags; the last is kept in any case.
+
+    opened: the experiment log of the form of that name, whose epochs begin anew."""
     training = sides[0]
-    tried = fitting.tried(partial)
     forms = forms_of(config, teacher is not None)
+    tried = fitting.tried(partial, [name for name, _, _ in forms[:-1]])
     for name, params, within in forms[len(tried) :]:
         form = config.model_copy(update={"model_params": params})
         model = build_model(form, int(facts["dim"]), task, seed, teacher)
         begun = pretrained.begin(model, form, facts, weights_sha256)
         model.to(device(config.gpu))
+        checkpoint = f"{name}.pt" if tried else fitting.CHECKPOINT
         try:
-            state = fitting.fitted(model, *sides, task, form, seed, partial, log)
+            with opened(name) as log:
+                state = fitting.fitted(model, *sides, task, form, seed, partial, log, checkpoint)
         except loop.TrainingDiverged as error:
             if within is None:
                 raise
-            why: str | None = str(error)
+            why = str(error)
         else:
             model.load_state_dict(state["best"]["weights"])
-            why = None
-            if within is not None and teacher is not None:
-                scale, at = loop.scale_of(state), device(config.gpu)
-                why = kept.unfit(model, teacher, training, task, scale, config, at, within)
-            if why is None:
+            scale, at = loop.scale_of(state), device(config.gpu)
+            asked = within is not None and teacher is not None
+            found = kept.unfit(model, teacher, training, task, scale, config, at, within) if asked else None
+            if found is None:
                 return Kept(model, state, params, begun, name, within is not None, tried)
+            why = found
         tried = [*tried, {"form": name, "why": why}]
-        fitting.give_up(partial, tried)
+        fitting.give_up(partial, tried, checkpoint)
     raise AssertionError("the last form is kept")

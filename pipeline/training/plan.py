@@ -88,7 +88,8 @@ def describe(
     aside = config.train.model_dump(mode="json", include=set(marked(TrainConfig, "apart")) - {"draws", *CHOICE})
     aside = {} if config.train.fusion == "none" else {k: v for k, v in aside.items() if k != "fusion_params" or v}
     aside |= {"draws": config.train.draws} if config.train.draws else {}
-    aside |= {} if config.train.choice == "point" else config.train.model_dump(mode="json", include={*CHOICE})
+    if config.train.choice != "point" or "choice" in config.train.grid:
+        aside |= config.train.model_dump(mode="json", include={*CHOICE})
     sections = {**provenance.sections(made), "train": fingerprint_fields(config.train) | aside}
     sections.setdefault("extract", {"encoder": config.extract.encoder})  # where the features lie
     digest = splits.digest(folds)

@@ -10,7 +10,7 @@ from mhim.pipeline.results import predictions
 from mhim.pipeline.results.metrics_file import Metrics
 from mhim.pipeline.store import layout
 from mhim.pipeline.training import bundle
-from mhim.pipeline.training.card import FusionRecord
+from mhim.pipeline.training.card import FormRecord, FusionRecord
 from tests.pipeline.bags import make_features, sets, write_labels
 
 Cli = Callable[..., tuple[int, str]]
@@ -40,6 +40,13 @@ def test_the_paragraph_is_of_the_records(cli: Cli, tmp_path: Path) -> None:
     fusion = FusionRecord(kind="late", slide_task=cards[0].task, modalities=["slide", "clinical"])
     text = methods.paragraph(found, [one.model_copy(update={"fusion": fusion}) for one in cards])
     assert "The answers of slide, clinical were combined (late fusion)." in text
+
+    forms = [
+        one.model_copy(update={"form": FormRecord(kept=k)})
+        for one, k in zip(cards[:2], ("published", "guarded"), strict=True)
+    ]
+    text = methods.paragraph(found, forms)
+    assert "fitted its training patients: guarded in 1, published in 1 of 2 trainings." in text
 
     damaged = run / "new" / "elsewhere" / "metrics.json"
     damaged.parent.mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,21 @@ def test_models_that_are_prepared_train_resume_and_score(bench: Any, tmp_path: P
     code, text = bench("--models", models)
     assert code == 0, text
     assert "0 to do" in text
+
+
+def test_a_row_that_was_begun_before_there_were_forms_goes_on_without(bench: Any, tmp_path: Path) -> None:
+    own = sets("train.model_params={published_within: null}")
+    code, text = bench("--models", "mhim", *own)
+    assert code == 0, text
+    run = tmp_path / "w" / "runs" / "mhim"
+    shutil.rmtree(run / "fold_1")
+    code, text = bench("--models", "mhim")
+    assert code == 0, text
+    assert "mhim was begun before there was the setting train.model_params.published_within, and goes on as" in text
+    assert "1 done, 3 skipped" in text
+    params = json.loads((run / "fold_1" / "manifest.json").read_text())["settings"]["train.model_params"]
+    assert "published_within" not in params
+    assert "published_within: null" in (run / "config.yaml").read_text()
 
 
 def test_the_grid_reaches_the_models_that_have_it(bench: Any, tmp_path: Path) -> None:

@@ -31,11 +31,15 @@ def test_both_ways_to_fall_back_are_counted_and_the_model_keeps_its_name() -> No
 
 
 def test_students_that_hardly_trained_are_counted_and_told() -> None:
-    early = card(0).model_copy(update={"epoch": 2, "epochs": 20})
-    found = choices.count([early, card(1).model_copy(update={"epoch": 4, "epochs": 20}), card(2)])
+    own = {"model_params": {"student_start": "teacher"}}
+    early = card(0).model_copy(update={"epoch": 2, "epochs": 20, **own})
+    later = card(1).model_copy(update={"epoch": 4, "epochs": 20, **own})
+    found = choices.count([early, later, card(2).model_copy(update=own)])
     assert found.early == 1  # epoch 1 of 2 is no early one
     assert "an epoch up to 3 was kept in 1 of 3 taught trainings" in choices.lines(found)[1]
     assert "early" not in choices.count([card(0)]).plain()
+    fresh = early.model_copy(update={"model_params": {"student_start": "fresh"}})  # the published form
+    assert choices.count([fresh]).early is None, "it did not start from the plain model"
     drawn = early.model_copy(update={"drawn": DrawnRecord(number=1, draws=2)})  # of a search too
     assert choices.count([drawn]).early == 1
 

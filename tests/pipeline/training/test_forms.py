@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mhim.mil.models import mhim as model
 from mhim.mil.parts.mhim_settings import PUBLISHED, Params
 from mhim.pipeline.resume.stage import Refused
 from mhim.pipeline.store import layout
-from mhim.pipeline.training import bundle, choices, fitting, kept
+from mhim.pipeline.training import bundle, choices, experiment_log, fitting, kept
 from tests.pipeline.bags import make_features, tree
 from tests.pipeline.trained import mhim, scored, settings, trained, until_done
 
@@ -100,8 +101,8 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(
     monkeypatch.setattr(fitting, "CHECKPOINT_SHARE", 1e9)
     give_up, seen = fitting.give_up, list[list[str]]()
 
-    def then_killed(partial: Path, tried: Any) -> None:
-        give_up(partial, tried)
+    def then_killed(partial: Path, tried: Any, name: str) -> None:
+        give_up(partial, tried, name)
         seen.append([one["form"] for one in tried])
         raise SystemExit(143)
 
@@ -110,6 +111,65 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(
     assert not report.failures
     assert stops == len(seen) == 2  # each of the two folds gave its first form up once, and never began it again
     assert tree(work.runs) == calm
+
+
+@pytest.mark.parametrize("torn", ['[{"form"', "{}", "[1]", '[{"form": "guarded", "why": "it"}]'])
+def test_what_was_tried_is_read_only_whole(tmp_path: Path, torn: str) -> None:
+    fitting.give_up(tmp_path, [{"form": "published", "why": "it does not fit"}], "state.pt")
+    assert fitting.tried(tmp_path, ["published"]) == [{"form": "published", "why": "it does not fit"}]
+    (tmp_path / fitting.TRIED).write_text(torn)
+    assert fitting.tried(tmp_path, ["published"]) == []
+
+
+@pytest.mark.parametrize("lost", ["state.pt", fitting.TRIED])
+def test_no_form_goes_on_from_the_checkpoint_of_another(
+    work: layout.Work, rows: Any, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    config = settings(**mhim(published_within=0.0), fallback=None, epochs=2, folds=2)
+    monkeypatch.setattr(kept, "unfit", lambda *args: UNFIT)
+    assert not trained(work, rows, config).failures
+    calm = tree(work.runs)
+    shutil.rmtree(work.runs)
+    monkeypatch.setattr(fitting, "CHECKPOINT_SHARE", 1e9)
+    fitted, ended = fitting.fitted, list[str]()
+
+    def damaged(network: Any, *args: Any) -> Any:
+        """A death between two writes leaves the published form's checkpoint; a torn list the guarded one's."""
+        found, partial = fitted(network, *args), args[5]
+        start = getattr(getattr(network, "params", None), "student_start", None)
+        if start is None:  # the plain model
+            return found
+        guarded = start == "teacher"
+        if guarded and lost == fitting.TRIED and not ended:
+            (partial / lost).write_text("torn")
+        elif guarded or lost == fitting.TRIED or ended:
+            return found
+        else:
+            fitting.give_up(partial, [{"form": "published", "why": UNFIT}], "none.pt")
+        assert list(partial.glob("*.pt")), "a checkpoint is there"
+        ended.append(lost)
+        raise SystemExit(143)
+
+    monkeypatch.setattr(fitting, "fitted", damaged)
+    report, stops = until_done(work, rows, config)
+    assert not report.failures
+    assert stops == len(ended) == 1
+    assert tree(work.runs) == calm
+
+
+def test_every_form_has_an_experiment_log_of_its_own(
+    work: layout.Work, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[int]] = {}
+
+    def opened(kind: str, run: Path, training: str) -> Any:
+        return nullcontext(lambda row: seen.setdefault(training, []).append(row["epoch"]))
+
+    monkeypatch.setattr(experiment_log, "opened", opened)
+    monkeypatch.setattr(kept, "unfit", lambda *args: UNFIT)
+    assert not trained(work, rows, settings(**mhim(published_within=0.0), fallback=None, epochs=2)).failures
+    assert seen["fold_0/published"] == seen["fold_0/guarded"] == seen["teacher/fold_0"] == [0, 1]
+    assert "fold_0" not in seen, "steps of a service never go back"
 
 
 def test_a_published_form_that_runs_away_gives_way(
