@@ -330,8 +330,12 @@ def _maps(run: Path, parts: Parts) -> dict[str, Any]:
         "smallest_share": f"smallest share of tiles that keeps {100 * evidence.WANTED:.0f} %",
     }
 
+    old: list[str] = []  # what is there and not shown
+
     def tested() -> list[tuple[str, ...]]:
         found = measured.means(run)  # not the file: it may be of scores that were made anew since
+        if not found["maps"] and (run / measured.SUMMARY).is_file():
+            old.append(f"{measured.SUMMARY} (of other scores than there are now, or of another way to measure)")
         rows = []
         for name in found["best_first"]:
             one = found["maps"][name]
@@ -341,12 +345,14 @@ def _maps(run: Path, parts: Parts) -> dict[str, Any]:
 
     def pointed() -> tuple[dict[str, Any], list[tuple[str, ...]]]:
         told = truth.read(run)
+        if not told and (run / truth.FILE).is_file():
+            old.append(f"{truth.FILE} (of other scores than there are now)")
         return told, truth.rows(told)
 
     rows = parts.make("what the maps say", tested, [])
     told, lines = parts.make(f"{truth.FILE}, where the maps point", pointed, ({}, []))
     truths = {"truth_columns": truth.COLUMNS, "truth_rows": lines, "truth": told}
-    return {"map_columns": ("map", *columns.values()), "maps": rows, **truths}
+    return {"map_columns": ("map", *columns.values()), "maps": rows, "old_maps": old, **truths}
 
 
 def _gallery(

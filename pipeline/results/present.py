@@ -79,7 +79,7 @@ class Present:
             again += "" if self.run == self.folder else " with these slides"
             raise StoreError(
                 f"the results in {self.folder} are of trainings that are there no more ({self.run.name} was trained "
-                f"again since): give {again} again"
+                f"again since, or some of its trainings were removed): give {again} again"
             )
 
     def are_gone(self, models: Collection[str] | None) -> bool:

@@ -85,8 +85,8 @@ class Map(Stage):
             if held := [s for s in blank if any(s in c.values for c in self.scored.colours)]:
                 names = ", ".join(held[:10]) + (", ..." if len(held) > 10 else "")
                 notes.append(
-                    f"no attention of {counted(len(held), 'slide')} ({names}): its scores in {self.scored.name} are "
-                    "damaged or of other tiles; `pipeline verify` tells which"
+                    f"no attention of {counted(len(held), 'slide')} ({names}): scores in {self.scored.name} are "
+                    "not there, damaged, or of other trainings or tiles; `pipeline status` and `verify` tell which"
                 )
         share = shares.by_patient(cluster, drawn.slide, patient_of, int(cluster.max()) + 1)
         colours = _apart((*self.people.colours, *(self.scored.colours if self.scored else ())))

@@ -298,8 +298,9 @@ class Gallery:
             return [], parts.reason(error)
         if found:
             return found, ""
-        why = self.runs[run].present.look(self._shown(number).id)[1]
-        return [], why or "its scores are of other tiles (it was tiled again since)"
+        shown = self._shown(number)
+        why = str((shown.tiles or {}).get("empty") or "") or self.runs[run].present.look(shown.id)[1]
+        return [], why or "scores are of other tiles: it was tiled again since"
 
     def _ask(self, number: int, what: What, tile: tuple[int, int, int] = (0, 0, 0), mpp: float = 0.0) -> Any:
         """What the slide's reading processes say. Raises Unknown, and SlideError where the slide cannot be read."""

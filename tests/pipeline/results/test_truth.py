@@ -197,3 +197,5 @@ def test_score_with_truth(cli: Cli, tmp_path: Path) -> None:
     assert "called as no slide" not in text
     (run / "scores" / "s01_0.svs.zarr").rename(tmp_path / "away")
     assert truth.read(run) == {}, "of other scores"
+    assert cli("report", "--work", work.root)[0] == 0
+    assert "Not shown: truth.json (of other scores than there are now)" in (run / "report.html").read_text()
