@@ -26,7 +26,7 @@ from mhim.pipeline.results import ensemble, measures
 from mhim.pipeline.results.measures.measure import Measure, Place, place
 from mhim.pipeline.store import layout
 from mhim.pipeline.store.layout import StoreError
-from mhim.pipeline.store.reading import array_names, read_array, stored
+from mhim.pipeline.store.reading import array_names, read_array
 from mhim.pipeline.training import bundle, fold, fusion_bundle, plan
 from mhim.pipeline.training.card import Card
 
@@ -139,7 +139,7 @@ def each_of_new_slides(
     groups: dict[str, list[tuple[Patient, np.ndarray]]] = {}
     unlike: dict[str, float] = {}  # of a patient's bags the strangest
     for bag in stage.data.patients:
-        path = next((p for s in bag.slides if stored(p := stage.out / "scores" / f"{s}.zarr") is not None), None)
+        path = next((path for s in bag.slides if (path := stage.made(bag.id, s)) is not None), None)
         if not bag.slides:  # of a fusion: a patient of whom tables alone are at hand
             groups.setdefault(bag.id, []).append((bag, np.empty(0)))
         elif path is not None:  # else it failed, which the stage has told

@@ -42,6 +42,8 @@ from mhim.pipeline.resume.stage import plan as look_again
 from mhim.pipeline.store import disk, layout, names, seals, writing
 
 _SETTINGS = ".settings"  # key of the claim that says with which settings a folder is being worked in
+_STAGE = "stage"  # in that claim, which stage works there
+_OTHERS_END_S = 20.0  # so long one waits for another stage: of two equal `run`, one trains a moment longer
 
 
 class Overtaken(Exception):
@@ -350,14 +352,25 @@ def _agreed(stage: Stage, lease_s: float) -> Iterator[None]:
     """Within it no command with other settings works in the stage's folder. Raises Refused if one does so now.
 
     Items alone would not do: two commands that begin at once find nothing there, and would each make half of them."""
-    mine = json.loads(json.dumps(stage.together()))  # as the claim gives it back
+    mine = json.loads(json.dumps({_STAGE: stage.name, **stage.together()}))  # as the claim gives it back
+    begun, looks = time.monotonic(), 0
     with open_claims(stage, lease_s) as claims:
         try:
-            for _ in range(100):
+            while looks < 100:
                 holder = claims.take(_SETTINGS, mine)
                 theirs = claims.note(_SETTINGS) if holder else None
+                if theirs is not None:
+                    theirs = {_STAGE: stage.name, **theirs}  # version 0.2.0 did not say
                 if holder is None or theirs == mine:
                     break
+                if theirs is not None and theirs[_STAGE] != stage.name:
+                    if time.monotonic() - begun > _OTHERS_END_S:
+                        raise Refused(
+                            f"{stage.name}: another command ({holder}) is at work in {stage.root}: {theirs[_STAGE]}. "
+                            "Nothing was changed. Wait for it, or choose another --work or --name"
+                        )
+                    time.sleep(0.1)
+                    continue
                 if theirs is not None:
                     both = sorted(theirs.keys() | mine.keys())
                     differ = {k: (theirs.get(k), mine.get(k)) for k in both if theirs.get(k) != mine.get(k)}
@@ -365,6 +378,7 @@ def _agreed(stage: Stage, lease_s: float) -> Iterator[None]:
                         f"{stage.name}: another command ({holder}) is at work in {stage.root} with other parameters: "
                         f"{told(differ)}. Nothing was changed. Wait for it, or choose another --work or --name"
                     )
+                looks += 1
                 time.sleep(0.05)  # it is being written, or was given back at this moment
             stage.begin()
         except OSError as error:

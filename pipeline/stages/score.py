@@ -12,9 +12,11 @@ import numpy as np
 from mhim.configs.schema import Config, fingerprint_fields
 from mhim.mil.fusion.rows import Rows
 from mhim.pipeline.cohort.patients import Dataset
+from mhim.pipeline.results.present import MODELS
+from mhim.pipeline.results.present import fingerprints as fingerprints_of
 from mhim.pipeline.resume import fingerprints
 from mhim.pipeline.resume.stage import Item, Made, Stage
-from mhim.pipeline.store import layout, reading, tables, writing
+from mhim.pipeline.store import layout, reading, seals, tables, writing
 
 if TYPE_CHECKING:
     from mhim.pipeline.results.known import Recognised
@@ -47,6 +49,18 @@ class Score(Stage):
 
     def __post_init__(self) -> None:
         self._last: tuple[str, dict[str, dict[str, np.ndarray]]] = ("", {})
+        self._marks: dict[tuple[Path, ...], list[str]] = {}  # of models, which thousands of patients share
+
+    def made(self, bag: str, slide: str) -> Path | None:
+        """A slide's scores, if they are whole and of the models that score its bag now: where scoring it again failed,
+        those of earlier models may lie there."""
+        path, folders = self.out / "scores" / f"{slide}.zarr", tuple(self.models[bag])
+        found = seals.look(path)
+        if found is None or found.wrong:
+            return None
+        if folders not in self._marks:
+            self._marks[folders] = fingerprints_of(folders)
+        return path if found.settings.get(MODELS, self._marks[folders]) == self._marks[folders] else None
 
     @property
     def root(self) -> Path:  # type: ignore[override]
@@ -56,9 +70,9 @@ class Score(Stage):
         known = self.data.by_id()
         items = []
         if self.folds:
-            items.append(Item("metrics", self.out, {"models": self._seals(self.folds)}, None, "score.json"))
+            items.append(Item("metrics", self.out, {"models": fingerprints_of(self.folds)}, None, "score.json"))
         for name, folders in self.models.items():
-            inputs = {"features": known[name].digest, "models": self._seals(folders)}
+            inputs = {"features": known[name].digest, "models": fingerprints_of(folders)}
             wrong = known[name].wrong  # damaged features
             items += [Item(s, self.out / "scores" / f"{s}.zarr", inputs, name, wrong=wrong) for s in known[name].slides]
         return items
@@ -116,7 +130,3 @@ class Score(Stage):
 
     def remake(self, item: Item, old: Path, out: Path) -> Made:
         return self.make(item, out, out)
-
-    @staticmethod
-    def _seals(folders: list[Path]) -> list[str]:
-        return [str(reading.read_attrs(f).get("fingerprint")) for f in folders]

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from mhim.pipeline.cohort.patient_tables.table import PatientTable
 from mhim.pipeline.cohort.patients import Dataset, digest_of
 from mhim.pipeline.resume import fingerprints
 from mhim.pipeline.resume.runner import make_one, open_claims
-from mhim.pipeline.resume.stage import Item, Made, Stage, State, is_made
+from mhim.pipeline.resume.stage import CHECKPOINTS, Item, Made, Stage, State, is_made
 from mhim.pipeline.store import layout, reading, seals
 from mhim.pipeline.training import kept, pretrained
 
@@ -52,8 +52,8 @@ class Train(Stage):
     def told(self) -> list[str]:
         """What a person is told before it begins."""
         return [
-            f"{self.run} was begun before there was the setting train.model_params.{name}, and goes on as then: "
-            f"{json.dumps(value)}. Another --name takes the default; with --replace what is set by name is made anew"
+            f"{self.run} goes on as it was begun: train.model_params.{name} is {json.dumps(value)}, which is what was done "
+            "before there was that setting. Another --name takes the default; with --replace what is set by name counts"
             for name, value in self.begun.items()
         ]
 
@@ -75,15 +75,26 @@ class Train(Stage):
         given, module = train.model_params, lookup.find("mhim.mil.models", train.model)
         every = before(getattr(module, "Params", lookup.NoParams))
         once = {name: value for name, value in every.items() if name not in given and name not in train.grid}
-        for job in self._jobs() if once else ():
-            for one in (job, *job.parts):
-                found = seals.look(self.root / one.cell / one.name)
-                recorded = found.settings.get("train.model_params") if found else None
-                if isinstance(recorded, dict) and found and found.settings.get("train.model") == train.model:
-                    first = {k: v for k, v in once.items() if k not in recorded}
-                    whole = train.model_copy(update={"model_params": {**given, **first}})
-                    return self.config.model_copy(update={"train": whole}) if first else self.config
+        for one in self._own_jobs() if once else ():
+            found = seals.look(self.root / one.cell / one.name)
+            recorded = found.settings.get("train.model_params") if found else None
+            if isinstance(recorded, dict) and found and found.settings.get("train.model") == train.model:
+                first = {k: v for k, v in once.items() if k not in recorded}
+                return self._with(first) if first else self.config
+        if once and (self.root / CHECKPOINTS).is_dir():  # nothing is finished, but perhaps something was begun
+            then = replace(self, config=self._with(once))
+            for item in map(then.item, then._own_jobs()):
+                if (self.root / CHECKPOINTS / item.key / layout.fingerprint(then.fields(item))).is_dir():
+                    return then.config
         return self.config
+
+    def _own_jobs(self) -> list[Job]:
+        """The trainings of the model that the settings name, those that others are made from too."""
+        return [one for job in self._jobs() for one in (job, *job.parts) if not one.part]
+
+    def _with(self, params: dict[str, Any]) -> Config:
+        whole = {**self.config.train.model_params, **params}
+        return self.config.model_copy(update={"train": self.config.train.model_copy(update={"model_params": whole})})
 
     def items(self) -> list[Item]:
         from mhim.pipeline.training import inner

@@ -115,10 +115,11 @@ def first_kept(
         else:
             model.load_state_dict(state["best"]["weights"])
             scale, at = loop.scale_of(state), device(config.gpu)
-            asked = within is not None and teacher is not None
-            found = kept.unfit(model, teacher, training, task, scale, config, at, within) if asked else None
+            if within is None or teacher is None:
+                return Kept(model, state, params, begun, name, False, tried)
+            found = kept.unfit(model, teacher, training, task, scale, config, at, within)
             if found is None:
-                return Kept(model, state, params, begun, name, within is not None, tried)
+                return Kept(model, state, params, begun, name, True, tried)
             why = found
         tried = [*tried, {"form": name, "why": why}]
         fitting.give_up(partial, tried, checkpoint)

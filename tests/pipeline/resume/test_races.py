@@ -90,7 +90,23 @@ def test_who_joined_goes_on_with_the_settings_when_the_first_has_ended(tmp_path:
         with pytest.raises(Refused, match=r"toy.value: 1 there, 2 now"), runner._agreed(other, 1.0):
             pass
     with runner._agreed(other, 1.0):  # both are over
-        assert claims.note(runner._SETTINGS) == {"toy.value": 2}
+        assert claims.note(runner._SETTINGS) == {"stage": "toy", "toy.value": 2}
+
+
+def test_another_stage_of_the_folder_is_waited_for_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two equal `run`, one scores while the other is about to end its training: that is no other settings."""
+    first, then = Toy(tmp_path / "t"), Toy(tmp_path / "t", value=2)
+    then.name = "then"
+    with ExitStack() as ends:
+        ends.enter_context(runner._agreed(first, 60.0))
+        threading.Timer(0.3, ends.close).start()
+        with runner._agreed(then, 60.0):
+            pass
+    monkeypatch.setattr(runner, "_OTHERS_END_S", 0.2)
+    with runner._agreed(first, 60.0), pytest.raises(Refused, match=r"at work in .*t: toy\. Nothing") as refused:
+        with runner._agreed(then, 60.0):
+            pass
+    assert "toy.value" not in str(refused.value)
 
 
 def test_equal_settings_share_the_work(tmp_path: Path) -> None:

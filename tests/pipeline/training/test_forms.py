@@ -21,7 +21,7 @@ from mhim.pipeline.resume.stage import Refused
 from mhim.pipeline.store import layout
 from mhim.pipeline.training import bundle, choices, experiment_log, fitting, kept
 from tests.pipeline.bags import make_features, tree
-from tests.pipeline.trained import mhim, scored, settings, trained, until_done
+from tests.pipeline.trained import kill_after, mhim, scored, settings, trained, until_done
 
 UNFIT = "training loss 1 with whole bags, against 0 of the plain model"
 
@@ -242,6 +242,24 @@ def test_a_run_begun_before_there_were_forms_goes_on_without(work: layout.Work, 
     named = settings(**mhim(published_within=0.2), epochs=2)
     with pytest.raises(Refused, match="published_within"):
         trained(work, rows, named)
+
+
+def test_so_does_one_of_which_nothing_was_finished(
+    work: layout.Work, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = settings(**mhim(), epochs=2)
+    assert not trained(work, rows, old).failures
+    calm = tree(work.runs)
+    shutil.rmtree(work.runs)
+    kill_after(monkeypatch, [9, 9, 1])  # in the first student: both plain models are there
+    with pytest.raises(SystemExit):
+        trained(work, rows, old)
+    params = {k: v for k, v in old.train.model_params.items() if k != "published_within"}
+    assert not trained(work, rows, settings(model="mhim", model_params=params, epochs=2)).failures
+    now = tree(work.runs)
+    assert {k: v for k, v in now.items() if not k.endswith("config.yaml")} == {
+        k: v for k, v in calm.items() if not k.endswith("config.yaml")
+    }
 
 
 def test_the_numbers_of_a_run_tell_its_forms(work: layout.Work, rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:

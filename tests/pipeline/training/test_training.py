@@ -253,6 +253,11 @@ def test_new_slides_are_scored_without_labels_and_strangers_refused(work: layout
     rows = predictions.of_new_slides(stage_, config.score)
     assert [r["slide"] for r in rows] == ["xs00_0.svs", "xs01_0.svs", "xs02_0.svs"]
     assert all(r["p_no"] + r["p_yes"] == pytest.approx(1) for r in rows)
+    seal = out / "scores" / "xs02_0.svs.zarr" / "zarr.json"  # of the trainings before, where scoring it again failed
+    told = json.loads(seal.read_text())
+    told["attributes"]["settings"]["input.models"] = ["before"]
+    seal.write_text(json.dumps(told))
+    assert predictions.of_new_slides(stage_, config.score) == rows[:2]
     for key, value in (("encoder", "uni2"), ("mpp", 0.25), ("weights_id", "w2"), ("tile_px", 512)):
         strange = layout.Work(tmp_path / key)
         make_features(strange, 2, **{key: value} if key != "encoder" else {"encoder": "texture"})
