@@ -16,7 +16,7 @@ from mhim.pipeline.results.present import MODELS
 from mhim.pipeline.results.present import fingerprints as fingerprints_of
 from mhim.pipeline.resume import fingerprints
 from mhim.pipeline.resume.stage import Item, Made, Stage
-from mhim.pipeline.store import layout, reading, seals, tables, writing
+from mhim.pipeline.store import layout, seals, tables, writing
 
 if TYPE_CHECKING:
     from mhim.pipeline.results.known import Recognised

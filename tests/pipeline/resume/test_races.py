@@ -103,9 +103,9 @@ def test_another_stage_of_the_folder_is_waited_for_and_named(tmp_path: Path, mon
         with runner._agreed(then, 60.0):
             pass
     monkeypatch.setattr(runner, "_OTHERS_END_S", 0.2)
-    with runner._agreed(first, 60.0), pytest.raises(Refused, match=r"at work in .*t: toy\. Nothing") as refused:
-        with runner._agreed(then, 60.0):
-            pass
+    named = pytest.raises(Refused, match=r"at work in .*t: toy\. Nothing")
+    with runner._agreed(first, 60.0), named as refused, runner._agreed(then, 60.0):
+        pass
     assert "toy.value" not in str(refused.value)
 
 
