@@ -53,7 +53,8 @@ class Train(Stage):
         """What a person is told before it begins."""
         return [
             f"{self.run} goes on as it was begun: train.model_params.{name} is {json.dumps(value)}, which is what was "
-            "done before there was that setting. Another --name takes the default; with --replace what is set by name counts"
+            "done before there was that setting. Another --name takes the default; with --replace what is set by name "
+            "counts"
             for name, value in self.begun.items()
         ]
 
