@@ -17,12 +17,15 @@ import argparse
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -136,21 +139,54 @@ def _pipeline(*args: object) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Row by row through all sets, so that an early end leaves whole rows."""
+    """Row by row through all sets, so that an early end leaves whole rows; several cells at once, each in a process
+    that lives as long as the whole, as starting one per cell would take longer than most of them."""
     began = time.monotonic()
     ready = list(sets(args))
-    for row in settings(args.quick, args.students)["benchmark"]["models"]:
-        for name, work, labels, own in ready:
-            if time.monotonic() - began > 60 * args.minutes:
-                return
-            file = args.work / name / "settings.yaml"
-            file.write_text(yaml.safe_dump(own))
-            at = time.monotonic()
-            code = _pipeline(
-                "benchmark", "--config", file, "--work", work, "--labels", labels, "--models", row, "--name", "league",
-                "--workers", args.workers,
-            )  # fmt: skip
-            print(row, name, f"exit {code}, {time.monotonic() - at:.0f} s", flush=True)
+    for name, _, _, own in ready:
+        (args.work / name / "settings.yaml").write_text(yaml.safe_dump(own))
+    spawn = multiprocessing.get_context("spawn")
+    with futures.ProcessPoolExecutor(args.workers, spawn, initializer=_end_with_parent) as pool:
+        cells = []
+        for row in args.rows or settings(args.quick, args.students)["benchmark"]["models"]:
+            cells += [pool.submit(cell, row, name, work, labels) for name, work, labels, _ in ready]
+        try:
+            for each in cells:
+                print(each.result(max(0.0, 60 * args.minutes - (time.monotonic() - began))), flush=True)
+        except futures.TimeoutError:
+            print(f"{args.minutes:g} minutes are over: the same command goes on", flush=True)
+        finally:
+            _kill(pool)
+
+
+def cell(row: str, name: str, work: Path, labels: Path) -> str:
+    """One row on one set: a command of its own, made in this process."""
+    at = time.monotonic()
+    code = _pipeline(
+        "benchmark", "--config", work.parent / "settings.yaml", "--work", work, "--labels", labels, "--models", row,
+        "--name", "league", "--workers", 1,
+    )  # fmt: skip
+    return f"{row} {name} exit {code}, {time.monotonic() - at:.0f} s"
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed ends too: its claims are free for the next start."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _kill(pool: futures.ProcessPoolExecutor) -> None:
+    """End the cells under way as a kill would: they go on from their checkpoints."""
+    workers = list(pool._processes.values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        worker.terminate()
 
 
 def collect(args: argparse.Namespace) -> None:
@@ -283,6 +319,7 @@ def main() -> None:
     parser.add_argument(
         "--students", action="store_true", help="MHIM with every other attention model as its student too"
     )
+    parser.add_argument("--rows", nargs="+", help="these rows alone, in this order")
     parser.add_argument("--mil", type=Path)
     parser.add_argument("--demo", type=Path)
     parser.add_argument("--breast", action="append", help="WORK:ENCODER")
