@@ -51,12 +51,22 @@ class Train(Stage):
 
     def told(self) -> list[str]:
         """What a person is told before it begins."""
-        return [
+        lines = [
             f"{self.run} goes on as it was begun: train.model_params.{name} is {json.dumps(value)}, which is what was "
             "done before there was that setting. Another --name takes the default; with --replace what is set by name "
             "counts"
             for name, value in self.begun.items()
         ]
+        taught = [job for job in self._jobs() if job.teacher and not job.part]
+        few = [n for job in taught if kept.by_few(job.config, n := len(job.fold.val))]
+        if few:
+            between = f"{min(few)} to {max(few)}" if min(few) < max(few) else f"{min(few)}"
+            lines.append(
+                f"{self.run}: in a fold {between} validation patients choose between the model and its plain model, "
+                "which are few: train.choice=inner asks the whole training part too, for about "
+                f"{self.config.train.choice_folds + 1} times the trainings"
+            )
+        return lines
 
     @property
     def root(self) -> Path:  # type: ignore[override]

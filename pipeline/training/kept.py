@@ -54,6 +54,12 @@ def needs_inner(config: TrainConfig, validation: int) -> bool:
     return weighs(config) and config.choice == INNER and validation < config.choice_patients
 
 
+def by_few(config: TrainConfig, validation: int) -> bool:
+    """Whether so many validation patients decide, by the better value alone, though they are too few to tell."""
+    at_all = config.protocol == "honest" and config.select != "last" and may_fall_back(config)
+    return at_all and config.choice == "point" and 0 < validation < config.choice_patients
+
+
 def rule_of(config: TrainConfig) -> dict[str, Any]:
     """The rule, for fingerprints of trainings that it decides; the trainings that give evidence are inputs besides."""
     return {"rule": config.choice, "margin": config.choice_margin}

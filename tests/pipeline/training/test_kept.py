@@ -14,7 +14,9 @@ from mhim.configs.load import ConfigError, validate
 from mhim.configs.schema import TrainConfig
 from mhim.mil import tasks
 from mhim.mil.preference import Pair
+from mhim.pipeline.cohort import patients
 from mhim.pipeline.resume import stage
+from mhim.pipeline.stages.train import Train
 from mhim.pipeline.store import layout
 from mhim.pipeline.training import bundle, choices, fold, kept
 from tests.pipeline.bags import make_features, tree
@@ -211,6 +213,22 @@ def test_where_no_fallback_is_allowed_nothing_is_weighed(work: layout.Work) -> N
     assert not (work.run("run") / "inner").exists()
     (line,) = choices.lines(choices.count(cards))
     assert line.startswith("no fallback to the plain model was allowed (train.fallback)")
+
+
+def test_few_validation_patients_that_decide_alone_are_told(work: layout.Work) -> None:
+    rows = make_features(work, 12)
+
+    def told(**train: Any) -> list[str]:
+        config = settings(**mhim() | train)
+        data = patients.labelled(rows, work.features("texture"), config.train)
+        return Train(work, config, "run", data, patients.make_folds(data, config.train)).told()
+
+    assert told() == [
+        "run: in a fold 2 validation patients choose between the model and its plain model, which are few: "
+        "train.choice=inner asks the whole training part too, for about 5 times the trainings"
+    ]
+    silent = [{"choice": "margin"}, {"fallback": None}, {"select": "last"}, {"choice_patients": 2}]
+    assert [told(**one) for one in (*silent, {"model": "abmil", "model_params": {}})] == [[]] * 5
 
 
 def test_slides_as_bags_are_weighed_by_patient_and_patients_stay_whole_inside(work: layout.Work) -> None:
