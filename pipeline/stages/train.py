@@ -57,7 +57,7 @@ class Train(Stage):
             "counts"
             for name, value in self.begun.items()
         ]
-        taught = [job for job in self._jobs() if job.teacher and not job.part]
+        taught = [job for job in self._own_jobs() if job.teacher]
         few = [n for job in taught if kept.by_few(job.config, n := len(job.fold.val))]
         if few:
             between = f"{min(few)} to {max(few)}" if min(few) < max(few) else f"{min(few)}"
