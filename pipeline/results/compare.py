@@ -84,14 +84,14 @@ def refuse_others(names: Sequence[str], told: Sequence[Metrics], rows: Sequence[
             f"{one} has the classes {told_classes[0]}, {two} {told_classes[1]} (the last is "
             "the positive one): only runs of the same classes in the same order can be compared"
         )
+    units = [t.unit for t in told]
+    if units[0] != units[1]:
+        raise StoreError(f"{one} answers for each {units[0]}, {two} for each {units[1]} (train.bag): no pairs exist")
     if told[0].split_hash != told[1].split_hash:
         raise StoreError(
             f"{one} has split {told[0].split_hash}, {two} {told[1].split_hash}: only "
             "runs on the same splits can be compared (same labels, train.seed and train.folds)"
         )
-    units = [t.unit for t in told]
-    if units[0] != units[1]:
-        raise StoreError(f"{one} answers for each {units[0]}, {two} for each {units[1]} (train.bag): no pairs exist")
     held = [{(bag_of(r), r["repeat"], r["fold"]) for r in side} for side in rows]
     if held[0] != held[1]:
         patient, _, fold = sorted(held[0] ^ held[1])[0]

@@ -16,7 +16,8 @@ from mhim.pipeline import api
 from mhim.pipeline.cohort.labels.rows import OWN_LABELS, CohortError, Row, contradictions
 from mhim.pipeline.maps import stored
 from mhim.pipeline.pictures import risk_curves
-from mhim.pipeline.results import estimand
+from mhim.pipeline.results import compare, estimand
+from mhim.pipeline.results.views import View
 from mhim.pipeline.store import layout
 from mhim.pipeline.training import bundle
 from tests.pipeline.bags import make_features, sets, write_labels
@@ -77,6 +78,10 @@ def test_slides_of_one_patient_may_have_labels_of_their_own(tmp_path: Path, cli:
     assert code == 0, text
     assert "auc" in text, text
     assert "patients drawn with all their slides, over all folds together" in " ".join(text.split()), text
+    told, answers = compare.scored(View(run))
+    of_patients = told.model_copy(update={"unit": "patient", "split_hash": "another"})  # as their splits are, too
+    with pytest.raises(layout.StoreError, match=r"answers for each slide, b for each patient \(train.bag\)"):
+        compare.refuse_others(("a", "b"), (told, of_patients), (answers, answers))
     assert cli("report", "--name", "one", "--work", work.root)[0] == 0
     page = (run / "report.html").read_text()
     assert "16 held-out slides of 8 patients" in page
