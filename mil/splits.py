@@ -86,7 +86,7 @@ def k_fold(
     """
     patients = sorted(strata)
     if folds > len(patients):
-        raise SplitError(f"{folds} folds but only {len(patients)} patients: set train.folds to {len(patients)} or less")
+        raise SplitError(f"{folds} folds but only {len(patients)} patients: {_folds_or(len(patients), 'add some')}")
     if sites is None:
         _enough(strata, folds, survival)
     made: list[Fold] = []
@@ -207,6 +207,15 @@ def of_owners(strata: Strata, owner: Mapping[str, str]) -> dict[str, int | tuple
     return {patient: tuple(sorted(own)) for patient, own in found.items()}
 
 
+_FEW = "merge it with another class, or leave its patients out"
+
+
+def _folds_or(most: int, else_: str) -> str:
+    """What to do where there are no more than `most` of what each fold needs. else_: what helps where two folds are too
+    many."""
+    return f"set train.folds to {most} or less" if most > 1 else else_
+
+
 def enough_owners(strata: Strata, folds: int) -> None:
     """Raise SplitError unless each class has slides of a patient per fold. strata: as `of_owners` gives them."""
     counts = Counter(s for own in _all(strata).values() for s in own)
@@ -214,7 +223,7 @@ def enough_owners(strata: Strata, folds: int) -> None:
         n = min(counts.values())
         raise SplitError(
             f"the rarest class has slides of {n} patients for {folds} folds, and patients stay whole, so some fold "
-            f"would lack it: set train.folds to {n} or less" + (", or merge classes" if n < 2 else "")
+            f"would lack it: {_folds_or(n, _FEW)}"
         )
 
 
@@ -241,14 +250,14 @@ def _enough(strata: Strata, folds: int, survival: bool) -> None:
         if events < folds:
             raise SplitError(
                 f"only {events} patients have an event, for {folds} folds, so some fold would have none: "
-                f"set train.folds to {events} or less" + (", or add patients" if events < 2 else "")
+                f"{_folds_or(events, 'add patients with an event')}"
             )
         return
     smallest = int(counts[counts > 0].min())
     if smallest < folds:
         raise SplitError(
             f"the rarest class has {smallest} patients for {folds} folds, so some fold would lack it: "
-            f"set train.folds to {smallest} or less" + (", or merge classes" if smallest < 2 else "")
+            f"{_folds_or(smallest, _FEW)}"
         )
 
 
@@ -290,7 +299,8 @@ def _deal_sites(
         raise SplitError(f"patient {missing[0]} has no site: fill the site column or use train.split_by=patient")
     names = sorted({sites[p] for p in patients})
     if len(names) < folds:
-        raise SplitError(f"{folds} folds but only {len(names)} sites: set train.folds to {len(names)} or less")
+        cure = _folds_or(len(names), "use train.split_by=patient")
+        raise SplitError(f"{folds} folds but only {len(names)} sites: {cure}")
     labels = _all(strata)
     classes = sorted({c for found in labels.values() for c in found})
     count = {s: np.array([sum(sites[p] == s and c in labels[p] for p in patients) for c in classes]) for s in names}

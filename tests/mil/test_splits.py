@@ -115,9 +115,9 @@ def test_rows_list_every_patient_of_every_fold():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: splits.k_fold({"A": 0, "B": 1}, 3, 0.2, 0), "only 2 patients"),
-        (lambda: splits.k_fold({**{f"P{i}": 0 for i in range(9)}, "Q": 1}, 3, 0.2, 0), "rarest class has 1"),
-        (lambda: splits.k_fold(cohort(9), 3, 0.2, 0, sites=dict.fromkeys(cohort(9), "S")), "only 1 sites"),
+        (lambda: splits.k_fold({"A": 0, "B": 1}, 3, 0.2, 0), "only 2 patients: set train.folds to 2 or less"),
+        (lambda: splits.k_fold({**{f"P{i}": 0 for i in range(9)}, "Q": 1}, 3, 0.2, 0), "has 1 .*lack it: merge it"),
+        (lambda: splits.k_fold(cohort(9), 3, 0.2, 0, sites=dict.fromkeys(cohort(9), "S")), "only 1 sites: use"),
         (lambda: splits.k_fold(cohort(9), 3, 0.2, 0, sites={}), "has no site"),
         (lambda: splits.from_split_column({"A": "train", "B": "tset"}, {"A": 0, "B": 1}, 0.2, 0), "B: split 'tset'"),
         (lambda: splits.from_split_column({"A": "train", "B": "train"}, {"A": 0, "B": 0}, 0.2, 0), "no test"),

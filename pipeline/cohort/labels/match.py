@@ -7,7 +7,8 @@ come off, in any case and on both sides. `B1` never takes `B1.1`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -135,17 +136,29 @@ def match(rows: Iterable[Row], slide_ids: Iterable[str]) -> Matched:
     pairs.sort(key=lambda pair: pair[0].number)
     free = [i for i in ids if i not in taken]
     notes = (f"rows take files of another suffix: {some(told, 3)}",) if told else ()
-    return Matched(pairs, free, lost, (*notes, *_other_case(lost, free)))
+    return Matched(pairs, free, lost, (*notes, *_almost(lost, free)))
 
 
-def _other_case(lost: Sequence[Row], free: Sequence[str]) -> list[str]:
-    """Rows without slide that would have one if capitals were small letters: a line that says so, as they may be meant
-    and may be two slides."""
-    finder = Finder(dict.fromkeys(i.casefold() for i in free))
-    whole = {i.casefold(): i for i in free}
-    near = [(row, finder.find(row.slide.casefold())[1]) for row in lost]
-    pairs = [f"{row.slide} (row {row.number}) and {whole[hits[0]]}" for row, hits in near if len(hits) == 1]
-    return [f"names that differ in capital letters are not taken for one: {some(pairs, 3)}"] if pairs else []
+def _almost(lost: Sequence[Row], free: Sequence[str]) -> list[str]:
+    """Rows without slide that would have one if capitals were small letters, or numbers had no zeros in front: a line
+    that says so, as they may be meant and may be two slides."""
+    ways: tuple[tuple[str, Callable[[str], str]], ...] = (
+        ("capital letters", str.casefold),
+        ("zeros in front, which a spreadsheet drops unless its cells are text,", _without_zeros),
+    )
+    told = []
+    for differ, plain in ways if lost else ():
+        finder = Finder(dict.fromkeys(plain(i) for i in free))
+        whole = {plain(i): i for i in free}
+        near = [(row, finder.find(plain(row.slide))[1]) for row in lost]
+        pairs = [f"{row.slide} (row {row.number}) and {whole[hits[0]]}" for row, hits in near if len(hits) == 1]
+        told += [f"names that differ in {differ} are not taken for one: {some(pairs, 3)}"] if pairs else []
+    return told
+
+
+def _without_zeros(name: str) -> str:
+    """A name whose numbers have no zeros in front."""
+    return re.sub(r"(?<![0-9])0+(?=[0-9])", "", name)
 
 
 def _take(row: Row, hits: list[str], taken: dict[str, Row], pairs: list[tuple[Row, str]]) -> None:

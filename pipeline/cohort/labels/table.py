@@ -86,7 +86,7 @@ def read_table(
     sheet = label_cells.read(path, dialect, lambda header: bool(looked_for & {plain(h) for h in header}))
     found = published.translate(sheet, path.name) if not named else label_cells.trimmed(sheet)
     header = found.lines[0][1]
-    at = _columns(header, named, path, targets)
+    at = _columns(header, named, path, targets, found.notes)
     rows, notes = _rows(found, at, settings, path, may_lack_slide, bag)
     if not rows:
         raise CohortError(f"{path} has no rows")
@@ -105,9 +105,13 @@ def _several(named: str) -> list[str]:
     return [part.strip() for part in named.split(",")] if "," in named else []
 
 
-def _columns(header: Sequence[str], named: Mapping[str, str], path: Path, targets: Sequence[str]) -> dict[str, int]:
-    """Our columns -> their places in the header. Raises CohortError for what is missing, named twice or doubtful."""
-    has = f"{path} has the columns {', '.join(h or '(no name)' for h in header)}"
+def _columns(
+    header: Sequence[str], named: Mapping[str, str], path: Path, targets: Sequence[str], notes: Sequence[str]
+) -> dict[str, int]:
+    """Our columns -> their places in the header. notes: how the file was read, such as which of its sheets. Raises
+    CohortError for what is missing, named twice or doubtful."""
+    read = f" ({'; '.join(notes)})" if notes else ""
+    has = f"{path} has the columns {', '.join(h or '(no name)' for h in header)}{read}"
     at: dict[str, int] = {}
 
     def places(*names: str) -> list[int]:

@@ -90,6 +90,8 @@ def test_spreadsheets_and_parquet(tmp_path: Path) -> None:
         (3, "0012", "1", 3.5, 1),
         (4, "0007.svs", "x", None, None),
     ]
+    with pytest.raises(CohortError, match=r"there is no column 'x' .*t\.xlsx: sheet 'clinic' of 2 .*clinic.*=NAME"):
+        read_rows(tmp_path / "t.xlsx", LabelsConfig(slide_column="x"))
     with pytest.raises(CohortError, match=r"no sheet 'x'.*clinic"):
         read_rows(tmp_path / "t.xlsx", LabelsConfig(sheet="x"))
 
@@ -243,6 +245,10 @@ def test_rows_that_miss_their_slide_by_capital_letters_are_told() -> None:
     found = match([Row(2, "a1.svs", "p"), Row(3, "b1", "q"), Row(4, "c", "r")], ["A1.SVS", "b1.svs", "d.svs"])
     assert [slide for _, slide in found.rows] == ["b1.svs"]
     assert found.notes == ("names that differ in capital letters are not taken for one: a1.svs (row 2) and A1.SVS",)
+    zeros = match([Row(2, "7", "p"), Row(3, "B2_10", "q"), Row(4, "70", "r")], ["0007.svs", "B02_10", "0700"])
+    assert zeros.rows == []
+    assert [note for note in zeros.notes if "7 (row 2) and 0007.svs, B2_10 (row 3) and B02_10" in note], zeros.notes
+    assert "70 (row 4)" not in str(zeros.notes)
 
 
 def test_tcga_barcodes_make_patients(tmp_path: Path) -> None:
