@@ -10,6 +10,8 @@ of the set reads the next one. On a CPU the same threads encode what they read, 
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -241,6 +243,9 @@ def _store(chunk: np.ndarray, at: int, features: np.ndarray, job: SlideJob, row:
 
 
 def _limit_torch(cores: int) -> None:
-    import torch
-
-    torch.set_num_threads(cores)
+    """Threads of torch. To import it for that would cost an encoder that does without 3 s: one that imports it later,
+    in `encode`, starts with what the environment says."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(cores)
+    else:
+        os.environ["OMP_NUM_THREADS"] = str(cores)

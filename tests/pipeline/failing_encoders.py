@@ -23,7 +23,7 @@ def _mine() -> bool:
 
 
 def _means(tiles: np.ndarray) -> np.ndarray:
-    return tiles.reshape(len(tiles), -1, 3).mean(1).astype(np.float32)
+    return tiles[:, ::16, ::16].mean((1, 2), dtype=np.float32)  # of every pixel they take a quarter of a second a batch
 
 
 def gpu_fails() -> Encoder:

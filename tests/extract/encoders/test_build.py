@@ -285,14 +285,17 @@ def test_what_is_the_device_and_what_is_the_model(folder: Path, error: Exception
         assert "\n" not in str(caught.value)
 
 
-def test_identity_imports_no_torch(folder: Path) -> None:
+def test_identity_imports_no_torch_and_nothing_else_does_that_needs_none(folder: Path) -> None:
     code = (
         "import sys; from mhim.configs.schema import ExtractConfig; from mhim.extract.encoders import identity;"
         f"identity(ExtractConfig(encoder='resnet50-trunc', weights={str(folder)!r}, offline=True));"
-        "identity(ExtractConfig()); print('torch' in sys.modules, 'timm' in sys.modules)"
+        "identity(ExtractConfig()); from mhim.extract.features import Extractor; from mhim.configs import trust;"
+        "trust.adopt(trust.Trust(frozenset({'tests'})));"
+        "own = Extractor(ExtractConfig(encoder='tests.pipeline.failing_encoders.wide')).encoder;"
+        "print(own.name, 'torch' in sys.modules, 'timm' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    assert done.stdout.split() == ["wide", "False", "False"]
 
 
 def test_own_encoder_that_lies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
