@@ -12,7 +12,11 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
+# no test asserts a time
+settings.register_profile("any_time", deadline=None)
+settings.load_profile("any_time")
 # Bags of a few dozen instances gain nothing from threads, and two torch threads on busy cores wait for each other:
 # one of the tests that train took 62 s with two and 8 s with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

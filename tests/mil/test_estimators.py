@@ -43,7 +43,7 @@ def repeated(counts: np.ndarray, *columns: np.ndarray) -> list[np.ndarray]:
     return [np.repeat(c, counts, axis=0) for c in columns]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SEEDS)
 def test_concordance_equals_lifelines_on_repeated_rows(seed: int) -> None:
     time, event, risk, counts = patients(seed)
@@ -56,7 +56,7 @@ def test_concordance_equals_lifelines_on_repeated_rows(seed: int) -> None:
     assert found == pytest.approx(expected, abs=1e-9, nan_ok=True)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SEEDS)
 def test_kaplan_meier_equals_lifelines_on_repeated_rows(seed: int) -> None:
     time, event, _, counts = patients(seed)
@@ -69,7 +69,7 @@ def test_kaplan_meier_equals_lifelines_on_repeated_rows(seed: int) -> None:
             assert known[at] == pytest.approx(value, abs=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(SEEDS, st.integers(2, 4))
 def test_classification_equals_scikit_learn_on_repeated_rows(seed: int, n_classes: int) -> None:
     rng = np.random.default_rng(seed)
@@ -100,7 +100,7 @@ def test_classification_equals_scikit_learn_on_repeated_rows(seed: int, n_classe
         assert estimators.brier(true, p, w)[0] == pytest.approx(brier_score_loss(t, q[:, 1]), abs=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(SEEDS)
 def test_time_auc_is_the_weighted_auc_of_its_definition(seed: int) -> None:
     time, event, risk, counts = patients(seed)
@@ -127,7 +127,7 @@ def test_survival_equals_scikit_survival_s_recorded_values(case) -> None:  # typ
     assert metrics.log_rank(time, event, risk > np.median(risk)) == pytest.approx(case["log_rank"], abs=1e-9)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(SEEDS)
 def test_log_rank_equals_lifelines(seed: int) -> None:
     time, event, risk, _ = patients(seed, 40)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -63,7 +63,6 @@ def test_corn_is_the_sum_of_the_papers_binary_tasks():
     assert Ordinal(FOUR).loss(logits, levels).item() == pytest.approx(total / 30, rel=1e-12)
 
 
-@settings(deadline=None)
 @given(rows, st.sampled_from(["corn", "cumulative"]))
 def test_exceeding_falls_by_construction_and_gradients_are_finite(values, link):
     logits = torch.tensor(values, dtype=torch.float32, requires_grad=True)

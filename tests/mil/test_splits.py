@@ -15,7 +15,7 @@ def cohort(n, classes=2, seed=0):
     return {f"P{i:03d}": int(c) for i, c in enumerate(labels)}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(n=st.integers(0, 60), classes=st.integers(2, 4), folds=st.integers(2, 6), seed=st.integers(0, 99))
 def test_folds_partition_the_patients_and_keep_the_classes(n, classes, folds, seed):
     strata = cohort(n, classes, seed)
@@ -44,7 +44,7 @@ def test_same_seed_same_folds_whatever_the_order_of_the_labels():
     assert [f.name for f in one[3:5]] == ["fold_3", "rep_1_fold_0"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sites=st.integers(4, 12), folds=st.integers(2, 4), seed=st.integers(0, 50))
 def test_a_site_is_wholly_in_one_fold(sites, folds, seed):
     strata = cohort(60, 2, seed)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mhim.mil import tasks
@@ -59,7 +59,6 @@ def test_bins_come_from_events_only():
     assert tasks.discrete_survival(events + censored).edges == tasks.discrete_survival(events).edges
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(-8, 8), min_size=4, max_size=4), min_size=1, max_size=6))
 def test_probabilities_sum_to_one_and_nll_is_their_logarithm(rows):
     logits = torch.tensor(rows, dtype=torch.float64)

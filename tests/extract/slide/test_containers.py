@@ -65,7 +65,7 @@ def drawn(draw: st.DrawFn) -> Traits:
 
 
 @given(traits=drawn(), data=st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 def test_auto_is_openslide_is_what_was_painted(traits: Traits, data: st.DataObject) -> None:
     n = data.draw(st.integers(0, len(traits.codecs) - 1), label="level")
     tile_px = data.draw(st.sampled_from([48, 100, 256]), label="tile_px")

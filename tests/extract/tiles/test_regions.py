@@ -23,7 +23,7 @@ def blobs(seed: int) -> np.ndarray:
     return np.asarray(cv2.GaussianBlur(noise, (0, 0), 3) > 0.02)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), origin=st.tuples(st.integers(0, 5000), st.integers(0, 5000)))
 def test_the_round_trip_gives_the_mask_back(
     seed: int, origin: tuple[int, int], tmp_path_factory: pytest.TempPathFactory

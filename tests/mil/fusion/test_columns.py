@@ -188,7 +188,7 @@ def of_cells(cells: np.ndarray, words: list[str | None]) -> Rows | None:
 WORDS = st.lists(st.sampled_from(["x", "y", "z", None]), min_size=12, max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(CELLS, WORDS, st.permutations(range(12)), st.permutations(range(4)), st.integers(1, 11))
 def test_order_and_company_change_no_bit(
     cells: np.ndarray, words: list[str | None], rows_order: list[int], columns_order: list[int], few: int
@@ -209,7 +209,7 @@ def test_order_and_company_change_no_bit(
     assert again.matrix(other)[np.argsort(rows_order)].tobytes() == whole.tobytes()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(CELLS, st.sampled_from([1024.0, 2.0**-7]))
 def test_another_unit_gives_the_same_features(cells: np.ndarray, unit: float) -> None:
     rows = of_cells(cells, ["x"] * 12)

@@ -20,7 +20,7 @@ def drawn(n, seed):
     return score, share / share.sum(), noise, attention
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     sizes, ratios, ratios, ratios, st.floats(0.05, 1.0), st.floats(0.01, 1.0), st.sampled_from(["ceil", "floor"]), seeds
 )
@@ -32,7 +32,7 @@ def test_at_least_one_instance_stays_whatever_is_asked(n, high, low, random, par
     assert number <= n - 1
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(2, 80), st.floats(0.01, 0.99), st.floats(0.02, 0.98), seeds)
 def test_the_cap_stops_at_the_first_that_would_break_it(n, ratio, cap, seed):
     score, share, _, _ = drawn(n, seed)
@@ -70,7 +70,7 @@ def test_what_random_masks_need_is_asked_for():
         masking.remove(score, share, 0.2, random_share=0.5)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(sizes, st.floats(0, 1), st.integers(0, 3), st.booleans(), seeds)
 def test_split_parts_what_is_left(n, keep, fewest, in_order, seed):
     score, share, noise, _ = drawn(n, seed)
@@ -87,7 +87,7 @@ def test_split_parts_what_is_left(n, keep, fewest, in_order, seed):
             assert noise[0][found.kept].max() <= noise[0][found.merged].min()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(2, 60), st.floats(0, 1), st.integers(0, 20), st.integers(0, 20), st.booleans(), seeds)
 def test_fixed_shapes_hold_the_same_instances(n, keep, below, above, in_order, seed):
     """With bounds around the number removed, as on a GPU, the entries that count are those of exact shapes."""

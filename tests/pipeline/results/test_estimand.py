@@ -89,7 +89,7 @@ MAPS: list[Callable[[np.ndarray], np.ndarray]] = [
 ]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.lists(st.integers(0, len(MAPS) - 1), min_size=6, max_size=6))
 def test_an_increasing_map_of_a_training_s_risks_changes_no_ranking(seed: int, which: list[int]) -> None:
     rows = survival_rows(seeds=2, seed=seed, n=30)
@@ -112,7 +112,7 @@ def test_an_increasing_map_of_a_training_s_risks_changes_no_ranking(seed: int, w
     ]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 1000))
 def test_an_increasing_map_of_a_training_s_probabilities_changes_no_ranking(seed: int) -> None:
     rows = class_rows(TWO, seeds=2, seed=seed, n=30)

@@ -270,7 +270,7 @@ def test_fingerprints_know_cells_kinds_and_groups_of_the_patients_asked_for(tmp_
     assert clinical(tmp_path, PLAIN).of(["C", "X", "A"]).patients == ("C", "A")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.permutations(range(3)), st.permutations(range(4)))
 def test_the_order_of_rows_and_columns_is_nobodys_business(
     tmp_path_factory: pytest.TempPathFactory, rows: list[int], columns: list[int]
