@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mhim.configs.processes import usable_cores
 from mhim.configs.schema import Config, TileConfig
@@ -25,10 +26,12 @@ from mhim.pipeline.cohort.labels import match, use
 from mhim.pipeline.cohort.labels import table as label_table
 from mhim.pipeline.cohort.labels.rows import CohortError
 from mhim.pipeline.cohort.listing import SlideEntry
-from mhim.pipeline.cohort.patient_tables import check as check_tables
 from mhim.pipeline.resume import console, leftovers
 from mhim.pipeline.resume.child import Child, Died, Order
 from mhim.pipeline.store import names, tables, writing
+
+if TYPE_CHECKING:
+    from mhim.pipeline.cohort.patient_tables.check import Checked
 
 NO_SLIDE = "no slide"
 _HARMLESS = frozenset(
@@ -43,7 +46,11 @@ _THUMB_PX = 320
 def check(source: Path | None, config: Config, out: Path, labels: Path | None = None) -> int:
     """Inspect every file, and every patients' table, and report; 0 if nothing needs a person, else 1. source: None for
     the tables alone. Raises CohortError."""
-    tables_ = check_tables.check(config, labels) if config.train.tables else None
+    tables_ = None
+    if config.train.tables:  # imported here, since it imports torch, which a process that looks at slides needs not
+        from mhim.pipeline.cohort.patient_tables import check as check_tables
+
+        tables_ = check_tables.check(config, labels)
     if source is None:
         if tables_ is None:
             raise CohortError("nothing to check: name the slides, or patients' tables with --table NAME=FILE")
@@ -289,9 +296,11 @@ def _show(findings: list[Finding], summary: list[str], out: Path) -> None:
     console.out.print(f"{out / 'check.csv'} and {out / 'check.html'} hold all of it", markup=False)
 
 
-def _show_tables(found: check_tables.Checked, out: Path) -> None:
+def _show_tables(found: Checked, out: Path) -> None:
     """What there is to say of patients' tables, and their columns as a file."""
-    writing.write_atomic(out / check_tables.FILE, found.csv())
+    from mhim.pipeline.cohort.patient_tables.check import FILE
+
+    writing.write_atomic(out / FILE, found.csv())
     for heading, lines in (("needs a person", found.problems), ("to be known", found.notes)):
         if lines:
             console.out.print(f"patients' tables, {heading}:", style="bold", markup=False)
@@ -299,7 +308,7 @@ def _show_tables(found: check_tables.Checked, out: Path) -> None:
             console.out.print(f"  {line}", markup=False)
     if not found.problems:
         console.out.print("patients' tables: nothing needs a person", markup=False)
-    console.out.print(f"{out / check_tables.FILE} holds every column", markup=False)
+    console.out.print(f"{out / FILE} holds every column", markup=False)
 
 
 def _inside(out: Path, source: Path) -> bool:

@@ -62,7 +62,9 @@ KINDS = [
     "--backend",
     "own_backend",
 ]
-FEW = [*sets("train.folds=2", "train.epochs=1", "score.bootstrap=5", "tile.blur_probe_um=0"), "--workers", "2"]
+SMALL = sets("train.folds=2", "train.epochs=1", "score.bootstrap=5", "score.heatmaps=none", "tile.blur_probe_um=0")
+FEW = [*SMALL, "--workers", "1"]
+SPREAD = [*SMALL, "--workers", "2"]  # each process more imports torch, so one command shows that they get the plug-ins
 
 
 @pytest.fixture
@@ -88,7 +90,7 @@ def call(folder: Path, *args: object) -> tuple[int, str]:
 
 
 def test_all_four_kinds_go_through_every_verb_in_a_folder_of_shadows(folder: Path) -> None:
-    code, text = call(folder, "run", "slides", "--labels", "labels.csv", *KINDS, *FEW, "--set", "score.heatmaps=none")
+    code, text = call(folder, "run", "slides", "--labels", "labels.csv", *KINDS, *FEW)
     assert code == 0, text
     work = layout.Work(folder / "work")
     assert [p.name for p in (work.root / "features").iterdir()] == ["own_enc.mean_colour"]
@@ -101,11 +103,10 @@ def test_all_four_kinds_go_through_every_verb_in_a_folder_of_shadows(folder: Pat
 
     # a later command names the model it trusts, or is refused before any work
     shutil.rmtree(work.run("own_mil") / "scores")
-    code, text = call(folder, "score", "--name", "own_mil", *FEW, "--set", "score.heatmaps=none")
+    code, text = call(folder, "score", "--name", "own_mil", *FEW)
     assert code == 2
     assert "own_mil" in text
-    trusted = ["--name", "own_mil", "--allow-plugin", "own_mil", "--workers", "1"]
-    code, text = call(folder, "score", *trusted, "--set", "score.heatmaps=none", "--set", "score.bootstrap=5")
+    code, text = call(folder, "score", "--name", "own_mil", "--allow-plugin", "own_mil", *FEW)
     assert code == 0, text
 
     # changed code is another plug-in
@@ -122,7 +123,7 @@ def test_all_four_kinds_by_one_file_go_through_every_verb(folder: Path) -> None:
     (folder / "plug" / "numpy.py").write_text("raise SystemExit('a plug-in shadows a library')\n")
     tiling = ["--set", "tile.segmenter=plug/mine.py", "--backend", "plug/mine.py"]
     kinds = [*tiling, "--encoder", "./plug/mine.py:mean_colour", "--model", "./plug/mine.py"]
-    code, text = call(folder, "run", "slides", "--labels", "labels.csv", *kinds, *FEW, "--set", "score.heatmaps=none")
+    code, text = call(folder, "run", "slides", "--labels", "labels.csv", *kinds, *FEW)
     assert code == 0, text
     work = layout.Work(folder / "work")
     assert [p.name for p in (work.root / "features").iterdir()] == ["mine.mean_colour"]
@@ -136,9 +137,9 @@ def test_all_four_kinds_by_one_file_go_through_every_verb(folder: Path) -> None:
 
     # a received name wants the file, or is refused before any work
     shutil.rmtree(work.run("mine") / "scores")
-    again = ["score", "--name", "mine", *FEW, "--set", "score.heatmaps=none"]
-    assert call(folder, *again)[0] == 2
-    code, text = call(folder, *again, "--allow-plugin", "plug/mine.py")
+    again = ["score", "--name", "mine"]
+    assert call(folder, *again, *FEW)[0] == 2
+    code, text = call(folder, *again, *SPREAD, "--allow-plugin", "plug/mine.py")
     assert code == 0, text
     assert (work.run("mine") / "scores").is_dir()
 
