@@ -97,7 +97,7 @@ def serve(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "50",
-        "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10s",
+        "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "6s",
     }
     with open(folder / "log", "ab") as log:
         return subprocess.Popen(
@@ -186,7 +186,7 @@ def test_an_item_that_always_kills_its_process_is_one_failure(cluster: Cluster, 
 
 def test_work_that_holds_pythons_lock_does_not_make_a_worker_look_dead(cluster: Cluster, tmp_path: Path) -> None:
     before = worker_processes(cluster)
-    stage = Toy(tmp_path / "out", n=2, hog_s=22)  # a worker that is silent for 10 s counts as dead here
+    stage = Toy(tmp_path / "out", n=2, hog_s=14)  # a worker that is silent for 6 s counts as dead here
     report = run(stage, backend, backend="dask", backend_params=cluster.params(retries=0))
     assert report.exit_code == 0, report
     assert worker_processes(cluster) == before
@@ -263,7 +263,7 @@ def test_trainings_on_workers_are_watched_by_the_epoch(cluster: Cluster, tmp_pat
 
     eye = threading.Thread(target=look)
     eye.start()
-    quick = sets("train.epochs=400", "train.patience=0", "train.folds=2", "train.draws=2")
+    quick = sets("train.epochs=150", "train.patience=0", "train.folds=2", "train.draws=2")
     given = ["--work", work.root, "--labels", labels, "--encoder", "texture", "--model", "abmil", *quick]
     try:
         assert _main(["train", *map(str, given), "--backend", "dask", "--scheduler", cluster.address]) == 0
@@ -272,7 +272,7 @@ def test_trainings_on_workers_are_watched_by_the_epoch(cluster: Cluster, tmp_pat
         eye.join()
     told = {key: one for found in seen for key, one in found.items() if one.done > 0}
     assert {f"draws/{k}/fold_{i}" for k in (0, 1) for i in (0, 1)} <= told.keys(), "which draw of which fold"
-    assert all(one.of == 400 and one.best and one.each_s for one in told.values())
+    assert all(one.of == 150 and one.best and one.each_s for one in told.values())
     assert max(map(len, seen)) > 1, "side by side"
 
 
