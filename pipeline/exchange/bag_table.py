@@ -140,7 +140,7 @@ def store_bags(
             new[name] = digest
         elif there.fingerprint != digest:
             raise CohortError(f"{final} holds other features already; import under another --encoder or --work")
-    if labels.exists() and labels.read_text() != text:
+    if labels.exists() and labels.read_bytes() != text.encode():
         raise CohortError(f"{labels} exists and differs; import under another --encoder or --work")
     for name, digest in new.items():
         sizes = bags[name].sizes

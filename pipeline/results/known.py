@@ -8,6 +8,7 @@ a stranger. `patients.csv` of the run keeps what is needed for it, and is a labe
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from mhim.pipeline.cohort.listing import SlideEntry
 from mhim.pipeline.cohort.patients import Dataset, Patient
 from mhim.pipeline.cohort.slides import read_cohort
 from mhim.pipeline.store import layout, reading, tables, writing
-from mhim.pipeline.training import bundle, fold
+from mhim.pipeline.training import bundle, fold, plan
 
 PATIENTS = "patients.csv"
 CONTENT = "content"  # attribute of tiles and features: identity of the slide's bytes
@@ -91,9 +92,32 @@ def describe(work: layout.Work, run: Path, data: Dataset) -> None:
     """Write the run's `patients.csv`, if it is not that already."""
     cohort = {s.id: s for s in read_cohort(work)} if work.cohort.exists() else {}
     text = table(data, cohort)
+    writing.write_if_other(run / PATIENTS, text)
+
+
+def damaged(run: Path, folders: Sequence[Path]) -> str:
+    """What is wrong with the run's `patients.csv`, by which alone its patients are known under other names; "" if it is
+    whole, or if there is none because version 0.1 kept none. folders: the run's trainings, whose sealed predictions
+    name slides that must stand in it."""
     file = run / PATIENTS
-    if not file.exists() or file.read_text() != text:
-        writing.write_atomic(file, text)
+    if not file.is_file():
+        return "it is missing" if (run / plan.LABELS).is_file() else ""
+    try:
+        text, rows = file.read_text(encoding="utf-8"), tables.read(file)
+        split = tables.read(run / "splits.csv") if (run / "splits.csv").is_file() else []
+    except (csv.Error, UnicodeDecodeError) as error:
+        return f"it, or splits.csv beside it, cannot be read ({error})"
+    columns = {"slide", "patient", CONTENT, "features"}
+    if not text.endswith("\n") or "\0" in text or any(r.keys() != rows[0].keys() or None in r.values() for r in rows):
+        return "it is cut short, or holds bytes that were never written"
+    if not rows or not columns <= rows[0].keys():
+        return "it has no rows, or not its columns"
+    slides, patients = {r["slide"] for r in rows}, {r["patient"] for r in rows}
+    answered = [r for f in folders if (f / fold.PREDICTIONS).exists() for r in fold.read_predictions(f)]
+    lost = {s for r in answered for s in json.loads(r["slides"])} - slides or {
+        r["patient"] for r in split if "patient" in r
+    } - patients
+    return f"it lacks {len(lost)} that the run was trained with, such as {min(lost)}" if lost else ""
 
 
 def recognise(
@@ -103,7 +127,14 @@ def recognise(
 
     folders: the run's trainings. patient_of: slide -> patient, where each slide of `data` is a bag of its own: what is
     known of one of them then holds for all slides of the patient.
-    A slide of the same name and provably other content is another slide; a patient of the same name is the same."""
+    A slide of the same name and provably other content is another slide; a patient of the same name is the same. Raises
+    StoreError where the run's record is damaged: a patient that it lacks would pass for new."""
+    wrong = damaged(run, folders)
+    if wrong and (run / PATIENTS).is_file():
+        raise layout.StoreError(
+            f"{run / PATIENTS} is damaged: {wrong}. Who is new to the run cannot be told by it: give the training's "
+            "`pipeline train` again, which writes it anew, or copy it from its source once more"
+        )
     # features of a run of version 0.1, which kept no `patients.csv`, lie in its work folder
     seen = _seen(layout.Work(run.parent.parent), run, folders)
     held_out = {
@@ -147,6 +178,16 @@ def _matches(patient: Patient, name: str, by: Mapping[str, Mapping[str, Sequence
     why = next((words[k] for k, names in whose.items() if names), "")
     everyone: set[str] = set().union(*whose.values())
     return everyone, why
+
+
+def unrecorded(run: Path) -> list[str]:
+    """A line where the run has lost its `patients.csv`."""
+    if (run / PATIENTS).is_file() or not (run / plan.LABELS).is_file():
+        return []
+    return [
+        f"{run.name} has lost its {PATIENTS}: whom it knows is told by names, and by features as far as those of its "
+        "slides are in this work folder; its `pipeline train` again writes it anew"
+    ]
 
 
 def note(found: Mapping[str, Recognised], left_out: Sequence[str], allowed: bool) -> list[str]:

@@ -153,7 +153,7 @@ def new_slides(
     scored = replace(
         data,
         patients=tuple(p for p in data.patients if members[p.id]),
-        notes=(*known.note(found, unscored, allowed), *told, *otherwise, *data.notes),
+        notes=(*known.unrecorded(run), *known.note(found, unscored, allowed), *told, *otherwise, *data.notes),
     )
     return Score(work, config, out, scored, {i: by for i, by in members.items() if by}, [], found, beside)
 

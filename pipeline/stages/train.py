@@ -184,6 +184,17 @@ class Train(Stage):
         if self.tables:
             join.describe(self.root, self.tables)
 
+    def recorded(self) -> list[str]:
+        """Write the run's record of its patients anew where nothing was left to train, and it is damaged. Returns a
+        line that says so."""
+        from mhim.pipeline.results import known
+
+        wrong = known.damaged(self.root, [item.output for item in self.items()])
+        if not wrong:
+            return []
+        self.begin()
+        return [f"{self.root / known.PATIENTS} was damaged ({wrong}) and is written anew"]
+
     def fields(self, item: Item) -> dict[str, Any]:
         """Those of the item's own settings: a cell of a grid equals the same training made alone."""
         inputs = {f"input.{k}": v for k, v in item.inputs.items()}

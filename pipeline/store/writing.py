@@ -86,6 +86,12 @@ def write_atomic(path: Path, data: bytes | str, private: Path | None = None) -> 
         tmp.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def write_if_other(path: Path, text: str) -> None:
+    """Write a small text file, unless these are its bytes already. What a damaged one holds need not be text."""
+    if not path.exists() or path.read_bytes() != text.encode():
+        write_atomic(path, text)
+
+
 @contextmanager
 def aside(path: Path, private: Path | None = None) -> Iterator[Path]:
     """A private name, flushed and renamed onto `path` if the block succeeds.

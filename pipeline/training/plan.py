@@ -101,9 +101,7 @@ def describe(
         LABELS: read,
     }
     for name, text in texts.items():
-        file = run / name
-        if not file.exists() or file.read_text() != text:
-            writing.write_atomic(file, text)
+        writing.write_if_other(run / name, text)
 
 
 def choose(cards: Mapping[str, Sequence[Card]], headline: str) -> dict[tuple[int, int], str]:

@@ -132,9 +132,7 @@ def text(tables: Mapping[str, PatientTable]) -> str:
 
 def describe(run: Path, tables: Mapping[str, PatientTable]) -> None:
     """Write `tables.json` into the folder of a run, if it is not that already."""
-    file, said = run / FILE, text(tables)
-    if not file.exists() or file.read_text(encoding="utf-8") != said:
-        writing.write_atomic(file, said)
+    writing.write_if_other(run / FILE, text(tables))
 
 
 def _nobody(table: PatientTable, patients: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -221,3 +222,46 @@ def test_the_id_of_features_is_that_of_their_numbers(tmp_path: Path) -> None:
         ids.append(known.features_id(tmp_path / name))
     assert ids[0] == ids[1]
     assert len(set(ids)) == 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda raw: bytes(len(raw)), "cut short, or holds bytes that were never written"),
+        (lambda raw: raw[: len(raw) // 3], "cut short"),
+        (lambda raw: b"".join(raw.splitlines(keepends=True)[:9]), "it lacks 24 .* such as s04_0.svs"),
+        (lambda raw: raw.splitlines(keepends=True)[0], "no rows"),
+        (lambda raw: raw.replace(b"features", b"feat\xffres", 1), "cannot be read"),
+        (lambda raw: raw.replace(b"features", b"feature5", 1), "not its columns"),
+    ],
+)
+def test_a_damaged_record_makes_nobody_new(
+    run: Path, tmp_path: Path, cli: Cli, damage: Callable[[bytes], bytes], says: str
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(run.parents[1], work)
+    record = work / "runs" / "abmil" / known.PATIENTS
+    whole = record.read_bytes()
+    record.write_bytes(damage(whole))
+    features, rows = renamed(run, tmp_path / "there")
+    shared = ["--work", work, *QUICK]
+    given = ["--features", features, "--labels", write_labels(tmp_path / "there.csv", rows)]
+    code, text = cli("score", *shared, "--name", "abmil", *given, "--heatmaps", "none")
+    assert code == 2, text
+    assert re.search(rf"patients.csv is damaged: .*{says}", " ".join(text.split())), text
+    code, text = cli("train", *shared, "--labels", run.parents[2] / "labels.csv", "--model", "abmil")
+    assert code == 0, text
+    assert "written anew" in " ".join(text.split()), text
+    assert record.read_bytes() == whole
+    assert known.damaged(record.parent, []) == ""
+
+
+def test_a_record_that_is_gone_is_told(run: Path, tmp_path: Path) -> None:
+    there = tmp_path / "abmil"
+    shutil.copytree(run, there)
+    assert known.unrecorded(there) == []
+    (there / known.PATIENTS).unlink()
+    assert "has lost its patients.csv" in known.unrecorded(there)[0]
+    (there / "labels.yaml").unlink()  # version 0.1 kept neither
+    assert known.unrecorded(there) == []
+    assert known.damaged(there, []) == ""
