@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights: a ResNet-50 under the name of the truncated one, and timm's tiny test model."""
+    """Random weights: a ResNet-50 under the name of the truncated one, and timm's tiny test models."""
     import timm
     import torch
     from safetensors.torch import save_file
@@ -17,5 +17,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     made = tmp_path_factory.mktemp("weights")
     save_file(timm.create_model("resnet50").state_dict(), made / "resnet50-trunc.safetensors")
-    save_file(timm.create_model("test_vit").state_dict(), made / "timm-test_vit.safetensors")
+    for tiny in ("test_vit", "test_resnet"):
+        save_file(timm.create_model(tiny).state_dict(), made / f"timm-{tiny}.safetensors")
     return made
