@@ -47,6 +47,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, demo_cohort: Path, tiled_c
     return work
 
 
+@pytest.fixture(scope="module")
+def run(trained: Path) -> Path:
+    """The run, with its report."""
+    assert _main(["report", "--work", str(trained), "--name", "abmil"]) == 0
+    return trained / "runs" / "abmil"
+
+
 def read(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as f:
         return list(csv.DictReader(f))
@@ -247,6 +254,8 @@ def test_another_cohort_with_labels_is_compared(
             "--labels",
             str(labels),
             "--allow-known",
+            "--heatmaps",
+            "none",
             *SETTINGS,
         ]
     )  # they are the run's own, which stand in here for strangers
@@ -279,9 +288,7 @@ class Addresses(HTMLParser):
         self.found += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action")]
 
 
-def test_the_report_is_one_file_with_everything(trained: Path, tmp_path: Path) -> None:
-    assert _main(["report", "--work", str(trained), "--name", "abmil"]) == 0
-    run = trained / "runs" / "abmil"
+def test_the_report_is_one_file_with_everything(run: Path) -> None:
     text = (run / "report.html").read_text()
     assert len(text) < 10 * 2**20
     links = Addresses()
@@ -306,10 +313,9 @@ def test_the_report_is_one_file_with_everything(trained: Path, tmp_path: Path) -
     assert [wrong[s] for s in order] == sorted((wrong[s] for s in order), reverse=True)
 
 
-def test_the_report_works_in_a_browser_from_the_disk(trained: Path) -> None:
-    _main(["report", "--work", str(trained), "--name", "abmil"])
+def test_the_report_works_in_a_browser_from_the_disk(run: Path) -> None:
     with page() as p:
-        p.goto((trained / "runs" / "abmil" / "report.html").resolve().as_uri())
+        p.goto((run / "report.html").resolve().as_uri())
         rows = p.locator("table.sortable tbody tr")
         n = rows.count()
         p.locator("table.sortable th button").nth(0).click()
