@@ -59,7 +59,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError("no mapping in it")
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise StoreError(damage(path, str(error))) from error
+        raise StoreError(damage(path, str(error), inside=True)) from error
     return content
 
 
@@ -77,10 +77,12 @@ def check_scored(run: Path, only: Collection[str] | None = None) -> None:
         raise StoreError(damage(run, wrong))
 
 
-def damage(path: Path, wrong: str) -> str:
-    """The message for a damaged output: what is wrong with it, and what to do."""
+def damage(path: Path, wrong: str, inside: bool = False) -> str:
+    """The message for a damaged output: what is wrong with it, and what to do. inside: its files may be as long as they
+    were written, so that a command which looks at their lengths alone passes over it."""
+    first = " (where it says that all was done before, after `pipeline verify --repair`)" if inside else ""
     return (
-        f"{path} is damaged: {wrong}. Give the command that made it again, which makes it anew, or copy it from "
+        f"{path} is damaged: {wrong}. Give the command that made it again{first}, which makes it anew, or copy it from "
         "its source once more"
     )
 
@@ -111,7 +113,8 @@ def read_array(path: Path, name: str) -> np.ndarray:
     except StoreError:
         raise
     except Exception as error:  # whatever a decoder says of bytes that are not those it wrote
-        raise StoreError(damage(path, f"array {name!r} cannot be read ({error or type(error).__name__})")) from error
+        why = f"array {name!r} cannot be read ({error or type(error).__name__})"
+        raise StoreError(damage(path, why, inside=True)) from error
 
 
 def _absent(path: Path, member: str) -> None:

@@ -265,3 +265,19 @@ def test_a_record_that_is_gone_is_told(run: Path, tmp_path: Path) -> None:
     (there / "labels.yaml").unlink()  # version 0.1 kept neither
     assert known.unrecorded(there) == []
     assert known.damaged(there, []) == ""
+
+
+def test_numbers_of_the_right_length_that_cannot_be_read_have_a_cure(run: Path, tmp_path: Path, cli: Cli) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(run.parents[1], work)
+    file = work / "runs" / "abmil" / "metrics.json"
+    whole = file.read_bytes()
+    file.write_bytes(bytes(len(whole)))
+    again = ["score", "--work", work, *QUICK, "--name", "abmil", "--heatmaps", "none"]
+    code, text = cli(*again)
+    assert code == 2, text
+    assert "metrics.json is damaged" in " ".join(text.split())
+    assert "after `pipeline verify --repair`" in " ".join(text.split()), text
+    assert cli("verify", "--work", work, "--repair")[0] == 1
+    assert cli(*again)[0] == 0
+    assert file.read_bytes() == whole
