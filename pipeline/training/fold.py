@@ -7,6 +7,7 @@ the epoch has been chosen. Knows nothing of stages, runs and machines.
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -28,8 +29,8 @@ from mhim.mil.splits import Fold
 from mhim.mil.tasks import Several, Task
 from mhim.pipeline.cohort.patients import Dataset, Patient, StoredBag
 from mhim.pipeline.resume.fingerprints import own_settings
-from mhim.pipeline.store import tables
-from mhim.pipeline.store.layout import CARD, FORMAT
+from mhim.pipeline.store import reading, tables
+from mhim.pipeline.store.layout import CARD, FORMAT, StoreError
 from mhim.pipeline.training import bundle, experiment_log, forms, kept, targets
 from mhim.pipeline.training.card import Card, Facts
 from mhim.pipeline.training.forms import DeviceError as DeviceError
@@ -254,8 +255,15 @@ def logits_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def read_predictions(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a fold's `predictions.csv`, all values as text."""
-    return tables.read(folder / PREDICTIONS)
+    """The rows of a fold's `predictions.csv`, all values as text. Raises StoreError where they cannot be read."""
+    file = folder / PREDICTIONS
+    try:
+        rows = tables.read(file)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise StoreError(reading.damage(file, str(error), inside=True)) from error
+    if not rows and b"\0" in file.read_bytes():  # a hole of the disk, in which there is no line
+        raise StoreError(reading.damage(file, "it holds zeros that were never written", inside=True))
+    return rows
 
 
 def read_side(folder: Path, side: str, target: str = "") -> list[dict[str, Any]]:

@@ -256,6 +256,16 @@ def test_a_damaged_record_makes_nobody_new(
     assert known.damaged(record.parent, []) == ""
 
 
+@pytest.mark.parametrize("byte", [b"\0", b"\xff"])
+def test_predictions_of_a_training_that_cannot_be_read_are_named(run: Path, tmp_path: Path, byte: bytes) -> None:
+    fold = tmp_path / "fold_0"
+    shutil.copytree(run / "fold_0", fold)
+    file = fold / training.PREDICTIONS
+    file.write_bytes(byte * file.stat().st_size)
+    with pytest.raises(layout.StoreError, match=r"fold_0/predictions.csv is damaged: .*verify --repair"):
+        training.read_predictions(fold)
+
+
 def test_a_record_that_is_gone_is_told(run: Path, tmp_path: Path) -> None:
     there = tmp_path / "abmil"
     shutil.copytree(run, there)
