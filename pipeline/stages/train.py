@@ -213,7 +213,8 @@ class Train(Stage):
         twin = seals.twin(self.work.runs, layout.fingerprint(self.fields(item)), item.output)
         if twin is not None:  # the same training in another run: a plain model that serves as a teacher, say
             shutil.copytree(twin, out, ignore=shutil.ignore_patterns(layout.SEAL))
-            return Made(notes=(f"taken from {twin.relative_to(self.work.root)}, the same training",))
+            run = twin.relative_to(self.work.runs).parts[0]  # and not which fold: what is told of many is told once
+            return Made(notes=(f"taken from the run {run}, where it is the same training",))
         job: Job = item.data
         if job.part == "chosen":
             return Made(notes=self._make_chosen(job, out))

@@ -85,7 +85,7 @@ def test_the_teacher_is_taken_from_a_plain_run_and_the_other_way_round(
     report = trained(work, rows, settings(**mhim()), "mhim")
     assert calls == ["mhim", "mhim"]
     (note,) = next(o.notes for o in report.outcomes if o.key == "teacher/fold_0")
-    assert note == "taken from runs/plain/fold_0, the same training"
+    assert note == "taken from the run plain, where it is the same training"
     for fold in ("fold_0", "fold_1"):
         one, two = work.run("plain") / fold, work.run("mhim") / "teacher" / fold
         assert tree(one) == tree(two)
