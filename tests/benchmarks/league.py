@@ -55,7 +55,7 @@ LONGER = {
 STUDENTS = ["gated_abmil", "acmil", "aem", "abmilx", "nnmil", "ilra"]  # others with attention, for --students
 DIGITS = {"digits-1": 1, "digits-3": 3, "digits-20": 20}
 WIDTH = 64
-FULL: dict[str, Any] = {"draws": 4, "folds": 5, "seeds": 2, "epochs": 40, "min_epochs": 20, "patience": 15}
+FULL: dict[str, Any] = {"draws": 3, "folds": 5, "seeds": 2, "epochs": 40, "min_epochs": 20, "patience": 15}
 QUICK: dict[str, Any] = {"draws": 2, "folds": 2, "seeds": 1, "epochs": 15, "min_epochs": 5, "patience": 5}
 
 
