@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,31 +37,42 @@ def start(verb: str, args: list[str], work: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
+def killed_at_work(process: subprocess.Popen[str], work: Path, delay_s: float) -> bool:
+    """Kill the command so long after it took its first item; False if it ended before. While it imports, nothing can be
+    half-made."""
+    began = time.time()
+    while process.poll() is None and not any(claimed(work, since=began)):
+        time.sleep(0.02)
+    try:
+        process.wait(timeout=delay_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def claimed(work: Path, since: float) -> Iterator[bool]:
+    for claim in (*work.glob("*/.claims/*.json"), *work.glob("*/*/.claims/*.json")):
+        with contextlib.suppress(FileNotFoundError):  # given back meanwhile
+            yield claim.stat().st_mtime > since
+
+
 @pytest.mark.timeout(900)
 def test_killed_verbs_end_in_the_same_bytes(demo_cohort: Path, tmp_path: Path) -> None:
     calm, shot = tmp_path / "calm", tmp_path / "shot"
-    seconds = {}
     for verb, args, code, _ in commands(demo_cohort):
-        began = time.monotonic()
         process = start(verb, args, calm)
         _, text = process.communicate(timeout=300)
-        seconds[verb] = time.monotonic() - began
         assert process.returncode == code, text
     rng = random.Random(os.environ.get("KILL_SEED", "1"))
     killed = 0
     for verb, args, code, kills in commands(demo_cohort):
         for _ in range(kills):
-            process = start(verb, args, shot)
-            try:  # in the first half of its time a command imports, and nothing can be half-made
-                process.wait(timeout=rng.uniform(0.5, 0.95) * seconds[verb])
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                killed += 1
-            process.communicate()
+            killed += killed_at_work(start(verb, args, shot), shot, rng.uniform(0.0, 0.6))
         process = start(verb, args, shot)
         _, text = process.communicate(timeout=300)
         assert process.returncode == code, text
-    assert killed >= 3, "the kills came too late to test anything"
+    assert killed >= 4, "the kills came too late to test anything"
     wanted, got = results(calm), results(shot)
     assert not unfinished(shot)
     assert got.keys() == wanted.keys()
