@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from mhim.configs import load, lookup
@@ -32,6 +33,7 @@ from mhim.pipeline.store import layout, tables, writing
 from mhim.pipeline.training import choices, fold, kept
 
 Line = dict[str, Any]
+WIDEST = 1000  # characters of a table before it is folded
 
 
 def rows(config: Config, picked: Sequence[str] = ()) -> dict[str, TrainConfig]:
@@ -307,15 +309,30 @@ def _tell(lines: Sequence[Line], out: Path, config: Config, wanted: Mapping[str,
         for line in made
     ]
     writing.write_atomic(out.with_name(f"{out.name}.csv"), tables.of_mappings(flat))
-    rich = Table(title=f"{out.name}: mean ± sd")
-    for column in header:
-        rich.add_column(column)
-    for row in table:
-        rich.add_row(*(console.escape(cell) for cell in row))
-    console.out.print(rich)
+    _print(f"{out.name}: mean ± sd", header, table, len(shown))
     for note in notes:
         console.out.print(console.escape(note))
     console.out.print(f"written to {out}.md and {out}.csv")
+
+
+def _print(title: str, header: list[str], rows: list[list[str]], metrics: int) -> None:
+    """The table as wide as it is; on a terminal that is narrower, without the `metrics` columns after the name."""
+
+    def made(left_out: int) -> Table:
+        rich = Table(title=title)
+        for column in (header[0], *header[1 + left_out :]):
+            rich.add_column(column, overflow="fold")  # a number is never cut short
+        for row in rows:
+            rich.add_row(*(console.escape(cell) for cell in (row[0], *row[1 + left_out :])))
+        return rich
+
+    needed = console.out.measure(made(0), options=console.out.options.update(width=WIDEST)).maximum
+    if not console.out.is_terminal:  # a file has no width
+        Console(file=console.out.file, highlight=False, width=needed).print(made(0))
+    elif needed <= console.out.width:
+        console.out.print(made(0))
+    else:
+        console.out.print(made(metrics))
 
 
 def _pm(line: Line, metric: str) -> str:

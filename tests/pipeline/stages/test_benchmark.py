@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors import safe_open
 
 from mhim.configs import load
 from mhim.configs.schema import Config
+from mhim.pipeline.resume import console
 from mhim.pipeline.stages import benchmark
 from mhim.pipeline.store import layout
 from tests.benchmarks import league, paper
@@ -262,3 +265,24 @@ def test_every_row_of_the_league_gets_the_same_number_of_settings(quick: bool) -
     assert {"abmil", "mean_linear", "mhim_acmil", "mhim_ilra"} < found.keys()
     assert {row.draws for row in found.values()} == {2 if quick else 3}
     assert all(row.removeprefix("mhim_") in found for row in found)
+
+
+def test_no_number_of_the_table_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    header = ["model", "auc", "f1", "auc, inside trainings", "against abmil"]
+    rows = [["mhim_abmil", "0.969 ± 0.059", "0.885 ± 0.130", "0.968 [0.905, 1.000]", "+0.028 [-0.008, +0.089]"]]
+
+    def printed(**terminal: Any) -> str:
+        file = io.StringIO()
+        monkeypatch.setattr(console, "out", Console(file=file, color_system=None, **terminal))
+        benchmark._print("b", header, rows, 2)
+        return file.getvalue()
+
+    whole = "│ " + " │ ".join(f"{cell:<{len(head)}}" for cell, head in zip(rows[0], header, strict=True)) + " │"
+    for text in (printed(), printed(width=200, force_terminal=True)):
+        assert whole in text
+    narrow = printed(width=60, force_terminal=True)
+    assert "…" not in narrow
+    assert "0.968" in narrow
+    assert "+0.089]" in narrow
+    assert "0.885" not in narrow  # which stands in the file
+    assert max(map(len, narrow.splitlines())) <= 60
