@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,11 @@ class Dataset:
 
     def by_id(self) -> dict[str, Patient]:
         return {p.id: p for p in self.patients}
+
+    def owners(self, bags: Iterable[str]) -> set[str]:
+        """The patients of these bags, which are slides of theirs or themselves."""
+        known = self.by_id()
+        return {known[bag].whose for bag in bags}
 
     @property
     def owner(self) -> dict[str, str] | None:

@@ -134,6 +134,11 @@ class Stage(ABC):
         """Called once in a command that has something to make, before the first item, when no other command with other
         settings is at work: what describes all outputs is written here."""
 
+    def recorded(self) -> list[str]:
+        """Called instead of `begin` in a command that has nothing to make: what `begin` wrote and is damaged is written
+        anew. Returns lines that say so."""
+        return []
+
     def prefetch(self, item: Item) -> None:
         """A hint that `item` will be made next; starting to read it is allowed. Does nothing by default."""
 

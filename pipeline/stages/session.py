@@ -78,6 +78,8 @@ def carry_out(session: Session, plan: Plan, args: list[str]) -> int:
     can be made (a full disk, say): what follows the stage is not to begin either."""
     if session.dry_run:
         return show(session, plan)
+    if not plan.keys:
+        tell(plan.stage.recorded())
     if session.submits:
         plan.permit(session.replace)
         if not plan.keys:

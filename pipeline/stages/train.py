@@ -57,8 +57,8 @@ class Train(Stage):
             "counts"
             for name, value in self.begun.items()
         ]
-        taught = [job for job in self._own_jobs() if job.teacher]
-        few = [n for job in taught if kept.by_few(job.config, n := len(job.fold.val))]
+        taught = [job for job in self._own_jobs() if job.teacher and self.config.train.fusion == "none"]
+        few = [n for job in taught if kept.by_few(job.config, n := len(self.data.owners(job.fold.val)))]
         if few:
             between = f"{min(few)} to {max(few)}" if min(few) < max(few) else f"{min(few)}"
             lines.append(
@@ -185,8 +185,7 @@ class Train(Stage):
             join.describe(self.root, self.tables)
 
     def recorded(self) -> list[str]:
-        """Write the run's record of its patients anew where nothing was left to train, and it is damaged. Returns a
-        line that says so."""
+        """The run's record of its patients, by which those that it knows are no strangers."""
         from mhim.pipeline.results import known
 
         wrong = known.damaged(self.root, [item.output for item in self.items()])

@@ -214,8 +214,6 @@ def train(session: Session, labels: Path | None, name: str | None) -> int:
     tell(stage.told())
     code = run_stage(session, stage, ["--labels", str(found.resolve()), "--name", run])
     if not (session.dry_run or session.submits):
-        if code == 0:
-            tell(stage.recorded())
         runs.show_folds(stage.root, console.out)
     return max(code, 1) if data.damaged else code
 

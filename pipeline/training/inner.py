@@ -45,9 +45,7 @@ def with_evidence(job: Job, data: Dataset) -> Job:
     """The job, with the inner trainings by which its student is kept or not, where its validation is too small to tell;
     those of its parts too. Raises SplitError."""
     job = replace(job, parts=tuple(with_evidence(part, data) for part in job.parts)) if job.parts else job
-    known = data.by_id()
-    validation = len({known[p].whose for p in job.fold.val})
-    if job.part or job.teacher is None or not kept.needs_inner(job.config, validation):
+    if job.part or job.teacher is None or not kept.needs_inner(job.config, len(data.owners(job.fold.val))):
         return job
     # a student of its own, whatever is chosen later: a training that fell back says nothing of it
     student = job.config.model_copy(update={"choice": "point", "fallback": None})

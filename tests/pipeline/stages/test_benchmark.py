@@ -75,8 +75,10 @@ def test_the_table_holds_every_model_and_a_second_call_changes_nothing(bench: An
     assert card["train"]["fallback"] is None
     assert "mean ± sd over trainings" in (runs / "benchmark.md").read_text()
     before = tree(tmp_path / "w" / "runs")
+    (runs / "mean" / "patients.csv").write_bytes(bytes(100))  # which no training left to make would write anew
     code, text = bench("--seeds", "2", "--models", models)
     assert code == 0, text
+    assert "patients.csv was damaged" in text
     after = tree(tmp_path / "w" / "runs")
     assert {k: v for k, v in after.items() if k in before} == before
     assert "0 to do" in text

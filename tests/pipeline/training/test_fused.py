@@ -88,6 +88,7 @@ def test_the_slide_part_is_the_same_training_as_a_run_of_slides_alone(work: layo
 def test_a_model_with_a_teacher_is_fused_too(work: layout.Work) -> None:
     rows, tables = fused.cohort(work)
     config = fused.config(**mhim(), folds=2, epochs=2, fusion="gate")
+    assert fused.training(work, rows, tables, config).told() == []  # no advice of choice=inner, which a fusion refuses
     report = fused.trained(work, rows, tables, config)
     assert not report.failures, report.failures
     assert (work.run("run") / "teacher" / "fold_0" / "model.json").is_file()

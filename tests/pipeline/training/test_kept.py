@@ -218,7 +218,7 @@ def test_where_no_fallback_is_allowed_nothing_is_weighed(work: layout.Work) -> N
 def test_few_validation_patients_that_decide_alone_are_told(work: layout.Work) -> None:
     rows = make_features(work, 12)
 
-    def told(**train: Any) -> list[str]:
+    def told(rows: Any = rows, work: layout.Work = work, **train: Any) -> list[str]:
         config = settings(**mhim() | train)
         data = patients.labelled(rows, work.features("texture"), config.train)
         return Train(work, config, "run", data, patients.make_folds(data, config.train)).told()
@@ -228,6 +228,8 @@ def test_few_validation_patients_that_decide_alone_are_told(work: layout.Work) -
         "run: in a fold 2 validation patients choose between the model and its plain model, which are few: "
         "train.choice=inner asks the whole training part too, for about 5 times the trainings"
     ]
+    several = layout.Work(work.root / "several")
+    assert told(make_features(several, 12, slides_each=2), several, bag="slide") == told()  # patients, not slides
     silent = [{"choice": "margin"}, {"fallback": None}, {"select": "last"}, {"choice_patients": 2}]
     assert [told(**one) for one in (*silent, {"model": "abmil", "model_params": {}})] == [[]] * 5
 
